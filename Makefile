@@ -1,0 +1,66 @@
+# Every target sets up what it needs, so that each can be run on its own. CONTRIBUTING.md describes the variables.
+export VENV ?= .venv
+BIN := $(VENV)/bin
+# CMake looks for Ninja there.
+export PATH := $(abspath $(BIN)):$(PATH)
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+
+CONFIGURE := $(BIN)/cmake --log-level=NOTICE -S . -G Ninja -DDAMO_BUILD_TESTS=ON -DDAMO_WARNINGS_AS_ERRORS=ON
+BUILD := $(BIN)/cmake --build
+CPP_FILES = $(shell find csrc tests/csrc -name '*.h' -o -name '*.cc')
+# Thread sanitizers of GCC before 14 cannot run where the kernel randomises addresses widely.
+FIXED_ADDRESSES = $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(uname -m) -R)
+
+.PHONY: help venv gtest example test test-cpp test-python sanitize lint format bench bench-quick clean
+.DEFAULT_GOAL := help
+
+help:  ## print this list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 20
+
+venv:  ## set up only: system packages, virtual environment, the package itself
+	@scripts/setup.sh
+
+gtest:
+	@scripts/system_packages.sh gtest
+
+example: venv  ## train a DLRM; options in ARGS="..."
+	@$(BIN)/python examples/dlrm.py $(ARGS)
+
+test: test-cpp test-python  ## run all tests; pytest's options in ARGS="..."
+
+test-cpp: venv gtest  ## run the C++ tests
+	@$(CONFIGURE) -B build/cpp
+	@$(BUILD) build/cpp --parallel $(JOBS)
+	@$(BIN)/ctest --test-dir build/cpp --output-on-failure --parallel $(JOBS)
+
+test-python: venv  ## run the Python tests; pytest's options in ARGS="..."
+	@$(BIN)/python -m pytest $(ARGS)
+
+sanitize: venv gtest  ## run the C++ tests under the address, undefined-behaviour and thread sanitizers
+	@$(CONFIGURE) -B build/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDAMO_SANITIZE=address,undefined
+	@$(BUILD) build/asan --parallel $(JOBS)
+	@build/asan/damo_tests --gtest_brief=1
+	@$(CONFIGURE) -B build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDAMO_SANITIZE=thread
+	@$(BUILD) build/tsan --parallel $(JOBS)
+# Without the tests of RocksDB: the system's library is not instrumented, so its locks would go unseen.
+	@$(FIXED_ADDRESSES) build/tsan/damo_tests --gtest_brief=1 --gtest_filter='-*RocksDb*'
+
+lint: venv  ## check style and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+
+format: venv  ## put every file into the style that lint checks
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+	@$(BIN)/clang-format -i $(CPP_FILES)
+
+bench: venv  ## measure speed and memory against peers; options in ARGS="..."
+	@$(BIN)/python benchmarks/embedding_step.py $(ARGS)
+
+bench-quick: venv  ## the same on small tables
+	@$(BIN)/python benchmarks/embedding_step.py --quick $(ARGS)
+
+clean:  ## remove what was built, but not the virtual environment
+	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache $(VENV)/.damo/package

@@ -1,0 +1,40 @@
+# Finds RocksDB's shared library and defines the target RocksDB::rocksdb-shared; RocksDB_ROOT says where else to look.
+#
+# RocksDB's own CMake configuration is not used: its version file takes 8.x for incompatible with a request for 7.8, it
+# requires the development packages of every compression library, and it is missing from some distributions. The static
+# library is never taken, because distributions build it without position-independent code.
+
+find_package(PkgConfig QUIET)
+if(PkgConfig_FOUND)
+  pkg_check_modules(PC_RocksDB QUIET rocksdb)
+endif()
+
+find_path(RocksDB_INCLUDE_DIR NAMES rocksdb/version.h HINTS ${PC_RocksDB_INCLUDE_DIRS})
+
+set(damo_saved_suffixes ${CMAKE_FIND_LIBRARY_SUFFIXES})
+set(CMAKE_FIND_LIBRARY_SUFFIXES ${CMAKE_SHARED_LIBRARY_SUFFIX})
+find_library(RocksDB_LIBRARY NAMES rocksdb HINTS ${PC_RocksDB_LIBRARY_DIRS})
+set(CMAKE_FIND_LIBRARY_SUFFIXES ${damo_saved_suffixes})
+
+if(RocksDB_INCLUDE_DIR)
+  file(READ "${RocksDB_INCLUDE_DIR}/rocksdb/version.h" damo_version_header)
+  foreach(part MAJOR MINOR PATCH)
+    string(REGEX MATCH "ROCKSDB_${part} ([0-9]+)" damo_match "${damo_version_header}")
+    set(RocksDB_VERSION_${part} ${CMAKE_MATCH_1})
+  endforeach()
+  set(RocksDB_VERSION "${RocksDB_VERSION_MAJOR}.${RocksDB_VERSION_MINOR}.${RocksDB_VERSION_PATCH}")
+endif()
+
+include(FindPackageHandleStandardArgs)
+find_package_handle_standard_args(
+  RocksDB
+  REQUIRED_VARS RocksDB_LIBRARY RocksDB_INCLUDE_DIR
+  VERSION_VAR RocksDB_VERSION)
+mark_as_advanced(RocksDB_INCLUDE_DIR RocksDB_LIBRARY)
+
+if(RocksDB_FOUND AND NOT TARGET RocksDB::rocksdb-shared)
+  add_library(RocksDB::rocksdb-shared SHARED IMPORTED)
+  set_target_properties(
+    RocksDB::rocksdb-shared PROPERTIES IMPORTED_LOCATION "${RocksDB_LIBRARY}"
+                                       INTERFACE_INCLUDE_DIRECTORIES "${RocksDB_INCLUDE_DIR}")
+endif()

@@ -1,0 +1,293 @@
+// The Python module damo_torchrec._core. Arrays come in as addresses (torch's data_ptr()) with their sizes; the package
+// checks dtypes, devices and contiguity before it calls, and keeps the tensors alive.
+
+#include <pybind11/native_enum.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <unistd.h>
+
+#include <cstring>
+
+#include "memory_store.h"
+#include "rocksdb_store.h"
+#include "status.h"
+#include "store.h"
+
+namespace py = pybind11;
+
+namespace damo {
+namespace {
+
+using Address = uintptr_t;
+using ReleaseGil = py::call_guard<py::gil_scoped_release>;
+
+template <class T>
+T* At(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+std::span<const int64_t> Ids(Address address, size_t n) { return {At<const int64_t>(address), n}; }
+
+// In a forked child the store's threads do not exist and its files belong to the parent: it is left as it is.
+struct Forget {
+  pid_t process = getpid();
+  template <class T>
+  void operator()(T* object) const {
+    if (getpid() == process) delete object;
+  }
+};
+template <class T>
+using Held = std::unique_ptr<T, Forget>;
+
+// The class in damo_torchrec.errors.
+const char* PythonException(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::kCorruption:
+      return "CorruptionError";
+    case ErrorCode::kOutOfSpace:
+      return "OutOfSpaceError";
+    case ErrorCode::kSchemaMismatch:
+      return "SchemaMismatchError";
+    case ErrorCode::kNonFinite:
+      return "NonFiniteGradientError";
+    case ErrorCode::kClosed:
+      return "StoreClosedError";
+    case ErrorCode::kInvalidArgument:  // Python's own ValueError
+    case ErrorCode::kIo:
+      break;
+  }
+  return "DamoError";
+}
+
+void TranslateError(std::exception_ptr error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const Error& e) {
+    if (e.code() == ErrorCode::kInvalidArgument) {
+      py::set_error(PyExc_ValueError, e.what());
+      return;
+    }
+    const py::object type = py::module_::import("damo_torchrec.errors").attr(PythonException(e.code()));
+    py::set_error(type, e.what());
+  }
+}
+
+Held<Store> OpenStore(const std::string& path, bool create, bool in_memory, const StoreOptions& options) {
+  const BudgetShares shares = DivideBudget(options.memory_budget);
+  std::unique_ptr<RowStore> rows;
+  if (in_memory) {
+    rows = OpenMemoryStore(path);
+  } else {
+    RocksDbOptions rocksdb;
+    rocksdb.path = path;
+    rocksdb.create = create;
+    rocksdb.read_only = options.read_only;
+    rocksdb.memory_bytes = shares.row_store;
+    rocksdb.num_threads = options.num_threads;
+    rocksdb.direct_io = options.direct_io;
+    rows = OpenRocksDbStore(rocksdb);
+  }
+  return Held<Store>(new Store(std::move(rows), shares, options));
+}
+
+// Hands out a table's rows in id order, a batch at a time.
+class Scan {
+ public:
+  Scan(Store& store, uint16_t table) : layout_(store.layout(table)), rows_(store.Scan(table)) {}
+
+  // Fills at most `n` ids and rows; how many there were.
+  size_t Next(Address ids, Address weights, size_t n) {
+    const size_t dim = static_cast<size_t>(layout_.dim);
+    return Fill(n, [&](size_t i, int64_t id, const char* payload) {
+      At<int64_t>(ids)[i] = id;
+      std::memcpy(At<float>(weights) + i * dim, payload, dim * sizeof(float));
+    });
+  }
+
+  // The same with whole payloads: weights, state, last step and count.
+  size_t NextPayloads(Address ids, Address payloads, size_t n) {
+    const size_t size = layout_.payload_size();
+    return Fill(n, [&](size_t i, int64_t id, const char* payload) {
+      At<int64_t>(ids)[i] = id;
+      std::memcpy(At<char>(payloads) + i * size, payload, size);
+    });
+  }
+
+ private:
+  template <class F>
+  size_t Fill(size_t n, F f) {
+    size_t i = 0;
+    int64_t id;
+    const char* payload;
+    for (; i < n && rows_->Next(&id, &payload); ++i) f(i, id, payload);
+    return i;
+  }
+
+  RowLayout layout_;
+  std::unique_ptr<RowIterator> rows_;
+};
+
+void RegisterOptions(py::module_& m) {
+  py::class_<StoreOptions>(m, "StoreOptions")
+      .def(py::init<>())
+      .def_readwrite("memory_budget", &StoreOptions::memory_budget)
+      .def_readwrite("num_threads", &StoreOptions::num_threads)
+      .def_readwrite("instruction_set", &StoreOptions::instruction_set)
+      .def_readwrite("direct_io", &StoreOptions::direct_io)
+      .def_readwrite("read_only", &StoreOptions::read_only)
+      .def_readwrite("cache_bytes", &StoreOptions::cache_bytes);
+
+  py::native_enum<OptimizerKind>(m, "OptimizerKind", "enum.Enum")
+      .value("SGD", OptimizerKind::kSgd)
+      .value("ADAGRAD", OptimizerKind::kAdagrad)
+      .value("ROWWISE_ADAGRAD", OptimizerKind::kRowWiseAdagrad)
+      .value("ADAM", OptimizerKind::kAdam)
+      .finalize();
+  py::native_enum<WeightDecayMode>(m, "WeightDecayMode", "enum.Enum")
+      .value("L2", WeightDecayMode::kL2)
+      .value("DECOUPLED", WeightDecayMode::kDecoupled)
+      .finalize();
+  py::class_<OptimizerConfig>(m, "OptimizerConfig")
+      .def(py::init<>())
+      .def_readwrite("kind", &OptimizerConfig::kind)
+      .def_readwrite("weight_decay_mode", &OptimizerConfig::weight_decay_mode)
+      .def_readwrite("lr", &OptimizerConfig::lr)
+      .def_readwrite("lr_decay", &OptimizerConfig::lr_decay)
+      .def_readwrite("beta1", &OptimizerConfig::beta1)
+      .def_readwrite("beta2", &OptimizerConfig::beta2)
+      .def_readwrite("eps", &OptimizerConfig::eps)
+      .def_readwrite("weight_decay", &OptimizerConfig::weight_decay)
+      .def_readwrite("initial_accumulator_value", &OptimizerConfig::initial_accumulator_value);
+
+  py::native_enum<Distribution>(m, "Distribution", "enum.Enum")
+      .value("CONSTANT", Distribution::kConstant)
+      .value("UNIFORM", Distribution::kUniform)
+      .value("NORMAL", Distribution::kNormal)
+      .finalize();
+  py::class_<Initializer>(m, "Initializer")
+      .def(py::init<>())
+      .def_readwrite("distribution", &Initializer::distribution)
+      .def_readwrite("stream_key", &Initializer::stream_key)
+      .def_readwrite("a", &Initializer::a)
+      .def_readwrite("b", &Initializer::b)
+      .def_readwrite("low", &Initializer::low)
+      .def_readwrite("high", &Initializer::high);
+
+  py::class_<TableSchema>(m, "TableSchema")
+      .def(py::init<>())
+      .def_readwrite("name", &TableSchema::name)
+      .def_readwrite("number", &TableSchema::number)
+      .def_readwrite("dim", &TableSchema::dim)
+      .def_readwrite("initializer", &TableSchema::initializer)
+      .def_readwrite("optimizer", &TableSchema::optimizer)
+      .def_readwrite("iter", &TableSchema::iter)
+      .def_readwrite("rows", &TableSchema::rows);
+}
+
+void RegisterLookup(py::module_& m) {
+  py::native_enum<Pooling>(m, "Pooling", "enum.Enum")
+      .value("SUM", Pooling::kSum)
+      .value("MEAN", Pooling::kMean)
+      .finalize();
+  py::native_enum<UnseenRows>(m, "UnseenRows", "enum.Enum")
+      .value("INITIAL", UnseenRows::kInitial)
+      .value("ZEROS", UnseenRows::kZeros)
+      .finalize();
+  py::class_<Feature>(m, "Feature")
+      .def(py::init<uint16_t, Pooling, UnseenRows, size_t, size_t>(), py::arg("table"), py::arg("pooling"),
+           py::arg("unseen"), py::arg("key"), py::arg("column"));
+  py::class_<Lookup>(m, "Lookup")
+      .def(py::init([](std::vector<Feature> features, Address ids, size_t num_ids, Address lengths, size_t keys,
+                       size_t batch, Address weights) {
+             return Store::MakeLookup(std::move(features), {At<const int64_t>(ids), At<const int64_t>(lengths),
+                                                            At<const float>(weights), num_ids, keys, batch});
+           }),
+           py::arg("features"), py::arg("ids"), py::arg("num_ids"), py::arg("lengths"), py::arg("keys"),
+           py::arg("batch"), py::arg("weights"));
+}
+
+void RegisterStore(py::module_& m) {
+  py::class_<Scan>(m, "Scan")
+      .def(py::init<Store&, uint16_t>(), ReleaseGil())
+      .def("next", &Scan::Next, ReleaseGil())
+      .def("next_payloads", &Scan::NextPayloads, ReleaseGil());
+
+  py::class_<RowStoreStats>(m, "RowStoreStats")
+      .def_readonly("disk_bytes", &RowStoreStats::disk_bytes)
+      .def_readonly("memory_bytes", &RowStoreStats::memory_bytes)
+      .def_readonly("bytes_written", &RowStoreStats::bytes_written);
+  py::class_<TableStats>(m, "TableStats")
+      .def_readonly("hits", &TableStats::hits)
+      .def_readonly("misses", &TableStats::misses)
+      .def_readonly("cached_rows", &TableStats::cached_rows);
+
+  py::class_<Store, Held<Store>>(m, "Store")
+      .def(py::init(&OpenStore), py::arg("path"), py::arg("create"), py::arg("in_memory"), py::arg("options"),
+           ReleaseGil())
+      .def("open_table", &Store::OpenTable, ReleaseGil())
+      .def("set_optimizer", &Store::SetOptimizer, ReleaseGil())
+      .def("iter", &Store::iter, ReleaseGil())
+      .def("rows", &Store::rows, ReleaseGil())
+      .def("payload_size", [](Store& s, uint16_t table) { return s.layout(table).payload_size(); })
+      .def(
+          "forward",
+          [](Store& s, Lookup& lookup, Address out, size_t stride) { s.Forward(&lookup, At<float>(out), stride); },
+          ReleaseGil())
+      .def(
+          "backward",
+          [](Store& s, const std::vector<std::tuple<Lookup*, Address, size_t>>& parts, float grad_scale, bool skip) {
+            std::vector<GradientPart> gradients;
+            for (const auto& [lookup, grad, stride] : parts) {
+              gradients.push_back({lookup, At<const float>(grad), stride});
+            }
+            const py::gil_scoped_release release;
+            return s.Backward(gradients, grad_scale, skip ? NonFinite::kSkip : NonFinite::kRaise);
+          },
+          py::arg("parts"), py::arg("grad_scale"), py::arg("skip_nonfinite"))
+      .def(
+          "weight_gradient",
+          [](Store& s, Lookup& lookup, Address grad, size_t stride, Address weight_grad) {
+            s.WeightGradient(&lookup, At<const float>(grad), stride, At<float>(weight_grad));
+          },
+          ReleaseGil())
+      .def(
+          "get",
+          [](Store& s, uint16_t table, Address ids, size_t n, UnseenRows unseen, Address weights) {
+            s.Get(table, Ids(ids, n), unseen, At<float>(weights));
+          },
+          ReleaseGil())
+      .def(
+          "set",
+          [](Store& s, uint16_t table, Address ids, size_t n, Address weights) {
+            s.Set(table, Ids(ids, n), At<const float>(weights));
+          },
+          ReleaseGil())
+      .def(
+          "delete", [](Store& s, uint16_t table, Address ids, size_t n) { s.Delete(table, Ids(ids, n)); }, ReleaseGil())
+      .def(
+          "contains",
+          [](Store& s, uint16_t table, Address ids, size_t n, Address contains) {
+            s.Contains(table, Ids(ids, n), At<uint8_t>(contains));
+          },
+          ReleaseGil())
+      .def("flush", &Store::Flush, ReleaseGil())
+      .def("checkpoint", &Store::Checkpoint, py::arg("path"), py::arg("link"), ReleaseGil())
+      .def("close", &Store::Close, ReleaseGil())
+      .def("table_stats", &Store::table_stats, ReleaseGil())
+      .def("row_store_stats", &Store::row_store_stats, ReleaseGil())
+      .def("cache_memory_bytes", &Store::cache_memory_bytes, ReleaseGil())
+      .def_property_readonly("instruction_set", &Store::instruction_set);
+}
+
+}  // namespace
+}  // namespace damo
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The engine of damo_torchrec. Not a public interface.";
+  py::register_local_exception_translator(damo::TranslateError);
+  damo::RegisterOptions(m);
+  damo::RegisterLookup(m);
+  damo::RegisterStore(m);
+  m.def("link_or_copy_rows", &damo::LinkOrCopyRocksDb, py::arg("source"), py::arg("target"),
+        py::call_guard<py::gil_scoped_release>());
+}

@@ -1,0 +1,73 @@
+// Making room in the cache: which rows go, and that what they hold is written first.
+
+#include <string>
+
+#include "status.h"
+#include "store.h"
+
+namespace damo {
+
+// MakeRoom that keeps the rows that `units` have found, and their slots valid.
+void Store::MakeRoomAround(std::span<const Unit> units, size_t bytes, Lock& lock) {
+  if (!cache_.NeedsEviction(bytes)) return;
+  const auto for_each_found = [&](auto f) {
+    for (const Unit& unit : units) {
+      for (size_t i = 0; i < unit.num_ids(); ++i) {
+        Slot& slot = unit.slots()[i];
+        if (slot != kMissingSlot && slot != kZeroSlot) f(unit.feature->table, unit.ids()[i], slot);
+      }
+    }
+  };
+  const auto unpin = [&](uint16_t table, int64_t id, Slot& slot) {
+    slot = cache_.Find(HashTag(table, id), table, id);
+    cache_.UnpinRow(slot);
+  };
+  for_each_found([&](uint16_t, int64_t, Slot& slot) { cache_.PinRow(slot); });
+  try {
+    MakeRoom(bytes, lock);
+  } catch (...) {
+    for_each_found(unpin);
+    throw;
+  }
+  for_each_found(unpin);
+}
+
+// Evicts until `bytes` of rows can be allocated, writing what is dirty.
+void Store::MakeRoom(size_t bytes, Lock& lock) {
+  // Each round frees memory or takes a use from every row it keeps, of which a row has three at most.
+  size_t rounds = 5 * (cache_.SegmentsInUse().size() + 2);
+  while (cache_.NeedsEviction(bytes)) {
+    const std::vector<uint32_t> victims = cache_.NextVictims(8);
+    if (victims.empty() || rounds-- == 0) {
+      const size_t mebibytes = ((options_.memory_budget + bytes + bytes / 2) >> 20) + 1;
+      throw Error(ErrorCode::kInvalidArgument, "a batch needs more rows in memory at once than memory_budget (" +
+                                                   std::to_string(options_.memory_budget) + " bytes, of which " +
+                                                   std::to_string(cache_.row_capacity_bytes()) +
+                                                   " hold rows) allows: it should be at least \"" +
+                                                   std::to_string(mebibytes) + "MiB\"");
+    }
+    EvictFirst(victims, lock);
+  }
+}
+
+// Keeps the cache to the size that tests ask for.
+void Store::Trim(Lock& lock) {
+  if (cache_.resident_limit() == 0 || cache_.resident_bytes() <= cache_.resident_limit()) return;
+  cache_.Seal();
+  while (cache_.resident_bytes() > cache_.resident_limit()) {
+    const std::vector<uint32_t> victims = cache_.NextVictims(1);
+    if (victims.empty()) return;
+    EvictFirst(victims, lock);
+  }
+}
+
+// Evicts the first of `victims`, with one write for what is dirty in all of them if that one needs it.
+void Store::EvictFirst(const std::vector<uint32_t>& victims, Lock& lock) {
+  if (cache_.Pinned(victims[0])) write_back_->WaitIdle(lock);
+  std::vector<Slot> dirty;
+  cache_.CollectDirty(victims[0], true, &dirty);
+  if (!dirty.empty()) write_back_->Write(victims, true, lock);
+  cache_.Evict(victims[0]);
+}
+
+}  // namespace damo

@@ -1,0 +1,146 @@
+#include "memory_store.h"
+
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <mutex>
+#include <shared_mutex>
+#include <utility>
+#include <vector>
+
+#include "files.h"
+#include "key.h"
+#include "record.h"
+#include "status.h"
+
+namespace damo {
+namespace {
+
+using Rows = std::map<Key, std::string>;
+
+// Written by Checkpoint: for each entry its key, the u32 size of its value in the machine's byte order, its value.
+std::string FileOf(const std::string& directory) { return directory + "/rows"; }
+
+class MemoryIterator : public RowIterator {
+ public:
+  MemoryIterator(uint32_t table, size_t payload_size, std::vector<std::pair<int64_t, std::string>> rows)
+      : table_(table), payload_size_(payload_size), rows_(std::move(rows)) {}
+
+  bool Next(int64_t* id, const char** payload) override {
+    if (next_ == rows_.size()) return false;
+    const auto& [row_id, value] = rows_[next_++];
+    *id = row_id;
+    *payload = RowPayload(value, payload_size_, table_, row_id);
+    return true;
+  }
+
+ private:
+  const uint32_t table_;
+  const size_t payload_size_;
+  const std::vector<std::pair<int64_t, std::string>> rows_;
+  size_t next_ = 0;
+};
+
+class MemoryStore : public RowStore {
+ public:
+  explicit MemoryStore(Rows rows) : rows_(std::move(rows)) {}
+
+  void MultiGet(uint32_t table, std::span<const int64_t> ids, size_t payload_size, char* const* dst,
+                uint8_t* found) override {
+    CheckTableNumber(table);
+    std::shared_lock lock(mutex_);
+    for (size_t i = 0; i < ids.size(); ++i) {
+      const auto row = rows_.find(EncodeKey(table, ids[i]));
+      found[i] = row != rows_.end();
+      if (found[i]) std::memcpy(dst[i], RowPayload(row->second, payload_size, table, ids[i]), payload_size);
+    }
+  }
+
+  void Write(std::span<const RowWrite> rows) override {
+    for (const RowWrite& row : rows) CheckTableNumber(row.table);
+    std::unique_lock lock(mutex_);
+    for (const RowWrite& row : rows) {
+      const Key key = EncodeKey(row.table, row.id);
+      if (row.payload == nullptr) {
+        const DeletionRecord record = EncodeDeletion(row.step);
+        rows_.erase(key);
+        rows_[EncodeDeletionKey(row.table, row.id)].assign(record.data(), record.size());
+      } else {
+        std::string& value = rows_[key];
+        value.assign(1, kRecordVersion);
+        value.append(row.payload, row.payload_size);
+      }
+    }
+  }
+
+  std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size) override {
+    CheckTableNumber(table);
+    std::vector<std::pair<int64_t, std::string>> rows;
+    std::shared_lock lock(mutex_);
+    const auto end = rows_.lower_bound(EndKey(table));
+    for (auto row = rows_.lower_bound(FirstKey(table)); row != end; ++row) {
+      rows.emplace_back(DecodeId(row->first.view()), row->second);
+    }
+    return std::make_unique<MemoryIterator>(table, payload_size, std::move(rows));
+  }
+
+  bool Checkpoint(const std::string& path, bool /*link*/) override {
+    std::string contents;
+    {
+      std::shared_lock lock(mutex_);
+      for (const auto& [key, value] : rows_) {
+        const auto size = static_cast<uint32_t>(value.size());
+        contents.append(key.view()).append(reinterpret_cast<const char*>(&size), sizeof(size)).append(value);
+      }
+    }
+    BuildDirectory(path, [&] { WriteFile(FileOf(path), contents); });
+    return false;
+  }
+
+  RowStoreStats Stats() const override {
+    std::shared_lock lock(mutex_);
+    RowStoreStats stats;
+    for (const auto& [key, value] : rows_) stats.memory_bytes += kKeySize + value.size();
+    return stats;
+  }
+
+  void Close() override {
+    std::unique_lock lock(mutex_);
+    rows_.clear();
+  }
+
+ private:
+  mutable std::shared_mutex mutex_;
+  Rows rows_;
+};
+
+Rows ReadCheckpoint(const std::string& path) {
+  std::ifstream file(FileOf(path), std::ios::binary);
+  if (!file) throw Error(ErrorCode::kIo, "cannot open " + FileOf(path));
+  const std::string contents{std::istreambuf_iterator<char>(file), {}};
+  Rows rows;
+  std::string_view rest = contents;
+  const auto take = [&](size_t size) {
+    if (rest.size() < size) throw Error(ErrorCode::kCorruption, FileOf(path) + " ends within a row");
+    const std::string_view taken = rest.substr(0, size);
+    rest.remove_prefix(size);
+    return taken;
+  };
+  while (!rest.empty()) {
+    Key key;
+    uint32_t size;
+    std::memcpy(key.bytes.data(), take(kKeySize).data(), kKeySize);
+    std::memcpy(&size, take(sizeof(size)).data(), sizeof(size));
+    rows.emplace_hint(rows.end(), key, take(size));
+  }
+  return rows;
+}
+
+}  // namespace
+
+std::unique_ptr<RowStore> OpenMemoryStore(const std::string& checkpoint) {
+  return std::make_unique<MemoryStore>(checkpoint.empty() ? Rows() : ReadCheckpoint(checkpoint));
+}
+
+}  // namespace damo

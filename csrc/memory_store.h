@@ -1,0 +1,15 @@
+// Rows in an ordered map in memory, for tests and for sanitizer builds that must not see RocksDB.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "row_store.h"
+
+namespace damo {
+
+// Starts empty, or from a directory that a memory store's Checkpoint wrote. Nothing bounds its memory; a Scan copies
+// its table. Throws kIo or kCorruption.
+std::unique_ptr<RowStore> OpenMemoryStore(const std::string& checkpoint = {});
+
+}  // namespace damo

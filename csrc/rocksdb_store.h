@@ -1,0 +1,40 @@
+// Rows on disk, in a RocksDB with one column family and no write-ahead log: what a crash leaves behind is the last
+// checkpoint. docs/format.md describes the bytes. This header is free of RocksDB's own; only rocksdb_*.cc include them.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+
+#include "row_store.h"
+
+namespace damo {
+
+struct RocksDbOptions {
+  std::string path;        // the database's directory
+  bool create = false;     // make a new database, an existing one is an error; else open the one that is there
+  bool read_only = false;  // writes nothing at all, not even a log file; Write and Checkpoint throw
+
+  // What RocksDB may keep in memory: block cache with index and filter blocks, table readers, and memtables. At least
+  // 8 MiB. Beyond it come the copy of the rows that a Write makes while it runs, and read and write buffers of
+  // flushes, compactions and scans: 1 MiB and a few read-aheads of memory_bytes / 64 each.
+  size_t memory_bytes = size_t{64} << 20;
+
+  int num_threads = 2;     // background flushes and compactions together, within 2..4
+  bool direct_io = false;  // bypass the page cache
+};
+
+// Throws kCorruption, kOutOfSpace or kIo, and kInvalidArgument for options that contradict each other.
+//
+// Of the RowStore's promises: a MultiGet runs on the calling thread; call it from several with parts of the ids to keep
+// a disk busy. A failed flush or compaction makes every later Write and Checkpoint throw until the cause is gone; each
+// of them tries again first. A RowIterator that outlives Close keeps the files open until it is destroyed.
+std::unique_ptr<RowStore> OpenRocksDbStore(const RocksDbOptions& options);
+
+// Makes the new directory `to` a database with the rows of `from`, a checkpoint's database that nobody writes. Table
+// files, which never change, are hard-linked where the file system allows it and copied otherwise; all others are
+// copied, so that nothing done to `to` reaches `from`. Everything is synced. Throws kOutOfSpace or kIo.
+// REQUIRES: `to` does not exist, its parent does.
+void LinkOrCopyRocksDb(const std::string& from, const std::string& to);
+
+}  // namespace damo

@@ -1,0 +1,220 @@
+#include "row_cache.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <string>
+
+#include "status.h"
+
+namespace damo {
+namespace {
+
+constexpr size_t kLargestSegment = size_t{1} << 20;
+constexpr size_t kSmallestSegment = size_t{1} << 18;
+// Segments kept free beyond what was asked for: eviction copies survivors before it frees what they came from.
+constexpr size_t kReservedSegments = 2;
+// Probation's share of the segments in use, as in the paper.
+constexpr double kProbationShare = 0.1;
+
+size_t ChooseSegmentBytes(size_t bytes) {
+  return std::clamp(std::bit_floor(bytes / 256), kSmallestSegment, kLargestSegment);
+}
+
+uint16_t Fingerprint(uint32_t tag) { return static_cast<uint16_t>(tag | 1); }
+
+}  // namespace
+
+RowCache::RowCache(const RowCacheOptions& options) : options_(options) {
+  segment_bytes_ = options.segment_bytes ? options.segment_bytes : ChooseSegmentBytes(options.bytes);
+  const size_t segments = options.bytes / segment_bytes_;
+  arena_bytes_ = segments * segment_bytes_;
+  arena_.unit_shift = 3;
+  while (arena_bytes_ >> arena_.unit_shift > UINT32_MAX) ++arena_.unit_shift;
+  slot_to_segment_shift_ = std::countr_zero(segment_bytes_) - arena_.unit_shift;
+  void* memory =
+      mmap(nullptr, arena_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  arena_.base = static_cast<char*>(memory);
+#ifdef MADV_HUGEPAGE
+  madvise(memory, arena_bytes_, MADV_HUGEPAGE);  // advice: without huge pages the cache is slower, not wrong
+#endif
+  segments_.resize(segments);
+  for (size_t i = segments; i-- > 0;) free_.push_back(static_cast<uint32_t>(i));
+  index_ = std::make_unique<HashIndex>(0);
+  segment_limit_ = segments;
+}
+
+RowCache::~RowCache() { munmap(arena_.base, arena_bytes_); }
+
+uint16_t RowCache::AddTable(const RowLayout& layout) {
+  const size_t unit = size_t{1} << arena_.unit_shift;
+  const size_t stride = (layout.row_size() + unit - 1) / unit * unit;
+  if (stride > segment_bytes_ / 4) {
+    throw Error(ErrorCode::kInvalidArgument, "a row of " + std::to_string(stride) +
+                                                 " bytes is too large for this memory budget: rows may have " +
+                                                 std::to_string(segment_bytes_ / 4) + " bytes");
+  }
+  if (tables_.size() == UINT16_MAX) throw Error(ErrorCode::kInvalidArgument, "a store holds at most 65535 open tables");
+  tables_.push_back({layout, stride, 0});
+  max_stride_ = std::max(max_stride_, stride);
+  if (min_stride_ == 0 || stride < min_stride_) Resize(stride);
+  return static_cast<uint16_t>(tables_.size() - 1);
+}
+
+// Splits the budget between index, filter and segments so that the index has room for a cache full of the smallest
+// rows.
+void RowCache::Resize(size_t min_stride) {
+  min_stride_ = min_stride;
+  const size_t rows = options_.bytes / (min_stride + HashIndex::BytesFor(1000) / 1000 + sizeof(uint16_t));
+  auto index = std::make_unique<HashIndex>(rows);
+  index->InsertAll(*index_);
+  index_ = std::move(index);
+  ghosts_.assign(rows + 1, 0);
+  const size_t overhead = HashIndex::BytesFor(rows) + rows * sizeof(uint16_t);
+  segment_limit_ = std::min(segments_.size(), (options_.bytes - overhead) / segment_bytes_);
+  for (uint32_t segment : free_) {
+    madvise(arena_.base + segment * segment_bytes_, segment_bytes_, MADV_DONTNEED);
+  }
+}
+
+size_t RowCache::Room(const Queue& queue, size_t stride) const {
+  if (queue.empty()) return 0;
+  return (segment_bytes_ - segments_[queue.back()].used) / stride * stride;
+}
+
+void RowCache::OpenSegment(Queue* queue) {
+  const uint32_t segment = free_.back();
+  free_.pop_back();
+  segments_[segment].used = FirstOffset(segment);
+  segments_[segment].in_main = queue == &main_;
+  queue->push_back(segment);
+}
+
+Slot RowCache::Append(Queue* queue, size_t stride) {
+  if (Room(*queue, stride) == 0) OpenSegment(queue);
+  const uint32_t segment = queue->back();
+  const size_t offset = segment * segment_bytes_ + segments_[segment].used;
+  segments_[segment].used += stride;
+  return static_cast<Slot>(offset >> arena_.unit_shift);
+}
+
+Slot RowCache::Allocate(uint16_t table, int64_t id, uint32_t tag) {
+  uint16_t& ghost = ghosts_[(uint64_t{tag} * ghosts_.size()) >> 32];
+  const bool came_back = ghost == Fingerprint(tag);
+  if (came_back) ghost = 0;
+  const Slot slot = Append(came_back ? &main_ : &probation_, tables_[table].stride);
+  char* row = Row(slot);
+  std::memcpy(row, &id, sizeof id);
+  std::memcpy(row + kTableOffset, &table, sizeof table);
+  SetRowFlags(row, kAbsent);
+  row[kTouchOffset] = static_cast<char>(operation_ << 2);
+  ++tables_[table].rows;
+  return slot;
+}
+
+void RowCache::Discard(Slot slot) {
+  SetRowFlags(Row(slot), kDead);
+  --tables_[RowTable(Row(slot))].rows;
+}
+
+void RowCache::Erase(uint32_t tag, Slot slot) {
+  index_->Erase(tag, slot);
+  Discard(slot);
+  ++epoch_;
+}
+
+bool RowCache::NeedsEviction(size_t bytes) const {
+  const size_t in_use = segments_.size() - free_.size();
+  // Each segment may end in a gap smaller than a row, and the two queues fill separately.
+  const size_t needed = (bytes + segment_bytes_ - max_stride_ - 1) / (segment_bytes_ - max_stride_) + kReservedSegments;
+  return in_use + needed > segment_limit_;
+}
+
+std::vector<uint32_t> RowCache::NextVictims(size_t n) const {
+  // The open segments stay, unless nothing else is left.
+  std::vector<uint32_t> victims;
+  size_t p = 0, m = 0;
+  const size_t sealed_p = probation_.size() - (probation_.empty() ? 0 : 1);
+  const size_t sealed_m = main_.size() - (main_.empty() ? 0 : 1);
+  const double total = static_cast<double>(sealed_p + sealed_m);
+  while (victims.size() < n && p + m < sealed_p + sealed_m) {
+    const bool from_probation =
+        m == sealed_m || (p<sealed_p&& static_cast<double>(sealed_p - p)> kProbationShare * total);
+    victims.push_back(from_probation ? probation_[p++] : main_[m++]);
+  }
+  return victims;
+}
+
+bool RowCache::Survives(const char* row) const { return (RowFlags(row) & kPinned) || (row[kTouchOffset] & 3) > 0; }
+
+template <class F>
+void RowCache::ForEachRow(uint32_t segment, F f) const {
+  for (size_t offset = FirstOffset(segment); offset < segments_[segment].used;) {
+    char* row = arena_.base + segment * segment_bytes_ + offset;
+    const size_t stride = tables_[RowTable(row)].stride;
+    if (!(RowFlags(row) & kDead)) f(row, static_cast<Slot>((segment * segment_bytes_ + offset) >> arena_.unit_shift));
+    offset += stride;
+  }
+}
+
+void RowCache::CollectDirty(uint32_t segment, bool evictable_only, std::vector<Slot>* slots) const {
+  if (!segments_[segment].dirty) return;
+  ForEachRow(segment, [&](char* row, Slot slot) {
+    if ((RowFlags(row) & kDirty) && !(evictable_only && Survives(row))) slots->push_back(slot);
+  });
+}
+
+void RowCache::Evict(uint32_t segment) {
+  const bool in_main = segments_[segment].in_main;
+  (in_main ? main_ : probation_).pop_front();
+  ForEachRow(segment, [&](char* row, Slot slot) {
+    const uint16_t table = RowTable(row);
+    const uint32_t tag = HashTag(table, RowId(row));
+    if (Survives(row)) {
+      const Slot to = Append(&main_, tables_[table].stride);
+      std::memcpy(Row(to), row, tables_[table].stride);
+      uint8_t* touch = reinterpret_cast<uint8_t*>(Row(to) + kTouchOffset);
+      *touch = static_cast<uint8_t>((*touch & ~3) | ((*touch & 3) > 0 && in_main ? (*touch & 3) - 1 : 0));
+      if (RowFlags(row) & kDirty) segments_[SegmentOf(to)].dirty = true;
+      index_->Replace(tag, slot, to);
+    } else {
+      if (!in_main && !(RowFlags(row) & kAbsent)) {
+        ghosts_[(uint64_t{tag} * ghosts_.size()) >> 32] = Fingerprint(tag);
+      }
+      index_->Erase(tag, slot);
+      --tables_[table].rows;
+    }
+  });
+  segments_[segment].recycled_at = ++epoch_;
+  segments_[segment].dirty = segments_[segment].cleaned = false;
+  free_.push_back(segment);
+}
+
+void RowCache::Seal() {
+  for (Queue* queue : {&probation_, &main_}) {
+    if (queue->empty() || segments_[queue->back()].used == FirstOffset(queue->back()) || free_.empty()) continue;
+    OpenSegment(queue);
+  }
+}
+
+std::vector<uint32_t> RowCache::SegmentsInUse() const {
+  std::vector<uint32_t> all(probation_.begin(), probation_.end());
+  all.insert(all.end(), main_.begin(), main_.end());
+  return all;
+}
+
+size_t RowCache::resident_bytes() const {
+  size_t bytes = 0;
+  for (uint32_t segment : SegmentsInUse()) bytes += segments_[segment].used - FirstOffset(segment);
+  return bytes;
+}
+
+size_t RowCache::memory_bytes() const {
+  return (segments_.size() - free_.size()) * segment_bytes_ + index_->capacity() * sizeof(uint64_t) +
+         ghosts_.size() * sizeof(uint16_t);
+}
+
+}  // namespace damo

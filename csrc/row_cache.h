@@ -1,0 +1,189 @@
+// The rows in memory, of all tables, within one budget: an index and an arena.
+//
+// The arena is cut into segments of equal size, and rows of any size are appended to the open segment of one of two
+// queues, S3-FIFO's (Yang et al., "FIFO Queues are All You Need for Cache Eviction", SOSP 2023): `probation`, where
+// rows arrive, and `main`, for rows that were used again. Eviction takes the oldest segment of a queue, copies the rows
+// worth keeping to main, and drops the rest: memory comes back in whole segments whatever the sizes of the rows, and a
+// row stays where it is for as long as its segment lives. A filter remembers rows that left probation (the paper's
+// ghost queue): those arrive in main when they come back.
+//
+// Not thread-safe, but for Find, Prefetch and Touch, which may run concurrently with each other.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "hash_index.h"
+#include "row.h"
+
+namespace damo {
+
+struct RowCacheOptions {
+  size_t bytes = 0;           // index, filter and arena together
+  size_t segment_bytes = 0;   // a power of two; 0 chooses by `bytes`
+  size_t resident_bytes = 0;  // what Trim leaves in the arena; 0 for no limit. For tests.
+};
+
+class RowCache {
+ public:
+  explicit RowCache(const RowCacheOptions& options);
+  ~RowCache();
+  RowCache(const RowCache&) = delete;
+  RowCache& operator=(const RowCache&) = delete;
+
+  // Makes room in the index for rows of this layout; returns the table's number in the cache. The cache may then hold
+  // more segments than it should: call NeedsEviction(0). Throws kInvalidArgument if a row does not fit a segment.
+  uint16_t AddTable(const RowLayout& layout);
+
+  const Arena& arena() const { return arena_; }
+  const RowLayout& layout(uint16_t table) const { return tables_[table].layout; }
+  char* Row(Slot slot) const { return RowAt(arena_, slot); }
+
+  // ---- one operation (a lookup or an update of a batch)
+
+  // Until the next call, several touches of a row are one use.
+  void BeginOperation() { operation_ = (operation_ + 1) & 63; }
+
+  void PrefetchIndex(uint32_t tag) const { index_->Prefetch(tag); }
+  Slot Find(uint32_t tag, uint16_t table, int64_t id) const {
+    return index_->Find(tag, [&](Slot slot) {
+      const char* row = Row(slot);
+      return RowId(row) == id && RowTable(row) == table;
+    });
+  }
+  // The slot that `tag` probably stands for, for prefetching, without reading any row.
+  Slot Guess(uint32_t tag) const {
+    return index_->Find(tag, [](Slot) { return true; });
+  }
+
+  // Notes a use. Counts one use per operation, at most 3 in all.
+  void Touch(Slot slot) const {
+    std::atomic_ref<uint8_t> touch(*reinterpret_cast<uint8_t*>(Row(slot) + kTouchOffset));
+    const uint8_t old = touch.load(std::memory_order_relaxed);
+    if (old >> 2 == operation_) return;
+    const uint8_t uses = old & 3;
+    touch.store(static_cast<uint8_t>(operation_ << 2 | (uses < 3 ? uses + 1 : 3)), std::memory_order_relaxed);
+  }
+
+  // True while `slot`, found when epoch() was `epoch`, still is this row.
+  bool StillThere(Slot slot, uint64_t epoch, uint16_t table, int64_t id) const {
+    if (segments_[SegmentOf(slot)].recycled_at > epoch) return false;
+    const char* row = Row(slot);
+    return RowId(row) == id && RowTable(row) == table && !(RowFlags(row) & kDead);
+  }
+  // Rises whenever a slot may have become invalid.
+  uint64_t epoch() const { return epoch_; }
+
+  // ---- adding and removing rows
+
+  // Bytes of the arena that a row of `table` takes.
+  size_t stride(uint16_t table) const { return tables_[table].stride; }
+
+  // A row with this key, touched, flagged kAbsent, not yet in the index: the caller fills its payload and then calls
+  // Insert or Discard. REQUIRES: NeedsEviction(all bytes allocated since) was false.
+  Slot Allocate(uint16_t table, int64_t id, uint32_t tag);
+  void Insert(uint32_t tag, Slot slot) { index_->Insert(tag, slot); }
+  void Discard(Slot slot);
+
+  // Removes a row that is in the index.
+  void Erase(uint32_t tag, Slot slot);
+
+  // A pinned row survives evictions, at another slot. Nothing but an operation under way pins rows.
+  void PinRow(Slot slot) { SetRowFlags(Row(slot), RowFlags(Row(slot)) | kPinned); }
+  void UnpinRow(Slot slot) { SetRowFlags(Row(slot), static_cast<uint8_t>(RowFlags(Row(slot)) & ~kPinned)); }
+
+  // Sets kDirty in the row and in its segment.
+  void MarkDirty(Slot slot) {
+    char* row = Row(slot);
+    SetRowFlags(row, RowFlags(row) | kDirty);
+    MarkSegmentDirty(slot);
+  }
+  // For kernels that set kDirty in rows themselves. Safe from several threads.
+  void MarkSegmentDirty(Slot slot) {
+    std::atomic_ref<bool>(segments_[SegmentOf(slot)].dirty).store(true, std::memory_order_relaxed);
+  }
+
+  // ---- eviction
+
+  // Whether segments have to be evicted before `bytes` of rows can be allocated.
+  bool NeedsEviction(size_t bytes) const;
+  // The segments that would be evicted next, in order, at most `n`.
+  std::vector<uint32_t> NextVictims(size_t n) const;
+  // Appends the slots of rows that are dirty; with `evictable_only`, of those that an eviction now would drop.
+  void CollectDirty(uint32_t segment, bool evictable_only, std::vector<Slot>* slots) const;
+  // Evicts `segment`. REQUIRES: it is NextVictims(1)[0], not pinned, and CollectDirty(segment, true) finds nothing.
+  void Evict(uint32_t segment);
+  // Closes the open segments, so that NextVictims can name every segment that holds rows.
+  void Seal();
+
+  // A pinned segment is not evicted: its rows are being written.
+  void Pin(uint32_t segment) { ++segments_[segment].pins; }
+  void Unpin(uint32_t segment) { --segments_[segment].pins; }
+  bool Pinned(uint32_t segment) const { return segments_[segment].pins > 0; }
+  // No row of `segment` is dirty.
+  void MarkClean(uint32_t segment) { segments_[segment].dirty = false; }
+  // Its evictable rows need no second look: whatever becomes dirty from now on was touched, and will survive.
+  void MarkCleaned(uint32_t segment) { segments_[segment].cleaned = true; }
+  bool NeedsCleaning(uint32_t segment) const { return segments_[segment].dirty && !segments_[segment].cleaned; }
+
+  uint32_t SegmentOf(Slot slot) const { return slot >> slot_to_segment_shift_; }
+  std::vector<uint32_t> SegmentsInUse() const;
+
+  // ---- figures
+
+  size_t rows() const { return index_->size(); }
+  size_t rows(uint16_t table) const { return tables_[table].rows; }
+  size_t segment_bytes() const { return segment_bytes_; }
+  size_t resident_bytes() const;  // of the arena, in segments in use
+  size_t memory_bytes() const;    // arena in use, index and filter
+  size_t resident_limit() const { return options_.resident_bytes; }
+  size_t row_capacity_bytes() const { return segment_limit_ * segment_bytes_; }
+
+ private:
+  struct Table {
+    RowLayout layout;
+    size_t stride;
+    size_t rows;
+  };
+  struct Segment {
+    size_t used = 0;
+    uint64_t recycled_at = 0;
+    uint32_t pins = 0;
+    bool dirty = false;
+    bool cleaned = false;  // its evictable rows were written since it became a victim
+    bool in_main = false;
+  };
+  using Queue = std::deque<uint32_t>;  // segments, oldest first; the last one is open
+
+  size_t FirstOffset(uint32_t segment) const { return segment == 0 ? size_t{2} << arena_.unit_shift : 0; }
+  size_t Room(const Queue& queue, size_t stride) const;
+  Slot Append(Queue* queue, size_t stride);
+  void OpenSegment(Queue* queue);
+  bool Survives(const char* row) const;
+  template <class F>
+  void ForEachRow(uint32_t segment, F f) const;
+  void Resize(size_t min_stride);
+
+  RowCacheOptions options_;
+  Arena arena_;
+  size_t arena_bytes_;
+  size_t segment_bytes_;
+  int slot_to_segment_shift_;
+  size_t segment_limit_ = 0;
+  size_t max_stride_ = 0;
+  size_t min_stride_ = 0;
+  uint8_t operation_ = 0;
+  uint64_t epoch_ = 1;
+  std::vector<Table> tables_;
+  std::vector<Segment> segments_;
+  std::vector<uint32_t> free_;
+  Queue probation_;
+  Queue main_;
+  std::unique_ptr<HashIndex> index_;
+  std::vector<uint16_t> ghosts_;  // by tag: fingerprint of a row that left probation unused
+};
+
+}  // namespace damo

@@ -1,0 +1,70 @@
+// Where rows live when they are not cached: an ordered map from (table number, id) to a row's payload. `RocksDbStore`
+// keeps it on disk, `MemoryStore` in memory for tests and sanitizer builds.
+//
+// A payload is the row's bytes as row.h lays them out (weights, optimizer state, header fields). How a store frames
+// them (keys, format version) is its own affair; docs/format.md describes RocksDB's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+namespace damo {
+
+// One change of one row. `payload == nullptr` deletes the row and records `step` as the step of its deletion, so that a
+// later delta export can name it; a deleted row that comes back keeps that record.
+struct RowWrite {
+  uint32_t table;
+  int64_t id;
+  const char* payload;
+  size_t payload_size;
+  uint64_t step;  // of a deletion; unused otherwise
+};
+
+// Walks one table's rows in ascending signed id order, over a snapshot taken when the iterator was made.
+class RowIterator {
+ public:
+  virtual ~RowIterator() = default;
+  // Moves to the next row; false at the end. `*payload` stays valid until the next call.
+  // Throws kCorruption if a row is not exactly the payload size that the scan was opened with, kIo if a read fails.
+  virtual bool Next(int64_t* id, const char** payload) = 0;
+};
+
+struct RowStoreStats {
+  uint64_t disk_bytes = 0;     // bytes of the files that hold rows
+  uint64_t memory_bytes = 0;   // block cache, memtables, table readers
+  uint64_t bytes_written = 0;  // by flushes and compactions, since the store was opened
+};
+
+// Thread-safe: every method may be called from any thread at any time, and a Write that has returned is seen by every
+// later MultiGet and Scan.
+class RowStore {
+ public:
+  virtual ~RowStore() = default;
+
+  // Reads rows of one table. REQUIRES: `ids` ascending and distinct; `dst[i]` points to `payload_size` writable bytes.
+  // Sets found[i] to 1 and fills dst[i], or sets found[i] to 0 and leaves dst[i] untouched.
+  // Throws kCorruption (a checksum, a wrong size, an unknown format version) or kIo, naming the table number and the
+  // id.
+  virtual void MultiGet(uint32_t table, std::span<const int64_t> ids, size_t payload_size, char* const* dst,
+                        uint8_t* found) = 0;
+
+  // Applies all rows or none. REQUIRES: sorted by (table, id), distinct. Throws kOutOfSpace or kIo.
+  virtual void Write(std::span<const RowWrite> rows) = 0;
+
+  virtual std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size) = 0;
+
+  // Writes the state as of this call into the new directory `path`, from which Open can start. Hard links where the
+  // file system allows it and `link` is set, copies otherwise; returns true if files were linked. Everything is synced.
+  // REQUIRES: `path` does not exist, its parent does.
+  virtual bool Checkpoint(const std::string& path, bool link) = 0;
+
+  virtual RowStoreStats Stats() const = 0;
+
+  // Releases files and memory. No other method may be called afterwards; idempotent.
+  virtual void Close() = 0;
+};
+
+}  // namespace damo

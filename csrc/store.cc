@@ -1,0 +1,228 @@
+#include "store.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <string>
+
+#include "scratch.h"
+#include "status.h"
+
+namespace damo {
+namespace {
+
+constexpr size_t kMiB = size_t{1} << 20;
+constexpr size_t kLeastRowStore = 24 * kMiB;
+constexpr size_t kMostRowStore = 1024 * kMiB;
+constexpr size_t kLeastCache = 24 * kMiB;
+// Slots, groups, sorted ids and write-back copies of a batch.
+constexpr size_t kStaging = 16 * kMiB;
+constexpr size_t kIdsPerCall = 16384;
+
+// Calls f(first, ids) for runs of at most kIdsPerCall ids.
+template <class F>
+void InRuns(std::span<const int64_t> ids, F f) {
+  for (size_t first = 0; first < ids.size(); first += kIdsPerCall) {
+    f(first, ids.subspan(first, std::min(kIdsPerCall, ids.size() - first)));
+  }
+}
+
+// A lookup of single rows: a batch with one id in each bag. REQUIRES: `ids` outlives it.
+class RowLookup {
+ public:
+  RowLookup(uint16_t table, std::span<const int64_t> ids, UnseenRows unseen)
+      : lengths_(ids.size(), 1),
+        lookup_(Store::MakeLookup({{table, Pooling::kSum, unseen, 0, 0}},
+                                  {ids.data(), lengths_.data(), nullptr, ids.size(), 1, ids.size()})),
+        pointer_(lookup_.get()) {}
+
+  Lookup* get() const { return pointer_; }
+  Lookup* operator->() const { return pointer_; }
+  std::span<Lookup* const> all() const { return {&pointer_, 1}; }
+
+ private:
+  std::vector<int64_t> lengths_;
+  std::unique_ptr<Lookup> lookup_;
+  Lookup* pointer_;
+};
+
+}  // namespace
+
+BudgetShares DivideBudget(size_t memory_budget) {
+  const size_t least = kLeastRowStore + kLeastCache + kStaging;
+  if (memory_budget < least) {
+    throw Error(ErrorCode::kInvalidArgument, "memory_budget must be at least " + std::to_string(least) + " bytes (\"" +
+                                                 std::to_string(least / kMiB) + "MiB\"), got " +
+                                                 std::to_string(memory_budget));
+  }
+  const size_t row_store = std::clamp(memory_budget / 8, kLeastRowStore, kMostRowStore);
+  return {row_store, memory_budget - row_store - kStaging};
+}
+
+Store::Store(std::unique_ptr<RowStore> rows, const BudgetShares& shares, const StoreOptions& options)
+    : options_(options),
+      kernels_(SelectKernels(options.instruction_set)),
+      process_(getpid()),
+      rows_(std::move(rows)),
+      cache_({shares.cache, 0, options.cache_bytes}),
+      threads_(options.num_threads) {
+  for (int i = 0; i < threads_.threads(); ++i) scratch_.push_back(std::make_unique<Scratch>());
+  write_back_ = std::make_unique<WriteBack>(rows_.get(), &cache_, &tables_, &mutex_);
+}
+
+Store::~Store() { Close(); }
+
+Store::Lock Store::Acquire() {
+  if (getpid() != process_) {
+    throw Error(ErrorCode::kClosed, "the store belongs to process " + std::to_string(process_) +
+                                        ", which opened it: a child process cannot use it after a fork");
+  }
+  Lock lock(mutex_);
+  if (closed_) throw Error(ErrorCode::kClosed, "the store is closed");
+  return lock;
+}
+
+uint16_t Store::OpenTable(const TableSchema& schema) {
+  Lock lock = Acquire();
+  const uint16_t index = cache_.AddTable({schema.dim, StateSize(schema.optimizer.kind, schema.dim)});
+  tables_.emplace_back(schema);
+  MakeRoom(0, lock);
+  return index;
+}
+
+void Store::SetOptimizer(uint16_t table, const OptimizerConfig& optimizer) {
+  Lock lock = Acquire();
+  tables_[table].schema.optimizer = optimizer;
+}
+
+uint32_t Store::iter(uint16_t table) {
+  Lock lock(mutex_);
+  return tables_[table].schema.iter;
+}
+
+int64_t Store::rows(uint16_t table) {
+  Lock lock(mutex_);
+  return tables_[table].schema.rows;
+}
+
+void Store::Get(uint16_t table, std::span<const int64_t> ids, UnseenRows unseen, float* weights) {
+  const size_t dim = static_cast<size_t>(tables_[table].layout.dim);
+  InRuns(ids, [&](size_t first, std::span<const int64_t> run) {
+    const RowLookup lookup(table, run, unseen);
+    Forward(lookup.get(), weights + first * dim, dim);
+  });
+}
+
+void Store::Contains(uint16_t table, std::span<const int64_t> ids, uint8_t* contains) {
+  InRuns(ids, [&](size_t first, std::span<const int64_t> run) {
+    const RowLookup lookup(table, run, UnseenRows::kZeros);
+    Lock lock = Acquire();
+    cache_.BeginOperation();
+    ResolveAll(lookup.all(), lock);
+    for (size_t i = 0; i < run.size(); ++i) contains[first + i] = lookup->slots[i] != kZeroSlot;
+    Trim(lock);
+  });
+}
+
+void Store::Set(uint16_t table, std::span<const int64_t> ids, const float* weights) {
+  const size_t dim = static_cast<size_t>(tables_[table].layout.dim);
+  InRuns(ids, [&](size_t first, std::span<const int64_t> run) {
+    const RowLookup lookup(table, run, UnseenRows::kInitial);
+    Lock lock = Acquire();
+    if (options_.read_only)
+      throw Error(ErrorCode::kInvalidArgument, "the store was opened read-only: rows cannot be set");
+    cache_.BeginOperation();
+    ResolveAll(lookup.all(), lock);
+    Table& t = tables_[table];
+    const float state = InitialState(t.schema.optimizer);
+    for (size_t i = 0; i < run.size(); ++i) {
+      char* row = cache_.Row(lookup->slots[i]);
+      std::memcpy(RowWeights(row), weights + (first + i) * dim, dim * sizeof(float));
+      std::fill_n(RowWeights(row) + dim, t.layout.state_size, state);
+      uint32_t* counters = RowCounters(row, t.layout.dim, t.layout.state_size);
+      counters[0] = t.schema.iter;
+      counters[1] = 0;
+      t.schema.rows += RowFlags(row) & kAbsent ? 1 : 0;
+      SetRowFlags(row, static_cast<uint8_t>(RowFlags(row) & ~kAbsent));
+      cache_.MarkDirty(lookup->slots[i]);
+    }
+    Trim(lock);
+    write_back_->Wake();
+  });
+}
+
+void Store::Delete(uint16_t table, std::span<const int64_t> ids) {
+  InRuns(ids, [&](size_t, std::span<const int64_t> run) {
+    std::vector<int64_t> distinct(run.begin(), run.end());
+    std::sort(distinct.begin(), distinct.end());
+    distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+    const RowLookup lookup(table, distinct, UnseenRows::kZeros);
+    Lock lock = Acquire();
+    if (options_.read_only)
+      throw Error(ErrorCode::kInvalidArgument, "the store was opened read-only: rows cannot be deleted");
+    cache_.BeginOperation();
+    ResolveAll(lookup.all(), lock);
+    // A write that is under way would bring the row back.
+    write_back_->WaitIdle(lock);
+    Table& t = tables_[table];
+    std::vector<RowWrite> writes;
+    for (size_t i = 0; i < distinct.size(); ++i) {
+      if (lookup->slots[i] != kZeroSlot) writes.push_back({t.schema.number, distinct[i], nullptr, 0, t.schema.iter});
+    }
+    if (writes.empty()) return;
+    rows_->Write(writes);
+    for (const RowWrite& write : writes) {
+      const uint32_t tag = HashTag(table, write.id);
+      cache_.Erase(tag, cache_.Find(tag, table, write.id));
+    }
+    t.schema.rows -= static_cast<int64_t>(writes.size());
+  });
+}
+
+std::unique_ptr<RowIterator> Store::Scan(uint16_t table) {
+  Lock lock = Acquire();
+  write_back_->Write(cache_.SegmentsInUse(), false, lock);
+  return rows_->Scan(tables_[table].schema.number, tables_[table].layout.payload_size());
+}
+
+void Store::Flush() {
+  Lock lock = Acquire();
+  write_back_->Write(cache_.SegmentsInUse(), false, lock);
+}
+
+bool Store::Checkpoint(const std::string& path, bool link) {
+  Lock lock = Acquire();
+  write_back_->Write(cache_.SegmentsInUse(), false, lock);
+  return rows_->Checkpoint(path, link);
+}
+
+void Store::Close() {
+  if (getpid() != process_) return;
+  {
+    Lock lock(mutex_);
+    if (closed_) return;
+    closed_ = true;
+  }
+  write_back_.reset();
+  rows_->Close();
+}
+
+TableStats Store::table_stats(uint16_t table) {
+  Lock lock = Acquire();
+  const Table& t = tables_[table];
+  return {t.hits.load(), t.misses.load(), cache_.rows(table)};
+}
+
+RowStoreStats Store::row_store_stats() {
+  Lock lock = Acquire();
+  return rows_->Stats();
+}
+
+size_t Store::cache_memory_bytes() {
+  Lock lock = Acquire();
+  return cache_.memory_bytes();
+}
+
+}  // namespace damo

@@ -1,0 +1,197 @@
+// The engine: tables whose rows live in a RowStore and are looked up and updated in a RowCache.
+//
+// A training step is one Forward and one Backward, each over all features of a collection in one call. Everything
+// that touches rows takes the store's mutex, so calls from several threads run one after the other; inside a call the
+// work is spread over the store's own threads.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "row_cache.h"
+#include "row_store.h"
+#include "table.h"
+#include "thread_pool.h"
+#include "write_back.h"
+
+namespace damo {
+
+struct StoreOptions {
+  size_t memory_budget = size_t{1} << 30;  // bytes, for everything the store keeps in memory
+  int num_threads = 1;
+  std::string instruction_set = "auto";
+  bool direct_io = false;
+  bool read_only = false;
+  // For tests: a cache that never holds more than so many bytes of rows between operations; 0 for the budget's share.
+  size_t cache_bytes = 0;
+};
+
+// How a memory budget is divided.
+struct BudgetShares {
+  size_t row_store;
+  size_t cache;
+};
+// Throws kInvalidArgument with the least budget if there is too little.
+BudgetShares DivideBudget(size_t memory_budget);
+
+// The jagged arrays of a batch: `keys` features with `batch` bags each. Borrowed; REQUIRES: unchanged while a Lookup
+// over them is in use.
+struct JaggedBatch {
+  const int64_t* ids;      // [num_ids], by key, then bag
+  const int64_t* lengths;  // [keys * batch]
+  const float* weights;    // [num_ids] or nullptr
+  size_t num_ids;
+  size_t keys;
+  size_t batch;
+};
+
+enum class UnseenRows : uint8_t { kInitial, kZeros };
+
+// One output of a collection: the bags of key `key` of the batch, pooled from `table` into columns
+// [column, column + dim) of the output. `unseen` is what ids without a row read as.
+struct Feature {
+  uint16_t table;
+  Pooling pooling;
+  UnseenRows unseen;
+  size_t key;
+  size_t column;
+};
+
+// What a forward leaves for its backward.
+struct Lookup {
+  std::vector<Feature> features;
+  JaggedBatch batch;
+  std::vector<int64_t> offsets;    // [keys * batch + 1]
+  std::vector<size_t> first_slot;  // by feature: where its ids' slots begin
+  std::vector<Slot> slots;         // hints: valid while StillThere(slot, epoch, ...)
+  uint64_t epoch = 0;
+
+  const int64_t* bag_offsets(const Feature& f) const { return offsets.data() + f.key * batch.batch; }
+  size_t ids_of(const Feature& f) const { return static_cast<size_t>(bag_offsets(f)[batch.batch] - bag_offsets(f)[0]); }
+};
+
+enum class NonFinite { kRaise, kSkip };
+
+// A gradient that arrives in Backward: that of the output of `lookup`, a (batch, columns) matrix.
+struct GradientPart {
+  Lookup* lookup;
+  const float* grad;
+  size_t stride;  // floats from one sample to the next
+};
+
+struct TableStats {
+  uint64_t hits;
+  uint64_t misses;
+  uint64_t cached_rows;
+};
+
+class Store {
+ public:
+  Store(std::unique_ptr<RowStore> rows, const BudgetShares& shares, const StoreOptions& options);
+  ~Store();
+
+  // Registers a table for this session and returns its index. Throws kInvalidArgument if a row is too large.
+  uint16_t OpenTable(const TableSchema& schema);
+  // REQUIRES: the same kind of optimizer. Holds from the next Backward.
+  void SetOptimizer(uint16_t table, const OptimizerConfig& optimizer);
+  uint32_t iter(uint16_t table);
+  int64_t rows(uint16_t table);
+
+  // Validates a batch and prepares its Lookup. Throws kInvalidArgument.
+  static std::unique_ptr<Lookup> MakeLookup(std::vector<Feature> features, const JaggedBatch& batch);
+
+  // Pools every feature into `out`, a (batch, columns) matrix with `stride` floats between samples. Creates no rows.
+  void Forward(Lookup* lookup, float* out, size_t stride);
+
+  // One update of all rows that the parts name, or none: gradients are summed over the parts in their order and divided
+  // by `grad_scale`. Returns false if a gradient was not finite and was skipped.
+  bool Backward(std::span<const GradientPart> parts, float grad_scale, NonFinite policy);
+
+  // Gradient of the batch's weights, [num_ids]; ids that no feature uses get 0.
+  void WeightGradient(Lookup* lookup, const float* grad, size_t stride, float* weight_grad);
+
+  // ---- rows by id; ids are any int64, in any order, with duplicates
+
+  void Get(uint16_t table, std::span<const int64_t> ids, UnseenRows unseen, float* weights);  // (n, dim)
+  void Set(uint16_t table, std::span<const int64_t> ids, const float* weights);               // the last one wins
+  void Delete(uint16_t table, std::span<const int64_t> ids);
+  void Contains(uint16_t table, std::span<const int64_t> ids, uint8_t* contains);
+  // A snapshot of the table; flushes first.
+  std::unique_ptr<RowIterator> Scan(uint16_t table);
+  const RowLayout& layout(uint16_t table) const { return tables_[table].layout; }
+
+  // ---- durability
+
+  void Flush();
+  // Returns whether files were linked rather than copied.
+  bool Checkpoint(const std::string& path, bool link);
+  // Without writing anything. Idempotent.
+  void Close();
+
+  // ---- figures
+
+  TableStats table_stats(uint16_t table);
+  RowStoreStats row_store_stats();
+  size_t cache_memory_bytes();
+  const char* instruction_set() const { return kernels_.name; }
+
+ private:
+  using Lock = std::unique_lock<std::mutex>;
+
+  // A run of one feature's bags, small enough that its rows stay in the processor's cache from lookup to pooling.
+  struct Unit {
+    Lookup* lookup;
+    const Feature* feature;
+    size_t bag_begin;
+    size_t bag_end;
+    size_t missing;
+
+    const int64_t* ids() const;
+    Slot* slots() const;
+    size_t num_ids() const;
+  };
+  struct Scratch;
+
+  Lock Acquire();
+
+  // lookup.cc
+  static std::vector<Unit> MakeUnits(Lookup* lookup);
+  void Resolve(Unit* unit);
+  void ResolveAll(std::span<Lookup* const> lookups, Lock& lock);
+  void ReadAbsentAsZeros(const Unit& unit);
+  PoolArgs BagsOf(const Unit& unit, float* out, size_t stride) const;
+  void LoadMissing(std::span<const Unit> units, Lock& lock);
+  void MakeRoom(size_t bytes, Lock& lock);
+  void MakeRoomAround(std::span<const Unit> units, size_t bytes, Lock& lock);
+  void Trim(Lock& lock);
+  void EvictFirst(const std::vector<uint32_t>& victims, Lock& lock);
+
+  // update.cc
+  float GradientBound(std::span<const GradientPart> parts, float grad_scale);
+  void Gather(uint16_t table, size_t share, size_t shares, std::span<const GradientPart> parts, float grad_scale,
+              Scratch* scratch) const;
+  std::string DescribeNonFinite(uint16_t table, const Scratch& scratch) const;
+
+  const StoreOptions options_;
+  const Kernels& kernels_;
+  const pid_t process_;  // the one that opened the store: after a fork the child has no threads, and must not write
+  std::mutex mutex_;
+  bool closed_ = false;
+  std::unique_ptr<RowStore> rows_;
+  std::deque<Table> tables_;
+  RowCache cache_;
+  ThreadPool threads_;
+  std::vector<std::unique_ptr<Scratch>> scratch_;  // by thread
+  size_t expected_load_bytes_ = 0;                 // of the next forward: rows that will have to be loaded
+  std::unique_ptr<WriteBack> write_back_;          // last: its thread uses the others
+};
+
+}  // namespace damo

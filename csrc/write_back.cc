@@ -1,0 +1,148 @@
+#include "write_back.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "status.h"
+
+namespace damo {
+namespace {
+
+// Rows in one write: enough to be worth sorting, few enough that copying them does not hold up a training step.
+constexpr size_t kRowsPerWrite = 8192;
+constexpr size_t kBytesPerCopy = size_t{2} << 20;
+
+void SortByKey(std::vector<RowWrite>* writes) {
+  std::sort(writes->begin(), writes->end(),
+            [](const RowWrite& a, const RowWrite& b) { return a.table != b.table ? a.table < b.table : a.id < b.id; });
+}
+
+}  // namespace
+
+// What the background thread took out of the cache for one write.
+struct WriteBack::Copies {
+  std::vector<uint32_t> segments;  // pinned
+  std::vector<Slot> slots;
+  std::vector<RowWrite> writes;
+  std::vector<char> payloads;
+};
+
+WriteBack::WriteBack(RowStore* rows, RowCache* cache, const Tables* tables, std::mutex* store_mutex)
+    : rows_(rows), cache_(cache), tables_(tables), mutex_(store_mutex), thread_([this] { Loop(); }) {}
+
+WriteBack::~WriteBack() {
+  {
+    std::lock_guard lock(*mutex_);
+    stop_ = true;
+  }
+  work_.notify_all();
+  thread_.join();
+}
+
+void WriteBack::WaitIdle(std::unique_lock<std::mutex>& lock) {
+  idle_.wait(lock, [&] { return !busy_; });
+}
+
+void WriteBack::Wake() {
+  wanted_ = true;
+  work_.notify_one();
+}
+
+void WriteBack::Write(const std::vector<uint32_t>& segments, bool evictable_only, std::unique_lock<std::mutex>& lock) {
+  WaitIdle(lock);
+  std::vector<Slot> slots;
+  std::vector<RowWrite> writes;
+  for (size_t i = 0; i < segments.size(); ++i) {
+    cache_->CollectDirty(segments[i], evictable_only, &slots);
+    if (slots.size() < kRowsPerWrite && i + 1 < segments.size()) continue;
+    if (slots.empty()) continue;
+    writes.clear();
+    for (Slot slot : slots) {
+      const char* row = cache_->Row(slot);
+      const Table& table = (*tables_)[RowTable(row)];
+      writes.push_back({table.schema.number, RowId(row), row + kPayloadOffset, table.layout.payload_size(), 0});
+    }
+    SortByKey(&writes);
+    rows_->Write(writes);
+    for (Slot slot : slots) {
+      char* row = cache_->Row(slot);
+      SetRowFlags(row, static_cast<uint8_t>(RowFlags(row) & ~kDirty));
+    }
+    slots.clear();
+  }
+  if (evictable_only) return;
+  for (uint32_t segment : segments) cache_->MarkClean(segment);
+}
+
+// Takes the next victims' dirty rows. They count as clean from here on: an update that comes before the write is over
+// makes them dirty again, and the segment stays pinned until then.
+bool WriteBack::Gather(Copies* copies) {
+  copies->segments.clear();
+  copies->slots.clear();
+  const size_t ahead = std::max<size_t>(8, cache_->row_capacity_bytes() / cache_->segment_bytes() / 16);
+  size_t bytes = 0;
+  for (uint32_t segment : cache_->NextVictims(ahead)) {
+    if (!cache_->NeedsCleaning(segment)) continue;
+    const size_t before = copies->slots.size();
+    cache_->CollectDirty(segment, true, &copies->slots);
+    for (size_t i = before; i < copies->slots.size(); ++i) {
+      bytes += (*tables_)[RowTable(cache_->Row(copies->slots[i]))].layout.payload_size();
+    }
+    cache_->MarkCleaned(segment);
+    cache_->Pin(segment);
+    copies->segments.push_back(segment);
+    if (bytes >= kBytesPerCopy) break;
+  }
+  if (copies->slots.empty()) {
+    for (uint32_t segment : copies->segments) cache_->Unpin(segment);
+    return false;
+  }
+  copies->payloads.resize(bytes);
+  copies->writes.clear();
+  char* to = copies->payloads.data();
+  for (Slot slot : copies->slots) {
+    char* row = cache_->Row(slot);
+    const Table& table = (*tables_)[RowTable(row)];
+    const size_t size = table.layout.payload_size();
+    std::memcpy(to, row + kPayloadOffset, size);
+    SetRowFlags(row, static_cast<uint8_t>(RowFlags(row) & ~kDirty));
+    copies->writes.push_back({table.schema.number, RowId(row), to, size, 0});
+    to += size;
+  }
+  return true;
+}
+
+void WriteBack::Loop() {
+  Copies copies;
+  std::unique_lock lock(*mutex_);
+  while (true) {
+    work_.wait(lock, [&] { return stop_ || wanted_; });
+    if (stop_) return;
+    if (!Gather(&copies)) {
+      wanted_ = false;
+      continue;
+    }
+    busy_ = true;
+    lock.unlock();
+    bool written = true;
+    SortByKey(&copies.writes);
+    try {
+      rows_->Write(copies.writes);
+    } catch (const Error&) {
+      // The rows stay dirty in the cache. Whoever needs their room writes them again, and gets the error.
+      written = false;
+    }
+    lock.lock();
+    if (!written) {
+      for (Slot slot : copies.slots) {
+        if (!(RowFlags(cache_->Row(slot)) & kDead)) cache_->MarkDirty(slot);
+      }
+      wanted_ = false;
+    }
+    for (uint32_t segment : copies.segments) cache_->Unpin(segment);
+    busy_ = false;
+    idle_.notify_all();
+  }
+}
+
+}  // namespace damo

@@ -1,0 +1,55 @@
+// Brings dirty rows from the cache to the RowStore: at once where the caller needs it, and ahead of eviction on a
+// thread of its own, so that a segment that has to go is clean by then.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "row_cache.h"
+#include "row_store.h"
+#include "table.h"
+
+namespace damo {
+
+// All methods but the constructor and the destructor REQUIRE the store's mutex, and take its lock where they may wait.
+class WriteBack {
+ public:
+  using Tables = std::deque<Table>;  // by the cache's table number
+
+  WriteBack(RowStore* rows, RowCache* cache, const Tables* tables, std::mutex* store_mutex);
+  ~WriteBack();
+
+  // Writes rows of `segments` that are dirty; with `evictable_only`, those that an eviction now would drop. When it
+  // throws, every row that was not written still is dirty.
+  void Write(const std::vector<uint32_t>& segments, bool evictable_only, std::unique_lock<std::mutex>& lock);
+
+  // Waits until no write is under way in the background.
+  void WaitIdle(std::unique_lock<std::mutex>& lock);
+
+  // Lets the background thread look for work. To be called when an operation ends.
+  void Wake();
+
+ private:
+  struct Copies;
+
+  void Loop();
+  bool Gather(Copies* copies);
+
+  RowStore* const rows_;
+  RowCache* const cache_;
+  const Tables* const tables_;
+  std::mutex* const mutex_;
+  std::condition_variable work_;
+  std::condition_variable idle_;
+  bool stop_ = false;
+  bool busy_ = false;
+  bool wanted_ = false;
+  std::thread thread_;
+};
+
+}  // namespace damo

@@ -1,0 +1,63 @@
+"""TorchRec embedding tables on local disk: any int64 id, a fixed memory budget, updates fused into the backward pass."""
+
+import importlib.metadata
+
+try:
+    from damo_torchrec import _core as _core
+except ImportError as error:  # pragma: no cover
+    raise ImportError(
+        f"damo_torchrec's compiled part cannot be loaded ({error}). In a source tree, was it built? `make venv` does"
+    ) from error
+
+from damo_torchrec import init, optim
+from damo_torchrec.checkpoint import CheckpointInfo, checkpoint_info, load_model, save_model
+from damo_torchrec.errors import (
+    CorruptionError,
+    DamoError,
+    NonFiniteGradientError,
+    OutOfSpaceError,
+    SchemaMismatchError,
+    StoreClosedError,
+    StoreLockedError,
+    UncleanStoreError,
+)
+from damo_torchrec.modules import EmbeddingBagCollection
+from damo_torchrec.options import StoreOptions, TableOptions
+from damo_torchrec.store import (
+    EmbeddingStore,
+    StoreStats,
+    TableStats,
+    default_store,
+    set_default_store,
+)
+from damo_torchrec.swap import swap
+from damo_torchrec.table import Table
+
+__version__ = importlib.metadata.version("damo-torchrec")
+
+__all__ = [
+    "CheckpointInfo",
+    "CorruptionError",
+    "DamoError",
+    "EmbeddingBagCollection",
+    "EmbeddingStore",
+    "NonFiniteGradientError",
+    "OutOfSpaceError",
+    "SchemaMismatchError",
+    "StoreClosedError",
+    "StoreLockedError",
+    "StoreOptions",
+    "StoreStats",
+    "Table",
+    "TableOptions",
+    "TableStats",
+    "UncleanStoreError",
+    "checkpoint_info",
+    "default_store",
+    "init",
+    "load_model",
+    "optim",
+    "save_model",
+    "set_default_store",
+    "swap",
+]

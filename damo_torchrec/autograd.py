@@ -1,0 +1,139 @@
+"""The one place where gradients become updates.
+
+A forward looks rows up and pools them; autograd calls its backward with the gradient of the output, and that call is the
+update: there is no parameter and no ``optimizer.step()`` for rows. docs/design.md, "Semantics of a row", says what holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from damo_torchrec import _core
+from damo_torchrec.errors import StoreClosedError
+from damo_torchrec.store import EmbeddingStore
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one forward of a collection needs beyond its tensors.
+
+    Args:
+        store: where the rows are.
+        collection: identifies the collection, for `EmbeddingStore.accumulate`.
+        features: which outputs to pool, for the store's engine.
+        keys: features in the batch.
+        batch: bags of each feature.
+        columns: width of the output.
+        update: whether a gradient updates rows.
+        set_optimizers: brings the collection's learning rates to the engine; called before each update.
+    """
+
+    store: EmbeddingStore
+    collection: int
+    features: Sequence[_core.Feature]
+    keys: int
+    batch: int
+    columns: int
+    update: bool
+    set_optimizers: Callable[[], None]
+
+
+def pooled_lookup(call: Call, ids: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Looks up and pools a batch: float32 ``(batch, columns)``.
+
+    Args:
+        call: the rest of the arguments.
+        ids: int64 ``(n,)``, by feature, then bag.
+        lengths: int64 ``(keys * batch,)``.
+        weights: float32 ``(n,)`` or None.
+
+    Raises:
+        ValueError: the lengths are negative or do not sum to n.
+        DamoError: rows cannot be read.
+    """
+    # Rows are no tensor that could require a gradient: this stands for them.
+    rows = torch.empty(0, requires_grad=call.update and torch.is_grad_enabled())
+    output: torch.Tensor = _PooledLookup.apply(rows, ids, lengths, weights, call)
+    return output
+
+
+class _PooledLookup(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: torch.Tensor,
+        ids: torch.Tensor,
+        lengths: torch.Tensor,
+        weights: torch.Tensor | None,
+        call: Call,
+    ) -> torch.Tensor:
+        lookup = _core.Lookup(
+            features=call.features,
+            ids=ids.data_ptr(),
+            num_ids=ids.numel(),
+            lengths=lengths.data_ptr(),
+            keys=call.keys,
+            batch=call.batch,
+            weights=weights.data_ptr() if weights is not None else 0,
+        )
+        output = torch.empty(call.batch, call.columns)
+        call.store._engine.forward(lookup, output.data_ptr(), call.columns)
+        # The engine's lookup points into these; saving them also has autograd notice if they are changed in place.
+        ctx.save_for_backward(ids, lengths, weights)
+        ctx.call, ctx.lookup, ctx.generation = call, lookup, call.store._generation
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        call: Call = ctx.call
+        tensors = ctx.saved_tensors
+        if call.store._engine and ctx.generation != call.store._generation:
+            raise StoreClosedError(f"the store {call.store.path} was restored between this forward and its backward")
+        grad = grad.to(torch.float32)
+        if grad.stride(-1) != 1 or (grad.shape[0] > 1 and grad.stride(0) < grad.shape[1]):
+            grad = grad.contiguous()
+        weight_grad = None
+        if tensors[2] is not None and ctx.needs_input_grad[3]:
+            weight_grad = torch.empty_like(tensors[2])
+            call.store._engine.weight_gradient(ctx.lookup, grad.data_ptr(), grad.stride(0), weight_grad.data_ptr())
+        if call.update:
+            _apply(call, _Part(ctx, tensors, grad))
+        return None, None, None, weight_grad, None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One backward call's gradient, and all that its lookup points into."""
+
+    ctx: FunctionCtx
+    tensors: tuple[torch.Tensor | None, ...]
+    grad: torch.Tensor
+
+
+def _apply(call: Call, part: _Part) -> None:
+    """Updates rows with this gradient, or keeps it until `EmbeddingStore.accumulate`'s number of calls is there."""
+    store = call.store
+    with store._mutex:
+        waiting = store._pending.get(call.collection, [])
+        parts = [*waiting, part]
+        if len(parts) < store._accumulate:
+            # Autograd may go on to use the gradient's memory.
+            kept = _Part(part.ctx, part.tensors, part.grad.clone())
+            store._pending[call.collection] = [*waiting, kept]
+            return
+        call.set_optimizers()
+        store._note_change()
+        applied = store._engine.backward(
+            [(p.ctx.lookup, p.grad.data_ptr(), p.grad.stride(0)) for p in parts],  # type: ignore[attr-defined]
+            grad_scale=store.grad_scale,
+            skip_nonfinite=store._options.on_nonfinite == "skip",
+        )
+        store._pending.pop(call.collection, None)
+        if not applied:
+            store._skipped_backwards += 1

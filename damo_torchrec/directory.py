@@ -1,0 +1,213 @@
+"""A store's directory: who has it open, its checkpoints, and the live rows.
+
+::
+
+    LOCK                   held (flock) by the process that has the store open
+    live/                  the rows of the open store; there only while it is open, or after a crash
+    live.unclean-N/        live rows that a crash left behind, set aside
+    checkpoints/step_N/    complete: manifest.json, rows/, and what save_model adds
+
+The live rows are scratch: a directory under ``checkpoints`` is complete, because it is written under another name and
+renamed, and it is all that a later opening needs.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from damo_torchrec import _core
+from damo_torchrec.errors import CorruptionError, DamoError, OutOfSpaceError, StoreLockedError
+from damo_torchrec.manifest import FILE_NAME, Manifest
+
+ROWS = "rows"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def os_errors(what: str) -> Iterator[None]:
+    """Turns an OSError into OutOfSpaceError or DamoError that says what was being done."""
+    try:
+        yield
+    except OSError as error:
+        kind = OutOfSpaceError if error.errno in _FULL else DamoError
+        raise kind(f"{what}: {error}") from error
+
+
+def sync_directory(path: Path) -> None:
+    """Waits until the entries of the directory are on the device."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def build_checkpoint(target: Path, fill: Callable[[Path], None]) -> None:
+    """Makes the directory `target` whole or not at all: `fill` gets a directory beside it, which is then renamed.
+
+    Raises:
+        ValueError: `target` exists, or its parent does not.
+        OutOfSpaceError, DamoError: the disk is full or refuses.
+    """
+    if target.exists():
+        raise ValueError(f"{target} exists already: a checkpoint needs a new directory")
+    if not target.parent.is_dir():
+        raise ValueError(f"{target.parent} is not a directory: a checkpoint needs an existing parent")
+    staged = target.parent / f".{target.name}.{os.getpid()}.tmp"
+    with os_errors(f"cannot write the checkpoint {target}"):
+        if staged.exists():
+            shutil.rmtree(staged)
+        try:
+            staged.mkdir()
+            fill(staged)
+            for file in staged.iterdir():
+                if file.is_file():
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
+            sync_directory(staged)
+            os.rename(staged, target)
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        sync_directory(target.parent)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` is a directory that holds a checkpoint."""
+    return (path / FILE_NAME).is_file()
+
+
+class StoreDirectory:
+    """A store's directory, locked for this process while it is open.
+
+    Args:
+        path: made if it does not exist; its parent must exist.
+
+    Raises:
+        ValueError: `path` is a file, or a directory that is neither empty nor a store.
+        StoreLockedError: the store is open already.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"a store is a directory, but {path} is a file")
+        if path.is_dir() and not self.is_store(path) and any(path.iterdir()):
+            raise ValueError(
+                f"{path} is neither empty nor a store: it has no {self.checkpoints_path.name}/ and no LOCK"
+            )
+        with os_errors(f"cannot make the store {path}"):
+            path.mkdir(exist_ok=True, parents=True)
+        self._lock = self._acquire()
+
+    @staticmethod
+    def is_store(path: Path) -> bool:
+        """Whether `path` looks like a store's directory."""
+        return (path / "LOCK").is_file() or (path / "checkpoints").is_dir()
+
+    def _acquire(self) -> int:
+        lock_path = self.path / "LOCK"
+        with os_errors(f"cannot open {lock_path}"):
+            descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "another process"
+            os.close(descriptor)
+            raise StoreLockedError(
+                f"the store {self.path} is open already, in process {holder}: close it there first, or open it "
+                "with read_only=True"
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        return descriptor
+
+    def release(self) -> None:
+        """Lets others open the store."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    @property
+    def live(self) -> Path:
+        """The rows of the open store."""
+        return self.path / "live"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        """Where checkpoints are by default."""
+        return self.path / "checkpoints"
+
+    def checkpoints(self) -> list[Path]:
+        """The complete checkpoints inside the store, oldest first."""
+        return checkpoints_in(self.path)
+
+    def default_checkpoint(self, step: int) -> Path:
+        """A new name for a checkpoint at `step`: ``step_N``, or ``step_N.1`` and so on where that exists."""
+        target = self.checkpoints_path / f"step_{step}"
+        suffix = 0
+        while target.exists():
+            suffix += 1
+            target = self.checkpoints_path / f"step_{step}.{suffix}"
+        return target
+
+    def clear_staged(self) -> None:
+        """Removes what an interrupted checkpoint left: it was never complete."""
+        for staged in self.checkpoints_path.glob(".*.tmp"):
+            _log.info("removing the unfinished checkpoint %s", staged)
+            shutil.rmtree(staged)
+
+    def set_live_aside(self) -> Path:
+        """Renames the live rows, which a crash left behind, and returns their new place."""
+        number = 1
+        while (aside := self.path / f"live.unclean-{number}").exists():
+            number += 1
+        os.rename(self.live, aside)
+        return aside
+
+    def remove_live(self) -> None:
+        """Removes the live rows. REQUIRES: a checkpoint holds them, or the user gave them up."""
+        if self.live.exists():
+            shutil.rmtree(self.live)
+
+    def start_live(self, checkpoint: Path) -> None:
+        """Makes the live rows those of `checkpoint`, replacing what was there once they are complete."""
+        fresh = self.path / "live.new"
+        if fresh.exists():
+            shutil.rmtree(fresh)
+        _core.link_or_copy_rows(str(checkpoint / ROWS), str(fresh))
+        self.remove_live()
+        os.rename(fresh, self.live)
+        sync_directory(self.path)
+
+
+def checkpoints_in(store: Path) -> list[Path]:
+    """The complete checkpoints inside the store directory `store`, oldest first."""
+    found = [path for path in (store / "checkpoints").glob("step_*") if is_checkpoint(path)]
+    return sorted(found, key=_order)
+
+
+def newest_checkpoint(store: Path) -> Path:
+    """The newest checkpoint inside a store.
+
+    Raises:
+        CorruptionError: there is none.
+    """
+    found = checkpoints_in(store)
+    if not found:
+        raise CorruptionError(f"the store {store} has no complete checkpoint")
+    return found[-1]
+
+
+def _order(path: Path) -> tuple[int, int, str]:
+    step, _, suffix = path.name.removeprefix("step_").partition(".")
+    try:
+        return int(step), int(suffix or 0), path.name
+    except ValueError:  # a name of the user's
+        return Manifest.read(path).step, 0, path.name

@@ -1,0 +1,33 @@
+"""What the engine raises. A wrong call raises Python's own ``ValueError``, ``TypeError`` or ``KeyError`` instead."""
+
+
+class DamoError(Exception):
+    """Base of the engine's errors; raised as such when the operating system refuses a read or a write."""
+
+
+class CorruptionError(DamoError):
+    """Stored bytes are not what was written: a checksum, a size or a format version is wrong."""
+
+
+class StoreLockedError(DamoError):
+    """Another process, or another `EmbeddingStore` of this one, has the store open."""
+
+
+class StoreClosedError(DamoError):
+    """The store was closed, or belongs to the parent process of a fork."""
+
+
+class UncleanStoreError(DamoError):
+    """The store was not closed, and ``restore=None`` asked not to go back to a checkpoint."""
+
+
+class SchemaMismatchError(DamoError):
+    """A table or a store exists with another schema than the one asked for."""
+
+
+class OutOfSpaceError(DamoError):
+    """The disk, or a quota, is full. Rows in memory are intact."""
+
+
+class NonFiniteGradientError(DamoError, ValueError):
+    """A gradient is NaN or infinite. No table was updated."""

@@ -1,0 +1,94 @@
+"""Options of stores and tables, and how sizes in bytes are written."""
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from damo_torchrec.init import Initializer
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    **{f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", start=1)},
+    **{f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", start=1)},
+}
+
+
+def parse_bytes(size: int | str) -> int:
+    """Returns a number of bytes from an int or a text like ``"512MiB"``, ``"1.5GiB"`` or ``"2GB"``.
+
+    Raises:
+        ValueError: the text is not a number with a unit of B, KB, KiB, MB, MiB, GB, GiB, TB or TiB.
+        TypeError: `size` is neither int nor str.
+    """
+    if isinstance(size, bool) or not isinstance(size, int | str):
+        raise TypeError(f"a size must be an int or a str like '512MiB', got {size!r}")
+    if isinstance(size, int):
+        return size
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", size)
+    if match is None or match[2] not in _UNITS:
+        raise ValueError(f"a size must be a number with a unit of {', '.join(u for u in _UNITS if u)}, got {size!r}")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+    """How a store does its work. None of these changes what is stored.
+
+    Args:
+        num_threads: threads that look up and update rows; None for as many as this process may use.
+        direct_io: read and write past the operating system's page cache. Use it when other programs need that memory,
+            or to have `memory_budget` mean all the memory that the store's data takes.
+        on_nonfinite: what a NaN or infinite gradient does: ``"raise"`` NonFiniteGradientError, or ``"skip"`` the whole
+            backward call and count it in ``stats().skipped_backwards``. No table is updated either way.
+        backend: ``"rocksdb"``, or ``"memory"`` for rows that are gone with the store.
+        instruction_set: ``"auto"`` for the widest of ``"avx512"``, ``"avx2"`` and ``"plain"`` that the machine has. All of
+            them compute the same bits.
+        cache_bytes: for tests: keep no more than so many bytes of rows in memory between calls; 0 for the budget's share.
+    """
+
+    num_threads: int | None = None
+    direct_io: bool = False
+    on_nonfinite: Literal["raise", "skip"] = "raise"
+    backend: Literal["rocksdb", "memory"] = "rocksdb"
+    instruction_set: str = "auto"
+    cache_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_threads is not None and not 1 <= self.num_threads <= 1024:
+            raise ValueError(f"num_threads must be in 1..1024 or None, got {self.num_threads}")
+        if self.on_nonfinite not in ("raise", "skip"):
+            raise ValueError(f"on_nonfinite must be 'raise' or 'skip', got {self.on_nonfinite!r}")
+        if self.backend not in ("rocksdb", "memory"):
+            raise ValueError(f"backend must be 'rocksdb' or 'memory', got {self.backend!r}")
+        if self.cache_bytes < 0:
+            raise ValueError(f"cache_bytes must not be negative, got {self.cache_bytes}")
+
+    def threads(self) -> int:
+        """The number of threads to use."""
+        if self.num_threads is not None:
+            return self.num_threads
+        return max(
+            1,
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """What a table has beyond its TorchRec config.
+
+    Args:
+        initializer: the distribution of initial weights; None takes the config's ``init_fn`` or its
+            ``weight_init_min`` and ``weight_init_max``.
+        unseen_in_eval: what ids without a row read as in eval mode: ``"zeros"``, or their ``"initial"`` value, which train
+            mode always reads.
+    """
+
+    initializer: Initializer | None = None
+    unseen_in_eval: Literal["zeros", "initial"] = "zeros"
+
+    def __post_init__(self) -> None:
+        if self.unseen_in_eval not in ("zeros", "initial"):
+            raise ValueError(f"unseen_in_eval must be 'zeros' or 'initial', got {self.unseen_in_eval!r}")

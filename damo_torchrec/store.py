@@ -1,0 +1,616 @@
+"""`EmbeddingStore`: one directory, many tables, one memory budget."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from damo_torchrec import _core
+from damo_torchrec.directory import (
+    ROWS,
+    StoreDirectory,
+    build_checkpoint,
+    checkpoints_in,
+    is_checkpoint,
+    newest_checkpoint,
+)
+from damo_torchrec.errors import (
+    SchemaMismatchError,
+    StoreClosedError,
+    UncleanStoreError,
+)
+from damo_torchrec.manifest import Manifest, TableRecord
+from damo_torchrec.options import StoreOptions, parse_bytes
+from damo_torchrec.table import Table, TableDefinition
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TableStats:
+    """Figures of a table since the store was opened.
+
+    Args:
+        rows: rows that exist.
+        cached_rows: rows in memory, counting unseen ids that were read.
+        hits: ids, with repetitions, that a forward found in memory.
+        misses: and that it did not.
+    """
+
+    rows: int
+    cached_rows: int
+    hits: int
+    misses: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits among all ids; 0 before the first."""
+        return self.hits / (self.hits + self.misses) if self.hits + self.misses else 0.0
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """Figures of a store since it was opened.
+
+    Args:
+        memory_bytes: memory that the cache, its index and RocksDB use now.
+        memory_budget: what they may use.
+        disk_bytes: bytes of the live rows' files; checkpoints share them.
+        bytes_written: bytes that RocksDB wrote, by flushes and compactions.
+        skipped_backwards: backward calls skipped because of a gradient that was not finite.
+        tables: by name.
+    """
+
+    memory_bytes: int
+    memory_budget: int
+    disk_bytes: int
+    bytes_written: int
+    skipped_backwards: int
+    tables: dict[str, TableStats]
+
+
+class EmbeddingStore:
+    """Embedding tables on disk, with the rows in use in memory.
+
+    Opening a directory that holds a store goes on from its newest checkpoint. `close` makes one first, so that nothing is
+    lost between two runs; after a crash, what came after the last checkpoint is. Usable as a context manager. Calls from
+    several threads run one after the other.
+
+    Args:
+        path: the store's directory, made if it does not exist. None: a temporary one, removed at `close`.
+        memory_budget: bytes, or a text like ``"512MiB"``, for everything the store keeps in memory.
+        seed: what initial weights are drawn from; None takes that of the store, 0 for a new one.
+        restore: the checkpoint to begin with: ``"latest"``, a step, or a checkpoint's name or path. None begins with the
+            latest too, but refuses a store that was not closed.
+        options: how the store does its work.
+        read_only: open the newest checkpoint (or the checkpoint `path`) without ever writing.
+
+    Raises:
+        ValueError: the budget is below the least, which the message tells; `path` is a file or another directory.
+        StoreLockedError: the store is open already.
+        SchemaMismatchError: the store has another seed.
+        UncleanStoreError: the store was not closed and ``restore=None``; lists its checkpoints.
+        CorruptionError: the checkpoint is damaged.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        memory_budget: int | str = "1GiB",
+        seed: int | None = None,
+        restore: str | int | os.PathLike[str] | None = "latest",
+        options: StoreOptions | None = None,
+        read_only: bool = False,
+    ) -> None:
+        self._core: _core.Store | None = None
+        self._process = os.getpid()
+        self._options = options or StoreOptions()
+        self._memory_budget = parse_bytes(memory_budget)
+        self._read_only = read_only
+        self._tables: dict[str, Table] = {}
+        self._generation = 0
+        self._changed = False
+        self._skipped_backwards = 0
+        self._grad_scale = 1.0
+        self._accumulate = 1
+        # Gradients that wait for `accumulate`, by collection; autograd.py fills and empties it.
+        self._pending: dict[int, list[Any]] = {}
+        self._mutex = threading.RLock()
+        self._temporary = path is None
+        if path is not None and self._options.backend == "memory":
+            raise ValueError('backend="memory" keeps nothing on disk: it takes no path')
+        if path is None:
+            if read_only:
+                raise ValueError("read_only=True needs the path of a store or a checkpoint")
+            path = tempfile.mkdtemp(prefix="damo_torchrec-")
+            if _on_tmpfs(path):
+                _log.warning(
+                    "the temporary store %s is on tmpfs, that is, in memory beyond memory_budget: set TMPDIR to a disk",
+                    path,
+                )
+        self._path = Path(path).absolute()
+        self._directory: StoreDirectory | None = None
+        try:
+            if read_only:
+                self._open_read_only(seed, restore)
+            else:
+                self._directory = StoreDirectory(self._path)
+                self._open(seed, restore)
+        except BaseException:
+            if self._core is not None:
+                self._core.close()
+            if self._directory is not None:
+                self._directory.release()
+            if self._temporary:
+                shutil.rmtree(self._path, ignore_errors=True)
+            raise
+        _open_stores.add(self)
+
+    # ------------------------------------------------------------------ opening
+
+    def _open(self, seed: int | None, restore: str | int | os.PathLike[str] | None) -> None:
+        assert self._directory is not None
+        directory = self._directory
+        directory.clear_staged()
+        if not directory.checkpoints():
+            outside = restore not in (None, "latest")
+            if outside and not is_checkpoint(Path(str(restore))):
+                raise ValueError(f"the new store {self._path} has no checkpoint {restore!r}")
+            if not outside:
+                self._create(seed or 0)
+                return
+        source = directory.checkpoints()[-1] if restore in (None, "latest") else self._find(restore)
+        manifest = Manifest.read(source)
+        _check_seed(self._path, manifest.seed, seed)
+        if directory.live.exists():
+            names = ", ".join(p.name for p in directory.checkpoints())
+            if restore is None:
+                raise UncleanStoreError(
+                    f"the store {self._path} was not closed; its checkpoints are {names}. Open it with "
+                    'restore="latest", or the name of one of them, to go on from there'
+                )
+            aside = directory.set_live_aside()
+            _log.warning(
+                "the store %s was not closed: it goes back to %s (step %d), and what came after it is set aside in %s",
+                self._path,
+                source.name,
+                manifest.step,
+                aside.name,
+            )
+        directory.checkpoints_path.mkdir(exist_ok=True)
+        directory.start_live(source)
+        self._start(manifest, directory.live)
+        self._changed = source.parent != directory.checkpoints_path
+
+    def _create(self, seed: int) -> None:
+        assert self._directory is not None
+        if self._directory.live.exists():  # a crash before the first checkpoint: no row was ever there
+            self._directory.set_live_aside()
+        self._directory.checkpoints_path.mkdir(exist_ok=True)
+        manifest = Manifest(seed=seed, step=0, next_table_number=1, tables={})
+        self._start(manifest, self._directory.live, create=True)
+        if self._options.backend == "rocksdb":
+            self.checkpoint()
+
+    def _open_read_only(self, seed: int | None, restore: str | int | os.PathLike[str] | None) -> None:
+        if not self._path.is_dir():
+            raise ValueError(f"{self._path} is not a directory")
+        if is_checkpoint(self._path):
+            source = self._path
+        elif restore in (None, "latest"):
+            source = newest_checkpoint(self._path)
+        else:
+            source = self._find(restore)
+        manifest = Manifest.read(source)
+        _check_seed(self._path, manifest.seed, seed)
+        self._start(manifest, source)
+
+    def _start(self, manifest: Manifest, rows: Path, create: bool = False) -> None:
+        """Starts an engine over `rows` that holds what `manifest` says."""
+        in_memory = self._options.backend == "memory"
+        options = _core.StoreOptions()
+        options.memory_budget = self._memory_budget
+        options.num_threads = self._options.threads()
+        options.direct_io = self._options.direct_io
+        options.instruction_set = self._options.instruction_set
+        options.cache_bytes = self._options.cache_bytes
+        options.read_only = self._read_only
+        location = rows / ROWS if self._read_only else rows
+        self._core = _core.Store("" if in_memory else str(location), create, in_memory, options)
+        self._manifest = manifest
+        self._generation += 1
+        for table in self._tables.values():
+            self._register(table)
+
+    def _find(self, which: str | int | os.PathLike[str] | None) -> Path:
+        """The checkpoint that `which` names."""
+        if which in (None, "latest"):
+            return newest_checkpoint(self._path)
+        candidates = [self._path / "checkpoints" / f"step_{which}"]
+        if not isinstance(which, int):
+            candidates = [Path(str(which)), self._path / "checkpoints" / str(which)]
+        for candidate in candidates:
+            if is_checkpoint(candidate):
+                return candidate.absolute()
+        names = ", ".join(p.name for p in checkpoints_in(self._path))
+        raise ValueError(f"the store {self._path} has no checkpoint {which!r}; it has {names}")
+
+    # ------------------------------------------------------------------ tables
+
+    def table(self, name: str) -> Table:
+        """The table `name`. Raises KeyError if no collection of this session has opened it."""
+        try:
+            return self._tables[name]
+        except KeyError:
+            raise KeyError(
+                f"no table {name!r} is open in the store {self._path}; open are {sorted(self._tables)}"
+            ) from None
+
+    def tables(self) -> dict[str, Table]:
+        """The tables that collections of this session have opened, by name."""
+        return dict(self._tables)
+
+    def _open_tables(self, definitions: list[TableDefinition]) -> list[Table]:
+        """Attaches to tables, making those that do not exist: all of them, or none.
+
+        Raises:
+            SchemaMismatchError: one exists with another schema.
+        """
+        with self._mutex:
+            _ = self._engine
+            for definition in definitions:
+                self._check_schema(definition)
+            opened = []
+            for definition in definitions:
+                if definition.name not in self._tables:
+                    table = Table(self, definition, self._number(definition.name))
+                    self._register(table)
+                    self._tables[definition.name] = table
+                opened.append(self._tables[definition.name])
+            return opened
+
+    def _check_schema(self, definition: TableDefinition) -> None:
+        if definition.name in self._tables:
+            existing = self._tables[definition.name]._definition.schema()
+        elif definition.name in self._manifest.tables:
+            existing = self._manifest.tables[definition.name].schema
+        else:
+            return
+        wanted = definition.schema()
+        for what in ("dim", "optimizer", "initializer"):
+            if getattr(existing, what) != getattr(wanted, what):
+                raise SchemaMismatchError(
+                    f"table {definition.name!r} of the store {self._path} has {what} {getattr(existing, what)}, "
+                    f"got {getattr(wanted, what)}"
+                )
+
+    def _number(self, name: str) -> int:
+        if name in self._manifest.tables:
+            return self._manifest.tables[name].number
+        taken = [table._number + 1 for table in self._tables.values()]
+        return max([self._manifest.next_table_number, *taken])
+
+    def _register(self, table: Table) -> None:
+        """Makes `table` known to the engine that is open now."""
+        definition = table._definition
+        record = self._manifest.tables.get(definition.name)
+        if record is not None:
+            table._number = record.number
+        schema = _core.TableSchema()
+        schema.name = definition.name
+        schema.number = table._number
+        schema.dim = definition.dim
+        schema.optimizer = table._optimizer.to_core()
+        schema.initializer = definition.initializer.to_core(definition.num_embeddings, definition.dim)
+        schema.initializer.stream_key = _stream_key(self.seed, definition.name)
+        schema.iter = record.iter if record else 0
+        schema.rows = record.rows if record else 0
+        table._index = self._engine.open_table(schema)
+
+    # ------------------------------------------------------------------ state
+
+    @property
+    def path(self) -> Path:
+        """The store's directory."""
+        return self._path
+
+    @property
+    def seed(self) -> int:
+        """What initial weights are drawn from."""
+        return self._manifest.seed
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._core is None
+
+    @property
+    def step(self) -> int:
+        """The largest number of updates that any table has had."""
+        engine = self._engine
+        live = {name: engine.iter(table._index) for name, table in self._tables.items()}
+        stored = {name: record.iter for name, record in self._manifest.tables.items()}
+        return max({**stored, **live}.values(), default=0)
+
+    @property
+    def grad_scale(self) -> float:
+        """What arriving gradients are divided by: a `torch.amp.GradScaler`'s scale."""
+        return self._grad_scale
+
+    @grad_scale.setter
+    def grad_scale(self, scale: float) -> None:
+        if not (0 < float(scale) < float("inf")):
+            raise ValueError(f"grad_scale must be positive and finite, got {scale}")
+        self._grad_scale = float(scale)
+
+    def accumulate(self, n: int) -> None:
+        """From now on, every `n` backward calls of a collection make one update with the sum of their gradients.
+
+        The gradients of calls that wait are kept in torch's memory. Raises ValueError while some do.
+        """
+        if n < 1:
+            raise ValueError(f"accumulate needs n >= 1, got {n}")
+        self._check_nothing_pending("change accumulate")
+        self._accumulate = n
+
+    def stats(self) -> StoreStats:
+        """Figures since the store was opened."""
+        engine = self._engine
+        rows = engine.row_store_stats()
+        tables = {}
+        for name, table in self._tables.items():
+            stats = engine.table_stats(table._index)
+            tables[name] = TableStats(len(table), stats.cached_rows, stats.hits, stats.misses)
+        return StoreStats(
+            memory_bytes=engine.cache_memory_bytes() + rows.memory_bytes,
+            memory_budget=self._memory_budget,
+            disk_bytes=rows.disk_bytes,
+            bytes_written=rows.bytes_written,
+            skipped_backwards=self._skipped_backwards,
+            tables=tables,
+        )
+
+    # ------------------------------------------------------------------ durability
+
+    def flush(self) -> None:
+        """Hands all changed rows to RocksDB. No durability by itself: that is what `checkpoint` is for."""
+        self._engine.flush()
+
+    def checkpoint(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Makes a checkpoint of all tables and returns its directory.
+
+        Unchanged files are shared with other checkpoints by hard links where the file system allows it.
+
+        Args:
+            path: a new directory. None: ``checkpoints/step_N`` inside the store, or the last one if nothing changed
+                since.
+
+        Raises:
+            ValueError: `path` exists, or gradients of `accumulate` wait.
+            OutOfSpaceError, DamoError: the disk is full or refuses; the store goes on as it was.
+        """
+        with self._mutex:
+            if path is None and not self._changed and self.checkpoints():
+                return self.checkpoints()[-1]
+            return self._checkpoint(path)
+
+    def _checkpoint(
+        self,
+        path: str | os.PathLike[str] | None,
+        add: Callable[[Path, Manifest], None] | None = None,
+    ) -> Path:
+        """A checkpoint that `add` may put more files into."""
+        with self._mutex:
+            engine = self._engine
+            if self._read_only or self._directory is None:
+                raise ValueError(f"the store {self._path} is read-only: it has nothing to checkpoint")
+            if self._options.backend == "memory":
+                raise ValueError('a store with backend="memory" has no checkpoints')
+            self._check_nothing_pending("checkpoint")
+            step = self.step
+            target = Path(path).absolute() if path is not None else self._directory.default_checkpoint(step)
+            manifest = Manifest(
+                seed=self.seed,
+                step=step,
+                next_table_number=self._next_table_number(),
+                tables={**self._manifest.tables, **self._records()},
+            )
+
+            def fill(staged: Path) -> None:
+                linked = engine.checkpoint(str(staged / ROWS), True)
+                manifest.write(staged)
+                if add is not None:
+                    add(staged, manifest)
+                _log.info("checkpoint %s: files %s", target, "linked" if linked else "copied")
+
+            build_checkpoint(target, fill)
+            if target.parent == self._directory.checkpoints_path:
+                self._changed = False
+            self._manifest = manifest
+            return target
+
+    def _records(self) -> dict[str, TableRecord]:
+        return {
+            name: TableRecord(
+                number=table._number,
+                schema=table._definition.schema(),
+                iter=table.iter,
+                rows=len(table),
+            )
+            for name, table in self._tables.items()
+        }
+
+    def _next_table_number(self) -> int:
+        numbers = [table._number + 1 for table in self._tables.values()]
+        return max([self._manifest.next_table_number, *numbers])
+
+    def checkpoints(self) -> list[Path]:
+        """The complete checkpoints inside the store, oldest first."""
+        return checkpoints_in(self._path)
+
+    def restore(self, which: str | int | os.PathLike[str] = "latest") -> None:
+        """Goes back to a checkpoint; what came after it is given up, where no other checkpoint holds it.
+
+        Args:
+            which: ``"latest"``, a step, or a checkpoint's name or path.
+
+        Raises:
+            ValueError: there is no such checkpoint.
+            SchemaMismatchError: an open table has another schema in the checkpoint; nothing was changed.
+        """
+        with self._mutex:
+            engine = self._engine
+            if self._read_only or self._directory is None:
+                raise ValueError(f"the store {self._path} is read-only: open the checkpoint instead")
+            source = self._find(which)
+            manifest = Manifest.read(source)
+            for name, table in self._tables.items():
+                if name in manifest.tables and manifest.tables[name].schema != table._definition.schema():
+                    raise SchemaMismatchError(
+                        f"table {name!r} is open with {table._definition.schema()}, but the checkpoint {source} "
+                        f"has {manifest.tables[name].schema}"
+                    )
+            _check_seed(source, manifest.seed, self.seed)
+            engine.close()
+            self._directory.start_live(source)
+            self._pending.clear()
+            self._start(manifest, self._directory.live)
+            self._changed = source.parent != self._directory.checkpoints_path
+
+    def close(self) -> None:
+        """Makes a checkpoint if anything changed since the last one, and releases files and memory. Idempotent.
+
+        If the checkpoint fails, the store stays open.
+        """
+        if self._core is None or os.getpid() != self._process:
+            return
+        with self._mutex:
+            if self._pending:
+                _log.warning(
+                    "the store %s closes while gradients wait for accumulate(%d): they are dropped",
+                    self._path,
+                    self._accumulate,
+                )
+                self._pending.clear()
+            durable = not (self._read_only or self._temporary or self._options.backend == "memory")
+            if durable and self._changed:
+                self._checkpoint(None)
+            engine, self._core = self._core, None
+            if engine is None:
+                return
+            engine.close()
+            _open_stores.discard(self)
+            if self._directory is not None:
+                self._directory.remove_live()
+                self._directory.release()
+            if self._temporary:
+                shutil.rmtree(self._path, ignore_errors=True)
+
+    def __enter__(self) -> EmbeddingStore:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_core", None) is None or os.getpid() != self._process:
+            return
+        if not self._temporary:
+            warnings.warn(f"the store {self._path} was not closed", ResourceWarning, stacklevel=2)
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"step={self.step}"
+        return f"EmbeddingStore({str(self._path)!r}, {state}, tables={sorted(self._tables)})"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an EmbeddingStore cannot be copied or pickled: use save_model and load_model")
+
+    # ------------------------------------------------------------------ for collections
+
+    @property
+    def _engine(self) -> _core.Store:
+        if self._core is None:
+            raise StoreClosedError(f"the store {self._path} is closed")
+        return self._core
+
+    def _check_nothing_pending(self, what: str) -> None:
+        if self._pending:
+            raise ValueError(
+                f"cannot {what} in the middle of accumulate({self._accumulate}): gradients of earlier backward calls wait"
+            )
+
+    def _note_change(self) -> None:
+        self._changed = True
+
+
+_open_stores: weakref.WeakSet[EmbeddingStore] = weakref.WeakSet()
+_default: EmbeddingStore | None = None
+
+
+def default_store() -> EmbeddingStore:
+    """The store that modules use when they are given none: a temporary one until `set_default_store`."""
+    global _default
+    if _default is None or _default.closed:
+        _default = EmbeddingStore()
+    return _default
+
+
+def set_default_store(store: EmbeddingStore) -> None:
+    """Makes `store` the one that modules use when they are given none."""
+    global _default
+    if not isinstance(store, EmbeddingStore):
+        raise TypeError(f"store must be an EmbeddingStore, got {type(store).__name__}")
+    _default = store
+
+
+@atexit.register
+def _close_all() -> None:
+    for store in list(_open_stores):
+        try:
+            store.close()
+        except Exception:
+            _log.exception("could not close the store %s: it goes back to its last checkpoint", store.path)
+
+
+def _check_seed(path: Path, stored: int, seed: int | None) -> None:
+    if seed is not None and seed != stored:
+        raise SchemaMismatchError(f"{path} has the seed {stored}, got seed={seed}")
+
+
+def _stream_key(seed: int, table: str) -> int:
+    """Where a table's random numbers begin: the first 8 bytes of BLAKE2b of its name, keyed by the seed."""
+    key = seed.to_bytes(16, "little", signed=True)
+    return int.from_bytes(hashlib.blake2b(table.encode(), digest_size=8, key=key).digest(), "little")
+
+
+def _on_tmpfs(path: str) -> bool:
+    """Whether `path` lies on a file system in memory, as far as the system tells."""
+    try:
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return False
+    kinds = {fields[1]: fields[2] for fields in (line.split() for line in mounts) if len(fields) > 2}
+    where = Path(path).resolve()
+    return next((kinds[str(p)] for p in [where, *where.parents] if str(p) in kinds), "") in (
+        "tmpfs",
+        "ramfs",
+    )

@@ -1,0 +1,160 @@
+"""A table of a store: its rows by id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from damo_torchrec import _core
+from damo_torchrec.init import Initializer, describe
+from damo_torchrec.manifest import TableSchema
+from damo_torchrec.optim import OptimizerSpec
+
+if TYPE_CHECKING:
+    from damo_torchrec.store import EmbeddingStore
+
+
+@dataclass(frozen=True)
+class TableDefinition:
+    """What a collection says of a table."""
+
+    name: str
+    dim: int
+    num_embeddings: int
+    optimizer: OptimizerSpec
+    initializer: Initializer
+    unseen_in_eval: str = "zeros"
+
+    def schema(self) -> TableSchema:
+        """What of it may not change while the table has rows."""
+        core = self.initializer.to_core(self.num_embeddings, self.dim)
+        resolved = {"a": core.a, "b": core.b, "low": core.low, "high": core.high}
+        return TableSchema(
+            dim=self.dim,
+            optimizer=self.optimizer.schema(),
+            initializer={**describe(self.initializer), **resolved},
+        )
+
+
+class Table:
+    """The rows of one table, in memory and on disk, by id. Every int64 is an id.
+
+    Made by `EmbeddingStore.table`. Ids are given as int64 or int32 tensors of shape ``(n,)`` or sequences of ints, in any
+    order, with duplicates.
+    """
+
+    def __init__(self, store: EmbeddingStore, definition: TableDefinition, number: int) -> None:
+        self._store = store
+        self._definition = definition
+        self._number = number
+        self._index = -1  # in the engine that is open now
+        self._optimizer = definition.optimizer  # as the engine has it
+
+    @property
+    def name(self) -> str:
+        """The table's name."""
+        return self._definition.name
+
+    @property
+    def dim(self) -> int:
+        """Weights in a row."""
+        return self._definition.dim
+
+    @property
+    def iter(self) -> int:
+        """Updates applied to the table so far."""
+        return self._store._engine.iter(self._index)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self._store._engine.rows(self._index)
+
+    def __repr__(self) -> str:
+        return f"Table({self.name!r}, dim={self.dim}, store={str(self._store.path)!r})"
+
+    def get(self, ids: torch.Tensor) -> torch.Tensor:
+        """Weights of rows, float32 ``(n, dim)``; ids without a row as eval mode reads them. Creates no rows."""
+        ids = _as_ids(ids)
+        weights = torch.empty(len(ids), self.dim)
+        unseen = _core.UnseenRows[self._definition.unseen_in_eval.upper()]
+        self._store._engine.get(self._index, ids.data_ptr(), len(ids), unseen, weights.data_ptr())
+        return weights
+
+    def set(self, ids: torch.Tensor, weights: torch.Tensor) -> None:
+        """Sets rows, creating those that are not there, with the optimizer state of new ones.
+
+        Args:
+            ids: int64 ``(n,)``; the last of equal ids wins.
+            weights: floating point ``(n, dim)``.
+
+        Raises:
+            ValueError: the shapes do not fit, or a weight is not finite.
+        """
+        ids = _as_ids(ids)
+        if not isinstance(weights, torch.Tensor) or not weights.is_floating_point():
+            raise TypeError(f"weights must be a floating point tensor, got {_describe(weights)}")
+        if tuple(weights.shape) != (len(ids), self.dim):
+            raise ValueError(
+                f"table {self.name!r}: weights must have the shape {(len(ids), self.dim)}, got {tuple(weights.shape)}"
+            )
+        weights = weights.detach().to("cpu", torch.float32).contiguous()
+        if not bool(torch.isfinite(weights).all()):
+            raise ValueError(f"table {self.name!r}: weights must be finite")
+        self._store._note_change()
+        self._store._engine.set(self._index, ids.data_ptr(), len(ids), weights.data_ptr())
+
+    def delete(self, ids: torch.Tensor) -> None:
+        """Deletes rows; ids without a row are passed over. An update still to come creates a row anew."""
+        ids = _as_ids(ids)
+        self._store._note_change()
+        self._store._engine.delete(self._index, ids.data_ptr(), len(ids))
+
+    def contains(self, ids: torch.Tensor) -> torch.Tensor:
+        """Whether the ids have rows: bool ``(n,)``."""
+        ids = _as_ids(ids)
+        found = torch.empty(len(ids), dtype=torch.bool)
+        self._store._engine.contains(self._index, ids.data_ptr(), len(ids), found.data_ptr())
+        return found
+
+    def items(self, batch_size: int = 65536) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """All rows in ascending id order, as ``(ids int64 (n,), weights float32 (n, dim))`` with n <= `batch_size`.
+
+        The rows are those of the moment the iteration begins, whatever happens to them meanwhile.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        scan = _core.Scan(self._store._engine, self._index)
+        while True:
+            ids = torch.empty(batch_size, dtype=torch.int64)
+            weights = torch.empty(batch_size, self.dim)
+            n = scan.next(ids.data_ptr(), weights.data_ptr(), batch_size)
+            if n == 0:
+                return
+            yield ids[:n], weights[:n]
+
+    def _set_optimizer(self, spec: OptimizerSpec) -> None:
+        """Has the next update use these hyperparameters."""
+        if spec != self._optimizer:
+            self._store._engine.set_optimizer(self._index, spec.to_core())
+            self._optimizer = spec
+
+
+def _as_ids(ids: object) -> torch.Tensor:
+    if isinstance(ids, list | tuple | range):
+        if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+            raise TypeError(f"ids must be ints, got {ids!r:.80}")
+        ids = torch.tensor(list(ids), dtype=torch.int64)
+    if not isinstance(ids, torch.Tensor) or ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"ids must be an int64 or int32 tensor or a sequence of ints, got {_describe(ids)}")
+    if ids.dim() != 1:
+        raise ValueError(f"ids must have the shape (n,), got {tuple(ids.shape)}")
+    return ids.detach().to("cpu", torch.int64).contiguous()
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of {value.dtype}"
+    return type(value).__name__
