@@ -1,4 +1,4 @@
-"""TorchRec embedding tables on local disk: any int64 id, a fixed memory budget, updates fused into the backward pass."""
+"""TorchRec embedding tables on local disk: any int64 id, a fixed memory budget, updates fused into backward."""
 
 import importlib.metadata
 

@@ -1,7 +1,9 @@
 """The one place where gradients become updates.
 
-A forward looks rows up and pools them; autograd calls its backward with the gradient of the output, and that call is the
-update: there is no parameter and no ``optimizer.step()`` for rows. docs/design.md, "Semantics of a row", says what holds.
+A forward looks rows up and pools them; autograd calls its backward with the gradient of the output, and that call is
+the
+update: there is no parameter and no ``optimizer.step()`` for rows. docs/design.md, "Semantics of a row", says what
+    holds.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from damo_torchrec import _core
 from damo_torchrec.errors import StoreClosedError
@@ -58,7 +60,7 @@ def pooled_lookup(call: Call, ids: torch.Tensor, lengths: torch.Tensor, weights:
     """
     # Rows are no tensor that could require a gradient: this stands for them.
     rows = torch.empty(0, requires_grad=call.update and torch.is_grad_enabled())
-    output: torch.Tensor = _PooledLookup.apply(rows, ids, lengths, weights, call)
+    output: torch.Tensor = _PooledLookup.apply(rows, ids, lengths, weights, call)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -93,7 +95,8 @@ class _PooledLookup(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         call: Call = ctx.call
         tensors = ctx.saved_tensors
-        if call.store._engine and ctx.generation != call.store._generation:
+        engine = call.store._engine
+        if ctx.generation != call.store._generation:
             raise StoreClosedError(f"the store {call.store.path} was restored between this forward and its backward")
         grad = grad.to(torch.float32)
         if grad.stride(-1) != 1 or (grad.shape[0] > 1 and grad.stride(0) < grad.shape[1]):
@@ -101,7 +104,7 @@ class _PooledLookup(torch.autograd.Function):
         weight_grad = None
         if tensors[2] is not None and ctx.needs_input_grad[3]:
             weight_grad = torch.empty_like(tensors[2])
-            call.store._engine.weight_gradient(ctx.lookup, grad.data_ptr(), grad.stride(0), weight_grad.data_ptr())
+            engine.weight_gradient(ctx.lookup, grad.data_ptr(), grad.stride(0), weight_grad.data_ptr())
         if call.update:
             _apply(call, _Part(ctx, tensors, grad))
         return None, None, None, weight_grad, None
@@ -111,7 +114,7 @@ class _PooledLookup(torch.autograd.Function):
 class _Part:
     """One backward call's gradient, and all that its lookup points into."""
 
-    ctx: FunctionCtx
+    ctx: Any
     tensors: tuple[torch.Tensor | None, ...]
     grad: torch.Tensor
 
@@ -130,7 +133,7 @@ def _apply(call: Call, part: _Part) -> None:
         call.set_optimizers()
         store._note_change()
         applied = store._engine.backward(
-            [(p.ctx.lookup, p.grad.data_ptr(), p.grad.stride(0)) for p in parts],  # type: ignore[attr-defined]
+            [(p.ctx.lookup, p.grad.data_ptr(), p.grad.stride(0)) for p in parts],
             grad_scale=store.grad_scale,
             skip_nonfinite=store._options.on_nonfinite == "skip",
         )

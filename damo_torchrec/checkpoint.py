@@ -1,8 +1,8 @@
 """`save_model` and `load_model`: a model's dense part and its rows, of one step, in one directory.
 
-The dense part is ``model.pt`` in a checkpoint of the store. It is written into the directory before that gets its name, so
-that the two are there together or not at all; and it repeats the checkpoint's id, so that parts of different checkpoints
-are never taken for one.
+The dense part is ``model.pt`` in a checkpoint of the store. It is written into the directory before that gets its
+name, so that the two are there together or not at all; and it repeats the checkpoint's id, so that parts of different
+checkpoints are never taken for one.
 """
 
 import os
@@ -55,8 +55,8 @@ def save_model(
 ) -> Path:
     """Saves a model with its rows, to go on training with `load_model`. Returns the checkpoint's directory.
 
-    Holds the model's state dict, the optimizer's, the states of the random number generators of torch, NumPy and Python,
-    and a checkpoint of the store.
+    Holds the model's state dict, the optimizer's, the states of the random number generators of torch, NumPy and
+    Python, and a checkpoint of the store.
 
     Args:
         model: a module with at least one collection of this package; all of them over one store.
@@ -67,8 +67,8 @@ def save_model(
         extra: more to keep, such as the position in the data: tensors, numbers, strings, and lists and dicts of them.
 
     Raises:
-        ValueError: the model has no collection of this package, or collections over several stores; `path` exists; `extra`
-            holds something else.
+        ValueError: the model has no collection of this package, or collections over several stores; `path` exists;
+            `extra` holds something else.
         OutOfSpaceError, DamoError: the disk is full or refuses; nothing is left behind.
     """
     if not training:
@@ -89,8 +89,8 @@ def save_model(
             torch.load(directory / MODEL_FILE, map_location="meta", weights_only=True, mmap=True)
         except Exception as error:
             raise ValueError(
-                "extra, or a state dict, holds something that cannot be loaded without pickle: keep to tensors, numbers, "
-                f"strings, and lists and dicts of them ({error})"
+                "extra, or a state dict, holds something that cannot be loaded without pickle: keep to tensors, "
+                f"numbers, strings, and lists and dicts of them ({error})"
             ) from error
 
     return store._checkpoint(path, add)
@@ -198,7 +198,7 @@ def _check_model(model: nn.Module, saved: dict[str, torch.Tensor], path: Path) -
 
 def _random_state() -> dict[str, Any]:
     version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

@@ -1,6 +1,5 @@
 """The optimizer that a collection shows: its updates happen in backward, its learning rates are set here."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,7 +41,7 @@ class FusedTableOptimizer(FusedOptimizer):
             for (table, spec), group in zip(self._specs.items(), self.param_groups, strict=True)
         }
 
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # as TorchRec's
         """Nothing: rows were updated in backward."""
 
     def zero_grad(self, set_to_none: bool = False) -> None:

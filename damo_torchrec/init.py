@@ -34,6 +34,7 @@ class Constant(Initializer):
     value: float = 0.0
 
     def to_core(self, num_embeddings: int, dim: int) -> _core.Initializer:
+        """The engine's form of it."""
         return _to_core(_core.Distribution.CONSTANT, self.value, 0)
 
 
@@ -45,6 +46,7 @@ class Uniform(Initializer):
     high: float = 1.0
 
     def to_core(self, num_embeddings: int, dim: int) -> _core.Initializer:
+        """The engine's form of it."""
         if self.low > self.high:
             raise ValueError(f"Uniform needs low <= high, got {self.low} and {self.high}")
         return _to_core(_core.Distribution.UNIFORM, self.low, self.high)
@@ -58,6 +60,7 @@ class Normal(Initializer):
     std: float = 1.0
 
     def to_core(self, num_embeddings: int, dim: int) -> _core.Initializer:
+        """The engine's form of it."""
         _check_std(self)
         return _to_core(_core.Distribution.NORMAL, self.mean, self.std)
 
@@ -72,6 +75,7 @@ class TruncatedNormal(Initializer):
     high: float = 2.0
 
     def to_core(self, num_embeddings: int, dim: int) -> _core.Initializer:
+        """The engine's form of it."""
         _check_std(self)
         if self.std == 0 or not self.low < self.high:
             raise ValueError(f"TruncatedNormal needs std > 0 and low < high, got {self}")
@@ -85,7 +89,7 @@ class TruncatedNormal(Initializer):
 
 @dataclass(frozen=True)
 class XavierUniform(Initializer):
-    """Uniform in ±gain · √(6 / (num_embeddings + embedding_dim)), as `torch.nn.init.xavier_uniform_` (Glorot, Bengio 2010).
+    """Uniform in ±gain · √(6 / (num_embeddings + embedding_dim)), `torch.nn.init.xavier_uniform_` (Glorot, Bengio 2010).
 
     `num_embeddings` is that of the table's config: the number of ids that are expected.
     """
@@ -93,6 +97,7 @@ class XavierUniform(Initializer):
     gain: float = 1.0
 
     def to_core(self, num_embeddings: int, dim: int) -> _core.Initializer:
+        """The engine's form of it."""
         bound = self.gain * math.sqrt(6 / (num_embeddings + dim))
         return _to_core(_core.Distribution.UNIFORM, -bound, bound)
 

@@ -93,12 +93,13 @@ _IMPLEMENTATION = frozenset({"foreach", "fused", "capturable", "differentiable"}
 def optimizer_spec(optimizer_type: type, optimizer_kwargs: Mapping[str, Any] | None) -> OptimizerSpec:
     """Translates e.g. ``(torchrec.optim.RowWiseAdagrad, {"lr": 0.05})``.
 
-    torch.optim's classes keep their own defaults; torchrec.optim's have those of FBGEMM, as in TorchRec's fused modules,
-    and take its names ``learning_rate``, ``beta1``, ``beta2`` and ``weight_decay_mode`` (FBGEMM's enum, or ``"none"``,
-    ``"l2"``, ``"decoupled"``) as well.
+    torch.optim's classes keep their own defaults; torchrec.optim's have those of FBGEMM, as in TorchRec's fused
+    modules, and take its names ``learning_rate``, ``beta1``, ``beta2`` and ``weight_decay_mode`` (FBGEMM's enum, or
+    ``"none"``, ``"l2"``, ``"decoupled"``) as well.
 
     Raises:
-        ValueError: the class has no update rule here, or a keyword has no effect here or a value out of range; names it.
+        ValueError: the class has no update rule here, or a keyword has no effect here or a value out of range; names
+            it.
         TypeError: `optimizer_type` is not a class.
     """
     if not isinstance(optimizer_type, type):

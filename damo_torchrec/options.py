@@ -43,9 +43,10 @@ class StoreOptions:
         on_nonfinite: what a NaN or infinite gradient does: ``"raise"`` NonFiniteGradientError, or ``"skip"`` the whole
             backward call and count it in ``stats().skipped_backwards``. No table is updated either way.
         backend: ``"rocksdb"``, or ``"memory"`` for rows that are gone with the store.
-        instruction_set: ``"auto"`` for the widest of ``"avx512"``, ``"avx2"`` and ``"plain"`` that the machine has. All of
-            them compute the same bits.
-        cache_bytes: for tests: keep no more than so many bytes of rows in memory between calls; 0 for the budget's share.
+        instruction_set: ``"auto"`` for the widest of ``"avx512"``, ``"avx2"`` and ``"plain"`` that the machine has.
+            All of them compute the same bits.
+        cache_bytes: for tests: keep no more than so many bytes of rows in memory between calls; 0 for the budget's
+            share.
     """
 
     num_threads: int | None = None
@@ -82,8 +83,8 @@ class TableOptions:
     Args:
         initializer: the distribution of initial weights; None takes the config's ``init_fn`` or its
             ``weight_init_min`` and ``weight_init_max``.
-        unseen_in_eval: what ids without a row read as in eval mode: ``"zeros"``, or their ``"initial"`` value, which train
-            mode always reads.
+        unseen_in_eval: what ids without a row read as in eval mode: ``"zeros"``, or their ``"initial"`` value, which
+            train mode always reads.
     """
 
     initializer: Initializer | None = None

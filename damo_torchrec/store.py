@@ -84,16 +84,16 @@ class StoreStats:
 class EmbeddingStore:
     """Embedding tables on disk, with the rows in use in memory.
 
-    Opening a directory that holds a store goes on from its newest checkpoint. `close` makes one first, so that nothing is
-    lost between two runs; after a crash, what came after the last checkpoint is. Usable as a context manager. Calls from
-    several threads run one after the other.
+    Opening a directory that holds a store goes on from its newest checkpoint. `close` makes one first, so that nothing
+    is lost between two runs; after a crash, what came after the last checkpoint is. Usable as a context manager. Calls
+    from several threads run one after the other.
 
     Args:
         path: the store's directory, made if it does not exist. None: a temporary one, removed at `close`.
         memory_budget: bytes, or a text like ``"512MiB"``, for everything the store keeps in memory.
         seed: what initial weights are drawn from; None takes that of the store, 0 for a new one.
-        restore: the checkpoint to begin with: ``"latest"``, a step, or a checkpoint's name or path. None begins with the
-            latest too, but refuses a store that was not closed.
+        restore: the checkpoint to begin with: ``"latest"``, a step, or a checkpoint's name or path. None begins with
+            the latest too, but refuses a store that was not closed.
         options: how the store does its work.
         read_only: open the newest checkpoint (or the checkpoint `path`) without ever writing.
 
@@ -150,10 +150,7 @@ class EmbeddingStore:
                 self._directory = StoreDirectory(self._path)
                 self._open(seed, restore)
         except BaseException:
-            if self._core is not None:
-                self._core.close()
-            if self._directory is not None:
-                self._directory.release()
+            self._abandon()
             if self._temporary:
                 shutil.rmtree(self._path, ignore_errors=True)
             raise
@@ -247,6 +244,14 @@ class EmbeddingStore:
                 return candidate.absolute()
         names = ", ".join(p.name for p in checkpoints_in(self._path))
         raise ValueError(f"the store {self._path} has no checkpoint {which!r}; it has {names}")
+
+    def _abandon(self) -> None:
+        """Lets go of what a failed opening has opened."""
+        if self._core is not None:
+            self._core.close()
+            self._core = None
+        if self._directory is not None:
+            self._directory.release()
 
     # ------------------------------------------------------------------ tables
 
@@ -508,9 +513,7 @@ class EmbeddingStore:
             durable = not (self._read_only or self._temporary or self._options.backend == "memory")
             if durable and self._changed:
                 self._checkpoint(None)
-            engine, self._core = self._core, None
-            if engine is None:
-                return
+            engine, self._core = self._engine, None
             engine.close()
             _open_stores.discard(self)
             if self._directory is not None:
@@ -555,7 +558,8 @@ class EmbeddingStore:
     def _check_nothing_pending(self, what: str) -> None:
         if self._pending:
             raise ValueError(
-                f"cannot {what} in the middle of accumulate({self._accumulate}): gradients of earlier backward calls wait"
+                f"cannot {what} in the middle of accumulate({self._accumulate}): "
+                "gradients of earlier backward calls wait"
             )
 
     def _note_change(self) -> None:

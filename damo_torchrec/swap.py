@@ -42,8 +42,8 @@ def swap(
         copy_weights: whether row i of each table becomes the row with id i.
 
     Raises:
-        ValueError: two collections have a table of the same name, and whatever `EmbeddingBagCollection` raises. The model
-            is unchanged.
+        ValueError: two collections have a table of the same name, and whatever `EmbeddingBagCollection` raises. The
+            model is unchanged.
     """
     found = {name: module for name, module in model.named_modules(remove_duplicate=False) if type(module) in _REPLACED}
     _check_names(found)
@@ -59,7 +59,7 @@ def swap(
                 tables=_configs(module),
                 optimizer_type=optimizer_type,
                 optimizer_kwargs=optimizer_kwargs,
-                is_weighted=module.is_weighted(),  # type: ignore[operator]
+                is_weighted=module.is_weighted(),
                 store=store,
                 table_options={name: o for name, o in options.items() if name in names},
             ).train(module.training)
@@ -87,8 +87,8 @@ def _check_names(found: dict[str, nn.Module]) -> None:
             other, owner = owners.setdefault(config.name, (path, module))
             if owner is not module:
                 raise ValueError(
-                    f"table {config.name!r} is in two collections, {other!r} and {path!r}: rename one, a store keeps one "
-                    "table of a name"
+                    f"table {config.name!r} is in two collections, {other!r} and {path!r}: rename one, "
+                    "a store keeps one table of a name"
                 )
 
 

@@ -42,8 +42,8 @@ class TableDefinition:
 class Table:
     """The rows of one table, in memory and on disk, by id. Every int64 is an id.
 
-    Made by `EmbeddingStore.table`. Ids are given as int64 or int32 tensors of shape ``(n,)`` or sequences of ints, in any
-    order, with duplicates.
+    Made by `EmbeddingStore.table`. Ids are given as int64 or int32 tensors of shape ``(n,)`` or sequences of ints, in
+    any order, with duplicates.
     """
 
     def __init__(self, store: EmbeddingStore, definition: TableDefinition, number: int) -> None:

@@ -80,7 +80,8 @@ class Run:
         self.position = self.saved = Position()
 
     def resume(self, checkpoint: Path) -> None:
-        extra = damo.load_model(checkpoint, self.model, optimizer=self.optimizer)
+        damo.load_model(checkpoint, self.model, optimizer=self.optimizer)
+        extra = damo.checkpoint_info(checkpoint).extra
         self.position = self.saved = Position(**extra["position"])
         print(f"Resumed after step {self.position.step}, from {checkpoint}")
 
@@ -151,7 +152,7 @@ def last_checkpoint(store: damo.EmbeddingStore) -> Path | None:
 
 
 def refuse_other_arguments(checkpoint: Path, arguments: Namespace) -> None:
-    changes = differences(damo.load_model(checkpoint)["arguments"], run_arguments(arguments))
+    changes = differences(damo.checkpoint_info(checkpoint).extra["arguments"], run_arguments(arguments))
     if changes:
         raise ValueError(
             f"{checkpoint} was trained with other arguments:\n  "

@@ -28,9 +28,9 @@ _POOLING = {PoolingType.SUM: _core.Pooling.SUM, PoolingType.MEAN: _core.Pooling.
 class EmbeddingBagCollection(EmbeddingBagCollectionInterface):
     """A collection of pooled embedding tables whose rows live in an `EmbeddingStore`.
 
-    Takes the place of TorchRec's `EmbeddingBagCollection` and `FusedEmbeddingBagCollection`. Ids are any int64; an unseen
-    id reads its initial value in train mode and zeros in eval mode, and gets its row with its first update. Rows are
-    updated inside ``backward()``: pass a dense optimizer the model's parameters, which rows are none of.
+    Takes the place of TorchRec's `EmbeddingBagCollection` and `FusedEmbeddingBagCollection`. Ids are any int64; an
+    unseen id reads its initial value in train mode and zeros in eval mode, and gets its row with its first update.
+    Rows are updated inside ``backward()``: pass a dense optimizer the model's parameters, which rows are none of.
 
     ::
 
@@ -113,8 +113,8 @@ class EmbeddingBagCollection(EmbeddingBagCollectionInterface):
         Raises:
             KeyError: a feature is missing.
             TypeError: the values are not integers.
-            ValueError: lengths are negative or do not fit the values, weights are missing or of another size, or the batch
-                needs more memory than the budget allows.
+            ValueError: lengths are negative or do not fit the values, weights are missing or of another size, or the
+                batch needs more memory than the budget allows.
         """
         keys = features.keys()
         if features.variable_stride_per_key():

@@ -1,0 +1,58 @@
+"""What several test files need: small batches, stores that evict everything, and the rows of a store as bytes."""
+
+from collections.abc import Sequence
+
+import torch
+from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
+
+import damo_torchrec as damo
+from damo_torchrec import _core
+
+# The engine evicts all rows after each call that leaves more than so many bytes of them.
+A_HANDFUL_OF_ROWS = 1024
+
+
+def kjt(features: dict[str, Sequence[Sequence[int]]], weights: Sequence[float] | None = None) -> KeyedJaggedTensor:
+    """A KeyedJaggedTensor of bags of ids, given by feature, then sample."""
+    bags = [bag for feature in features.values() for bag in feature]
+    return KeyedJaggedTensor(
+        keys=list(features),
+        values=torch.tensor([i for bag in bags for i in bag], dtype=torch.int64),
+        lengths=torch.tensor([len(bag) for bag in bags], dtype=torch.int64),
+        weights=None if weights is None else torch.tensor(weights),
+    )
+
+
+def random_kjt(
+    generator: torch.Generator, keys: Sequence[str], batch: int, ids: int, longest: int = 4, weighted: bool = False
+) -> KeyedJaggedTensor:
+    """Bags of 0 to `longest` ids below `ids`, with duplicates."""
+    lengths = torch.randint(0, longest + 1, (len(keys) * batch,), generator=generator)
+    n = int(lengths.sum())
+    return KeyedJaggedTensor(
+        keys=list(keys),
+        values=torch.randint(0, ids, (n,), generator=generator),
+        lengths=lengths,
+        weights=torch.rand(n, generator=generator) + 0.5 if weighted else None,
+    )
+
+
+def config(name: str, dim: int = 8, features: Sequence[str] = (), **more: object) -> EmbeddingBagConfig:
+    """A table's config; its feature has the table's name unless features are given."""
+    values = {"num_embeddings": 100, **more}
+    return EmbeddingBagConfig(name=name, embedding_dim=dim, feature_names=list(features) or [name], **values)
+
+
+def payloads(store: damo.EmbeddingStore, table: str) -> dict[int, bytes]:
+    """All of a table's rows, by id: the bytes of weights, optimizer state, last step and count."""
+    index = store.table(table)._index
+    size = store._engine.payload_size(index)
+    scan = _core.Scan(store._engine, index)
+    rows: dict[int, bytes] = {}
+    while True:
+        ids = torch.empty(1000, dtype=torch.int64)
+        data = torch.empty(1000, size, dtype=torch.uint8)
+        n = scan.next_payloads(ids.data_ptr(), data.data_ptr(), 1000)
+        if n == 0:
+            return rows
+        rows.update((int(ids[i]), data[i].numpy().tobytes()) for i in range(n))
