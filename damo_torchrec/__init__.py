@@ -11,6 +11,7 @@ except ImportError as error:  # pragma: no cover
 
 from damo_torchrec import init, optim
 from damo_torchrec.checkpoint import CheckpointInfo, checkpoint_info, load_model, save_model
+from damo_torchrec.default_store import default_store, set_default_store
 from damo_torchrec.errors import (
     CorruptionError,
     DamoError,
@@ -23,13 +24,8 @@ from damo_torchrec.errors import (
 )
 from damo_torchrec.modules import EmbeddingBagCollection
 from damo_torchrec.options import StoreOptions, TableOptions
-from damo_torchrec.store import (
-    EmbeddingStore,
-    StoreStats,
-    TableStats,
-    default_store,
-    set_default_store,
-)
+from damo_torchrec.stats import StoreStats, TableStats
+from damo_torchrec.store import EmbeddingStore
 from damo_torchrec.swap import swap
 from damo_torchrec.table import Table
 

@@ -104,8 +104,8 @@ def load_model(
 ) -> nn.Module:
     """Brings a model, its rows and its optimizer to the state that `save_model` saved. Returns the model.
 
-    The model's store goes back, or forward, to the rows of the checkpoint; what it held otherwise is given up. The random
-    number generators continue where they were. `checkpoint_info` reads the rest.
+    The model's store goes back, or forward, to the rows of the checkpoint; what it held otherwise is given up. The
+    random number generators continue where they were. `checkpoint_info` reads the rest.
 
     Args:
         path: a checkpoint, or a store: its newest checkpoint.
@@ -123,7 +123,7 @@ def load_model(
         raise ValueError(f"{path} was saved without an optimizer")
     _check_model(model, dense["model"], path)
     store = _store_of(model)
-    if store._changed or store._manifest.id != dense["checkpoint_id"]:
+    if store._changed or store._catalog.manifest.id != dense["checkpoint_id"]:
         store.restore(path)
     model.load_state_dict(dense["model"])
     if optimizer is not None:

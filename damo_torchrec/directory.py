@@ -205,9 +205,42 @@ def newest_checkpoint(store: Path) -> Path:
     return found[-1]
 
 
+def find_checkpoint(store: Path, which: str | int | os.PathLike[str] | None) -> Path:
+    """The checkpoint that `which` names: ``"latest"``, a step, a name inside the store, or a path.
+
+    Raises:
+        ValueError: there is none of that name.
+        CorruptionError: there is none at all.
+    """
+    if which is None or which == "latest":
+        return newest_checkpoint(store)
+    candidates = [store / "checkpoints" / f"step_{which}"]
+    if not isinstance(which, int):
+        candidates = [Path(which), store / "checkpoints" / which]
+    for candidate in candidates:
+        if is_checkpoint(candidate):
+            return candidate.absolute()
+    names = ", ".join(p.name for p in checkpoints_in(store)) or "none"
+    raise ValueError(f"the store {store} has no checkpoint {which!r}; it has {names}")
+
+
 def _order(path: Path) -> tuple[int, int, str]:
     step, _, suffix = path.name.removeprefix("step_").partition(".")
     try:
         return int(step), int(suffix or 0), path.name
     except ValueError:  # a name of the user's
         return Manifest.read(path).step, 0, path.name
+
+
+def on_tmpfs(path: str) -> bool:
+    """Whether `path` lies on a file system in memory, as far as the system tells."""
+    try:
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return False
+    kinds = {fields[1]: fields[2] for fields in (line.split() for line in mounts) if len(fields) > 2}
+    where = Path(path).resolve()
+    return next((kinds[str(p)] for p in [where, *where.parents] if str(p) in kinds), "") in (
+        "tmpfs",
+        "ramfs",
+    )

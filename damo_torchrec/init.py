@@ -89,7 +89,9 @@ class TruncatedNormal(Initializer):
 
 @dataclass(frozen=True)
 class XavierUniform(Initializer):
-    """Uniform in ±gain · √(6 / (num_embeddings + embedding_dim)), `torch.nn.init.xavier_uniform_` (Glorot, Bengio 2010).
+    """Uniform in ±gain · √(6 / (num_embeddings + embedding_dim)), as `torch.nn.init.xavier_uniform_`.
+
+    From Glorot, Bengio, "Understanding the difficulty of training deep feedforward neural networks" (AISTATS 2010).
 
     `num_embeddings` is that of the table's config: the number of ids that are expected.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import hashlib
 import logging
 import os
 import shutil
@@ -12,73 +11,42 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from damo_torchrec import _core
+from damo_torchrec.catalog import Catalog, check_seed
 from damo_torchrec.directory import (
     ROWS,
     StoreDirectory,
     build_checkpoint,
     checkpoints_in,
+    find_checkpoint,
     is_checkpoint,
     newest_checkpoint,
+    on_tmpfs,
 )
-from damo_torchrec.errors import (
-    SchemaMismatchError,
-    StoreClosedError,
-    UncleanStoreError,
-)
-from damo_torchrec.manifest import Manifest, TableRecord
+from damo_torchrec.errors import StoreClosedError, UncleanStoreError
+from damo_torchrec.manifest import Manifest
 from damo_torchrec.options import StoreOptions, parse_bytes
+from damo_torchrec.stats import StoreStats, TableStats
 from damo_torchrec.table import Table, TableDefinition
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class TableStats:
-    """Figures of a table since the store was opened.
-
-    Args:
-        rows: rows that exist.
-        cached_rows: rows in memory, counting unseen ids that were read.
-        hits: ids, with repetitions, that a forward found in memory.
-        misses: and that it did not.
-    """
-
-    rows: int
-    cached_rows: int
-    hits: int
-    misses: int
-
-    @property
-    def hit_rate(self) -> float:
-        """Hits among all ids; 0 before the first."""
-        return self.hits / (self.hits + self.misses) if self.hits + self.misses else 0.0
+# What a normal end of the interpreter closes, so that forgetting close() costs nothing.
+_open_stores: weakref.WeakSet[EmbeddingStore] = weakref.WeakSet()
 
 
-@dataclass(frozen=True)
-class StoreStats:
-    """Figures of a store since it was opened.
-
-    Args:
-        memory_bytes: memory that the cache, its index and RocksDB use now.
-        memory_budget: what they may use.
-        disk_bytes: bytes of the live rows' files; checkpoints share them.
-        bytes_written: bytes that RocksDB wrote, by flushes and compactions.
-        skipped_backwards: backward calls skipped because of a gradient that was not finite.
-        tables: by name.
-    """
-
-    memory_bytes: int
-    memory_budget: int
-    disk_bytes: int
-    bytes_written: int
-    skipped_backwards: int
-    tables: dict[str, TableStats]
+@atexit.register
+def _close_all() -> None:
+    for store in list(_open_stores):
+        try:
+            store.close()
+        except Exception:
+            _log.exception("could not close the store %s: it goes back to its last checkpoint", store.path)
 
 
 class EmbeddingStore:
@@ -120,7 +88,6 @@ class EmbeddingStore:
         self._options = options or StoreOptions()
         self._memory_budget = parse_bytes(memory_budget)
         self._read_only = read_only
-        self._tables: dict[str, Table] = {}
         self._generation = 0
         self._changed = False
         self._skipped_backwards = 0
@@ -136,12 +103,13 @@ class EmbeddingStore:
             if read_only:
                 raise ValueError("read_only=True needs the path of a store or a checkpoint")
             path = tempfile.mkdtemp(prefix="damo_torchrec-")
-            if _on_tmpfs(path):
+            if on_tmpfs(path):
                 _log.warning(
                     "the temporary store %s is on tmpfs, that is, in memory beyond memory_budget: set TMPDIR to a disk",
                     path,
                 )
         self._path = Path(path).absolute()
+        self._catalog = Catalog(self._path, Manifest(seed=0, step=0, next_table_number=1, tables={}))
         self._directory: StoreDirectory | None = None
         try:
             if read_only:
@@ -169,9 +137,9 @@ class EmbeddingStore:
             if not outside:
                 self._create(seed or 0)
                 return
-        source = directory.checkpoints()[-1] if restore in (None, "latest") else self._find(restore)
+        source = directory.checkpoints()[-1] if restore in (None, "latest") else find_checkpoint(self._path, restore)
         manifest = Manifest.read(source)
-        _check_seed(self._path, manifest.seed, seed)
+        check_seed(self._path, manifest.seed, seed)
         if directory.live.exists():
             names = ", ".join(p.name for p in directory.checkpoints())
             if restore is None:
@@ -210,9 +178,9 @@ class EmbeddingStore:
         elif restore in (None, "latest"):
             source = newest_checkpoint(self._path)
         else:
-            source = self._find(restore)
+            source = find_checkpoint(self._path, restore)
         manifest = Manifest.read(source)
-        _check_seed(self._path, manifest.seed, seed)
+        check_seed(self._path, manifest.seed, seed)
         self._start(manifest, source)
 
     def _start(self, manifest: Manifest, rows: Path, create: bool = False) -> None:
@@ -227,23 +195,10 @@ class EmbeddingStore:
         options.read_only = self._read_only
         location = rows / ROWS if self._read_only else rows
         self._core = _core.Store("" if in_memory else str(location), create, in_memory, options)
-        self._manifest = manifest
         self._generation += 1
-        for table in self._tables.values():
-            self._register(table)
-
-    def _find(self, which: str | int | os.PathLike[str] | None) -> Path:
-        """The checkpoint that `which` names."""
-        if which in (None, "latest"):
-            return newest_checkpoint(self._path)
-        candidates = [self._path / "checkpoints" / f"step_{which}"]
-        if not isinstance(which, int):
-            candidates = [Path(str(which)), self._path / "checkpoints" / str(which)]
-        for candidate in candidates:
-            if is_checkpoint(candidate):
-                return candidate.absolute()
-        names = ", ".join(p.name for p in checkpoints_in(self._path))
-        raise ValueError(f"the store {self._path} has no checkpoint {which!r}; it has {names}")
+        self._catalog.manifest = manifest
+        for table in self._catalog.open.values():
+            self._catalog.register(table, self._core)
 
     def _abandon(self) -> None:
         """Lets go of what a failed opening has opened."""
@@ -258,15 +213,15 @@ class EmbeddingStore:
     def table(self, name: str) -> Table:
         """The table `name`. Raises KeyError if no collection of this session has opened it."""
         try:
-            return self._tables[name]
+            return self._catalog.open[name]
         except KeyError:
             raise KeyError(
-                f"no table {name!r} is open in the store {self._path}; open are {sorted(self._tables)}"
+                f"no table {name!r} is open in the store {self._path}; open are {sorted(self._catalog.open)}"
             ) from None
 
     def tables(self) -> dict[str, Table]:
         """The tables that collections of this session have opened, by name."""
-        return dict(self._tables)
+        return dict(self._catalog.open)
 
     def _open_tables(self, definitions: list[TableDefinition]) -> list[Table]:
         """Attaches to tables, making those that do not exist: all of them, or none.
@@ -277,53 +232,15 @@ class EmbeddingStore:
         with self._mutex:
             _ = self._engine
             for definition in definitions:
-                self._check_schema(definition)
+                self._catalog.check(definition)
             opened = []
             for definition in definitions:
-                if definition.name not in self._tables:
-                    table = Table(self, definition, self._number(definition.name))
-                    self._register(table)
-                    self._tables[definition.name] = table
-                opened.append(self._tables[definition.name])
+                if definition.name not in self._catalog.open:
+                    table = Table(self, definition, self._catalog.next_number())
+                    self._catalog.register(table, self._engine)
+                    self._catalog.open[definition.name] = table
+                opened.append(self._catalog.open[definition.name])
             return opened
-
-    def _check_schema(self, definition: TableDefinition) -> None:
-        if definition.name in self._tables:
-            existing = self._tables[definition.name]._definition.schema()
-        elif definition.name in self._manifest.tables:
-            existing = self._manifest.tables[definition.name].schema
-        else:
-            return
-        wanted = definition.schema()
-        for what in ("dim", "optimizer", "initializer"):
-            if getattr(existing, what) != getattr(wanted, what):
-                raise SchemaMismatchError(
-                    f"table {definition.name!r} of the store {self._path} has {what} {getattr(existing, what)}, "
-                    f"got {getattr(wanted, what)}"
-                )
-
-    def _number(self, name: str) -> int:
-        if name in self._manifest.tables:
-            return self._manifest.tables[name].number
-        taken = [table._number + 1 for table in self._tables.values()]
-        return max([self._manifest.next_table_number, *taken])
-
-    def _register(self, table: Table) -> None:
-        """Makes `table` known to the engine that is open now."""
-        definition = table._definition
-        record = self._manifest.tables.get(definition.name)
-        if record is not None:
-            table._number = record.number
-        schema = _core.TableSchema()
-        schema.name = definition.name
-        schema.number = table._number
-        schema.dim = definition.dim
-        schema.optimizer = table._optimizer.to_core()
-        schema.initializer = definition.initializer.to_core(definition.num_embeddings, definition.dim)
-        schema.initializer.stream_key = _stream_key(self.seed, definition.name)
-        schema.iter = record.iter if record else 0
-        schema.rows = record.rows if record else 0
-        table._index = self._engine.open_table(schema)
 
     # ------------------------------------------------------------------ state
 
@@ -335,7 +252,7 @@ class EmbeddingStore:
     @property
     def seed(self) -> int:
         """What initial weights are drawn from."""
-        return self._manifest.seed
+        return self._catalog.manifest.seed
 
     @property
     def closed(self) -> bool:
@@ -345,10 +262,8 @@ class EmbeddingStore:
     @property
     def step(self) -> int:
         """The largest number of updates that any table has had."""
-        engine = self._engine
-        live = {name: engine.iter(table._index) for name, table in self._tables.items()}
-        stored = {name: record.iter for name, record in self._manifest.tables.items()}
-        return max({**stored, **live}.values(), default=0)
+        _ = self._engine
+        return self._catalog.step()
 
     @property
     def grad_scale(self) -> float:
@@ -376,7 +291,7 @@ class EmbeddingStore:
         engine = self._engine
         rows = engine.row_store_stats()
         tables = {}
-        for name, table in self._tables.items():
+        for name, table in self._catalog.open.items():
             stats = engine.table_stats(table._index)
             tables[name] = TableStats(len(table), stats.cached_rows, stats.hits, stats.misses)
         return StoreStats(
@@ -425,14 +340,8 @@ class EmbeddingStore:
             if self._options.backend == "memory":
                 raise ValueError('a store with backend="memory" has no checkpoints')
             self._check_nothing_pending("checkpoint")
-            step = self.step
-            target = Path(path).absolute() if path is not None else self._directory.default_checkpoint(step)
-            manifest = Manifest(
-                seed=self.seed,
-                step=step,
-                next_table_number=self._next_table_number(),
-                tables={**self._manifest.tables, **self._records()},
-            )
+            manifest = self._catalog.snapshot()
+            target = Path(path).absolute() if path is not None else self._directory.default_checkpoint(manifest.step)
 
             def fill(staged: Path) -> None:
                 linked = engine.checkpoint(str(staged / ROWS), True)
@@ -444,23 +353,8 @@ class EmbeddingStore:
             build_checkpoint(target, fill)
             if target.parent == self._directory.checkpoints_path:
                 self._changed = False
-            self._manifest = manifest
+            self._catalog.manifest = manifest
             return target
-
-    def _records(self) -> dict[str, TableRecord]:
-        return {
-            name: TableRecord(
-                number=table._number,
-                schema=table._definition.schema(),
-                iter=table.iter,
-                rows=len(table),
-            )
-            for name, table in self._tables.items()
-        }
-
-    def _next_table_number(self) -> int:
-        numbers = [table._number + 1 for table in self._tables.values()]
-        return max([self._manifest.next_table_number, *numbers])
 
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints inside the store, oldest first."""
@@ -480,15 +374,9 @@ class EmbeddingStore:
             engine = self._engine
             if self._read_only or self._directory is None:
                 raise ValueError(f"the store {self._path} is read-only: open the checkpoint instead")
-            source = self._find(which)
+            source = find_checkpoint(self._path, which)
             manifest = Manifest.read(source)
-            for name, table in self._tables.items():
-                if name in manifest.tables and manifest.tables[name].schema != table._definition.schema():
-                    raise SchemaMismatchError(
-                        f"table {name!r} is open with {table._definition.schema()}, but the checkpoint {source} "
-                        f"has {manifest.tables[name].schema}"
-                    )
-            _check_seed(source, manifest.seed, self.seed)
+            self._catalog.check_restorable(manifest, source)
             engine.close()
             self._directory.start_live(source)
             self._pending.clear()
@@ -542,7 +430,7 @@ class EmbeddingStore:
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"step={self.step}"
-        return f"EmbeddingStore({str(self._path)!r}, {state}, tables={sorted(self._tables)})"
+        return f"EmbeddingStore({str(self._path)!r}, {state}, tables={sorted(self._catalog.open)})"
 
     def __reduce__(self) -> Any:
         raise TypeError("an EmbeddingStore cannot be copied or pickled: use save_model and load_model")
@@ -564,57 +452,3 @@ class EmbeddingStore:
 
     def _note_change(self) -> None:
         self._changed = True
-
-
-_open_stores: weakref.WeakSet[EmbeddingStore] = weakref.WeakSet()
-_default: EmbeddingStore | None = None
-
-
-def default_store() -> EmbeddingStore:
-    """The store that modules use when they are given none: a temporary one until `set_default_store`."""
-    global _default
-    if _default is None or _default.closed:
-        _default = EmbeddingStore()
-    return _default
-
-
-def set_default_store(store: EmbeddingStore) -> None:
-    """Makes `store` the one that modules use when they are given none."""
-    global _default
-    if not isinstance(store, EmbeddingStore):
-        raise TypeError(f"store must be an EmbeddingStore, got {type(store).__name__}")
-    _default = store
-
-
-@atexit.register
-def _close_all() -> None:
-    for store in list(_open_stores):
-        try:
-            store.close()
-        except Exception:
-            _log.exception("could not close the store %s: it goes back to its last checkpoint", store.path)
-
-
-def _check_seed(path: Path, stored: int, seed: int | None) -> None:
-    if seed is not None and seed != stored:
-        raise SchemaMismatchError(f"{path} has the seed {stored}, got seed={seed}")
-
-
-def _stream_key(seed: int, table: str) -> int:
-    """Where a table's random numbers begin: the first 8 bytes of BLAKE2b of its name, keyed by the seed."""
-    key = seed.to_bytes(16, "little", signed=True)
-    return int.from_bytes(hashlib.blake2b(table.encode(), digest_size=8, key=key).digest(), "little")
-
-
-def _on_tmpfs(path: str) -> bool:
-    """Whether `path` lies on a file system in memory, as far as the system tells."""
-    try:
-        mounts = Path("/proc/self/mounts").read_text().splitlines()
-    except OSError:
-        return False
-    kinds = {fields[1]: fields[2] for fields in (line.split() for line in mounts) if len(fields) > 2}
-    where = Path(path).resolve()
-    return next((kinds[str(p)] for p in [where, *where.parents] if str(p) in kinds), "") in (
-        "tmpfs",
-        "ramfs",
-    )

@@ -94,8 +94,7 @@ class Table:
             ValueError: the shapes do not fit, or a weight is not finite.
         """
         ids = _as_ids(ids)
-        if not isinstance(weights, torch.Tensor) or not weights.is_floating_point():
-            raise TypeError(f"weights must be a floating point tensor, got {_describe(weights)}")
+        _check_floating_point(weights)
         if tuple(weights.shape) != (len(ids), self.dim):
             raise ValueError(
                 f"table {self.name!r}: weights must have the shape {(len(ids), self.dim)}, got {tuple(weights.shape)}"
@@ -152,6 +151,11 @@ def _as_ids(ids: object) -> torch.Tensor:
     if ids.dim() != 1:
         raise ValueError(f"ids must have the shape (n,), got {tuple(ids.shape)}")
     return ids.detach().to("cpu", torch.int64).contiguous()
+
+
+def _check_floating_point(weights: object) -> None:
+    if not isinstance(weights, torch.Tensor) or not weights.is_floating_point():
+        raise TypeError(f"weights must be a floating point tensor, got {_describe(weights)}")
 
 
 def _describe(value: object) -> str:

@@ -15,11 +15,12 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from damo_torchrec import _core
 from damo_torchrec.autograd import Call, pooled_lookup
+from damo_torchrec.default_store import default_store
 from damo_torchrec.fused_optimizer import FusedTableOptimizer
 from damo_torchrec.init import from_config
 from damo_torchrec.optim import optimizer_spec
 from damo_torchrec.options import TableOptions
-from damo_torchrec.store import EmbeddingStore, default_store
+from damo_torchrec.store import EmbeddingStore
 from damo_torchrec.table import Table, TableDefinition
 
 _POOLING = {PoolingType.SUM: _core.Pooling.SUM, PoolingType.MEAN: _core.Pooling.MEAN}

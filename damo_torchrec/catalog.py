@@ -1,0 +1,103 @@
+"""Which tables a store has: those of its manifest, and those that collections opened since."""
+
+import hashlib
+from pathlib import Path
+
+from damo_torchrec import _core
+from damo_torchrec.errors import SchemaMismatchError
+from damo_torchrec.manifest import Manifest, TableRecord
+from damo_torchrec.table import Table, TableDefinition
+
+
+class Catalog:
+    """The tables of one store.
+
+    Args:
+        path: the store's, for messages.
+        manifest: of the checkpoint that the store goes on from.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self._path = path
+        self.manifest = manifest
+        self.open: dict[str, Table] = {}
+
+    def check(self, definition: TableDefinition) -> None:
+        """Raises SchemaMismatchError if the store has a table of this name with another schema."""
+        if definition.name in self.open:
+            existing = self.open[definition.name]._definition.schema()
+        elif definition.name in self.manifest.tables:
+            existing = self.manifest.tables[definition.name].schema
+        else:
+            return
+        wanted = definition.schema()
+        for what in ("dim", "optimizer", "initializer"):
+            if getattr(existing, what) != getattr(wanted, what):
+                raise SchemaMismatchError(
+                    f"table {definition.name!r} of the store {self._path} has {what} {getattr(existing, what)}, "
+                    f"got {getattr(wanted, what)}"
+                )
+
+    def check_restorable(self, manifest: Manifest, source: Path) -> None:
+        """Raises SchemaMismatchError if a table that is open, or the seed, is another in `manifest`."""
+        check_seed(source, manifest.seed, self.manifest.seed)
+        for name, table in self.open.items():
+            schema = table._definition.schema()
+            if name in manifest.tables and manifest.tables[name].schema != schema:
+                raise SchemaMismatchError(
+                    f"table {name!r} is open with {schema}, but the checkpoint {source} has "
+                    f"{manifest.tables[name].schema}"
+                )
+
+    def next_number(self) -> int:
+        """A number on disk that no table has had."""
+        taken = [table._number + 1 for table in self.open.values()]
+        return max([self.manifest.next_table_number, *taken])
+
+    def register(self, table: Table, engine: _core.Store) -> None:
+        """Makes `table` known to an engine that holds the manifest's rows."""
+        definition = table._definition
+        record = self.manifest.tables.get(definition.name)
+        if record is not None:
+            table._number = record.number
+        schema = _core.TableSchema()
+        schema.name = definition.name
+        schema.number = table._number
+        schema.dim = definition.dim
+        schema.optimizer = table._optimizer.to_core()
+        schema.initializer = definition.initializer.to_core(definition.num_embeddings, definition.dim)
+        schema.initializer.stream_key = _stream_key(self.manifest.seed, definition.name)
+        schema.iter = record.iter if record else 0
+        schema.rows = record.rows if record else 0
+        table._index = engine.open_table(schema)
+
+    def step(self) -> int:
+        """The largest number of updates of any table."""
+        live = {name: table.iter for name, table in self.open.items()}
+        stored = {name: record.iter for name, record in self.manifest.tables.items()}
+        return max({**stored, **live}.values(), default=0)
+
+    def snapshot(self) -> Manifest:
+        """A manifest of the tables as they are now."""
+        live = {
+            name: TableRecord(number=table._number, schema=table._definition.schema(), iter=table.iter, rows=len(table))
+            for name, table in self.open.items()
+        }
+        return Manifest(
+            seed=self.manifest.seed,
+            step=self.step(),
+            next_table_number=self.next_number(),
+            tables={**self.manifest.tables, **live},
+        )
+
+
+def check_seed(path: Path, stored: int, seed: int | None) -> None:
+    """Raises SchemaMismatchError if a seed is asked for, and `stored` is another."""
+    if seed is not None and seed != stored:
+        raise SchemaMismatchError(f"{path} has the seed {stored}, got seed={seed}")
+
+
+def _stream_key(seed: int, table: str) -> int:
+    """Where a table's random numbers begin: the first 8 bytes of BLAKE2b of its name, keyed by the seed."""
+    key = seed.to_bytes(16, "little", signed=True)
+    return int.from_bytes(hashlib.blake2b(table.encode(), digest_size=8, key=key).digest(), "little")
