@@ -206,7 +206,28 @@ void RegisterLookup(py::module_& m) {
            py::arg("batch"), py::arg("weights"));
 }
 
+// A piece of a store's output memory, returned when Python drops it.
+class OutputBuffer {
+ public:
+  OutputBuffer(const Store& store, size_t floats)
+      : pool_(store.outputs()), floats_(floats), pages_(pool_->Take(floats * sizeof(float))) {}
+  ~OutputBuffer() { pool_->GiveBack(std::move(pages_)); }
+  OutputBuffer(const OutputBuffer&) = delete;
+  OutputBuffer& operator=(const OutputBuffer&) = delete;
+
+  py::buffer_info Describe() { return {static_cast<float*>(pages_.get()), static_cast<py::ssize_t>(floats_)}; }
+
+ private:
+  std::shared_ptr<BufferPool> pool_;
+  size_t floats_;
+  Pages pages_;
+};
+
 void RegisterStore(py::module_& m) {
+  py::class_<OutputBuffer>(m, "OutputBuffer", py::buffer_protocol())
+      .def(py::init<const Store&, size_t>())
+      .def_buffer(&OutputBuffer::Describe);
+
   py::class_<Scan>(m, "Scan")
       .def(py::init<Store&, uint16_t>(), ReleaseGil())
       .def("next", &Scan::Next, ReleaseGil())

@@ -63,10 +63,10 @@ void Store::Trim(Lock& lock) {
 
 // Evicts the first of `victims`, with one write for what is dirty in all of them if that one needs it.
 void Store::EvictFirst(const std::vector<uint32_t>& victims, Lock& lock) {
-  if (cache_.Pinned(victims[0])) write_back_->WaitIdle(lock);
+  if (cache_.Pinned(victims[0])) write_back_->WaitIdle(lock.data);
   std::vector<Slot> dirty;
   cache_.CollectDirty(victims[0], true, &dirty);
-  if (!dirty.empty()) write_back_->Write(victims, true, lock);
+  if (!dirty.empty()) write_back_->Write(victims, true, lock.data);
   cache_.Evict(victims[0]);
 }
 

@@ -6,10 +6,9 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
-#include <new>
+#include <utility>
 
+#include "huge_pages.h"
 #include "row.h"
 
 namespace damo {
@@ -28,11 +27,10 @@ class HashIndex {
   static constexpr double kMaxLoad = 0.7;
 
   // Room for `rows` entries. Throws std::bad_alloc.
-  explicit HashIndex(size_t rows) : capacity_(static_cast<size_t>(static_cast<double>(rows) / kMaxLoad) + 16) {
-    // calloc, so that pages are taken from the system as they are first used.
-    entries_.reset(static_cast<uint64_t*>(std::calloc(capacity_, sizeof(uint64_t))));
-    if (!entries_) throw std::bad_alloc();
-  }
+  explicit HashIndex(size_t rows)
+      : capacity_(static_cast<size_t>(static_cast<double>(rows) / kMaxLoad) + 16),
+        pages_(AllocatePages(capacity_ * sizeof(uint64_t))),
+        entries_(static_cast<uint64_t*>(pages_.get())) {}
 
   static size_t BytesFor(size_t rows) { return static_cast<size_t>(static_cast<double>(rows) / kMaxLoad) * 8 + 128; }
 
@@ -84,10 +82,6 @@ class HashIndex {
   }
 
  private:
-  struct Free {
-    void operator()(uint64_t* p) const { std::free(p); }
-  };
-
   static uint64_t Entry(uint32_t tag, Slot slot) { return uint64_t{tag} << 32 | slot; }
   static uint32_t Tag(uint64_t entry) { return static_cast<uint32_t>(entry >> 32); }
   static Slot SlotOf(uint64_t entry) { return static_cast<Slot>(entry); }
@@ -101,7 +95,8 @@ class HashIndex {
 
   size_t capacity_;
   size_t size_ = 0;
-  std::unique_ptr<uint64_t[], Free> entries_;
+  Pages pages_;
+  uint64_t* entries_;
 };
 
 }  // namespace damo

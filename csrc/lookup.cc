@@ -239,7 +239,12 @@ void Store::LoadMissing(std::span<const Unit> units, Lock& lock) {
       const Read& read = reads[r];
       const Table& table = tables_[read.table];
       uint8_t found[kIdsPerRead];
-      rows_->MultiGet(table.schema.number, read.ids, table.layout.payload_size(), payloads.data() + read.first, found);
+      try {
+        rows_->MultiGet(table.schema.number, read.ids, table.layout.payload_size(), payloads.data() + read.first,
+                        found);
+      } catch (const Error& error) {
+        throw Error(error.code(), "table \"" + table.schema.name + "\": " + error.what());
+      }
       for (size_t i = 0; i < read.ids.size(); ++i) {
         char* row = cache_.Row(slots[read.first + i]);
         if (found[i]) {

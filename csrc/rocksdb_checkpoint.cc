@@ -6,6 +6,7 @@
 #include <rocksdb/version.h>
 
 #include <filesystem>
+#include <limits>
 #include <vector>
 
 #include "files.h"
@@ -46,16 +47,16 @@ class KeepFiles {
 bool WriteRocksDbCheckpoint(rocksdb::DB* db, const std::string& path, bool link) {
   bool linked = link;
   BuildDirectory(path, [&] {
+    rocksdb::FlushOptions flush;
+    flush.allow_write_stall = true;  // else it may wait for compactions first
+    Check(db->Flush(flush), "checkpoint into " + path);
     KeepFiles keep(db);
     rocksdb::LiveFilesStorageInfoOptions options;
-    options.wal_size_for_flush = 0;  // flush always: without a log, nothing else makes rows durable
+    options.wal_size_for_flush = std::numeric_limits<uint64_t>::max();  // no second flush
     std::vector<rocksdb::LiveFileStorageInfo> files;
-    auto dump=[&](const char* w){ uint64_t a=0,b=0,c=0,d=0; db->GetIntProperty("rocksdb.num-entries-active-mem-table",&a); db->GetIntProperty("rocksdb.num-entries-imm-mem-tables",&b); db->GetIntProperty("rocksdb.background-errors",&c); db->GetIntProperty("rocksdb.mem-table-flush-pending",&d); std::string l; db->GetProperty("rocksdb.levelstats",&l); fprintf(stderr,"%s active %lu imm %lu errs %lu pend %lu\n%s\n",w,a,b,c,d,l.c_str());};
-    dump("before");
-    auto st = db->GetLiveFilesStorageInfo(options, &files);
-    dump("after"); for (auto&f:files) fprintf(stderr,"%s %lu\n", f.relative_filename.c_str(), f.size); fprintf(stderr,"%s\n", st.ToString().c_str());
-    Check(st, "checkpoint into " + path);
+    Check(db->GetLiveFilesStorageInfo(options, &files), "checkpoint into " + path);
     for (const auto& file : files) {
+      if (file.file_type == rocksdb::kWalFile) continue;  // always empty
       const std::string from = file.directory + "/" + file.relative_filename;
       const std::string to = path + "/" + file.relative_filename;
       const bool immutable = file.file_type == rocksdb::kTableFile || file.file_type == rocksdb::kBlobFile;

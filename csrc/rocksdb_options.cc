@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdarg>
+#include <limits>
 #include <memory>
 
 namespace damo {
@@ -102,6 +103,9 @@ rocksdb::Options MakeOptions(const RocksDbOptions& options) {
   o.max_bytes_for_level_base = 8 * o.write_buffer_size;
   o.target_file_size_base = std::clamp(4 * o.write_buffer_size, 8 * kMiB, 64 * kMiB);
   o.target_file_size_multiplier = 2;
+  // Writes slow down while compactions fall behind, but never wait for one: it may be waiting for space itself.
+  o.level0_stop_writes_trigger = std::numeric_limits<int>::max();
+  o.hard_pending_compaction_bytes_limit = 0;
   return o;
 }
 

@@ -14,7 +14,6 @@
 #include <atomic>
 #include <cassert>
 #include <cstring>
-#include <functional>
 #include <mutex>
 #include <string_view>
 #include <utility>
@@ -45,13 +44,13 @@ class Listener : public rocksdb::EventListener {
     bytes_written_.fetch_add(info.file_size, std::memory_order_relaxed);
   }
 
-  // A failed compaction would let writes pile up in memory behind it. Stop them instead: the next one throws.
-  void OnBackgroundError(rocksdb::BackgroundErrorReason, rocksdb::Status* error) override {
-    constexpr auto kStopWrites = rocksdb::Status::Severity::kHardError;
-    if (error->severity() < kStopWrites) *error = rocksdb::Status(*error, kStopWrites);
+  // A compaction that finds the disk full is tried again every second, and nobody waits for it: no need to stop writes.
+  // A flush that does fails the writes that follow.
+  void OnBackgroundError(rocksdb::BackgroundErrorReason reason, rocksdb::Status* error) override {
+    if (reason == rocksdb::BackgroundErrorReason::kCompaction && error->IsNoSpace()) *error = rocksdb::Status::OK();
   }
 
-  // RocksDB would poll the disk for space; the store resumes, when it is next written to.
+  // RocksDB would look for space every few seconds and meanwhile refuse to resume. The store does so when it is used.
   void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason, rocksdb::Status, bool* auto_recovery) override {
     *auto_recovery = false;
   }
@@ -140,11 +139,14 @@ class RocksDbStore : public RowStore {
     }
     Check(added, "write of " + std::to_string(rows.size()) + " rows");
 
-    OrResumeNextTime([&] {
-      rocksdb::WriteOptions options;
-      options.disableWAL = true;
-      Check(db_->Write(options, &batch), "write of " + std::to_string(rows.size()) + " rows");
-    });
+    rocksdb::WriteOptions options;
+    options.disableWAL = true;
+    rocksdb::Status written = db_->Write(options, &batch);
+    if (!written.ok()) {
+      written = Resume();
+      if (written.ok()) written = db_->Write(options, &batch);
+    }
+    Check(written, "write of " + std::to_string(rows.size()) + " rows");
   }
 
   std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size) override {
@@ -153,12 +155,11 @@ class RocksDbStore : public RowStore {
   }
 
   bool Checkpoint(const std::string& path, bool link) override {
-    bool linked = false;
-    OrResumeNextTime([&] {
-      std::lock_guard lock(maintenance_);
-      linked = WriteRocksDbCheckpoint(db_.get(), path, link);
-    });
-    return linked;
+    // Not only after a failure just now: RocksDB before 8.11, once it has resumed from an error, no longer waits for
+    // the flush within a checkpoint, and the newest rows would be missing. Then, and only then, Resume flushes, too.
+    Check(Resume(), "checkpoint into " + path);
+    std::lock_guard lock(maintenance_);
+    return WriteRocksDbCheckpoint(db_.get(), path, link);
   }
 
   RowStoreStats Stats() const override {
@@ -189,27 +190,16 @@ class RocksDbStore : public RowStore {
     return batch->Put(rocksdb::SliceParts(&key_slice, 1), rocksdb::SliceParts(value, 2));
   }
 
-  // Once a flush or a compaction has failed, RocksDB refuses to write until it is told to try again. So after a
-  // failure, whatever it was, the next call does that first.
-  void OrResumeNextTime(const std::function<void()>& work) {
-    try {
-      if (failed_) {
-        std::lock_guard lock(maintenance_);
-        if (failed_) Check(db_->Resume(), "retry of a failed flush or compaction");
-        failed_ = false;
-      }
-      work();
-    } catch (...) {
-      failed_ = true;
-      throw;
-    }
+  // Tries failed background work again, which RocksDB does not by itself; without an error, does nothing.
+  rocksdb::Status Resume() {
+    std::lock_guard lock(maintenance_);
+    return db_->Resume();
   }
 
   std::shared_ptr<rocksdb::DB> db_;  // shared with iterators
   const std::shared_ptr<Listener> listener_;
   const size_t readahead_;
-  std::mutex maintenance_;  // one checkpoint or resumption at a time: both switch file deletions
-  std::atomic<bool> failed_ = false;
+  std::mutex maintenance_;  // checkpoints and resumptions take turns: both switch file deletions
 };
 
 }  // namespace

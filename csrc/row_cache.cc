@@ -30,24 +30,16 @@ uint16_t Fingerprint(uint32_t tag) { return static_cast<uint16_t>(tag | 1); }
 RowCache::RowCache(const RowCacheOptions& options) : options_(options) {
   segment_bytes_ = options.segment_bytes ? options.segment_bytes : ChooseSegmentBytes(options.bytes);
   const size_t segments = options.bytes / segment_bytes_;
-  arena_bytes_ = segments * segment_bytes_;
   arena_.unit_shift = 3;
-  while (arena_bytes_ >> arena_.unit_shift > UINT32_MAX) ++arena_.unit_shift;
+  while (segments * segment_bytes_ >> arena_.unit_shift > UINT32_MAX) ++arena_.unit_shift;
   slot_to_segment_shift_ = std::countr_zero(segment_bytes_) - arena_.unit_shift;
-  void* memory =
-      mmap(nullptr, arena_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  arena_.base = static_cast<char*>(memory);
-#ifdef MADV_HUGEPAGE
-  madvise(memory, arena_bytes_, MADV_HUGEPAGE);  // advice: without huge pages the cache is slower, not wrong
-#endif
+  pages_ = AllocatePages(segments * segment_bytes_);
+  arena_.base = static_cast<char*>(pages_.get());
   segments_.resize(segments);
   for (size_t i = segments; i-- > 0;) free_.push_back(static_cast<uint32_t>(i));
   index_ = std::make_unique<HashIndex>(0);
   segment_limit_ = segments;
 }
-
-RowCache::~RowCache() { munmap(arena_.base, arena_bytes_); }
 
 uint16_t RowCache::AddTable(const RowLayout& layout) {
   const size_t unit = size_t{1} << arena_.unit_shift;
@@ -75,6 +67,9 @@ void RowCache::Resize(size_t min_stride) {
   ghosts_.assign(rows + 1, 0);
   const size_t overhead = HashIndex::BytesFor(rows) + rows * sizeof(uint16_t);
   segment_limit_ = std::min(segments_.size(), (options_.bytes - overhead) / segment_bytes_);
+}
+
+void RowCache::ReleaseFreeSegments() {
   for (uint32_t segment : free_) {
     madvise(arena_.base + segment * segment_bytes_, segment_bytes_, MADV_DONTNEED);
   }

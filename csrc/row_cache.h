@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "hash_index.h"
+#include "huge_pages.h"
 #include "row.h"
 
 namespace damo {
@@ -30,12 +31,10 @@ struct RowCacheOptions {
 class RowCache {
  public:
   explicit RowCache(const RowCacheOptions& options);
-  ~RowCache();
-  RowCache(const RowCache&) = delete;
-  RowCache& operator=(const RowCache&) = delete;
 
   // Makes room in the index for rows of this layout; returns the table's number in the cache. The cache may then hold
-  // more segments than it should: call NeedsEviction(0). Throws kInvalidArgument if a row does not fit a segment.
+  // more segments than it should: evict while NeedsEviction(0), then call ReleaseFreeSegments. Throws kInvalidArgument
+  // if a row does not fit a segment.
   uint16_t AddTable(const RowLayout& layout);
 
   const Arena& arena() const { return arena_; }
@@ -116,6 +115,8 @@ class RowCache {
   void CollectDirty(uint32_t segment, bool evictable_only, std::vector<Slot>* slots) const;
   // Evicts `segment`. REQUIRES: it is NextVictims(1)[0], not pinned, and CollectDirty(segment, true) finds nothing.
   void Evict(uint32_t segment);
+  // Gives the memory of segments that are not in use back to the system.
+  void ReleaseFreeSegments();
   // Closes the open segments, so that NextVictims can name every segment that holds rows.
   void Seal();
 
@@ -168,8 +169,8 @@ class RowCache {
   void Resize(size_t min_stride);
 
   RowCacheOptions options_;
+  Pages pages_;
   Arena arena_;
-  size_t arena_bytes_;
   size_t segment_bytes_;
   int slot_to_segment_shift_;
   size_t segment_limit_ = 0;

@@ -58,7 +58,8 @@ BudgetShares DivideBudget(size_t memory_budget) {
                                                  std::to_string(memory_budget));
   }
   const size_t row_store = std::clamp(memory_budget / 8, kLeastRowStore, kMostRowStore);
-  return {row_store, memory_budget - row_store - kStaging};
+  const size_t outputs = memory_budget / 32;
+  return {row_store, memory_budget - row_store - outputs - kStaging, outputs};
 }
 
 Store::Store(std::unique_ptr<RowStore> rows, const BudgetShares& shares, const StoreOptions& options)
@@ -67,7 +68,8 @@ Store::Store(std::unique_ptr<RowStore> rows, const BudgetShares& shares, const S
       process_(getpid()),
       rows_(std::move(rows)),
       cache_({shares.cache, 0, options.cache_bytes}),
-      threads_(options.num_threads) {
+      threads_(options.num_threads),
+      outputs_(std::make_shared<BufferPool>(shares.outputs)) {
   for (int i = 0; i < threads_.threads(); ++i) scratch_.push_back(std::make_unique<Scratch>());
   write_back_ = std::make_unique<WriteBack>(rows_.get(), &cache_, &tables_, &mutex_);
 }
@@ -79,7 +81,7 @@ Store::Lock Store::Acquire() {
     throw Error(ErrorCode::kClosed, "the store belongs to process " + std::to_string(process_) +
                                         ", which opened it: a child process cannot use it after a fork");
   }
-  Lock lock(mutex_);
+  Lock lock{std::unique_lock(operation_mutex_), std::unique_lock(mutex_)};
   if (closed_) throw Error(ErrorCode::kClosed, "the store is closed");
   return lock;
 }
@@ -89,6 +91,7 @@ uint16_t Store::OpenTable(const TableSchema& schema) {
   const uint16_t index = cache_.AddTable({schema.dim, StateSize(schema.optimizer.kind, schema.dim)});
   tables_.emplace_back(schema);
   MakeRoom(0, lock);
+  cache_.ReleaseFreeSegments();
   return index;
 }
 
@@ -98,12 +101,12 @@ void Store::SetOptimizer(uint16_t table, const OptimizerConfig& optimizer) {
 }
 
 uint32_t Store::iter(uint16_t table) {
-  Lock lock(mutex_);
+  const std::lock_guard lock(operation_mutex_);
   return tables_[table].schema.iter;
 }
 
 int64_t Store::rows(uint16_t table) {
-  Lock lock(mutex_);
+  const std::lock_guard lock(operation_mutex_);
   return tables_[table].schema.rows;
 }
 
@@ -165,7 +168,7 @@ void Store::Delete(uint16_t table, std::span<const int64_t> ids) {
     cache_.BeginOperation();
     ResolveAll(lookup.all(), lock);
     // A write that is under way would bring the row back.
-    write_back_->WaitIdle(lock);
+    write_back_->WaitIdle(lock.data);
     Table& t = tables_[table];
     std::vector<RowWrite> writes;
     for (size_t i = 0; i < distinct.size(); ++i) {
@@ -183,28 +186,26 @@ void Store::Delete(uint16_t table, std::span<const int64_t> ids) {
 
 std::unique_ptr<RowIterator> Store::Scan(uint16_t table) {
   Lock lock = Acquire();
-  write_back_->Write(cache_.SegmentsInUse(), false, lock);
+  write_back_->Write(cache_.SegmentsInUse(), false, lock.data);
   return rows_->Scan(tables_[table].schema.number, tables_[table].layout.payload_size());
 }
 
 void Store::Flush() {
   Lock lock = Acquire();
-  write_back_->Write(cache_.SegmentsInUse(), false, lock);
+  write_back_->Write(cache_.SegmentsInUse(), false, lock.data);
 }
 
 bool Store::Checkpoint(const std::string& path, bool link) {
   Lock lock = Acquire();
-  write_back_->Write(cache_.SegmentsInUse(), false, lock);
+  write_back_->Write(cache_.SegmentsInUse(), false, lock.data);
   return rows_->Checkpoint(path, link);
 }
 
 void Store::Close() {
   if (getpid() != process_) return;
-  {
-    Lock lock(mutex_);
-    if (closed_) return;
-    closed_ = true;
-  }
+  const std::lock_guard lock(operation_mutex_);
+  if (closed_) return;
+  closed_ = true;
   write_back_.reset();
   rows_->Close();
 }

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "buffer_pool.h"
 #include "kernels.h"
 #include "row_cache.h"
 #include "row_store.h"
@@ -38,6 +39,7 @@ struct StoreOptions {
 struct BudgetShares {
   size_t row_store;
   size_t cache;
+  size_t outputs;  // kept for the next step
 };
 // Throws kInvalidArgument with the least budget if there is too little.
 BudgetShares DivideBudget(size_t memory_budget);
@@ -136,6 +138,9 @@ class Store {
   // Without writing anything. Idempotent.
   void Close();
 
+  // Memory for outputs. It may outlive the store.
+  const std::shared_ptr<BufferPool>& outputs() const { return outputs_; }
+
   // ---- figures
 
   TableStats table_stats(uint16_t table);
@@ -144,7 +149,12 @@ class Store {
   const char* instruction_set() const { return kernels_.name; }
 
  private:
-  using Lock = std::unique_lock<std::mutex>;
+  // Held by a call from its beginning to its end. Where it waits for the write-back thread it lets go of `data`, never
+  // of `operation`: no other call sees what it has half done.
+  struct Lock {
+    std::unique_lock<std::mutex> operation;
+    std::unique_lock<std::mutex> data;
+  };
 
   // A run of one feature's bags, small enough that its rows stay in the processor's cache from lookup to pooling.
   struct Unit {
@@ -183,12 +193,14 @@ class Store {
   const StoreOptions options_;
   const Kernels& kernels_;
   const pid_t process_;  // the one that opened the store: after a fork the child has no threads, and must not write
-  std::mutex mutex_;
+  std::mutex operation_mutex_;  // taken first: calls run one after the other
+  std::mutex mutex_;            // guards the cache against the write-back thread
   bool closed_ = false;
   std::unique_ptr<RowStore> rows_;
   std::deque<Table> tables_;
   RowCache cache_;
   ThreadPool threads_;
+  std::shared_ptr<BufferPool> outputs_;
   std::vector<std::unique_ptr<Scratch>> scratch_;  // by thread
   size_t expected_load_bytes_ = 0;                 // of the next forward: rows that will have to be loaded
   std::unique_ptr<WriteBack> write_back_;          // last: its thread uses the others

@@ -40,7 +40,9 @@ WriteBack::~WriteBack() {
 }
 
 void WriteBack::WaitIdle(std::unique_lock<std::mutex>& lock) {
+  ++waiting_;
   idle_.wait(lock, [&] { return !busy_; });
+  --waiting_;
 }
 
 void WriteBack::Wake() {
@@ -116,7 +118,7 @@ void WriteBack::Loop() {
   Copies copies;
   std::unique_lock lock(*mutex_);
   while (true) {
-    work_.wait(lock, [&] { return stop_ || wanted_; });
+    work_.wait(lock, [&] { return stop_ || (wanted_ && waiting_ == 0); });
     if (stop_) return;
     if (!Gather(&copies)) {
       wanted_ = false;

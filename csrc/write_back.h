@@ -47,6 +47,7 @@ class WriteBack {
   std::condition_variable work_;
   std::condition_variable idle_;
   bool stop_ = false;
+  int waiting_ = 0;  // calls that wait for the thread: it starts nothing new then
   bool busy_ = false;
   bool wanted_ = false;
   std::thread thread_;

@@ -64,6 +64,19 @@ def pooled_lookup(call: Call, ids: torch.Tensor, lengths: torch.Tensor, weights:
     return output
 
 
+# Below this the allocator of torch serves as well.
+_SMALL_OUTPUT = 1 << 18
+
+
+def _output(call: Call) -> torch.Tensor:
+    """Memory for the output, from the store's pool where it is large."""
+    n = call.batch * call.columns
+    if n < _SMALL_OUTPUT:
+        return torch.empty(call.batch, call.columns)
+    buffer = _core.OutputBuffer(call.store._engine, n)
+    return torch.frombuffer(buffer, dtype=torch.float32).view(call.batch, call.columns)
+
+
 class _PooledLookup(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -83,7 +96,7 @@ class _PooledLookup(torch.autograd.Function):
             batch=call.batch,
             weights=weights.data_ptr() if weights is not None else 0,
         )
-        output = torch.empty(call.batch, call.columns)
+        output = _output(call)
         call.store._engine.forward(lookup, output.data_ptr(), call.columns)
         # The engine's lookup points into these; saving them also has autograd notice if they are changed in place.
         ctx.save_for_backward(ids, lengths, weights)

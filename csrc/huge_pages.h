@@ -1,0 +1,19 @@
+// Large zeroed memory that asks for huge pages: random accesses over it miss the processor's address translation cache
+// far less often. Pages are taken from the system as they are first touched.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+namespace damo {
+
+struct ReleasePages {
+  size_t bytes = 0;
+  void operator()(void* memory) const;
+};
+using Pages = std::unique_ptr<void, ReleasePages>;
+
+// Throws std::bad_alloc. Zero bytes give an empty pointer.
+Pages AllocatePages(size_t bytes);
+
+}  // namespace damo
