@@ -34,7 +34,7 @@ void Store::MakeRoomAround(std::span<const Unit> units, size_t bytes, Lock& lock
 
 // Evicts until `bytes` of rows can be allocated, writing what is dirty.
 void Store::MakeRoom(size_t bytes, Lock& lock) {
-  // Each round frees memory or takes a use from every row it keeps, of which a row has three at most.
+  // Each round frees memory, or takes a use from every row it keeps and raises the bar for frequent ones.
   size_t rounds = 5 * (cache_.SegmentsInUse().size() + 2);
   while (cache_.NeedsEviction(bytes)) {
     const std::vector<uint32_t> victims = cache_.NextVictims(8);

@@ -43,16 +43,13 @@ class KeepFiles {
 
 }  // namespace
 
-// RocksDB's own Checkpoint always links on the same device, and fails where links are refused.
-bool WriteRocksDbCheckpoint(rocksdb::DB* db, const std::string& path, bool link) {
+// RocksDB's own Checkpoint always links on the same device, fails where links are refused, and relies on Flush.
+bool CopyRocksDb(rocksdb::DB* db, const std::string& path, bool link) {
   bool linked = link;
   BuildDirectory(path, [&] {
-    rocksdb::FlushOptions flush;
-    flush.allow_write_stall = true;  // else it may wait for compactions first
-    Check(db->Flush(flush), "checkpoint into " + path);
     KeepFiles keep(db);
     rocksdb::LiveFilesStorageInfoOptions options;
-    options.wal_size_for_flush = std::numeric_limits<uint64_t>::max();  // no second flush
+    options.wal_size_for_flush = std::numeric_limits<uint64_t>::max();  // no flush
     std::vector<rocksdb::LiveFileStorageInfo> files;
     Check(db->GetLiveFilesStorageInfo(options, &files), "checkpoint into " + path);
     for (const auto& file : files) {

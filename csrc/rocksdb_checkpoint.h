@@ -1,5 +1,5 @@
-// Copies of a RocksDB's files: a checkpoint of a live database, and a live database from a checkpoint
-// (LinkOrCopyRocksDb in rocksdb_store.h).
+// Copies of a RocksDB's files: of a live one into a checkpoint, and of a checkpoint into a
+// live one (LinkOrCopyRocksDb in rocksdb_store.h).
 #pragma once
 
 #include <string>
@@ -10,8 +10,7 @@ class DB;
 
 namespace damo {
 
-// Flushes `db` and writes its state into the new directory `path`; see RowStore::Checkpoint.
-// REQUIRES: no other call for the same `db` is running.
-bool WriteRocksDbCheckpoint(rocksdb::DB* db, const std::string& path, bool link);
+// Writes what `db` has in table files into the new directory `path`, a RocksDB, too; see RowStore::Checkpoint.
+bool CopyRocksDb(rocksdb::DB* db, const std::string& path, bool link);
 
 }  // namespace damo

@@ -18,7 +18,7 @@ namespace {
 
 constexpr size_t kMiB = size_t{1} << 20;
 
-// Two write buffers, one being filled and one being flushed, take a quarter of the memory at most.
+// Two full write buffers, and one that is begun, take a quarter of the memory and a little more.
 size_t WriteBufferBytes(size_t memory_bytes) { return std::clamp(memory_bytes / 8, kMiB, 64 * kMiB); }
 
 // Rows that are read often live in the cache above, so this one is for index and filter blocks first. Few shards:
@@ -90,7 +90,7 @@ rocksdb::Options MakeOptions(const RocksDbOptions& options) {
   o.table_factory.reset(rocksdb::NewBlockBasedTableFactory(MakeTableOptions(cache)));
   o.write_buffer_manager = std::make_shared<rocksdb::WriteBufferManager>(0, cache);  // charges, does not limit
   o.write_buffer_size = WriteBufferBytes(options.memory_bytes);
-  o.max_write_buffer_number = 2;
+  o.max_write_buffer_number = 4;  // the store has writes wait when two are full
   // Most rows asked for are not in a memtable: a filter of 2 % of its size says so faster than its skip list.
   o.memtable_whole_key_filtering = true;
   o.memtable_prefix_bloom_size_ratio = 0.02;
@@ -103,7 +103,7 @@ rocksdb::Options MakeOptions(const RocksDbOptions& options) {
   o.max_bytes_for_level_base = 8 * o.write_buffer_size;
   o.target_file_size_base = std::clamp(4 * o.write_buffer_size, 8 * kMiB, 64 * kMiB);
   o.target_file_size_multiplier = 2;
-  // Writes slow down while compactions fall behind, but never wait for one: it may be waiting for space itself.
+  // Writes slow down while compactions fall behind, but never wait for one: it may itself be waiting for space.
   o.level0_stop_writes_trigger = std::numeric_limits<int>::max();
   o.hard_pending_compaction_bytes_limit = 0;
   return o;

@@ -2,7 +2,6 @@
 
 #include <rocksdb/convenience.h>
 #include <rocksdb/db.h>
-#include <rocksdb/iterator.h>
 #include <rocksdb/listener.h>
 #include <rocksdb/options.h>
 #include <rocksdb/slice.h>
@@ -13,15 +12,17 @@
 #include <array>
 #include <atomic>
 #include <cassert>
+#include <chrono>
 #include <cstring>
 #include <mutex>
-#include <string_view>
+#include <thread>
 #include <utility>
 
 #include "key.h"
 #include "record.h"
 #include "rocksdb_checkpoint.h"
 #include "rocksdb_options.h"
+#include "rocksdb_scan.h"
 #include "rocksdb_status.h"
 #include "status.h"
 
@@ -33,63 +34,55 @@ using rocksdb::Slice;
 // Keys of one RocksDB MultiGet. Their values pin a block of the cache each, so it bounds memory, too.
 constexpr size_t kKeysPerRead = 128;
 
-Slice ToSlice(const Key& key) { return Slice(key.bytes.data(), kKeySize); }
-std::string_view ToView(const Slice& slice) { return {slice.data(), slice.size()}; }
+// RocksDB tries flushes and compactions that found the disk full again by itself, every five seconds and every second.
+// A call that needs their success waits this long for it.
+constexpr std::chrono::seconds kPatience(7);
 
 class Listener : public rocksdb::EventListener {
  public:
-  uint64_t bytes_written() const { return bytes_written_.load(std::memory_order_relaxed); }
-
-  void OnTableFileCreated(const rocksdb::TableFileCreationInfo& info) override {
-    bytes_written_.fetch_add(info.file_size, std::memory_order_relaxed);
+  uint64_t bytes_written() const { return bytes_written_; }
+  // Every write up to this sequence number has been flushed since the database was opened.
+  uint64_t flushed_through() const { return flushed_through_; }
+  // Whether the last compaction found the disk full.
+  bool compactions_lack_space() const { return compactions_lack_space_; }
+  // Why nothing is flushed any more, or OK.
+  rocksdb::Status error() const {
+    std::lock_guard lock(mutex_);
+    return error_;
   }
 
-  // A compaction that finds the disk full is tried again every second, and nobody waits for it: no need to stop writes.
-  // A flush that does fails the writes that follow.
+  void OnTableFileCreated(const rocksdb::TableFileCreationInfo& info) override { bytes_written_ += info.file_size; }
+
+  void OnFlushCompleted(rocksdb::DB*, const rocksdb::FlushJobInfo& info) override {
+    flushed_through_ = info.largest_seqno;  // flushes are one at a time and in order
+  }
+
+  void OnCompactionCompleted(rocksdb::DB*, const rocksdb::CompactionJobInfo& info) override {
+    if (info.status.ok()) compactions_lack_space_ = false;
+  }
+
+  // RocksDB would hold a compaction's lack of space against writes, which need not wait for compactions.
   void OnBackgroundError(rocksdb::BackgroundErrorReason reason, rocksdb::Status* error) override {
-    if (reason == rocksdb::BackgroundErrorReason::kCompaction && error->IsNoSpace()) *error = rocksdb::Status::OK();
+    if (reason == rocksdb::BackgroundErrorReason::kCompaction && error->IsNoSpace()) {
+      compactions_lack_space_ = true;
+      *error = rocksdb::Status::OK();
+    } else {
+      std::lock_guard lock(mutex_);
+      error_ = *error;
+    }
   }
 
-  // RocksDB would look for space every few seconds and meanwhile refuse to resume. The store does so when it is used.
-  void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason, rocksdb::Status, bool* auto_recovery) override {
-    *auto_recovery = false;
+  void OnErrorRecoveryEnd(const rocksdb::BackgroundErrorRecoveryInfo& info) override {
+    std::lock_guard lock(mutex_);
+    error_ = info.new_bg_error;
   }
 
  private:
   std::atomic<uint64_t> bytes_written_ = 0;
-};
-
-class RocksDbIterator : public RowIterator {
- public:
-  RocksDbIterator(std::shared_ptr<rocksdb::DB> db, uint32_t table, size_t payload_size, size_t readahead)
-      : table_(table), payload_size_(payload_size), end_(EndKey(table)), end_slice_(ToSlice(end_)), db_(std::move(db)) {
-    rocksdb::ReadOptions options;
-    options.iterate_upper_bound = &end_slice_;
-    options.readahead_size = readahead;
-    options.fill_cache = false;
-    rows_.reset(db_->NewIterator(options));
-    rows_->Seek(ToSlice(FirstKey(table)));
-  }
-
-  bool Next(int64_t* id, const char** payload) override {
-    if (!std::exchange(at_first_, false) && rows_->Valid()) rows_->Next();
-    if (!rows_->Valid()) {
-      Check(rows_->status(), "scan of table " + std::to_string(table_));
-      return false;
-    }
-    *id = DecodeId(ToView(rows_->key()));
-    *payload = RowPayload(ToView(rows_->value()), payload_size_, table_, *id);
-    return true;
-  }
-
- private:
-  const uint32_t table_;
-  const size_t payload_size_;
-  const Key end_;
-  const Slice end_slice_;
-  const std::shared_ptr<rocksdb::DB> db_;  // outlives rows_
-  std::unique_ptr<rocksdb::Iterator> rows_;
-  bool at_first_ = true;
+  std::atomic<uint64_t> flushed_through_ = 0;
+  std::atomic<bool> compactions_lack_space_ = false;
+  mutable std::mutex mutex_;
+  rocksdb::Status error_;
 };
 
 class RocksDbStore : public RowStore {
@@ -110,7 +103,7 @@ class RocksDbStore : public RowStore {
       const size_t n = std::min(kKeysPerRead, ids.size() - begin);
       for (size_t i = 0; i < n; ++i) {
         keys[i] = EncodeKey(table, ids[begin + i]);
-        slices[i] = ToSlice(keys[i]);
+        slices[i] = keys[i].view();
       }
       db_->MultiGet(rocksdb::ReadOptions(), db_->DefaultColumnFamily(), n, slices.data(), values.data(),
                     statuses.data(), /*sorted_input=*/true);
@@ -119,7 +112,7 @@ class RocksDbStore : public RowStore {
         found[begin + i] = !statuses[i].IsNotFound();
         if (!found[begin + i]) continue;
         if (!statuses[i].ok()) Check(statuses[i], "read of " + RowName(table, id));
-        std::memcpy(dst[begin + i], RowPayload(ToView(values[i]), payload_size, table, id), payload_size);
+        std::memcpy(dst[begin + i], RowPayload(values[i].ToStringView(), payload_size, table, id), payload_size);
         values[i].Reset();
       }
     }
@@ -141,31 +134,27 @@ class RocksDbStore : public RowStore {
 
     rocksdb::WriteOptions options;
     options.disableWAL = true;
-    rocksdb::Status written = db_->Write(options, &batch);
-    if (!written.ok()) {
-      written = Resume();
-      if (written.ok()) written = db_->Write(options, &batch);
-    }
+    const rocksdb::Status written = WithPatience([&] {
+      const rocksdb::Status room = AwaitRoom();
+      return room.ok() ? db_->Write(options, &batch) : room;
+    });
     Check(written, "write of " + std::to_string(rows.size()) + " rows");
   }
 
   std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size) override {
     CheckTableNumber(table);
-    return std::make_unique<RocksDbIterator>(db_, table, payload_size, readahead_);
+    return ScanRocksDb(db_, table, payload_size, readahead_);
   }
 
   bool Checkpoint(const std::string& path, bool link) override {
-    // Not only after a failure just now: RocksDB before 8.11, once it has resumed from an error, no longer waits for
-    // the flush within a checkpoint, and the newest rows would be missing. Then, and only then, Resume flushes, too.
-    Check(Resume(), "checkpoint into " + path);
-    std::lock_guard lock(maintenance_);
-    return WriteRocksDbCheckpoint(db_.get(), path, link);
+    Check(WithPatience([&] { return Flush(); }), "checkpoint into " + path);
+    return CopyRocksDb(db_.get(), path, link);
   }
 
   RowStoreStats Stats() const override {
     RowStoreStats stats;
-    db_->GetIntProperty(rocksdb::DB::Properties::kLiveSstFilesSize, &stats.disk_bytes);
-    db_->GetIntProperty(rocksdb::DB::Properties::kBlockCacheUsage, &stats.memory_bytes);
+    stats.disk_bytes = IntProperty(rocksdb::DB::Properties::kLiveSstFilesSize);
+    stats.memory_bytes = IntProperty(rocksdb::DB::Properties::kBlockCacheUsage);
     stats.bytes_written = listener_->bytes_written();
     return stats;
   }
@@ -179,27 +168,65 @@ class RocksDbStore : public RowStore {
  private:
   static rocksdb::Status Add(const RowWrite& row, rocksdb::WriteBatch* batch) {
     const Key key = EncodeKey(row.table, row.id);
-    const Slice key_slice = ToSlice(key);
+    const Slice key_slice = key.view();
     if (row.payload == nullptr) {
       const Key deletion_key = EncodeDeletionKey(row.table, row.id);
       const DeletionRecord record = EncodeDeletion(row.step);
       const rocksdb::Status deleted = batch->Delete(key_slice);
-      return deleted.ok() ? batch->Put(ToSlice(deletion_key), Slice(record.data(), record.size())) : deleted;
+      return deleted.ok() ? batch->Put(deletion_key.view(), Slice(record.data(), record.size())) : deleted;
     }
     const Slice value[] = {Slice(&kRecordVersion, 1), Slice(row.payload, row.payload_size)};
     return batch->Put(rocksdb::SliceParts(&key_slice, 1), rocksdb::SliceParts(value, 2));
   }
 
-  // Tries failed background work again, which RocksDB does not by itself; without an error, does nothing.
-  rocksdb::Status Resume() {
-    std::lock_guard lock(maintenance_);
-    return db_->Resume();
+  // Makes sure that every row written before this call is in a table file. RocksDB's word is not enough: until 8.11,
+  // once it has recovered from an error, its Flush returns before the flush is done.
+  rocksdb::Status Flush() {
+    const uint64_t last_write = db_->GetLatestSequenceNumber();
+    rocksdb::FlushOptions options;
+    options.allow_write_stall = true;  // else it may wait for compactions first
+    for (;;) {
+      const rocksdb::Status flushed = db_->Flush(options);
+      if (!flushed.ok() || last_write <= std::max(opened_at_, listener_->flushed_through())) return flushed;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
+
+  // Holds writes back where RocksDB itself would, but not for longer than there is hope: while two full write buffers
+  // wait to be flushed, and while writes are slowed down to a crawl for compactions that cannot catch up.
+  rocksdb::Status AwaitRoom() const {
+    using Properties = rocksdb::DB::Properties;
+    if (listener_->compactions_lack_space() && IntProperty(Properties::kActualDelayedWriteRate) > 0) {
+      return rocksdb::Status::NoSpace("compactions find none", db_->GetName());
+    }
+    rocksdb::Status error;
+    while (error.ok() && IntProperty(Properties::kNumImmutableMemTable) >= 2) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      error = listener_->error();
+    }
+    return error;
+  }
+
+  uint64_t IntProperty(const std::string& name) const {
+    uint64_t value = 0;
+    db_->GetIntProperty(name, &value);
+    return value;
+  }
+
+  template <typename Attempt>
+  static rocksdb::Status WithPatience(Attempt attempt) {
+    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    for (;;) {
+      const rocksdb::Status status = attempt();
+      if (!status.IsNoSpace() || std::chrono::steady_clock::now() > deadline) return status;
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
   }
 
   std::shared_ptr<rocksdb::DB> db_;  // shared with iterators
   const std::shared_ptr<Listener> listener_;
   const size_t readahead_;
-  std::mutex maintenance_;  // checkpoints and resumptions take turns: both switch file deletions
+  const uint64_t opened_at_ = db_->GetLatestSequenceNumber();
 };
 
 }  // namespace

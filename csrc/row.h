@@ -52,6 +52,15 @@ DAMO_INLINE uint32_t* RowCounters(char* row, int dim, int state_size) {
   return reinterpret_cast<uint32_t*>(RowWeights(row) + dim + state_size);
 }
 
+struct RowCountersView {
+  uint32_t last_step;
+  uint32_t count;
+};
+DAMO_INLINE RowCountersView ReadCounters(const char* row, const RowLayout& layout) {
+  const uint32_t* counters = reinterpret_cast<const uint32_t*>(RowWeights(row) + layout.dim + layout.state_size);
+  return {counters[0], counters[1]};
+}
+
 // A row's place in the cache's arena, in units of 1 << unit_shift bytes. The first two are never places of rows.
 using Slot = uint32_t;
 constexpr Slot kMissingSlot = 0;  // not in the cache

@@ -16,8 +16,10 @@ constexpr size_t kLargestSegment = size_t{1} << 20;
 constexpr size_t kSmallestSegment = size_t{1} << 18;
 // Segments kept free beyond what was asked for: eviction copies survivors before it frees what they came from.
 constexpr size_t kReservedSegments = 2;
-// Probation's share of the segments in use, as in the paper.
-constexpr double kProbationShare = 0.1;
+// What an eviction from main should keep of a segment; more raises the bar for frequent rows, less lowers it.
+constexpr double kKeptShare = 0.85;
+// Probation's share of the segments in use.
+constexpr double kProbationShare = 0.05;
 
 size_t ChooseSegmentBytes(size_t bytes) {
   return std::clamp(std::bit_floor(bytes / 256), kSmallestSegment, kLargestSegment);
@@ -50,7 +52,7 @@ uint16_t RowCache::AddTable(const RowLayout& layout) {
                                                  std::to_string(segment_bytes_ / 4) + " bytes");
   }
   if (tables_.size() == UINT16_MAX) throw Error(ErrorCode::kInvalidArgument, "a store holds at most 65535 open tables");
-  tables_.push_back({layout, stride, 0});
+  tables_.push_back({layout, stride, 0, 0});
   max_stride_ = std::max(max_stride_, stride);
   if (min_stride_ == 0 || stride < min_stride_) Resize(stride);
   return static_cast<uint16_t>(tables_.size() - 1);
@@ -143,7 +145,18 @@ std::vector<uint32_t> RowCache::NextVictims(size_t n) const {
   return victims;
 }
 
-bool RowCache::Survives(const char* row) const { return (RowFlags(row) & kPinned) || (row[kTouchOffset] & 3) > 0; }
+// By its share of the table's updates so far, unless it has had none for four times as long as that lets expect.
+bool RowCache::Frequent(const char* row) const {
+  const Table& table = tables_[RowTable(row)];
+  const auto [last_step, count] = ReadCounters(row, table.layout);
+  const double rate = static_cast<double>(count) / std::max(table.iter, 1u);
+  return rate >= frequent_ && rate * (static_cast<double>(table.iter) - last_step) < 4;
+}
+
+bool RowCache::Survives(const char* row, bool in_main) const {
+  const int uses = row[kTouchOffset] & 3;
+  return (RowFlags(row) & kPinned) || uses >= (in_main ? 2 : 1) || Frequent(row);
+}
 
 template <class F>
 void RowCache::ForEachRow(uint32_t segment, F f) const {
@@ -157,18 +170,22 @@ void RowCache::ForEachRow(uint32_t segment, F f) const {
 
 void RowCache::CollectDirty(uint32_t segment, bool evictable_only, std::vector<Slot>* slots) const {
   if (!segments_[segment].dirty) return;
+  const bool in_main = segments_[segment].in_main;
   ForEachRow(segment, [&](char* row, Slot slot) {
-    if ((RowFlags(row) & kDirty) && !(evictable_only && Survives(row))) slots->push_back(slot);
+    if ((RowFlags(row) & kDirty) && !(evictable_only && Survives(row, in_main))) slots->push_back(slot);
   });
 }
 
 void RowCache::Evict(uint32_t segment) {
   const bool in_main = segments_[segment].in_main;
   (in_main ? main_ : probation_).pop_front();
+  size_t rows = 0, kept = 0;
   ForEachRow(segment, [&](char* row, Slot slot) {
     const uint16_t table = RowTable(row);
     const uint32_t tag = HashTag(table, RowId(row));
-    if (Survives(row)) {
+    ++rows;
+    if (Survives(row, in_main)) {
+      ++kept;
       const Slot to = Append(&main_, tables_[table].stride);
       std::memcpy(Row(to), row, tables_[table].stride);
       uint8_t* touch = reinterpret_cast<uint8_t*>(Row(to) + kTouchOffset);
@@ -183,6 +200,10 @@ void RowCache::Evict(uint32_t segment) {
       --tables_[table].rows;
     }
   });
+  if (in_main && rows > 0) {
+    const double share = static_cast<double>(kept) / static_cast<double>(rows);
+    frequent_ *= share == 1 ? 2 : share > kKeptShare ? 1.05 : 0.95;
+  }
   segments_[segment].recycled_at = ++epoch_;
   segments_[segment].dirty = segments_[segment].cleaned = false;
   free_.push_back(segment);

@@ -2,10 +2,14 @@
 //
 // The arena is cut into segments of equal size, and rows of any size are appended to the open segment of one of two
 // queues, S3-FIFO's (Yang et al., "FIFO Queues are All You Need for Cache Eviction", SOSP 2023): `probation`, where
-// rows arrive, and `main`, for rows that were used again. Eviction takes the oldest segment of a queue, copies the rows
-// worth keeping to main, and drops the rest: memory comes back in whole segments whatever the sizes of the rows, and a
-// row stays where it is for as long as its segment lives. A filter remembers rows that left probation (the paper's
-// ghost queue): those arrive in main when they come back.
+// rows arrive, and `main`, for rows worth keeping. Eviction takes the oldest segment of a queue, copies the rows worth
+// keeping to main, and drops the rest: memory comes back in whole segments whatever the sizes of the rows, and a row
+// stays where it is for as long as its segment lives. A filter remembers rows that left probation (the paper's ghost
+// queue): those arrive in main when they come back.
+//
+// A row is worth keeping if it was used again lately, or if it is updated frequently: the count in a row, which comes
+// back with it from disk, tells that from its first moment in memory. How frequent is enough is set so that each
+// eviction from main frees some of a segment.
 //
 // Not thread-safe, but for Find, Prefetch and Touch, which may run concurrently with each other.
 #pragma once
@@ -36,6 +40,9 @@ class RowCache {
   // more segments than it should: evict while NeedsEviction(0), then call ReleaseFreeSegments. Throws kInvalidArgument
   // if a row does not fit a segment.
   uint16_t AddTable(const RowLayout& layout);
+
+  // Tells how many updates the table has had: what the counts in its rows are measured against.
+  void SetIter(uint16_t table, uint32_t iter) { tables_[table].iter = iter; }
 
   const Arena& arena() const { return arena_; }
   const RowLayout& layout(uint16_t table) const { return tables_[table].layout; }
@@ -148,6 +155,7 @@ class RowCache {
     RowLayout layout;
     size_t stride;
     size_t rows;
+    uint32_t iter;
   };
   struct Segment {
     size_t used = 0;
@@ -163,7 +171,8 @@ class RowCache {
   size_t Room(const Queue& queue, size_t stride) const;
   Slot Append(Queue* queue, size_t stride);
   void OpenSegment(Queue* queue);
-  bool Survives(const char* row) const;
+  bool Frequent(const char* row) const;
+  bool Survives(const char* row, bool in_main) const;
   template <class F>
   void ForEachRow(uint32_t segment, F f) const;
   void Resize(size_t min_stride);
@@ -177,6 +186,7 @@ class RowCache {
   size_t max_stride_ = 0;
   size_t min_stride_ = 0;
   uint8_t operation_ = 0;
+  double frequent_ = 1e-4;  // updates per step from which on a row is worth a place in main
   uint64_t epoch_ = 1;
   std::vector<Table> tables_;
   std::vector<Segment> segments_;

@@ -89,6 +89,7 @@ Store::Lock Store::Acquire() {
 uint16_t Store::OpenTable(const TableSchema& schema) {
   Lock lock = Acquire();
   const uint16_t index = cache_.AddTable({schema.dim, StateSize(schema.optimizer.kind, schema.dim)});
+  cache_.SetIter(index, schema.iter);
   tables_.emplace_back(schema);
   MakeRoom(0, lock);
   cache_.ReleaseFreeSegments();

@@ -216,6 +216,7 @@ bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonF
   });
   for (size_t t = 0; t < tables_.size(); ++t) {
     tables_[t].schema.iter += involved[t] ? 1 : 0;
+    cache_.SetIter(static_cast<uint16_t>(t), tables_[t].schema.iter);
     tables_[t].schema.rows += created[t].load();
   }
   Trim(lock);
