@@ -157,7 +157,8 @@ void RegisterOptions(py::module_& m) {
       .def_readwrite("beta2", &OptimizerConfig::beta2)
       .def_readwrite("eps", &OptimizerConfig::eps)
       .def_readwrite("weight_decay", &OptimizerConfig::weight_decay)
-      .def_readwrite("initial_accumulator_value", &OptimizerConfig::initial_accumulator_value);
+      .def_readwrite("initial_accumulator_value", &OptimizerConfig::initial_accumulator_value)
+      .def_readwrite("uncorrected_eps", &OptimizerConfig::uncorrected_eps);
 
   py::native_enum<Distribution>(m, "Distribution", "enum.Enum")
       .value("CONSTANT", Distribution::kConstant)

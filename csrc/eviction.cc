@@ -53,8 +53,8 @@ void Store::MakeRoom(size_t bytes, Lock& lock) {
 // Keeps the cache to the size that tests ask for.
 void Store::Trim(Lock& lock) {
   if (cache_.resident_limit() == 0 || cache_.resident_bytes() <= cache_.resident_limit()) return;
-  cache_.Seal();
   while (cache_.resident_bytes() > cache_.resident_limit()) {
+    cache_.Seal();
     const std::vector<uint32_t> victims = cache_.NextVictims(1);
     if (victims.empty()) return;
     EvictFirst(victims, lock);

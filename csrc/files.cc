@@ -6,6 +6,7 @@
 
 #include <cerrno>
 #include <filesystem>
+#include <string>
 #include <system_error>
 
 #include "status.h"
@@ -57,9 +58,12 @@ void WriteFile(const std::string& path, std::string_view contents) {
 void CopyFile(const std::string& from, const std::string& to, uint64_t size) {
   std::error_code error;
   std::filesystem::copy_file(from, to, error);
-  if (!error && std::filesystem::file_size(to, error) != size && !error) {
-    std::filesystem::resize_file(to, size, error);
+  const uint64_t copied = error ? 0 : std::filesystem::file_size(to, error);
+  if (!error && copied < size) {
+    throw Error(ErrorCode::kIo, "cannot copy " + from + ": expected " + std::to_string(size) + " bytes, found " +
+                                    std::to_string(copied));
   }
+  if (!error && copied > size) std::filesystem::resize_file(to, size, error);
   if (error) Throw(error.value(), "cannot copy " + from + " to", to);
   Sync(to);
 }

@@ -30,8 +30,10 @@ OptimizerStep MakeStep(const OptimizerConfig& c, uint32_t iter) {
   step.eps = static_cast<float>(c.eps);
   step.l2 = static_cast<float>(decoupled ? 0 : c.weight_decay);
   step.decay = static_cast<float>(decoupled ? 1 - lr * c.weight_decay : 1);
-  step.step_size = static_cast<float>(adam ? lr / (1 - Power(c.beta1, iter)) : 0);
-  step.inv_sqrt_bias2 = static_cast<float>(adam ? 1 / std::sqrt(1 - Power(c.beta2, iter)) : 0);
+  const double bias1 = adam ? 1 - Power(c.beta1, iter) : 1;
+  const double sqrt_bias2 = adam ? std::sqrt(1 - Power(c.beta2, iter)) : 1;
+  step.step_size = static_cast<float>(lr / bias1 * (c.uncorrected_eps ? sqrt_bias2 : 1));
+  step.inv_sqrt_bias2 = static_cast<float>(c.uncorrected_eps ? 1 : 1 / sqrt_bias2);
   return step;
 }
 

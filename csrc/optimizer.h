@@ -21,6 +21,8 @@ struct OptimizerConfig {
   double eps = 1e-8;
   double weight_decay = 0;
   double initial_accumulator_value = 0;
+  // Adam: eps is added to sqrt(v) before the bias correction, as torch.optim.SparseAdam does.
+  bool uncorrected_eps = false;
 };
 
 // What one update needs, worked out once per table and iteration: everything a row update reads is in float32.

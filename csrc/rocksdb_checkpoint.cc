@@ -72,17 +72,19 @@ bool CopyRocksDb(rocksdb::DB* db, const std::string& path, bool link) {
 void LinkOrCopyRocksDb(const std::string& from, const std::string& to) {
   namespace fs = std::filesystem;
   BuildDirectory(to, [&] {
-    std::error_code error;
-    for (const fs::directory_entry& file : fs::directory_iterator(from, error)) {
-      const std::string target = to + "/" + file.path().filename().string();
-      const fs::path extension = file.path().extension();
-      if (extension == ".sst" || extension == ".blob") {
-        LinkOrCopyFile(file.path().string(), target, file.file_size());
-      } else {
-        CopyFile(file.path().string(), target, file.file_size());
+    try {
+      for (const fs::directory_entry& file : fs::directory_iterator(from)) {
+        const std::string source = file.path().string(), target = to + "/" + file.path().filename().string();
+        const fs::path extension = file.path().extension();
+        if (extension == ".sst" || extension == ".blob") {
+          LinkOrCopyFile(source, target, file.file_size());
+        } else {
+          CopyFile(source, target, file.file_size());
+        }
       }
+    } catch (const fs::filesystem_error& error) {
+      throw Error(ErrorCode::kIo, error.what());
     }
-    if (error) throw Error(ErrorCode::kIo, "cannot list " + from + ": " + error.message());
   });
 }
 

@@ -40,6 +40,7 @@ rocksdb::BlockBasedTableOptions MakeTableOptions(std::shared_ptr<rocksdb::Cache>
       rocksdb::CacheEntryRoleOptions::Decision::kEnabled};
 
   table.index_type = rocksdb::BlockBasedTableOptions::kTwoLevelIndexSearch;
+  table.index_block_restart_interval = 8;  // half the index of the default
   table.partition_filters = true;
   table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
 
@@ -49,7 +50,7 @@ rocksdb::BlockBasedTableOptions MakeTableOptions(std::shared_ptr<rocksdb::Cache>
   return table;
 }
 
-// Tables are kept open, unless the process may open too few files for a large store.
+// Tables stay open, unless the process may open too few files for a large store: then half of those it may.
 int MaxOpenFiles() {
   rlimit limit;
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= 16384) return -1;
@@ -74,9 +75,8 @@ rocksdb::Options MakeOptions(const RocksDbOptions& options) {
   o.paranoid_checks = true;
   o.max_open_files = MaxOpenFiles();
   o.skip_stats_update_on_db_open = true;
-  o.avoid_flush_during_shutdown = true;  // durability comes from checkpoints
-  o.max_background_jobs = std::clamp(options.num_threads, 2, 4);
-  o.max_bgerror_resume_count = 0;  // the store resumes, when it is next written to
+  o.avoid_flush_during_shutdown = true;                           // durability comes from checkpoints
+  o.max_background_jobs = std::clamp(options.num_threads, 2, 4);  // of which one flush, on which RocksDbStore relies
   o.use_direct_reads = options.direct_io;
   o.use_direct_io_for_flush_and_compaction = options.direct_io;
   o.compaction_readahead_size = ReadaheadBytes(options.memory_bytes);

@@ -34,8 +34,8 @@ using rocksdb::Slice;
 // Keys of one RocksDB MultiGet. Their values pin a block of the cache each, so it bounds memory, too.
 constexpr size_t kKeysPerRead = 128;
 
-// RocksDB tries flushes and compactions that found the disk full again by itself, every five seconds and every second.
-// A call that needs their success waits this long for it.
+// RocksDB retries by itself what found the disk full: a flush every five seconds, a compaction every second. A call
+// that needs it to succeed waits this long.
 constexpr std::chrono::seconds kPatience(7);
 
 class Listener : public rocksdb::EventListener {

@@ -16,8 +16,8 @@ struct RocksDbOptions {
   bool read_only = false;  // writes nothing at all, not even a log file; Write and Checkpoint throw
 
   // What RocksDB may keep in memory: block cache with index and filter blocks, table readers, and memtables. At least
-  // 8 MiB. Beyond it come the copy of the rows that a Write makes while it runs, and read and write buffers of
-  // flushes, compactions and scans: 1 MiB and a few read-aheads of memory_bytes / 64 each.
+  // 8 MiB. Beyond it come the copy of the rows that a Write makes while it runs, and the buffers of flushes,
+  // compactions and scans, some 10 MiB. A Write should be well below memory_bytes / 8: it lands in one memtable.
   size_t memory_bytes = size_t{64} << 20;
 
   int num_threads = 2;     // background flushes and compactions together, within 2..4

@@ -133,7 +133,7 @@ class RowCache {
   bool Pinned(uint32_t segment) const { return segments_[segment].pins > 0; }
   // No row of `segment` is dirty.
   void MarkClean(uint32_t segment) { segments_[segment].dirty = false; }
-  // Its evictable rows need no second look: whatever becomes dirty from now on was touched, and will survive.
+  // Its evictable rows need no second look ahead of eviction: few rows become dirty from now on and do not survive.
   void MarkCleaned(uint32_t segment) { segments_[segment].cleaned = true; }
   bool NeedsCleaning(uint32_t segment) const { return segments_[segment].dirty && !segments_[segment].cleaned; }
 

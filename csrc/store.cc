@@ -81,14 +81,19 @@ Store::Lock Store::Acquire() {
     throw Error(ErrorCode::kClosed, "the store belongs to process " + std::to_string(process_) +
                                         ", which opened it: a child process cannot use it after a fork");
   }
-  Lock lock{std::unique_lock(operation_mutex_), std::unique_lock(mutex_)};
+  std::unique_lock operation(operation_mutex_);
   if (closed_) throw Error(ErrorCode::kClosed, "the store is closed");
-  return lock;
+  return {std::move(operation), std::unique_lock(mutex_), {}};
 }
 
 uint16_t Store::OpenTable(const TableSchema& schema) {
   Lock lock = Acquire();
-  const uint16_t index = cache_.AddTable({schema.dim, StateSize(schema.optimizer.kind, schema.dim)});
+  uint16_t index;
+  try {
+    index = cache_.AddTable({schema.dim, StateSize(schema.optimizer.kind, schema.dim)});
+  } catch (const Error& error) {
+    throw Error(error.code(), "table \"" + schema.name + "\": " + error.what());
+  }
   cache_.SetIter(index, schema.iter);
   tables_.emplace_back(schema);
   MakeRoom(0, lock);
@@ -102,12 +107,12 @@ void Store::SetOptimizer(uint16_t table, const OptimizerConfig& optimizer) {
 }
 
 uint32_t Store::iter(uint16_t table) {
-  const std::lock_guard lock(operation_mutex_);
+  const Lock lock = Acquire();
   return tables_[table].schema.iter;
 }
 
 int64_t Store::rows(uint16_t table) {
-  const std::lock_guard lock(operation_mutex_);
+  const Lock lock = Acquire();
   return tables_[table].schema.rows;
 }
 
@@ -185,10 +190,36 @@ void Store::Delete(uint16_t table, std::span<const int64_t> ids) {
   });
 }
 
+// A scan that is under way, shared by its iterator and by the store, which ends it when it closes.
+struct Store::OpenScan {
+  std::mutex mutex;
+  std::unique_ptr<RowIterator> rows;  // guarded by mutex
+};
+
 std::unique_ptr<RowIterator> Store::Scan(uint16_t table) {
+  class Iterator : public RowIterator {
+   public:
+    explicit Iterator(std::shared_ptr<OpenScan> scan) : scan_(std::move(scan)) {}
+
+    bool Next(int64_t* id, const char** payload) override {
+      const std::lock_guard lock(scan_->mutex);
+      if (scan_->rows == nullptr) {
+        throw Error(ErrorCode::kClosed, "the store was closed, or restored, during an iteration");
+      }
+      return scan_->rows->Next(id, payload);
+    }
+
+   private:
+    std::shared_ptr<OpenScan> scan_;
+  };
+
   Lock lock = Acquire();
   write_back_->Write(cache_.SegmentsInUse(), false, lock.data);
-  return rows_->Scan(tables_[table].schema.number, tables_[table].layout.payload_size());
+  auto scan = std::make_shared<OpenScan>();
+  scan->rows = rows_->Scan(tables_[table].schema.number, tables_[table].layout.payload_size());
+  std::erase_if(scans_, [](const std::weak_ptr<OpenScan>& other) { return other.expired(); });
+  scans_.push_back(scan);
+  return std::make_unique<Iterator>(std::move(scan));
 }
 
 void Store::Flush() {
@@ -208,6 +239,12 @@ void Store::Close() {
   if (closed_) return;
   closed_ = true;
   write_back_.reset();
+  for (const std::weak_ptr<OpenScan>& open : scans_) {
+    if (const std::shared_ptr<OpenScan> scan = open.lock()) {
+      const std::lock_guard scan_lock(scan->mutex);
+      scan->rows.reset();
+    }
+  }
   rows_->Close();
 }
 

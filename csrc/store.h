@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "buffer_pool.h"
+#include "float_environment.h"
 #include "kernels.h"
 #include "row_cache.h"
 #include "row_store.h"
@@ -126,7 +127,7 @@ class Store {
   void Set(uint16_t table, std::span<const int64_t> ids, const float* weights);               // the last one wins
   void Delete(uint16_t table, std::span<const int64_t> ids);
   void Contains(uint16_t table, std::span<const int64_t> ids, uint8_t* contains);
-  // A snapshot of the table; flushes first.
+  // A snapshot of the table; flushes first. Once the store is closed, the iterator throws kClosed.
   std::unique_ptr<RowIterator> Scan(uint16_t table);
   const RowLayout& layout(uint16_t table) const { return tables_[table].layout; }
 
@@ -154,6 +155,7 @@ class Store {
   struct Lock {
     std::unique_lock<std::mutex> operation;
     std::unique_lock<std::mutex> data;
+    DefaultFloatEnvironment environment;
   };
 
   // A run of one feature's bags, small enough that its rows stay in the processor's cache from lookup to pooling.
@@ -169,6 +171,7 @@ class Store {
     size_t num_ids() const;
   };
   struct Scratch;
+  struct OpenScan;
 
   Lock Acquire();
 
@@ -202,8 +205,9 @@ class Store {
   ThreadPool threads_;
   std::shared_ptr<BufferPool> outputs_;
   std::vector<std::unique_ptr<Scratch>> scratch_;  // by thread
-  size_t expected_load_bytes_ = 0;                 // of the next forward: rows that will have to be loaded
-  std::unique_ptr<WriteBack> write_back_;          // last: its thread uses the others
+  std::vector<std::weak_ptr<OpenScan>> scans_;
+  size_t expected_load_bytes_ = 0;         // of the next forward: rows that will have to be loaded
+  std::unique_ptr<WriteBack> write_back_;  // last: its thread uses the others
 };
 
 }  // namespace damo

@@ -3,25 +3,9 @@
 #include <cfenv>
 #include <utility>
 
+#include "float_environment.h"
+
 namespace damo {
-namespace {
-
-// torch.set_flush_denormal and the like change the calling thread's floating point environment, and new threads inherit
-// their creator's.
-class DefaultFloatEnvironment {
- public:
-  DefaultFloatEnvironment() {
-    std::fegetenv(&saved_);
-    std::fesetenv(FE_DFL_ENV);
-  }
-  ~DefaultFloatEnvironment() { std::fesetenv(&saved_); }
-
- private:
-  std::fenv_t saved_;
-};
-
-}  // namespace
-
 ThreadPool::ThreadPool(int threads) {
   for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { WorkerLoop(thread); });
 }

@@ -29,6 +29,7 @@ class OptimizerConfig:
     eps: float
     weight_decay: float
     initial_accumulator_value: float
+    uncorrected_eps: bool
     def __init__(self) -> None: ...
 
 class Distribution(enum.Enum):

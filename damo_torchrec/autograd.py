@@ -45,6 +45,8 @@ class Call:
     set_optimizers: Callable[[], None]
 
 
+# The engine is no graph: what surrounds it is compiled.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def pooled_lookup(call: Call, ids: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     """Looks up and pools a batch: float32 ``(batch, columns)``.
 
@@ -59,7 +61,7 @@ def pooled_lookup(call: Call, ids: torch.Tensor, lengths: torch.Tensor, weights:
         DamoError: rows cannot be read.
     """
     # Rows are no tensor that could require a gradient: this stands for them.
-    rows = torch.empty(0, requires_grad=call.update and torch.is_grad_enabled())
+    rows = torch.empty(0, device="cpu", requires_grad=call.update and torch.is_grad_enabled())
     output: torch.Tensor = _PooledLookup.apply(rows, ids, lengths, weights, call)  # type: ignore[no-untyped-call]
     return output
 
@@ -72,7 +74,7 @@ def _output(call: Call) -> torch.Tensor:
     """Memory for the output, from the store's pool where it is large."""
     n = call.batch * call.columns
     if n < _SMALL_OUTPUT:
-        return torch.empty(call.batch, call.columns)
+        return torch.empty(call.batch, call.columns, dtype=torch.float32, device="cpu")
     buffer = _core.OutputBuffer(call.store._engine, n)
     return torch.frombuffer(buffer, dtype=torch.float32).view(call.batch, call.columns)
 
@@ -143,6 +145,8 @@ def _apply(call: Call, part: _Part) -> None:
             kept = _Part(part.ctx, part.tensors, part.grad.clone())
             store._pending[call.collection] = [*waiting, kept]
             return
+        # Gone with a gradient that raises, too: half of an accumulation cannot be made whole.
+        store._pending.pop(call.collection, None)
         call.set_optimizers()
         store._note_change()
         applied = store._engine.backward(
@@ -150,6 +154,5 @@ def _apply(call: Call, part: _Part) -> None:
             grad_scale=store.grad_scale,
             skip_nonfinite=store._options.on_nonfinite == "skip",
         )
-        store._pending.pop(call.collection, None)
         if not applied:
             store._skipped_backwards += 1

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from damo_torchrec import _core
 from damo_torchrec.errors import SchemaMismatchError
-from damo_torchrec.manifest import Manifest, TableRecord
+from damo_torchrec.manifest import Manifest, TableRecord, TableSchema
 from damo_torchrec.table import Table, TableDefinition
 
 
@@ -49,27 +49,39 @@ class Catalog:
                     f"{manifest.tables[name].schema}"
                 )
 
-    def next_number(self) -> int:
+    def _next_number(self) -> int:
         """A number on disk that no table has had."""
         taken = [table._number + 1 for table in self.open.values()]
         return max([self.manifest.next_table_number, *taken])
 
-    def register(self, table: Table, engine: _core.Store) -> None:
+    def adopt(self, manifest: Manifest, engine: _core.Store) -> None:
+        """Goes on from `manifest`, whose rows `engine` holds, with the tables that are open."""
+        self.manifest = manifest
+        tables = list(self.open.values())
+        self.open.clear()
+        for table in tables:
+            self.add(table, engine)
+
+    def add(self, table: Table, engine: _core.Store) -> None:
         """Makes `table` known to an engine that holds the manifest's rows."""
         definition = table._definition
         record = self.manifest.tables.get(definition.name)
-        if record is not None:
-            table._number = record.number
+        table._number = record.number if record else self._next_number()
         schema = _core.TableSchema()
         schema.name = definition.name
         schema.number = table._number
         schema.dim = definition.dim
         schema.optimizer = table._optimizer.to_core()
-        schema.initializer = definition.initializer.to_core(definition.num_embeddings, definition.dim)
+        schema.initializer = _initializer(record.schema if record else definition.schema(), definition)
         schema.initializer.stream_key = _stream_key(self.manifest.seed, definition.name)
         schema.iter = record.iter if record else 0
         schema.rows = record.rows if record else 0
         table._index = engine.open_table(schema)
+        self.open[definition.name] = table
+
+    def _schema(self, table: Table) -> TableSchema:
+        record = self.manifest.tables.get(table.name)
+        return record.schema if record else table._definition.schema()
 
     def step(self) -> int:
         """The largest number of updates of any table."""
@@ -77,18 +89,27 @@ class Catalog:
         stored = {name: record.iter for name, record in self.manifest.tables.items()}
         return max({**stored, **live}.values(), default=0)
 
-    def snapshot(self) -> Manifest:
+    def snapshot(self, sequence: int) -> Manifest:
         """A manifest of the tables as they are now."""
         live = {
-            name: TableRecord(number=table._number, schema=table._definition.schema(), iter=table.iter, rows=len(table))
+            name: TableRecord(number=table._number, schema=self._schema(table), iter=table.iter, rows=len(table))
             for name, table in self.open.items()
         }
         return Manifest(
             seed=self.manifest.seed,
             step=self.step(),
-            next_table_number=self.next_number(),
+            sequence=sequence,
+            next_table_number=self._next_number(),
             tables={**self.manifest.tables, **live},
         )
+
+
+def _initializer(schema: TableSchema, definition: TableDefinition) -> _core.Initializer:
+    """The engine's initializer, with the numbers that were worked out when the table was made."""
+    core = definition.initializer.to_core(definition.num_embeddings, definition.dim)
+    for name, value in schema.numbers.items():
+        setattr(core, name, value)
+    return core
 
 
 def check_seed(path: Path, stored: int, seed: int | None) -> None:

@@ -5,6 +5,7 @@ name, so that the two are there together or not at all; and it repeats the check
 checkpoints are never taken for one.
 """
 
+import io
 import os
 import random
 from collections.abc import Mapping
@@ -84,14 +85,17 @@ def save_model(
             "random": _random_state(),
             "extra": dict(extra or {}),
         }
-        torch.save(dense, directory / MODEL_FILE)
+        buffer = io.BytesIO()  # torch hides the system's errors where it writes a file itself
         try:
-            torch.load(directory / MODEL_FILE, map_location="meta", weights_only=True, mmap=True)
+            torch.save(dense, buffer)
+            buffer.seek(0)
+            torch.load(buffer, map_location="meta", weights_only=True)
         except Exception as error:
             raise ValueError(
                 "extra, or a state dict, holds something that cannot be loaded without pickle: keep to tensors, "
                 f"numbers, strings, and lists and dicts of them ({error})"
             ) from error
+        (directory / MODEL_FILE).write_bytes(buffer.getbuffer())
 
     return store._checkpoint(path, add)
 
@@ -122,8 +126,10 @@ def load_model(
     if optimizer is not None and dense["optimizer"] is None:
         raise ValueError(f"{path} was saved without an optimizer")
     _check_model(model, dense["model"], path)
+    if optimizer is not None:
+        _check_optimizer(optimizer, dense["optimizer"], path)
     store = _store_of(model)
-    if store._changed or store._catalog.manifest.id != dense["checkpoint_id"]:
+    if store._changed or store._pending or store._catalog.manifest.id != dense["checkpoint_id"]:
         store.restore(path)
     model.load_state_dict(dense["model"])
     if optimizer is not None:
@@ -144,7 +150,7 @@ def checkpoint_info(path: str | os.PathLike[str]) -> CheckpointInfo:
     """
     path = _resolve(path)
     manifest = Manifest.read(path)
-    dense = _read_dense(path) if (path / MODEL_FILE).exists() else {}
+    dense = _read_dense(path) if MODEL_FILE in manifest.files else {}
     return CheckpointInfo(
         path=path,
         store_step=manifest.step,
@@ -174,8 +180,9 @@ def _resolve(path: str | os.PathLike[str]) -> Path:
 def _read_dense(path: Path) -> dict[str, Any]:
     file = path / MODEL_FILE
     manifest = Manifest.read(path)
-    if not file.exists():
+    if MODEL_FILE not in manifest.files:
         raise ValueError(f"{path} holds rows only: it was made by checkpoint() or close(), not by save_model")
+    manifest.check_files(path)
     try:
         dense: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         checkpoint_id = dense["checkpoint_id"]
@@ -194,6 +201,19 @@ def _check_model(model: nn.Module, saved: dict[str, torch.Tensor], path: Path) -
     names = sorted(n for n in {*now, *then} if now.get(n) != then.get(n))
     differences = "; ".join(f"{n}: {then.get(n)} saved, {now.get(n)} in the model" for n in names[:5])
     raise SchemaMismatchError(f"the model differs from the one saved in {path}: {differences}")
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], path: Path) -> None:
+    """Torch finds out when it has begun to load."""
+
+    def groups(state: dict[str, Any]) -> list[int]:
+        return [len(group["params"]) for group in state.get("param_groups", [])]
+
+    then, now = groups(saved), groups(optimizer.state_dict())
+    if then != now:
+        raise SchemaMismatchError(
+            f"the optimizer differs from the one saved in {path}: parameters by parameter group were {then}, are {now}"
+        )
 
 
 def _random_state() -> dict[str, Any]:

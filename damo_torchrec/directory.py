@@ -131,6 +131,8 @@ class StoreDirectory:
     def release(self) -> None:
         """Lets others open the store."""
         if self._lock >= 0:
+            # Closing is not enough: a forked child may have the file open still.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = -1
 
@@ -176,21 +178,27 @@ class StoreDirectory:
         if self.live.exists():
             shutil.rmtree(self.live)
 
-    def start_live(self, checkpoint: Path) -> None:
-        """Makes the live rows those of `checkpoint`, replacing what was there once they are complete."""
+    def prepare_live(self, checkpoint: Path) -> Path:
+        """Makes a directory with the rows of `checkpoint` beside the live ones, for `start_live`."""
         fresh = self.path / "live.new"
-        if fresh.exists():
-            shutil.rmtree(fresh)
-        _core.link_or_copy_rows(str(checkpoint / ROWS), str(fresh))
-        self.remove_live()
-        os.rename(fresh, self.live)
-        sync_directory(self.path)
+        with os_errors(f"cannot prepare the rows of {checkpoint}"):
+            if fresh.exists():
+                shutil.rmtree(fresh)
+            _core.link_or_copy_rows(str(checkpoint / ROWS), str(fresh))
+        return fresh
+
+    def start_live(self, fresh: Path) -> None:
+        """Makes what `prepare_live` made the live rows, in place of those that were."""
+        with os_errors(f"cannot start the live rows of {self.path}"):
+            self.remove_live()
+            os.rename(fresh, self.live)
+            sync_directory(self.path)
 
 
 def checkpoints_in(store: Path) -> list[Path]:
     """The complete checkpoints inside the store directory `store`, oldest first."""
-    found = [path for path in (store / "checkpoints").glob("step_*") if is_checkpoint(path)]
-    return sorted(found, key=_order)
+    found = [path for path in (store / "checkpoints").glob("[!.]*") if is_checkpoint(path)]
+    return sorted(found, key=lambda path: Manifest.read(path).sequence)
 
 
 def newest_checkpoint(store: Path) -> Path:
@@ -222,14 +230,6 @@ def find_checkpoint(store: Path, which: str | int | os.PathLike[str] | None) -> 
             return candidate.absolute()
     names = ", ".join(p.name for p in checkpoints_in(store)) or "none"
     raise ValueError(f"the store {store} has no checkpoint {which!r}; it has {names}")
-
-
-def _order(path: Path) -> tuple[int, int, str]:
-    step, _, suffix = path.name.removeprefix("step_").partition(".")
-    try:
-        return int(step), int(suffix or 0), path.name
-    except ValueError:  # a name of the user's
-        return Manifest.read(path).step, 0, path.name
 
 
 def on_tmpfs(path: str) -> bool:

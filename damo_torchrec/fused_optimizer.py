@@ -8,6 +8,19 @@ from torchrec.optim.fused import FusedOptimizer
 from damo_torchrec.optim import OptimizerSpec
 
 
+class _LearningRate:
+    """A group's learning rate as a part of the optimizer's state, which is what TorchRec's optimizers save."""
+
+    def __init__(self, group: dict[str, Any]) -> None:
+        self._group = group
+
+    def state_dict(self) -> float:
+        return float(self._group["lr"])
+
+    def load_state_dict(self, lr: float) -> None:
+        self._group["lr"] = lr
+
+
 class FusedTableOptimizer(FusedOptimizer):
     """A TorchRec `KeyedOptimizer` with one parameter group per table.
 
@@ -21,13 +34,13 @@ class FusedTableOptimizer(FusedOptimizer):
 
     def __init__(self, specs: dict[str, OptimizerSpec], prefix: str) -> None:
         # Stand-ins without elements: rows are not parameters, but an optimizer is keyed by some.
-        params = {f"{prefix}.{table}.weight": torch.nn.Parameter(torch.empty(0)) for table in specs}
-        groups = [
+        params = {f"{prefix}.{table}.weight": torch.nn.Parameter(torch.empty(0, device="cpu")) for table in specs}
+        groups: list[dict[str, Any]] = [
             {"params": [param], "lr": spec.lr, "initial_lr": spec.lr}
             for param, spec in zip(params.values(), specs.values(), strict=True)
         ]
-        super().__init__(params, {}, groups)
-        self.defaults = {"_save_param_groups": True}
+        state = {g["params"][0]: {"lr": _LearningRate(g)} for g in groups}
+        super().__init__(params, state, groups)
         self._specs = specs
 
     def __call__(self) -> "FusedTableOptimizer":

@@ -132,9 +132,12 @@ def from_config(config: BaseEmbeddingConfig) -> Initializer:
     )
 
 
-def describe(initializer: Initializer) -> dict[str, float | str]:
-    """The initializer as it stands in a manifest."""
-    return {"name": type(initializer).__name__, **asdict(initializer)}
+def describe(initializer: Initializer, num_embeddings: int, dim: int) -> dict[str, float | str]:
+    """The initializer as it stands in a manifest, for a table of this expected size."""
+    description: dict[str, float | str] = {"name": type(initializer).__name__, **asdict(initializer)}
+    if isinstance(initializer, XavierUniform):
+        description["num_embeddings"] = num_embeddings
+    return description
 
 
 _TORCH_INIT: dict[Callable[..., torch.Tensor], Callable[[dict[str, Any]], Initializer]] = {
@@ -148,14 +151,17 @@ _TORCH_INIT: dict[Callable[..., torch.Tensor], Callable[[dict[str, Any]], Initia
 }
 
 
+_LARGEST = torch.finfo(torch.float32).max
+
+
 def _check_std(initializer: Normal | TruncatedNormal) -> None:
     if initializer.std < 0:
         raise ValueError(f"std must not be negative, got {initializer}")
 
 
 def _to_core(distribution: _core.Distribution, a: float, b: float) -> _core.Initializer:
-    if not (math.isfinite(a) and math.isfinite(b)):
-        raise ValueError(f"an initializer's numbers must be finite, got {a} and {b}")
+    if not all(abs(number) <= _LARGEST for number in (a, b, b - a)):
+        raise ValueError(f"an initializer's numbers must be finite in float32, got {a} and {b}")
     core = _core.Initializer()
     core.distribution, core.a, core.b = distribution, a, b
     return core

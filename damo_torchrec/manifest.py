@@ -3,7 +3,7 @@
 import hashlib
 import json
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,22 @@ FILE_NAME = "manifest.json"
 
 
 @dataclass(frozen=True)
+class FileRecord:
+    """A file of a checkpoint."""
+
+    size: int
+    sha256: str | None
+
+
+@dataclass(frozen=True)
 class TableSchema:
     """What may not change while a table has rows."""
 
     dim: int
     optimizer: dict[str, float | str]
     initializer: dict[str, float | str]
+    # What the initializer's arguments came to where the table was made; another C library may round otherwise.
+    numbers: dict[str, float] = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -34,19 +44,46 @@ class TableRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checkpoint's contents; `id` tells it from every other checkpoint."""
+    """A checkpoint's contents.
+
+    Args:
+        seed: of the store.
+        step: the store's.
+        sequence: rises from checkpoint to checkpoint of a store: the highest is the newest.
+        next_table_number: what no table has had yet.
+        tables: by name.
+        files: the checkpoint's other files by relative path: size in bytes, and the SHA-256 of all but row files, which
+            have checksums of their own.
+        id: tells the checkpoint from every other.
+    """
 
     seed: int
     step: int
+    sequence: int
     next_table_number: int
     tables: dict[str, TableRecord]
+    files: dict[str, FileRecord] = field(default_factory=dict)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def write(self, directory: Path) -> None:
-        """Writes ``manifest.json`` into `directory`."""
-        body = asdict(self)
+        """Writes ``manifest.json`` into `directory`, with a record of the files that are there."""
+        files = {
+            str(path.relative_to(directory)): FileRecord(path.stat().st_size, _file_digest(path))
+            for path in sorted(directory.rglob("*"))
+            if path.is_file()
+        }
+        body = asdict(replace(self, files=files))
         text = json.dumps({"format_version": FORMAT_VERSION, "sha256": _digest(body), "manifest": body}, indent=1)
         (directory / FILE_NAME).write_text(text + "\n")
+
+    def check_files(self, directory: Path) -> None:
+        """Raises CorruptionError if a file of the checkpoint `directory` is missing or not as it was written."""
+        for name, record in self.files.items():
+            path = directory / name
+            if not path.is_file():
+                raise CorruptionError(f"{path} is missing from the checkpoint")
+            if path.stat().st_size != record.size or _file_digest(path) != record.sha256:
+                raise CorruptionError(f"{path} is damaged, or belongs to another checkpoint")
 
     @staticmethod
     def read(directory: Path) -> "Manifest":
@@ -67,11 +104,22 @@ class Manifest:
                 name: TableRecord(**{**table, "schema": TableSchema(**table["schema"])})
                 for name, table in body["tables"].items()
             }
-            return Manifest(**{**body, "tables": tables})
+            files = {name: FileRecord(**file) for name, file in body["files"].items()}
+            return Manifest(**{**body, "tables": tables, "files": files})
         except FileNotFoundError as error:
             raise CorruptionError(f"{directory} is not a checkpoint: it has no {FILE_NAME}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptionError(f"{path} is damaged: {error}") from error
+
+
+def _file_digest(path: Path) -> str | None:
+    if path.suffix == ".sst":
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _digest(body: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ class OptimizerSpec:
     weight_decay: float = 0.0
     weight_decay_mode: str = "l2"
     initial_accumulator_value: float = 0.0
+    uncorrected_eps: bool = False
 
     def __post_init__(self) -> None:
         for name in ("lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value"):
@@ -43,6 +44,7 @@ class OptimizerSpec:
         """The engine's form of it."""
         config = _core.OptimizerConfig()
         config.kind = _core.OptimizerKind[self.kind]
+        config.uncorrected_eps = self.uncorrected_eps
         config.weight_decay_mode = _core.WeightDecayMode[self.weight_decay_mode.upper()]
         for name in _NUMBERS:
             setattr(config, name, getattr(self, name))
@@ -113,9 +115,7 @@ def optimizer_spec(optimizer_type: type, optimizer_kwargs: Mapping[str, Any] | N
         values, mode = _from_fbgemm(values, mode)
     defaults = _defaults(optimizer_type)
     for name, value in values.items():
-        if name in supported:
-            continue
-        if name in _IMPLEMENTATION and not value:
+        if name in supported or name in _IMPLEMENTATION:
             continue
         if name in defaults and value == defaults[name]:
             continue
@@ -126,9 +126,27 @@ def optimizer_spec(optimizer_type: type, optimizer_kwargs: Mapping[str, Any] | N
     values = {**{k: v for k, v in defaults.items() if k in supported}, **values}
     if values.get("decoupled_weight_decay"):
         mode = "decoupled"
-    beta1, beta2 = values.get("betas", (0.9, 0.999))
-    numbers = {name: float(values[name]) for name in _NUMBERS if name in values and not name.startswith("beta")}
-    return OptimizerSpec(kind=kind, beta1=float(beta1), beta2=float(beta2), weight_decay_mode=mode, **numbers)
+    beta1, beta2 = _betas(values.get("betas", (0.9, 0.999)))
+    numbers = {name: _number(name, values[name]) for name in _NUMBERS if name in values}
+    return OptimizerSpec(
+        kind=kind,
+        weight_decay_mode=mode,
+        uncorrected_eps=optimizer_type is torch.optim.SparseAdam,
+        **{**numbers, "beta1": beta1, "beta2": beta2},
+    )
+
+
+def _number(name: str, value: object) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number, got {value!r}") from None
+
+
+def _betas(value: object) -> tuple[float, float]:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"betas must be two numbers, got {value!r}")
+    return _number("betas", value[0]), _number("betas", value[1])
 
 
 def _from_fbgemm(values: dict[str, Any], mode: str) -> tuple[dict[str, Any], str]:

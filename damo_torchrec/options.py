@@ -25,6 +25,8 @@ def parse_bytes(size: int | str) -> int:
     if isinstance(size, bool) or not isinstance(size, int | str):
         raise TypeError(f"a size must be an int or a str like '512MiB', got {size!r}")
     if isinstance(size, int):
+        if size < 0:
+            raise ValueError(f"a size must be at least 0, got {size}")
         return size
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", size)
     if match is None or match[2] not in _UNITS:
@@ -57,6 +59,8 @@ class StoreOptions:
     cache_bytes: int = 0
 
     def __post_init__(self) -> None:
+        if self.num_threads is not None and not isinstance(self.num_threads, int):
+            raise TypeError(f"num_threads must be an int or None, got {self.num_threads!r}")
         if self.num_threads is not None and not 1 <= self.num_threads <= 1024:
             raise ValueError(f"num_threads must be in 1..1024 or None, got {self.num_threads}")
         if self.on_nonfinite not in ("raise", "skip"):
@@ -91,5 +95,7 @@ class TableOptions:
     unseen_in_eval: Literal["zeros", "initial"] = "zeros"
 
     def __post_init__(self) -> None:
+        if self.initializer is not None and not isinstance(self.initializer, Initializer):
+            raise TypeError(f"initializer must be one of damo.init's, got {self.initializer!r}")
         if self.unseen_in_eval not in ("zeros", "initial"):
             raise ValueError(f"unseen_in_eval must be 'zeros' or 'initial', got {self.unseen_in_eval!r}")

@@ -86,10 +86,12 @@ class EmbeddingStore:
         self._core: _core.Store | None = None
         self._process = os.getpid()
         self._options = options or StoreOptions()
+        _check_is_seed(seed)
         self._memory_budget = parse_bytes(memory_budget)
         self._read_only = read_only
         self._generation = 0
         self._changed = False
+        self._live_is_ours = False  # the live rows were started by this object
         self._skipped_backwards = 0
         self._grad_scale = 1.0
         self._accumulate = 1
@@ -109,7 +111,7 @@ class EmbeddingStore:
                     path,
                 )
         self._path = Path(path).absolute()
-        self._catalog = Catalog(self._path, Manifest(seed=0, step=0, next_table_number=1, tables={}))
+        self._catalog = Catalog(self._path, _empty_manifest(0))
         self._directory: StoreDirectory | None = None
         try:
             if read_only:
@@ -156,19 +158,24 @@ class EmbeddingStore:
                 aside.name,
             )
         directory.checkpoints_path.mkdir(exist_ok=True)
-        directory.start_live(source)
+        manifest.check_files(source)
+        fresh = directory.prepare_live(source)
+        self._live_is_ours = True
+        directory.start_live(fresh)
         self._start(manifest, directory.live)
-        self._changed = source.parent != directory.checkpoints_path
+        if source.parent != directory.checkpoints_path:
+            # From here on the store has to stand without the place that it came from.
+            self._checkpoint(None)
 
     def _create(self, seed: int) -> None:
         assert self._directory is not None
         if self._directory.live.exists():  # a crash before the first checkpoint: no row was ever there
             self._directory.set_live_aside()
         self._directory.checkpoints_path.mkdir(exist_ok=True)
-        manifest = Manifest(seed=seed, step=0, next_table_number=1, tables={})
-        self._start(manifest, self._directory.live, create=True)
+        self._live_is_ours = True
+        self._start(_empty_manifest(seed), self._directory.live, create=True)
         if self._options.backend == "rocksdb":
-            self.checkpoint()
+            self._checkpoint(None)
 
     def _open_read_only(self, seed: int | None, restore: str | int | os.PathLike[str] | None) -> None:
         if not self._path.is_dir():
@@ -181,11 +188,19 @@ class EmbeddingStore:
             source = find_checkpoint(self._path, restore)
         manifest = Manifest.read(source)
         check_seed(self._path, manifest.seed, seed)
+        manifest.check_files(source)
         self._start(manifest, source)
 
     def _start(self, manifest: Manifest, rows: Path, create: bool = False) -> None:
         """Starts an engine over `rows` that holds what `manifest` says."""
         in_memory = self._options.backend == "memory"
+        options = self._engine_options()
+        location = rows / ROWS if self._read_only else rows
+        self._core = _core.Store("" if in_memory else str(location), create, in_memory, options)
+        self._generation += 1
+        self._catalog.adopt(manifest, self._core)
+
+    def _engine_options(self) -> _core.StoreOptions:
         options = _core.StoreOptions()
         options.memory_budget = self._memory_budget
         options.num_threads = self._options.threads()
@@ -193,12 +208,7 @@ class EmbeddingStore:
         options.instruction_set = self._options.instruction_set
         options.cache_bytes = self._options.cache_bytes
         options.read_only = self._read_only
-        location = rows / ROWS if self._read_only else rows
-        self._core = _core.Store("" if in_memory else str(location), create, in_memory, options)
-        self._generation += 1
-        self._catalog.manifest = manifest
-        for table in self._catalog.open.values():
-            self._catalog.register(table, self._core)
+        return options
 
     def _abandon(self) -> None:
         """Lets go of what a failed opening has opened."""
@@ -206,6 +216,8 @@ class EmbeddingStore:
             self._core.close()
             self._core = None
         if self._directory is not None:
+            if self._live_is_ours:
+                self._directory.remove_live()
             self._directory.release()
 
     # ------------------------------------------------------------------ tables
@@ -236,9 +248,7 @@ class EmbeddingStore:
             opened = []
             for definition in definitions:
                 if definition.name not in self._catalog.open:
-                    table = Table(self, definition, self._catalog.next_number())
-                    self._catalog.register(table, self._engine)
-                    self._catalog.open[definition.name] = table
+                    self._catalog.add(Table(self, definition), self._engine)
                 opened.append(self._catalog.open[definition.name])
             return opened
 
@@ -323,6 +333,7 @@ class EmbeddingStore:
             OutOfSpaceError, DamoError: the disk is full or refuses; the store goes on as it was.
         """
         with self._mutex:
+            _ = self._engine
             if path is None and not self._changed and self.checkpoints():
                 return self.checkpoints()[-1]
             return self._checkpoint(path)
@@ -335,23 +346,22 @@ class EmbeddingStore:
         """A checkpoint that `add` may put more files into."""
         with self._mutex:
             engine = self._engine
-            if self._read_only or self._directory is None:
-                raise ValueError(f"the store {self._path} is read-only: it has nothing to checkpoint")
-            if self._options.backend == "memory":
-                raise ValueError('a store with backend="memory" has no checkpoints')
+            directory = self._writable_directory()
             self._check_nothing_pending("checkpoint")
-            manifest = self._catalog.snapshot()
-            target = Path(path).absolute() if path is not None else self._directory.default_checkpoint(manifest.step)
+            existing = self.checkpoints()
+            sequence = Manifest.read(existing[-1]).sequence + 1 if existing else 0
+            manifest = self._catalog.snapshot(sequence)
+            target = Path(path).absolute() if path is not None else directory.default_checkpoint(manifest.step)
 
             def fill(staged: Path) -> None:
                 linked = engine.checkpoint(str(staged / ROWS), True)
-                manifest.write(staged)
                 if add is not None:
                     add(staged, manifest)
+                manifest.write(staged)
                 _log.info("checkpoint %s: files %s", target, "linked" if linked else "copied")
 
             build_checkpoint(target, fill)
-            if target.parent == self._directory.checkpoints_path:
+            if target.parent == directory.checkpoints_path:
                 self._changed = False
             self._catalog.manifest = manifest
             return target
@@ -372,16 +382,19 @@ class EmbeddingStore:
         """
         with self._mutex:
             engine = self._engine
-            if self._read_only or self._directory is None:
-                raise ValueError(f"the store {self._path} is read-only: open the checkpoint instead")
+            directory = self._writable_directory()
             source = find_checkpoint(self._path, which)
             manifest = Manifest.read(source)
             self._catalog.check_restorable(manifest, source)
+            manifest.check_files(source)
+            fresh = directory.prepare_live(source)
+            # What cannot be opened is found before the rows of now are given up.
+            _core.Store(str(fresh), False, False, self._engine_options()).close()
             engine.close()
-            self._directory.start_live(source)
             self._pending.clear()
-            self._start(manifest, self._directory.live)
-            self._changed = source.parent != self._directory.checkpoints_path
+            directory.start_live(fresh)
+            self._start(manifest, directory.live)
+            self._changed = source != self.checkpoints()[-1]
 
     def close(self) -> None:
         """Makes a checkpoint if anything changed since the last one, and releases files and memory. Idempotent.
@@ -424,12 +437,14 @@ class EmbeddingStore:
     def __del__(self) -> None:
         if getattr(self, "_core", None) is None or os.getpid() != self._process:
             return
-        if not self._temporary:
-            warnings.warn(f"the store {self._path} was not closed", ResourceWarning, stacklevel=2)
-        self.close()
+        try:
+            if not self._temporary:
+                warnings.warn(f"the store {self._path} was not closed", ResourceWarning, stacklevel=2)
+        finally:
+            self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else f"step={self.step}"
+        state = "closed" if self.closed or os.getpid() != self._process else f"step={self.step}"
         return f"EmbeddingStore({str(self._path)!r}, {state}, tables={sorted(self._catalog.open)})"
 
     def __reduce__(self) -> Any:
@@ -437,8 +452,20 @@ class EmbeddingStore:
 
     # ------------------------------------------------------------------ for collections
 
+    def _writable_directory(self) -> StoreDirectory:
+        if self._options.backend == "memory":
+            raise ValueError(f'the store {self._path} with backend="memory" has no checkpoints')
+        if self._directory is None:
+            raise ValueError(f"the store {self._path} is read-only: it makes and restores no checkpoints")
+        return self._directory
+
     @property
     def _engine(self) -> _core.Store:
+        if os.getpid() != self._process:
+            raise StoreClosedError(
+                f"the store {self._path} belongs to process {self._process}, which opened it: "
+                "a child process cannot use it after a fork"
+            )
         if self._core is None:
             raise StoreClosedError(f"the store {self._path} is closed")
         return self._core
@@ -452,3 +479,16 @@ class EmbeddingStore:
 
     def _note_change(self) -> None:
         self._changed = True
+
+
+def _empty_manifest(seed: int) -> Manifest:
+    return Manifest(seed=seed, step=0, sequence=0, next_table_number=1, tables={})
+
+
+def _check_is_seed(seed: object) -> None:
+    if seed is None:
+        return
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int or None, got {seed!r}")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must fit int64, got {seed}")

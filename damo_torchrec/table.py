@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,11 +31,11 @@ class TableDefinition:
     def schema(self) -> TableSchema:
         """What of it may not change while the table has rows."""
         core = self.initializer.to_core(self.num_embeddings, self.dim)
-        resolved = {"a": core.a, "b": core.b, "low": core.low, "high": core.high}
         return TableSchema(
             dim=self.dim,
             optimizer=self.optimizer.schema(),
-            initializer={**describe(self.initializer), **resolved},
+            initializer=describe(self.initializer, self.num_embeddings, self.dim),
+            numbers={"a": core.a, "b": core.b, "low": core.low, "high": core.high},
         )
 
 
@@ -46,10 +46,10 @@ class Table:
     any order, with duplicates.
     """
 
-    def __init__(self, store: EmbeddingStore, definition: TableDefinition, number: int) -> None:
+    def __init__(self, store: EmbeddingStore, definition: TableDefinition) -> None:
         self._store = store
         self._definition = definition
-        self._number = number
+        self._number = 0  # on disk
         self._index = -1  # in the engine that is open now
         self._optimizer = definition.optimizer  # as the engine has it
 
@@ -72,13 +72,16 @@ class Table:
         """Number of rows."""
         return self._store._engine.rows(self._index)
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError("a Table cannot be copied or pickled: use save_model and load_model")
+
     def __repr__(self) -> str:
         return f"Table({self.name!r}, dim={self.dim}, store={str(self._store.path)!r})"
 
     def get(self, ids: torch.Tensor) -> torch.Tensor:
         """Weights of rows, float32 ``(n, dim)``; ids without a row as eval mode reads them. Creates no rows."""
         ids = _as_ids(ids)
-        weights = torch.empty(len(ids), self.dim)
+        weights = torch.empty(len(ids), self.dim, dtype=torch.float32, device="cpu")
         unseen = _core.UnseenRows[self._definition.unseen_in_eval.upper()]
         self._store._engine.get(self._index, ids.data_ptr(), len(ids), unseen, weights.data_ptr())
         return weights
@@ -114,7 +117,7 @@ class Table:
     def contains(self, ids: torch.Tensor) -> torch.Tensor:
         """Whether the ids have rows: bool ``(n,)``."""
         ids = _as_ids(ids)
-        found = torch.empty(len(ids), dtype=torch.bool)
+        found = torch.empty(len(ids), dtype=torch.bool, device="cpu")
         self._store._engine.contains(self._index, ids.data_ptr(), len(ids), found.data_ptr())
         return found
 
@@ -127,8 +130,9 @@ class Table:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         scan = _core.Scan(self._store._engine, self._index)
         while True:
-            ids = torch.empty(batch_size, dtype=torch.int64)
-            weights = torch.empty(batch_size, self.dim)
+            _ = self._store._engine  # names the store if it is closed by now
+            ids = torch.empty(batch_size, dtype=torch.int64, device="cpu")
+            weights = torch.empty(batch_size, self.dim, dtype=torch.float32, device="cpu")
             n = scan.next(ids.data_ptr(), weights.data_ptr(), batch_size)
             if n == 0:
                 return
@@ -144,8 +148,11 @@ class Table:
 def _as_ids(ids: object) -> torch.Tensor:
     if isinstance(ids, list | tuple | range):
         if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
-            raise TypeError(f"ids must be ints, got {ids!r:.80}")
-        ids = torch.tensor(list(ids), dtype=torch.int64)
+            raise TypeError(f"ids must be ints, got {ids!s:.80}")
+        beyond = [i for i in ids if not -(2**63) <= i < 2**63]
+        if beyond:
+            raise ValueError(f"ids must fit int64, got {beyond[0]}")
+        ids = torch.tensor(list(ids), dtype=torch.int64, device="cpu")
     if not isinstance(ids, torch.Tensor) or ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"ids must be an int64 or int32 tensor or a sequence of ints, got {_describe(ids)}")
     if ids.dim() != 1:

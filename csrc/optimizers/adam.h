@@ -1,7 +1,12 @@
 // Adam (Kingma, Ba 2015) and AdamW (Loshchilov, Hutter 2019), as torch.optim.Adam and AdamW, with bias correction by
-// the table's iteration t: G = g + l2 * w, m <- beta1 * m + (1 - beta1) * G, v <- beta2 * v + (1 - beta2) * G^2, w <-
-// decay * w - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps). State: m then v, one float32 per weight
-// each.
+// the table's iteration t:
+//   G = g + l2 * w
+//   m <- beta1 * m + (1 - beta1) * G
+//   v <- beta2 * v + (1 - beta2) * G^2
+//   w <- decay * w - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
+// torch.optim.SparseAdam adds eps before the correction:
+//   w <- w - lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + eps)
+// State: m then v, one float32 per weight each.
 #pragma once
 
 #include "optimizer.h"

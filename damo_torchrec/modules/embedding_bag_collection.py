@@ -86,7 +86,7 @@ class EmbeddingBagCollection(EmbeddingBagCollectionInterface):
         self._optimizer_type = optimizer_type
         self._optimizer_kwargs = dict(optimizer_kwargs or {})
         definitions = [_define(c, options[c.name], spec) for c in self._embedding_bag_configs]
-        self._store = store if store is not None else default_store()
+        self._store = _check_store(store) if store is not None else default_store()
         self._tables = self._store._open_tables(definitions)
         self._unseen_in_eval = [options[c.name].unseen_in_eval for c in self._embedding_bag_configs]
         self._optimizer = FusedTableOptimizer(
@@ -246,10 +246,19 @@ def _check_options(tables: list[EmbeddingBagConfig], options: Mapping[str, Table
             raise ValueError("every table needs a name, got an empty one")
         if names.count(name) > 1:
             raise ValueError(f"Duplicate table name {name}")
+    for name, given in options.items():
+        if not isinstance(given, TableOptions):
+            raise TypeError(f"table_options[{name!r}] must be TableOptions, got {type(given).__name__}")
     unknown = sorted(set(options) - set(names))
     if unknown:
         raise ValueError(f"table_options names tables that are not there: {unknown}; there are {names}")
     return {name: options.get(name, TableOptions()) for name in names}
+
+
+def _check_store(store: object) -> EmbeddingStore:
+    if not isinstance(store, EmbeddingStore):
+        raise TypeError(f"store must be an EmbeddingStore, got {type(store).__name__}")
+    return store
 
 
 def _define(config: EmbeddingBagConfig, options: TableOptions, spec: Any) -> TableDefinition:
@@ -257,6 +266,8 @@ def _define(config: EmbeddingBagConfig, options: TableOptions, spec: Any) -> Tab
         raise ValueError(f"table {config.name!r}: pooling must be SUM or MEAN, got {config.pooling}")
     if config.data_type != DataType.FP32:
         raise ValueError(f"table {config.name!r}: data_type must be FP32, got {config.data_type}")
+    if config.virtual_table_eviction_policy is not None:
+        raise ValueError(f"table {config.name!r}: virtual_table_eviction_policy is not supported: rows never expire")
     if config.embedding_dim < 1:
         raise ValueError(f"table {config.name!r}: embedding_dim must be positive, got {config.embedding_dim}")
     if config.num_embeddings < 1:
@@ -274,6 +285,8 @@ def _define(config: EmbeddingBagConfig, options: TableOptions, spec: Any) -> Tab
 def _as_int64(what: str, tensor: torch.Tensor) -> torch.Tensor:
     if tensor.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"{what} must be int64 or int32, got {tensor.dtype}")
+    if tensor.dim() != 1:
+        raise ValueError(f"{what} must have one dimension, got the shape {tuple(tensor.shape)}")
     _check_cpu(what, tensor)
     return tensor.to(torch.int64).contiguous()
 
