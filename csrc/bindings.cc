@@ -6,7 +6,10 @@
 #include <pybind11/stl.h>
 #include <unistd.h>
 
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <mutex>
 
 #include "memory_store.h"
 #include "rocksdb_store.h"
@@ -72,6 +75,25 @@ void TranslateError(std::exception_ptr error) {
   }
 }
 
+// RocksDB's thread pool waits at exit for its threads, which a forked child does not have: a child that ends by exit(3)
+// instead of _exit(2), as after os.fork and sys.exit, would wait for ever. What is registered last runs first.
+void LeaveForkedChildrenAtExit() {
+#ifdef __linux__
+  static std::once_flag once;
+  static pid_t process;
+  std::call_once(once, [] {
+    process = getpid();
+    on_exit(
+        [](int status, void*) {
+          if (getpid() == process) return;
+          std::fflush(nullptr);
+          _exit(status);
+        },
+        nullptr);
+  });
+#endif
+}
+
 Held<Store> OpenStore(const std::string& path, bool create, bool in_memory, const StoreOptions& options) {
   const BudgetShares shares = DivideBudget(options.memory_budget);
   std::unique_ptr<RowStore> rows;
@@ -86,6 +108,7 @@ Held<Store> OpenStore(const std::string& path, bool create, bool in_memory, cons
     rocksdb.num_threads = options.num_threads;
     rocksdb.direct_io = options.direct_io;
     rows = OpenRocksDbStore(rocksdb);
+    LeaveForkedChildrenAtExit();
   }
   return Held<Store>(new Store(std::move(rows), shares, options));
 }
@@ -246,6 +269,7 @@ void RegisterStore(py::module_& m) {
   py::class_<Store, Held<Store>>(m, "Store")
       .def(py::init(&OpenStore), py::arg("path"), py::arg("create"), py::arg("in_memory"), py::arg("options"),
            ReleaseGil())
+      .def("check_table", &Store::CheckTable, ReleaseGil())
       .def("open_table", &Store::OpenTable, ReleaseGil())
       .def("set_optimizer", &Store::SetOptimizer, ReleaseGil())
       .def("iter", &Store::iter, ReleaseGil())
@@ -306,6 +330,7 @@ void RegisterStore(py::module_& m) {
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The engine of damo_torchrec. Not a public interface.";
+  m.attr("LEAST_MEMORY_BUDGET") = damo::kLeastMemoryBudget;
   py::register_local_exception_translator(damo::TranslateError);
   damo::RegisterOptions(m);
   damo::RegisterLookup(m);

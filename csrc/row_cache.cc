@@ -43,14 +43,22 @@ RowCache::RowCache(const RowCacheOptions& options) : options_(options) {
   segment_limit_ = segments;
 }
 
-uint16_t RowCache::AddTable(const RowLayout& layout) {
+size_t RowCache::StrideOf(const RowLayout& layout) const {
   const size_t unit = size_t{1} << arena_.unit_shift;
-  const size_t stride = (layout.row_size() + unit - 1) / unit * unit;
-  if (stride > segment_bytes_ / 4) {
-    throw Error(ErrorCode::kInvalidArgument, "a row of " + std::to_string(stride) +
-                                                 " bytes is too large for this memory budget: rows may have " +
-                                                 std::to_string(segment_bytes_ / 4) + " bytes");
-  }
+  return (layout.row_size() + unit - 1) / unit * unit;
+}
+
+void RowCache::CheckRowSize(const RowLayout& layout) const {
+  const size_t stride = StrideOf(layout);
+  if (stride <= segment_bytes_ / 4) return;
+  throw Error(ErrorCode::kInvalidArgument, "a row of " + std::to_string(stride) +
+                                               " bytes is too large for this memory budget: rows may have " +
+                                               std::to_string(segment_bytes_ / 4) + " bytes");
+}
+
+uint16_t RowCache::AddTable(const RowLayout& layout) {
+  CheckRowSize(layout);
+  const size_t stride = StrideOf(layout);
   if (tables_.size() == UINT16_MAX) throw Error(ErrorCode::kInvalidArgument, "a store holds at most 65535 open tables");
   tables_.push_back({layout, stride, 0, 0});
   max_stride_ = std::max(max_stride_, stride);

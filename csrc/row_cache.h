@@ -41,6 +41,9 @@ class RowCache {
   // if a row does not fit a segment.
   uint16_t AddTable(const RowLayout& layout);
 
+  // Throws kInvalidArgument if a row of this layout does not fit a segment.
+  void CheckRowSize(const RowLayout& layout) const;
+
   // Tells how many updates the table has had: what the counts in its rows are measured against.
   void SetIter(uint16_t table, uint32_t iter) { tables_[table].iter = iter; }
 
@@ -167,6 +170,7 @@ class RowCache {
   };
   using Queue = std::deque<uint32_t>;  // segments, oldest first; the last one is open
 
+  size_t StrideOf(const RowLayout& layout) const;
   size_t FirstOffset(uint32_t segment) const { return segment == 0 ? size_t{2} << arena_.unit_shift : 0; }
   size_t Room(const Queue& queue, size_t stride) const;
   Slot Append(Queue* queue, size_t stride);

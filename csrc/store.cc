@@ -16,7 +16,6 @@ namespace {
 constexpr size_t kMiB = size_t{1} << 20;
 constexpr size_t kLeastRowStore = 24 * kMiB;
 constexpr size_t kMostRowStore = 1024 * kMiB;
-constexpr size_t kLeastCache = 24 * kMiB;
 // Slots, groups, sorted ids and write-back copies of a batch.
 constexpr size_t kStaging = 16 * kMiB;
 constexpr size_t kIdsPerCall = 16384;
@@ -51,11 +50,9 @@ class RowLookup {
 }  // namespace
 
 BudgetShares DivideBudget(size_t memory_budget) {
-  const size_t least = kLeastRowStore + kLeastCache + kStaging;
-  if (memory_budget < least) {
-    throw Error(ErrorCode::kInvalidArgument, "memory_budget must be at least " + std::to_string(least) + " bytes (\"" +
-                                                 std::to_string(least / kMiB) + "MiB\"), got " +
-                                                 std::to_string(memory_budget));
+  if (memory_budget < kLeastMemoryBudget) {
+    throw Error(ErrorCode::kInvalidArgument, "memory_budget must be at least " + std::to_string(kLeastMemoryBudget) +
+                                                 " bytes, got " + std::to_string(memory_budget));
   }
   const size_t row_store = std::clamp(memory_budget / 8, kLeastRowStore, kMostRowStore);
   const size_t outputs = memory_budget / 32;
@@ -86,14 +83,19 @@ Store::Lock Store::Acquire() {
   return {std::move(operation), std::unique_lock(mutex_), {}};
 }
 
-uint16_t Store::OpenTable(const TableSchema& schema) {
-  Lock lock = Acquire();
-  uint16_t index;
+void Store::CheckTable(const TableSchema& schema) {
+  const Lock lock = Acquire();
   try {
-    index = cache_.AddTable({schema.dim, StateSize(schema.optimizer.kind, schema.dim)});
+    cache_.CheckRowSize({schema.dim, StateSize(schema.optimizer.kind, schema.dim)});
   } catch (const Error& error) {
     throw Error(error.code(), "table \"" + schema.name + "\": " + error.what());
   }
+}
+
+uint16_t Store::OpenTable(const TableSchema& schema) {
+  CheckTable(schema);
+  Lock lock = Acquire();
+  const uint16_t index = cache_.AddTable({schema.dim, StateSize(schema.optimizer.kind, schema.dim)});
   cache_.SetIter(index, schema.iter);
   tables_.emplace_back(schema);
   MakeRoom(0, lock);

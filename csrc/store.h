@@ -36,13 +36,16 @@ struct StoreOptions {
   size_t cache_bytes = 0;
 };
 
+// What RocksDB, the working memory of a call and a cache that is worth having take at least.
+constexpr size_t kLeastMemoryBudget = size_t{64} << 20;
+
 // How a memory budget is divided.
 struct BudgetShares {
   size_t row_store;
   size_t cache;
   size_t outputs;  // kept for the next step
 };
-// Throws kInvalidArgument with the least budget if there is too little.
+// Throws kInvalidArgument below kLeastMemoryBudget.
 BudgetShares DivideBudget(size_t memory_budget);
 
 // The jagged arrays of a batch: `keys` features with `batch` bags each. Borrowed; REQUIRES: unchanged while a Lookup
@@ -101,6 +104,8 @@ class Store {
   Store(std::unique_ptr<RowStore> rows, const BudgetShares& shares, const StoreOptions& options);
   ~Store();
 
+  // Throws kInvalidArgument, as OpenTable would, if a row of such a table is too large.
+  void CheckTable(const TableSchema& schema);
   // Registers a table for this session and returns its index. Throws kInvalidArgument if a row is too large.
   uint16_t OpenTable(const TableSchema& schema);
   // REQUIRES: the same kind of optimizer. Holds from the next Backward.

@@ -22,13 +22,22 @@ class Catalog:
         self.manifest = manifest
         self.open: dict[str, Table] = {}
 
-    def check(self, definition: TableDefinition) -> None:
-        """Raises SchemaMismatchError if the store has a table of this name with another schema."""
+    def check(self, definition: TableDefinition, engine: _core.Store) -> None:
+        """Whether the table can be opened.
+
+        Raises:
+            SchemaMismatchError: the store has a table of this name with another schema.
+            ValueError: its rows are too large for the memory budget.
+        """
         if definition.name in self.open:
             existing = self.open[definition.name]._definition.schema()
         elif definition.name in self.manifest.tables:
             existing = self.manifest.tables[definition.name].schema
         else:
+            schema = _core.TableSchema()
+            schema.name, schema.dim = definition.name, definition.dim
+            schema.optimizer = definition.optimizer.to_core()
+            engine.check_table(schema)
             return
         wanted = definition.schema()
         for what in ("dim", "optimizer", "initializer"):

@@ -9,7 +9,6 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -79,9 +78,11 @@ class TruncatedNormal(Initializer):
         _check_std(self)
         if self.std == 0 or not self.low < self.high:
             raise ValueError(f"TruncatedNormal needs std > 0 and low < high, got {self}")
-        normal = NormalDist(self.mean, self.std)
-        core = _to_core(_core.Distribution.NORMAL, self.mean, self.std)
-        core.low, core.high = normal.cdf(self.low), normal.cdf(self.high)
+        low, high = (self.low - self.mean) / self.std, (self.high - self.mean) / self.std
+        # Quantiles near 1 have few bits to tell them apart: the upper half is drawn as the lower one, mirrored.
+        mirrored = low + high > 0
+        core = _to_core(_core.Distribution.NORMAL, self.mean, -self.std if mirrored else self.std)
+        core.low, core.high = (_cdf(-high), _cdf(-low)) if mirrored else (_cdf(low), _cdf(high))
         if not core.low < core.high:
             raise ValueError(f"TruncatedNormal's interval holds nothing of the distribution: {self}")
         return core
@@ -152,6 +153,11 @@ _TORCH_INIT: dict[Callable[..., torch.Tensor], Callable[[dict[str, Any]], Initia
 
 
 _LARGEST = torch.finfo(torch.float32).max
+
+
+def _cdf(z: float) -> float:
+    """The standard normal distribution function, exact in the lower tail, too."""
+    return math.erfc(-z / math.sqrt(2)) / 2
 
 
 def _check_std(initializer: Normal | TruncatedNormal) -> None:

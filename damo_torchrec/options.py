@@ -25,8 +25,6 @@ def parse_bytes(size: int | str) -> int:
     if isinstance(size, bool) or not isinstance(size, int | str):
         raise TypeError(f"a size must be an int or a str like '512MiB', got {size!r}")
     if isinstance(size, int):
-        if size < 0:
-            raise ValueError(f"a size must be at least 0, got {size}")
         return size
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", size)
     if match is None or match[2] not in _UNITS:

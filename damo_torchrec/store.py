@@ -87,7 +87,7 @@ class EmbeddingStore:
         self._process = os.getpid()
         self._options = options or StoreOptions()
         _check_is_seed(seed)
-        self._memory_budget = parse_bytes(memory_budget)
+        self._memory_budget = _parse_budget(memory_budget)
         self._read_only = read_only
         self._generation = 0
         self._changed = False
@@ -244,7 +244,7 @@ class EmbeddingStore:
         with self._mutex:
             _ = self._engine
             for definition in definitions:
-                self._catalog.check(definition)
+                self._catalog.check(definition, self._engine)
             opened = []
             for definition in definitions:
                 if definition.name not in self._catalog.open:
@@ -481,6 +481,14 @@ class EmbeddingStore:
         self._changed = True
 
 
+def _parse_budget(budget: int | str) -> int:
+    size = parse_bytes(budget)
+    least = _core.LEAST_MEMORY_BUDGET
+    if size < least:
+        raise ValueError(f'memory_budget must be at least {least} bytes ("{least >> 20}MiB"), got {size}')
+    return size
+
+
 def _empty_manifest(seed: int) -> Manifest:
     return Manifest(seed=seed, step=0, sequence=0, next_table_number=1, tables={})
 
@@ -490,5 +498,5 @@ def _check_is_seed(seed: object) -> None:
         return
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an int or None, got {seed!r}")
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed must fit int64, got {seed}")
+    if not -(2**127) <= seed < 2**127:
+        raise ValueError(f"seed must fit 128 bits, got {seed}")
