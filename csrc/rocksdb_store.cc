@@ -213,14 +213,11 @@ class RocksDbStore : public RowStore {
     return value;
   }
 
-  // Other failures of a background job than a full disk have to be cleared by hand, whether their cause is gone or not.
   template <typename Attempt>
-  rocksdb::Status WithPatience(Attempt attempt) {
+  static rocksdb::Status WithPatience(Attempt attempt) {
     const auto deadline = std::chrono::steady_clock::now() + kPatience;
-    bool resumed = false;
     for (;;) {
       const rocksdb::Status status = attempt();
-      if (status.IsIOError() && !status.IsNoSpace() && !std::exchange(resumed, true) && db_->Resume().ok()) continue;
       if (!status.IsNoSpace() || std::chrono::steady_clock::now() > deadline) return status;
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
     }

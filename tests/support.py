@@ -1,5 +1,6 @@
 """What several test files need: small batches, stores that evict everything, and the rows of a store as bytes."""
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,19 @@ from damo_torchrec import _core
 
 # The engine evicts all rows after each call that leaves more than so many bytes of them.
 A_HANDFUL_OF_ROWS = 1024
+
+
+def small_store(path: str | os.PathLike[str] | None = None, *, seed: int = 0, **options: object) -> damo.EmbeddingStore:
+    """A store of the least budget: in memory without a path. `options` are those of StoreOptions."""
+    options = {"num_threads": 2, "backend": "memory" if path is None else "rocksdb", **options}
+    return damo.EmbeddingStore(path, memory_budget="64MiB", seed=seed, options=damo.StoreOptions(**options))
+
+
+def copy_rows(source: torch.nn.Module, target: damo.EmbeddingBagCollection) -> None:
+    """Makes row i of each of TorchRec's tables the row with id i of ours."""
+    for table in target.tables():
+        weight = source.embedding_bags[table.name].weight.detach()
+        table.set(torch.arange(len(weight)), weight)
 
 
 def kjt(features: dict[str, Sequence[Sequence[int]]], weights: Sequence[float] | None = None) -> KeyedJaggedTensor:

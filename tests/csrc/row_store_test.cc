@@ -209,7 +209,8 @@ TEST_P(RowStoreTest, CheckpointHoldsTheStateAsOfTheCall) {
   store_->Checkpoint(directory_ / "linked", /*link=*/true);
   EXPECT_FALSE(store_->Checkpoint(directory_ / "copied", /*link=*/false));
   Changes changes;
-  for (int64_t id = -2000; id < 500; ++id) changes[id] = id % 2 ? std::optional(Payload(kSize, 1, id, 1)) : std::nullopt;
+  for (int64_t id = -2000; id < 500; ++id)
+    changes[id] = id % 2 ? std::optional(Payload(kSize, 1, id, 1)) : std::nullopt;
   Write(store_.get(), 1, changes);
   store_->Checkpoint(directory_ / "later", /*link=*/true);
   const Table after = ScanAll(store_.get(), 1, kSize);

@@ -1,0 +1,87 @@
+#include "rocksdb_file_system.h"
+
+#include <rocksdb/file_system.h>
+
+#include <cerrno>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <utility>
+
+namespace damo {
+namespace {
+
+using rocksdb::IODebugContext;
+using rocksdb::IOOptions;
+using rocksdb::IOStatus;
+using rocksdb::Slice;
+
+// RocksDB keeps the system's error as its message alone.
+IOStatus AsNoSpace(IOStatus status) {
+  if (!status.IsIOError() || status.IsNoSpace()) return status;
+  const std::string text = status.ToString();
+  for (const int error : {EDQUOT, EFBIG}) {
+    if (text.find(std::generic_category().message(error)) != std::string::npos) return IOStatus::NoSpace(text);
+  }
+  return status;
+}
+
+class WritableFile : public rocksdb::FSWritableFileOwnerWrapper {
+ public:
+  using FSWritableFileOwnerWrapper::FSWritableFileOwnerWrapper;
+
+  IOStatus Append(const Slice& data, const IOOptions& options, IODebugContext* context) override {
+    return AsNoSpace(FSWritableFileOwnerWrapper::Append(data, options, context));
+  }
+  IOStatus Append(const Slice& data, const IOOptions& options, const rocksdb::DataVerificationInfo& info,
+                  IODebugContext* context) override {
+    return AsNoSpace(FSWritableFileOwnerWrapper::Append(data, options, info, context));
+  }
+  IOStatus PositionedAppend(const Slice& data, uint64_t offset, const IOOptions& options,
+                            IODebugContext* context) override {
+    return AsNoSpace(FSWritableFileOwnerWrapper::PositionedAppend(data, offset, options, context));
+  }
+  IOStatus PositionedAppend(const Slice& data, uint64_t offset, const IOOptions& options,
+                            const rocksdb::DataVerificationInfo& info, IODebugContext* context) override {
+    return AsNoSpace(FSWritableFileOwnerWrapper::PositionedAppend(data, offset, options, info, context));
+  }
+  IOStatus Truncate(uint64_t size, const IOOptions& options, IODebugContext* context) override {
+    return AsNoSpace(FSWritableFileOwnerWrapper::Truncate(size, options, context));
+  }
+  IOStatus Flush(const IOOptions& options, IODebugContext* context) override {
+    return AsNoSpace(FSWritableFileOwnerWrapper::Flush(options, context));
+  }
+  IOStatus Sync(const IOOptions& options, IODebugContext* context) override {
+    return AsNoSpace(FSWritableFileOwnerWrapper::Sync(options, context));
+  }
+  IOStatus Fsync(const IOOptions& options, IODebugContext* context) override {
+    return AsNoSpace(FSWritableFileOwnerWrapper::Fsync(options, context));
+  }
+  IOStatus Close(const IOOptions& options, IODebugContext* context) override {
+    return AsNoSpace(FSWritableFileOwnerWrapper::Close(options, context));
+  }
+};
+
+class FileSystem : public rocksdb::FileSystemWrapper {
+ public:
+  using FileSystemWrapper::FileSystemWrapper;
+
+  const char* Name() const override { return "damo"; }
+
+  IOStatus NewWritableFile(const std::string& path, const rocksdb::FileOptions& options,
+                           std::unique_ptr<rocksdb::FSWritableFile>* file, IODebugContext* context) override {
+    IOStatus status = FileSystemWrapper::NewWritableFile(path, options, file, context);
+    if (status.ok()) *file = std::make_unique<WritableFile>(std::move(*file));
+    return AsNoSpace(std::move(status));
+  }
+};
+
+}  // namespace
+
+rocksdb::Env* FileSystemEnv() {
+  static rocksdb::Env* const env =
+      rocksdb::NewCompositeEnv(std::make_shared<FileSystem>(rocksdb::FileSystem::Default())).release();
+  return env;
+}
+
+}  // namespace damo

@@ -1,0 +1,117 @@
+#!/usr/bin/env python3
+"""Makes the golden store of the format version that this release writes. Run it once, when that version is new.
+
+A golden store is a checkpoint, ``format_N/``, and what it holds as text, ``format_N.json``. Every later release reads
+all of them to the same rows (test_golden.py), so none is ever made again.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import torchrec
+from torch import nn
+from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
+
+import damo_torchrec as damo
+from damo_torchrec import _core
+from damo_torchrec.manifest import FORMAT_VERSION
+
+HERE = Path(__file__).parent
+SEED = 7
+IDS = [-(2**63), -(2**32), -1, 0, 1, 2, 2**32 + 1, 2**63 - 1]
+NEW_ID = 12345  # has no row before `one_more_step`
+
+# Every optimizer and every distribution of initial weights, at odd dims.
+TABLES = {
+    "rowwise": (4, torchrec.optim.RowWiseAdagrad, {"lr": 0.05}, damo.init.Uniform(-0.25, 0.5)),
+    "adam": (3, torch.optim.Adam, {"lr": 0.01}, damo.init.Normal(0.5, 0.1)),
+    "adagrad": (2, torch.optim.Adagrad, {"lr": 0.1, "initial_accumulator_value": 0.1}, damo.init.TruncatedNormal()),
+    "sgd": (5, torch.optim.SGD, {"lr": 0.5}, damo.init.Constant(0.125)),
+}
+
+
+def make_model(store: damo.EmbeddingStore) -> nn.ModuleDict:
+    """A collection for each table, and a dense layer."""
+    model = nn.ModuleDict({"dense": nn.Linear(2, 1)})
+    for name, (dim, optimizer, hyperparameters, initializer) in TABLES.items():
+        model[name] = damo.EmbeddingBagCollection(
+            [EmbeddingBagConfig(name=name, embedding_dim=dim, num_embeddings=1000, feature_names=[name])],
+            optimizer,
+            hyperparameters,
+            store=store,
+            table_options={name: damo.TableOptions(initializer=initializer)},
+        )
+    return model
+
+
+def update(model: nn.ModuleDict, ids: list[int], gradient: float) -> None:
+    """One update of each table, with a gradient that differs from column to column and id to id."""
+    for name in TABLES:
+        batch = KeyedJaggedTensor(
+            keys=[name], values=torch.tensor(ids), lengths=torch.ones(len(ids), dtype=torch.int64)
+        )
+        output = model[name](batch).values()
+        output.backward(gradient * torch.arange(1, output.numel() + 1).reshape(output.shape) / 16)
+
+
+def one_more_step(model: nn.ModuleDict) -> None:
+    """What a reader does to see that training goes on as it would have."""
+    update(model, [0, NEW_ID, -1], 0.5)
+
+
+def rows_of(store: damo.EmbeddingStore, name: str) -> dict[str, dict[str, object]]:
+    """All rows of a table, as JSON holds them: every float32 is exact in it."""
+    dim = TABLES[name][0]
+    index = store.table(name)._index
+    floats = (store._engine.payload_size(index) - 8) // 4
+    ids, payloads = torch.empty(100, dtype=torch.int64), torch.empty(100, floats + 2)
+    n = _core.Scan(store._engine, index).next_payloads(ids.data_ptr(), payloads.data_ptr(), 100)
+    counters = payloads[:, floats:].contiguous().view(torch.int32)
+    return {
+        str(int(ids[i])): {
+            "weights": payloads[i, :dim].tolist(),
+            "state": payloads[i, dim:floats].tolist(),
+            "last_step": int(counters[i, 0]),
+            "count": int(counters[i, 1]),
+        }
+        for i in range(n)
+    }
+
+
+def contents(store: damo.EmbeddingStore) -> dict[str, dict[str, dict[str, object]]]:
+    """The rows of all tables."""
+    return {name: rows_of(store, name) for name in TABLES}
+
+
+def main() -> None:
+    """Trains a little, deletes, trains on, saves."""
+    target = HERE / f"format_{FORMAT_VERSION}"
+    if target.exists():
+        sys.exit(f"{target} exists: a golden store is made once")
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as scratch, damo.EmbeddingStore(Path(scratch) / "store", seed=SEED) as store:
+        model = make_model(store)
+        optimizer = torch.optim.Adam(model["dense"].parameters())
+        update(model, IDS, 1.0)
+        update(model, IDS[::2], -2.0)
+        for name in TABLES:
+            store.table(name).delete([1, 2])
+        update(model, [2], 0.25)  # 1 stays deleted, 2 is there again
+        model["dense"](torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        damo.save_model(model, target, optimizer=optimizer, step=3, extra={"position": [1, 2]})
+        rows = contents(store)
+        one_more_step(model)
+        expected = {
+            "dense": {name: value.tolist() for name, value in model.state_dict().items()},
+            "rows": rows,
+            "rows_after_one_more_step": contents(store),
+        }
+    (HERE / f"format_{FORMAT_VERSION}.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

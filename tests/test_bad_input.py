@@ -1,0 +1,429 @@
+"""Wrong calls: each raises an exception that says what was wrong, and changes no row."""
+
+import copy
+import pickle
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torchrec
+from torchrec import DataType, KeyedJaggedTensor, PoolingType
+from torchrec.modules.embedding_configs import CountBasedEvictionPolicy
+
+import damo_torchrec as damo
+from processes import started
+from support import config, kjt, payloads, small_store
+
+IDS = torch.tensor([1, 2, 3])
+ONES = torch.tensor([1, 1, 1])
+
+
+def collection(store, *tables, **arguments):
+    arguments = {"optimizer_type": torchrec.optim.RowWiseAdagrad, "optimizer_kwargs": {"lr": 0.1}, **arguments}
+    return damo.EmbeddingBagCollection(list(tables), store=store, **arguments)
+
+
+def trained(store, **arguments):
+    """A collection of two tables that has had an update."""
+    ebc = collection(store, config("t", 4, ["f"]), config("u", 4, ["g"]), **arguments)
+    ebc(kjt({"f": [[1, 2]], "g": [[3]]}, weights=[1.0, 2.0, 3.0])).values().sum().backward()
+    return ebc
+
+
+@contextmanager
+def refused(store, error, match):
+    """The call within raises, and leaves all rows, steps and open tables as they were."""
+
+    def state():
+        return store.step, {name: (table.iter, payloads(store, name)) for name, table in store.tables().items()}
+
+    before = state()
+    assert before[0] > 0
+    with pytest.raises(error, match=match):
+        yield
+    assert state() == before
+
+
+# ---------------------------------------------------------------- batches
+
+
+def batch(values=IDS, lengths=ONES, weights=None, keys=("f", "g", "h")):
+    return KeyedJaggedTensor(list(keys), values, weights, lengths=lengths)
+
+
+BATCHES = {
+    "a missing key": (lambda: batch(keys=["f", "x", "y"]), KeyError, r"no feature 'g' .* \['f', 'x', 'y'\]"),
+    "float ids": (lambda: batch(IDS.float()), TypeError, "values must be int64 or int32, got torch.float32"),
+    "bool ids": (lambda: batch(IDS.bool()), TypeError, "values must be int64 or int32, got torch.bool"),
+    "ids of two dimensions": (lambda: batch(IDS[:, None]), ValueError, r"values must .*\(3, 1\)"),
+    "a negative length": (
+        lambda: batch(lengths=torch.tensor([1, -1, 3])),
+        ValueError,
+        "lengths must not be negative, got -1 at position 1",
+    ),
+    "decreasing offsets": (
+        lambda: KeyedJaggedTensor(["f", "g", "h"], IDS, offsets=torch.tensor([0, 2, 1, 3])),
+        ValueError,
+        "lengths must not be negative, got -1 at position 1",
+    ),
+    "lengths beyond the values": (
+        lambda: batch(lengths=torch.tensor([1, 1, 2])),
+        ValueError,
+        "lengths must sum to the number of values, 3, but exceed it at position 2",
+    ),
+    "lengths that overflow": (
+        lambda: batch(lengths=torch.tensor([1, 2**63 - 1, 2**63 - 1])),
+        ValueError,
+        "lengths must sum to the number of values, 3, but exceed it at position 1",
+    ),
+    "lengths short of the values": (
+        lambda: batch(lengths=torch.tensor([1, 1, 0])),
+        ValueError,
+        "lengths must sum to the number of values, 3, got 2",
+    ),
+    "lengths that are no multiple of the keys": (
+        lambda: batch(lengths=torch.tensor([1, 1, 1, 0])),
+        ValueError,
+        "one for each of 3 keys and 1 samples, got 4",
+    ),
+    "a batch size for each feature": (
+        lambda: KeyedJaggedTensor(["f", "g"], IDS, lengths=ONES, stride_per_key_per_rank=[[1], [2]]),
+        ValueError,
+        "a different size per feature",
+    ),
+    "an id on another device": (lambda: batch(IDS.to("meta")), ValueError, "values must be on the cpu, got meta"),
+}
+
+
+@pytest.mark.parametrize(("make", "error", "match"), BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_wrong_batch_is_refused(memory_store, make, error, match, training):
+    ebc = trained(memory_store).train(training)
+    with refused(memory_store, error, match):
+        ebc(make())
+
+
+WEIGHTS = {
+    "none": (None, ValueError, "has no weights"),
+    "too many": (torch.ones(4), ValueError, r"one for each of 3 values, got \(4,\)"),
+    "too few": (torch.ones(2), ValueError, r"one for each of 3 values, got \(2,\)"),
+    "of two dimensions": (torch.ones(3, 1), ValueError, r"one for each of 3 values, got \(3, 1\)"),
+    "ints": (ONES, TypeError, "weights must be floating point, got torch.int64"),
+}
+
+
+@pytest.mark.parametrize(("weights", "error", "match"), WEIGHTS.values(), ids=WEIGHTS)
+def test_wrong_weights_of_a_batch_are_refused(memory_store, weights, error, match):
+    ebc = trained(memory_store, is_weighted=True)
+    with refused(memory_store, error, match):
+        ebc(batch(weights=weights))
+
+
+def test_a_batch_larger_than_the_budget_is_refused_with_what_it_needs(memory_store):
+    ebc = trained(memory_store)
+    wide = collection(memory_store, config("wide", 512))
+    ids = torch.arange(30_000)
+    with refused(memory_store, ValueError, r'memory_budget \(67108864 bytes.*should be at least "\d+MiB"'):
+        wide(KeyedJaggedTensor(["wide"], ids, lengths=torch.ones_like(ids)))
+    ebc(batch()).values().sum().backward()
+    assert memory_store.step == 2
+
+
+# ---------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_gradient_that_is_not_finite_names_table_and_id_and_updates_no_table(memory_store, value):
+    ebc = trained(memory_store)
+    output = ebc(batch(torch.tensor([1, -7, 3]))).values()
+    gradient = torch.ones_like(output)
+    gradient[0, 6] = value
+    with refused(memory_store, damo.NonFiniteGradientError, r'table "u", id -7, is not finite .*column 2'):
+        output.backward(gradient)
+
+
+def test_skipping_gradients_that_are_not_finite_updates_no_table_and_counts():
+    with small_store(on_nonfinite="skip") as store:
+        ebc = trained(store)
+        before = {name: payloads(store, name) for name in "tu"}
+        (ebc(batch()).values() * float("nan")).sum().backward()
+        assert {name: payloads(store, name) for name in "tu"} == before
+        assert (store.stats().skipped_backwards, store.step) == (1, 1)
+        ebc(batch()).values().sum().backward()
+        assert (store.stats().skipped_backwards, store.step) == (1, 2)
+
+
+def test_a_weight_that_is_nan_is_a_gradient_that_is_not_finite(memory_store):
+    ebc = trained(memory_store, is_weighted=True)
+    output = ebc(batch(weights=torch.tensor([1.0, float("nan"), 1.0]))).values()
+    with refused(memory_store, damo.NonFiniteGradientError, 'table "u", id 2'):
+        output.sum().backward()
+
+
+# ---------------------------------------------------------------- tables and modules
+
+TABLES = {
+    "no pooling": (config("new", pooling=PoolingType.NONE), "table 'new': pooling must be SUM or MEAN, got .*NONE"),
+    "half precision": (config("new", data_type=DataType.FP16), "table 'new': data_type must be FP32, got .*FP16"),
+    "an eviction policy": (
+        config("new", use_virtual_table=True, virtual_table_eviction_policy=CountBasedEvictionPolicy()),
+        "table 'new': virtual_table_eviction_policy",
+    ),
+    "no columns": (config("new", 0), "table 'new': embedding_dim must be positive, got 0"),
+    "a row beyond the budget": (config("new", 10**6), "new.*row of 4000024 bytes is too large for this memory budget"),
+    "no name": (
+        torchrec.EmbeddingBagConfig(name="", embedding_dim=4, num_embeddings=1, feature_names=["f"]),
+        "every table needs a name",
+    ),
+    "a name that is there": (config("fine"), "Duplicate table name fine"),
+}
+
+
+@pytest.mark.parametrize(("table", "match"), TABLES.values(), ids=TABLES)
+def test_a_wrong_table_is_refused_and_none_is_opened(memory_store, table, match):
+    trained(memory_store)
+    with refused(memory_store, ValueError, match):
+        collection(memory_store, config("fine"), table)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"optimizer_kwargs": {"momentum": 0.9}}, ValueError, "RowWiseAdagrad: momentum=0.9 is not supported"),
+        ({"optimizer_type": torch.optim.RMSprop}, ValueError, "no update rule for torch.optim.*RMSprop"),
+        ({"optimizer_type": "SGD"}, TypeError, "optimizer_type must be an optimizer class, got 'SGD'"),
+        ({"device": "meta"}, ValueError, "device must be cpu, got meta"),
+        (
+            {"table_options": {"x": damo.TableOptions()}},
+            ValueError,
+            r"not there: \['x'\]; there are \['t', 'new'\]",
+        ),
+        ({"table_options": {"t": {"unseen_in_eval": "zeros"}}}, TypeError, "TableOptions.*dict"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_of_a_collection_are_refused(memory_store, arguments, error, match):
+    trained(memory_store)
+    with refused(memory_store, error, match):
+        collection(memory_store, config("t", 4, ["f"]), config("new"), **arguments)
+
+
+def test_a_store_that_is_none_is_refused():
+    with pytest.raises(TypeError, match="store must be an EmbeddingStore, got str"):
+        collection("embeddings/", config("t"))
+
+
+def test_a_table_opened_again_with_another_schema_is_refused_with_both(tmp_path):
+    path = tmp_path / "store"
+    with small_store(path) as store:
+        trained(store)
+        with refused(store, damo.SchemaMismatchError, f"'t' of the store {path} has dim 4, got 8"):
+            collection(store, config("t", 8))
+    with small_store(path) as store:
+        collection(store, config("u", 4))
+        with refused(store, damo.SchemaMismatchError, f"'t' of the store {path} has dim 4, got 8"):
+            collection(store, config("t", 8))
+        with refused(store, damo.SchemaMismatchError, "has optimizer .*'ROWWISE_ADAGRAD'.*, got .*'ADAM'"):
+            collection(store, config("t", 4), optimizer_type=torch.optim.Adam)
+
+
+def test_wrong_ids_and_weights_of_a_table_are_refused(memory_store):
+    trained(memory_store)
+    table = memory_store.table("t")
+    for call in (table.get, table.delete, table.contains, lambda ids: table.set(ids, torch.ones(1, 4))):
+        for ids, error, match in [
+            (torch.tensor([1.0]), TypeError, "int64 or int32 tensor .* got a tensor of torch.float32"),
+            (torch.tensor([[1]]), ValueError, r"shape \(n,\), got \(1, 1\)"),
+            (1, TypeError, "got int"),
+            ([1.5], TypeError, r"must be ints, got \[1.5\]"),
+            ([2**63], ValueError, str(2**63)),
+        ]:
+            with refused(memory_store, error, match):
+                call(ids)
+    for weights, error, match in [
+        (torch.ones(1, 3), ValueError, r"'t': weights must have the shape \(1, 4\), got \(1, 3\)"),
+        (torch.ones(1, 4).long(), TypeError, "floating point tensor, got a tensor of torch.int64"),
+        (torch.tensor([[0.0, float("nan"), 0.0, 0.0]]), ValueError, "'t': weights must be finite"),
+    ]:
+        with refused(memory_store, error, match):
+            table.set([1], weights)
+
+
+def test_a_table_that_is_not_there_is_a_key_error_with_those_that_are(memory_store):
+    trained(memory_store)
+    with refused(memory_store, KeyError, r"no table 'x' is open .*\['t', 'u'\]"):
+        memory_store.table("x")
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": pickle.dumps,
+    "torch.save": lambda model: torch.save(model, "/dev/null"),
+}
+
+
+@pytest.mark.parametrize("copy_of", COPIES.values(), ids=COPIES)
+def test_copies_and_pickles_are_refused_with_what_to_use_instead(memory_store, copy_of):
+    ebc = trained(memory_store)
+    for original in (ebc, memory_store, *ebc.tables(), torch.nn.Sequential(ebc)):
+        with refused(memory_store, TypeError, "cannot be copied or pickled: use save_model and load_model"):
+            copy_of(original)
+
+
+# ---------------------------------------------------------------- stores
+
+SIZES = ["", "MiB", "64 XB", "-64MiB", "64mib", "1e3MiB", "nan", "1,5GiB", "64MiB 1"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_budget_that_is_no_size_is_refused(size):
+    with pytest.raises(ValueError, match=f"a size must be a number with a unit of B, KB.*, got '{size}'"):
+        damo.EmbeddingStore(memory_budget=size)
+
+
+@pytest.mark.parametrize("size", [None, 1.5, True, ["64MiB"]])
+def test_a_budget_of_another_type_is_refused(size):
+    with pytest.raises(TypeError, match="a size must be an int or a str like '512MiB', got"):
+        damo.EmbeddingStore(memory_budget=size)
+
+
+@pytest.mark.parametrize("size", [-1, 0, 64 * 2**20 - 1, "63.9MiB", "64MB"])
+def test_a_budget_below_the_least_is_refused_with_the_least(tmp_path, size):
+    with pytest.raises(ValueError, match=r'memory_budget must be at least 67108864 bytes \("64MiB"\), got -?\d+'):
+        damo.EmbeddingStore(tmp_path / "store", memory_budget=size)
+    small_store(tmp_path / "store").close()
+
+
+def test_a_path_that_is_a_file_is_refused_and_the_file_is_left_alone(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(ValueError, match=f"a store is a directory, but {file} is a file"):
+        small_store(file)
+    assert file.read_text() == "mine"
+
+
+def test_a_directory_that_is_no_store_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=f"{tmp_path} is neither empty nor a store"):
+        small_store(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def hold(connection, path):
+    """Keeps a store open until the other end of the connection closes."""
+    with small_store(path):
+        connection.send("open")
+        with pytest.raises(EOFError):
+            connection.recv()
+
+
+def test_a_store_that_another_process_has_open_is_refused_with_path_and_process(tmp_path):
+    path = tmp_path / "store"
+    with started(hold, path) as (process, connection):
+        assert connection.recv() == "open"
+        with pytest.raises(damo.StoreLockedError, match=f"{path} is open already, in process {process}"):
+            small_store(path)
+    small_store(path).close()
+
+
+def test_a_store_that_this_process_has_open_is_refused(tmp_path):
+    with small_store(tmp_path / "store") as store:
+        trained(store)
+        with refused(store, damo.StoreLockedError, str(tmp_path / "store")):
+            small_store(tmp_path / "store")
+
+
+def test_another_seed_is_refused_with_both_and_the_right_one_opens(tmp_path):
+    with small_store(tmp_path / "store", seed=3) as store:
+        trained(store)
+    with pytest.raises(damo.SchemaMismatchError, match="has the seed 3, got seed=4"):
+        small_store(tmp_path / "store", seed=4)
+    with small_store(tmp_path / "store", seed=3) as store:
+        assert store.step == 1
+
+
+@pytest.mark.parametrize(
+    ("seed", "error"), [("a", TypeError), (1.5, TypeError), (2**127, ValueError), (-(2**127) - 1, ValueError)]
+)
+def test_a_seed_that_is_none_is_refused_at_once(tmp_path, seed, error):
+    with pytest.raises(error, match="seed"):
+        small_store(tmp_path / "store", seed=seed).close()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"num_threads": 0}, ValueError, "num_threads must be in 1..1024 or None, got 0"),
+        ({"num_threads": 1.5}, TypeError, "num_threads"),
+        ({"on_nonfinite": "ignore"}, ValueError, "on_nonfinite must be 'raise' or 'skip', got 'ignore'"),
+        ({"backend": "leveldb"}, ValueError, "backend must be 'rocksdb' or 'memory', got 'leveldb'"),
+        ({"cache_bytes": -1}, ValueError, "cache_bytes must not be negative, got -1"),
+        ({"instruction_set": "sse"}, ValueError, "instruction_set must be one of .*plain.* got .*sse"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused(options, error, match):
+    with pytest.raises(error, match=match):
+        small_store(**options)
+
+
+def test_a_wrong_table_option_is_refused():
+    with pytest.raises(ValueError, match="unseen_in_eval must be 'zeros' or 'initial', got 'ones'"):
+        damo.TableOptions(unseen_in_eval="ones")
+
+
+def test_what_a_store_in_memory_cannot_do_is_refused(tmp_path, memory_store):
+    trained(memory_store)
+    for call in (memory_store.checkpoint, memory_store.restore):
+        with refused(memory_store, ValueError, 'backend="memory" has no checkpoints'):
+            call()
+    with pytest.raises(ValueError, match='backend="memory" keeps nothing on disk: it takes no path'):
+        small_store(tmp_path / "store", backend="memory")
+
+
+@pytest.mark.parametrize("path", [None, "store"], ids=["memory", "disk"])
+def test_a_closed_store_says_so_with_its_path(tmp_path, path):
+    store = small_store(path and tmp_path / path)
+    ebc = trained(store)
+    table = store.table("t")
+    output = ebc(batch()).values()
+    store.close()
+    store.close()
+    for call in (
+        lambda: ebc(batch()),
+        lambda: output.sum().backward(),
+        lambda: table.get([1]),
+        lambda: table.set([1], torch.ones(1, 4)),
+        lambda: table.delete([1]),
+        lambda: table.contains([1]),
+        lambda: next(table.items()),
+        lambda: len(table),
+        lambda: table.iter,
+        lambda: store.step,
+        store.stats,
+        store.flush,
+        store.checkpoint,
+        store.restore,
+        lambda: collection(store, config("new")),
+    ):
+        with pytest.raises(damo.StoreClosedError, match=f"the store {store.path} is closed"):
+            call()
+    assert "closed" in repr(store)
+
+
+@pytest.mark.parametrize("path", [None, "store"], ids=["memory", "disk"])
+def test_an_iteration_ends_with_its_store_and_does_not_keep_it_open(tmp_path, path):
+    store = small_store(path and tmp_path / path)
+    trained(store)
+    rows = store.table("t").items(batch_size=1)
+    next(rows)
+    store.close()
+    with pytest.raises(damo.StoreClosedError, match=str(store.path)):
+        next(rows)
+    if path:
+        with small_store(tmp_path / path) as again:
+            trained(again)
+            rows = again.table("t").items(batch_size=1)
+            next(rows)
+            again.restore()  # while an iteration is under way
+            assert again.step == 1

@@ -1,0 +1,248 @@
+"""Update rules against torch's and TorchRec's own optimizers, in float64.
+
+Only the rows of a batch are updated, and Adam's bias correction goes by the table's iteration. `Oracle` has torch's
+dense optimizers do the same: it steps the whole table and puts back the rows, and their state, that the batch did not
+name.
+"""
+
+import pytest
+import torch
+import torchrec
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
+
+import damo_torchrec as damo
+from damo_torchrec.optim import _RULES
+from support import A_HANDFUL_OF_ROWS, config, random_kjt, small_store
+
+IDS = 40
+DIM = 8
+STEPS = 10
+RowWiseAdagrad = torchrec.optim.RowWiseAdagrad
+
+# Whose rule each class has, and the keywords that it needs there to have the defaults of ours. TorchRec's classes have
+# FBGEMM's defaults, and decoupled weight decay for Adam.
+ORACLES = {
+    torch.optim.SGD: (torch.optim.SGD, {}),
+    torch.optim.Adagrad: (torch.optim.Adagrad, {}),
+    torch.optim.Adam: (torch.optim.Adam, {}),
+    torch.optim.AdamW: (torch.optim.AdamW, {}),
+    torch.optim.SparseAdam: (torch.optim.SparseAdam, {}),
+    torchrec.optim.SGD: (torch.optim.SGD, {"lr": 0.01}),
+    torchrec.optim.Adagrad: (torch.optim.Adagrad, {"lr": 0.01, "eps": 1e-8}),
+    torchrec.optim.RowWiseAdagrad: (RowWiseAdagrad, {"lr": 0.01, "eps": 1e-8}),
+    torchrec.optim.Adam: (torch.optim.AdamW, {"lr": 0.01, "weight_decay": 0.0}),
+}
+
+LR = {"lr": 0.05}
+CASES = [
+    (torch.optim.SGD, {**LR, "weight_decay": 0.1}),
+    (torch.optim.Adagrad, LR),
+    (torch.optim.Adagrad, {**LR, "lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.5, "eps": 1e-3}),
+    (torch.optim.Adam, LR),
+    (torch.optim.Adam, {**LR, "betas": (0.7, 0.9), "weight_decay": 0.1, "eps": 1e-3}),
+    (torch.optim.Adam, {**LR, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    (torch.optim.AdamW, {**LR, "weight_decay": 0.1}),
+    (torch.optim.SparseAdam, LR),
+    (torch.optim.SparseAdam, {**LR, "betas": (0.7, 0.9), "eps": 0.1}),
+    (torchrec.optim.SGD, {**LR, "weight_decay": 0.1}),
+    (torchrec.optim.Adagrad, {**LR, "weight_decay": 0.1}),
+    (torchrec.optim.RowWiseAdagrad, {**LR, "weight_decay": 0.1}),
+    (torchrec.optim.RowWiseAdagrad, {**LR, "lr_decay": 0.1, "initial_accumulator_value": 0.5, "eps": 1e-3}),
+    (torchrec.optim.Adam, {**LR, "weight_decay": 0.1}),
+]
+
+
+class Oracle:
+    """A table in float64 and torch's own optimizer over it, of which a step changes the rows of the batch only."""
+
+    def __init__(self, weight, optimizer_type, kwargs, decoupled=0.0):
+        self.weight = torch.nn.Parameter(weight.double())
+        self.sparse = optimizer_type is torch.optim.SparseAdam
+        self.optimizer = optimizer_type([self.weight], **kwargs)
+        self.decoupled = decoupled
+
+    def step(self, grad, touched):
+        rows = [self.weight.detach(), *self._state()]
+        before = [tensor.clone() for tensor in rows]
+        self.weight.grad = rows_of(grad, touched) if self.sparse else grad
+        with torch.no_grad():
+            self.weight.mul_(1 - self.optimizer.param_groups[0]["lr"] * self.decoupled)
+        self.optimizer.step()
+        fresh = [torch.zeros_like(tensor) for tensor in self._state()]  # of a state that the first step made
+        for tensor, old in zip([self.weight.detach(), *self._state()], before + fresh[len(before) - 1 :], strict=True):
+            tensor[~touched] = old[~touched]
+
+    def _state(self):
+        return [t for t in self.optimizer.state[self.weight].values() if torch.is_tensor(t) and len(t.shape) == 2]
+
+
+def rows_of(grad, touched):
+    """Rows of a dense gradient as a sparse one, with those that are zero."""
+    ids = touched.nonzero().squeeze(1)
+    return torch.sparse_coo_tensor(ids[None], grad[ids], grad.shape, check_invariants=True)
+
+
+def train(ebc, oracle, dim, steps=STEPS):
+    """Gives both the same random gradients, with ids that occur several times, and ids without gradient."""
+    generator = torch.Generator().manual_seed(7)
+    for step in range(steps):
+        batch = random_kjt(generator, ["t"], batch=12, ids=IDS)
+        # Of few digits, so that the sums over an id's occurrences are exact: the update rule is what is compared.
+        gradient = torch.randint(-64, 65, (12, dim), generator=generator) / 64
+        gradient[0] = 0
+        ebc(batch).values().backward(gradient)
+        bags = torch.repeat_interleave(torch.arange(12), batch.lengths())
+        rows = torch.zeros(IDS, dim, dtype=torch.float64).index_add_(0, batch.values(), gradient[bags].double())
+        oracle.step(rows, torch.bincount(batch.values(), minlength=IDS) > 0)
+        assert_equal(ebc, oracle, f"after step {step + 1}")
+
+
+def assert_equal(ebc, oracle, when):
+    everything = torch.arange(IDS)
+    with torch.no_grad():
+        ours = ebc(torchrec.KeyedJaggedTensor(["t"], everything, lengths=torch.ones(IDS, dtype=torch.int64))).values()
+    torch.testing.assert_close(
+        ours.double(), oracle.weight.detach(), rtol=1e-5, atol=1e-7, msg=lambda text: f"{when}: {text}"
+    )
+
+
+def compare(store, optimizer_type, kwargs, oracle_type, oracle_kwargs, dim=DIM, decoupled=0.0):
+    ebc = damo.EmbeddingBagCollection([config("t", dim)], optimizer_type, kwargs, store=store)
+    # Half of the rows are there; the others begin with their initial values.
+    weights = torch.randn(IDS // 2, dim, generator=torch.Generator().manual_seed(1))
+    store.table("t").set(range(0, IDS, 2), weights)
+    with torch.no_grad():
+        start = ebc(torchrec.KeyedJaggedTensor(["t"], torch.arange(IDS), lengths=torch.ones(IDS).long())).values()
+    train(ebc, Oracle(start, oracle_type, oracle_kwargs, decoupled), dim)
+
+
+@pytest.fixture(params=["memory", "memory, all rows evicted", "disk, all rows evicted"])
+def any_store(request, tmp_path):
+    path = tmp_path / "store" if "disk" in request.param else None
+    evicting = "evicted" in request.param
+    with small_store(path, cache_bytes=A_HANDFUL_OF_ROWS if evicting else 0) as store:
+        yield store
+        if evicting:
+            stats = store.stats().tables["t"]
+            assert stats.cached_rows * DIM * 4 <= A_HANDFUL_OF_ROWS
+            assert stats.misses > STEPS
+
+
+def case_id(value):
+    return value.__name__ if isinstance(value, type) else ",".join(f"{k}={v}" for k, v in value.items())
+
+
+@pytest.mark.parametrize(("optimizer_type", "kwargs"), CASES, ids=case_id)
+def test_equals_torchs_own_optimizer(any_store, optimizer_type, kwargs):
+    oracle_type, more = ORACLES[optimizer_type]
+    compare(any_store, optimizer_type, kwargs, oracle_type, {**more, **kwargs})
+
+
+@pytest.mark.parametrize("optimizer_type", _RULES, ids=lambda t: f"{t.__module__.split('.')[0]}.{t.__name__}")
+def test_every_class_equals_its_oracle_with_default_hyperparameters(any_store, optimizer_type):
+    oracle_type, kwargs = ORACLES[optimizer_type]
+    compare(any_store, optimizer_type, {}, oracle_type, kwargs)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 16, 17, 64])
+@pytest.mark.parametrize("optimizer_type", [torch.optim.SGD, torch.optim.Adagrad, RowWiseAdagrad, torch.optim.Adam])
+def test_equals_torchs_own_optimizer_at_any_dim(memory_store, optimizer_type, dim):
+    kwargs = {**LR, "weight_decay": 0.1, **ORACLES[optimizer_type][1], "lr": 0.05}
+    compare(memory_store, optimizer_type, {**LR, "weight_decay": 0.1}, ORACLES[optimizer_type][0], kwargs, dim)
+
+
+@pytest.mark.parametrize("optimizer_type", [torchrec.optim.SGD, torchrec.optim.Adagrad, RowWiseAdagrad])
+def test_decoupled_weight_decay_shrinks_the_weights_before_the_update_without_decay(any_store, optimizer_type):
+    kwargs = {**LR, "weight_decay": 0.1, "weight_decay_mode": "decoupled"}
+    oracle_type, more = ORACLES[optimizer_type]
+    compare(any_store, optimizer_type, kwargs, oracle_type, {**more, **LR}, decoupled=0.1)
+
+
+@pytest.mark.parametrize("mode", ["none", "l2", "decoupled", *list(WeightDecayMode)[:3]], ids=str)
+def test_weight_decay_mode_is_taken_as_text_and_as_fbgemms_enum(memory_store, mode):
+    kwargs = {**LR, "weight_decay": 0.1, "weight_decay_mode": mode}
+    name = str(getattr(mode, "name", mode)).lower()
+    l2, decoupled = {"none": (0.0, 0.0), "l2": (0.1, 0.0)}.get(name, (0.0, 0.1))
+    oracle_kwargs = {**LR, "eps": 1e-8, "weight_decay": l2}
+    compare(memory_store, RowWiseAdagrad, kwargs, RowWiseAdagrad, oracle_kwargs, decoupled=decoupled)
+
+
+def test_fbgemms_names_for_hyperparameters_are_taken_for_torchrecs_classes(memory_store):
+    kwargs = {"learning_rate": 0.05, "beta1": 0.7, "beta2": 0.9, "weight_decay": 0.1}
+    oracle_kwargs = {"lr": 0.05, "betas": (0.7, 0.9), "weight_decay": 0.1}
+    compare(memory_store, torchrec.optim.Adam, kwargs, torch.optim.AdamW, oracle_kwargs)
+
+
+def test_rows_that_a_batch_does_not_name_keep_their_bytes(memory_store):
+    ebc = damo.EmbeddingBagCollection(
+        [config("t")], torch.optim.Adam, {"lr": 0.1, "weight_decay": 0.1}, store=memory_store
+    )
+    table = memory_store.table("t")
+    table.set([1, 2], torch.ones(2, 8))
+    ebc(random_kjt(torch.Generator().manual_seed(0), ["t"], batch=4, ids=1)).values().sum().backward()
+    assert torch.equal(table.get([1, 2]), torch.ones(2, 8))
+
+
+@pytest.mark.parametrize(
+    ("optimizer_type", "kwargs", "named"),
+    [
+        (torch.optim.SGD, {"momentum": 0.9}, "momentum=0.9"),
+        (torch.optim.SGD, {"dampening": 0.1}, "dampening=0.1"),
+        (torch.optim.SGD, {"nesterov": True}, "nesterov=True"),
+        (torch.optim.SGD, {"maximize": True}, "maximize=True"),
+        (torch.optim.SGD, {"learning_rate": 0.1}, "learning_rate=0.1"),
+        (torch.optim.Adam, {"amsgrad": True}, "amsgrad=True"),
+        (torch.optim.AdamW, {"amsgrad": True}, "amsgrad=True"),
+        (torch.optim.Adam, {"maximize": True}, "maximize=True"),
+        (torch.optim.SparseAdam, {"maximize": True}, "maximize=True"),
+        (torch.optim.SparseAdam, {"weight_decay": 0.1}, "weight_decay=0.1"),
+        (torch.optim.Adagrad, {"maximize": True}, "maximize=True"),
+        (RowWiseAdagrad, {"max_norm": 1.0}, "max_norm=1.0"),
+        (RowWiseAdagrad, {"gradient_clipping": True}, "gradient_clipping=True"),
+        (torchrec.optim.Adam, {"lr": 0.1, "learning_rate": 0.1}, "either lr or learning_rate"),
+        (RowWiseAdagrad, {"weight_decay_mode": "cowclip"}, "'cowclip'"),
+        (RowWiseAdagrad, {"weight_decay_mode": WeightDecayMode.COUNTER}, "COUNTER"),
+        (torch.optim.SGD, {"lr": -0.1}, "lr must be .* got -0.1"),
+        (torch.optim.SGD, {"lr": float("nan")}, "lr must be .* got nan"),
+        (torch.optim.SGD, {"weight_decay": -0.1}, "weight_decay must be .* got -0.1"),
+        (torch.optim.Adagrad, {"lr_decay": -0.1}, "lr_decay must be .* got -0.1"),
+        (torch.optim.Adagrad, {"initial_accumulator_value": float("inf")}, "initial_accumulator_value .* got inf"),
+        (torch.optim.Adam, {"eps": -1.0}, "eps must be .* got -1"),
+        (torch.optim.Adam, {"betas": (1.0, 0.9)}, "beta1 must be .* got 1"),
+        (torch.optim.Adam, {"betas": (0.9, -0.1)}, "beta2 must be .* got -0.1"),
+        (torch.optim.Adam, {"betas": (0.9,)}, "betas"),
+        (torch.optim.Adam, {"betas": 0.9}, "betas"),
+        (torch.optim.SGD, {"lr": "fast"}, "lr.*'fast'"),
+        (torch.optim.RMSprop, {}, "torch.optim.*RMSprop"),
+        (torchrec.optim.LAMB, {}, "torchrec.optim.LAMB"),
+        (torchrec.optim.LarsSGD, {}, "torchrec.optim.LarsSGD"),
+        (torchrec.optim.PartialRowWiseAdam, {}, "torchrec.optim.PartialRowWiseAdam"),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else None,
+)
+def test_what_is_not_supported_is_refused_by_name(memory_store, optimizer_type, kwargs, named):
+    with pytest.raises(ValueError, match=named):
+        damo.EmbeddingBagCollection([config("t")], optimizer_type, kwargs, store=memory_store)
+    assert memory_store.tables() == {}
+
+
+def test_an_unknown_class_is_refused_with_the_list_of_the_known_ones(memory_store):
+    with pytest.raises(ValueError, match="RMSprop") as refusal:
+        damo.EmbeddingBagCollection([config("t")], torch.optim.RMSprop, store=memory_store)
+    assert all(known.__name__ in str(refusal.value) for known in _RULES)
+
+
+@pytest.mark.parametrize("given", ["SGD", EmbOptimType.EXACT_SGD, torch.optim.SGD([torch.zeros(1)])], ids=repr)
+def test_what_is_no_class_is_a_type_error(memory_store, given):
+    with pytest.raises(TypeError, match="optimizer_type must be an optimizer class"):
+        damo.EmbeddingBagCollection([config("t")], given, store=memory_store)
+
+
+@pytest.mark.parametrize("optimizer_type", [torch.optim.SGD, torch.optim.Adam, torch.optim.Adagrad])
+def test_torchs_own_defaults_may_be_given_and_how_torch_computes_does_not_matter(memory_store, optimizer_type):
+    parameter = torch.zeros(1, requires_grad=True)
+    kwargs = dict(optimizer_type([parameter]).defaults)
+    damo.EmbeddingBagCollection([config("t")], optimizer_type, kwargs, store=memory_store)
+    for how in ("foreach", "fused"):
+        damo.EmbeddingBagCollection([config("t")], optimizer_type, {**kwargs, how: True}, store=memory_store)

@@ -1,0 +1,198 @@
+"""`swap`: which modules of a model it replaces, what they hold afterwards, and what it refuses."""
+
+import logging
+from functools import partial
+
+import pytest
+import torch
+import torchrec
+from torch import nn
+from torchrec.models.dlrm import DLRM
+from torchrec.modules.embedding_tower import EmbeddingTower, EmbeddingTowerCollection
+from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+
+import damo_torchrec as damo
+from support import config, kjt, payloads, random_kjt
+
+SGD = {"optimizer_type": torch.optim.SGD, "optimizer_kwargs": {"lr": 0.5}}
+FEATURES = {"a": [[1, 2], [3]], "b": [[4], []]}
+
+
+def plain(*names):
+    return torchrec.EmbeddingBagCollection([config(name) for name in names])
+
+
+def fused(*names):
+    return FusedEmbeddingBagCollection([config(name) for name in names], torch.optim.SGD, {"lr": 0.1})
+
+
+class Nested(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = plain("a")
+        self.rest = nn.ModuleList([nn.Linear(1, 1), nn.ModuleDict({"second": fused("b")})])
+
+    def forward(self, features):
+        return torch.cat([self.first(features).values(), self.rest[1]["second"](features).values()], dim=1)
+
+
+class OverEmbeddings(nn.Module):
+    def forward(self, embeddings):
+        return embeddings.values().sum(1, keepdim=True)
+
+
+def modules_of(model, kind):
+    return [module for module in model.modules() if type(module) is kind]
+
+
+def test_plain_and_fused_collections_are_replaced_wherever_they_are(memory_store):
+    model = Nested()
+    assert damo.swap(model, store=memory_store, **SGD) is model
+    assert type(model.first) is damo.EmbeddingBagCollection
+    assert type(model.rest[1]["second"]) is damo.EmbeddingBagCollection
+    assert modules_of(model, torchrec.EmbeddingBagCollection) == []
+    assert modules_of(model, FusedEmbeddingBagCollection) == []
+    assert sorted(memory_store.tables()) == ["a", "b"]
+    model(kjt(FEATURES)).sum().backward()
+    assert [len(memory_store.table(name)) for name in "ab"] == [3, 1]
+    for collection in modules_of(model, damo.EmbeddingBagCollection):
+        assert collection.store is memory_store
+        assert collection.optimizer_type() is torch.optim.SGD
+        assert collection.optimizer_kwargs() == {"lr": 0.5}
+
+
+def test_copied_rows_give_the_same_outputs_for_all_ids(memory_store):
+    model = Nested()
+    features = random_kjt(torch.Generator().manual_seed(0), ["a", "b"], 50, 100)
+    expected = model(features)
+    damo.swap(model, store=memory_store, copy_weights=True, **SGD)
+    torch.testing.assert_close(model(features), expected)
+    assert [len(memory_store.table(name)) for name in "ab"] == [100, 100]
+
+
+def test_tables_longer_than_a_call_takes_are_copied_whole(memory_store):
+    model = torchrec.EmbeddingBagCollection([config("a", 1, num_embeddings=70_000)])
+    weight = model.embedding_bags["a"].weight.detach()
+    damo.swap(model, store=memory_store, copy_weights=True, **SGD)
+    assert torch.equal(memory_store.table("a").get(range(70_000)), weight)
+
+
+def test_without_copying_there_are_no_rows(memory_store):
+    damo.swap(Nested(), store=memory_store, **SGD)
+    assert [len(memory_store.table(name)) for name in "ab"] == [0, 0]
+
+
+@pytest.mark.parametrize("collection", [plain, fused])
+def test_a_dlrm_trains_after_the_swap(memory_store, collection):
+    model = damo.swap(DLRM(collection("a", "b"), 3, [4, 8], [4, 1]), store=memory_store, **SGD)
+    model(torch.ones(2, 3), kjt(FEATURES)).sum().backward()
+    assert memory_store.step == 1
+    assert not any("embedding" in name for name, _ in model.named_parameters())
+
+
+def test_towers_run_and_train_after_the_swap(memory_store):
+    weighted = torchrec.EmbeddingBagCollection([config("b")], is_weighted=True)
+    towers = EmbeddingTowerCollection(
+        [EmbeddingTower(plain("a"), OverEmbeddings()), EmbeddingTower(weighted, OverEmbeddings())]
+    )
+    features, weighted_features = kjt({"a": [[1], [2]]}), kjt({"b": [[1], [2]]}, weights=[0.5, 2.0])
+    expected = towers(features, weighted_features)
+    damo.swap(towers, store=memory_store, copy_weights=True, **SGD)
+    output = towers(features, weighted_features)
+    torch.testing.assert_close(output, expected)
+    output.sum().backward()
+    assert memory_store.step == 1
+    assert [module.is_weighted() for module in modules_of(towers, damo.EmbeddingBagCollection)] == [False, True]
+
+
+def test_a_model_that_is_a_collection_is_returned_replaced(memory_store):
+    swapped = damo.swap(plain("a"), store=memory_store, **SGD)
+    assert type(swapped) is damo.EmbeddingBagCollection
+
+
+def test_a_model_without_collections_is_returned_as_it_is(memory_store):
+    model = nn.Linear(1, 1)
+    assert damo.swap(model, store=memory_store) is model
+
+
+def test_a_collection_that_is_used_twice_is_replaced_by_one(memory_store):
+    shared = plain("a")
+    model = damo.swap(nn.ModuleDict({"x": shared, "y": nn.Sequential(shared)}), store=memory_store, **SGD)
+    assert type(model["x"]) is damo.EmbeddingBagCollection
+    assert model["y"][0] is model["x"]
+
+
+def test_subclasses_are_left_alone(memory_store):
+    class Special(torchrec.EmbeddingBagCollection):
+        pass
+
+    model = nn.Sequential(Special([config("a")]))
+    damo.swap(model, store=memory_store, **SGD)
+    assert type(model[0]) is Special
+
+
+def test_a_second_swap_changes_nothing(memory_store):
+    model = damo.swap(Nested(), store=memory_store, **SGD)
+    first = model.first
+    assert damo.swap(model, store=memory_store, **SGD).first is first
+
+
+def test_the_mode_and_the_configs_are_kept(memory_store):
+    model = Nested()
+    model.first.eval()
+    configs = model.first.embedding_bag_configs()
+    damo.swap(model, store=memory_store, **SGD)
+    assert not model.first.training
+    assert model.rest[1]["second"].training
+    assert model.first.embedding_bag_configs() == configs
+    assert model.first.embedding_bag_configs()[0] is not configs[0]
+
+
+def test_table_options_reach_their_tables(memory_store):
+    options = {"b": damo.TableOptions(initializer=damo.init.Constant(2.0))}
+    model = damo.swap(Nested(), store=memory_store, table_options=options, **SGD)
+    output = model(kjt(FEATURES))
+    assert torch.equal(output[0, 8:], torch.full((8,), 2.0))
+
+
+def test_what_was_replaced_is_logged(memory_store, caplog):
+    caplog.set_level(logging.INFO, "damo_torchrec")
+    damo.swap(Nested(), store=memory_store, **SGD)
+    assert [record.getMessage().split(" -> ")[0] for record in caplog.records] == [
+        "first: EmbeddingBagCollection",
+        "rest.1.second: FusedEmbeddingBagCollection",
+    ]
+
+
+def assert_refused(model, store, error, match, **more):
+    """The swap raises, and neither the model nor any row is another than before."""
+    modules = dict(model.named_modules())
+    rows = {name: payloads(store, name) for name in store.tables()}
+    with pytest.raises(error, match=match):
+        damo.swap(model, store=store, **{**SGD, **more})
+    assert dict(model.named_modules()) == modules
+    assert {name: payloads(store, name) for name in rows} == rows
+
+
+def test_one_table_name_in_two_collections_is_refused_and_the_model_is_unchanged(memory_store):
+    model = nn.ModuleDict({"x": plain("a", "b"), "y": nn.Sequential(fused("b"))})
+    assert_refused(model, memory_store, ValueError, "table 'b' is in two collections, 'x' and 'y.0'")
+    assert memory_store.tables() == {}
+
+
+def test_unknown_names_in_table_options_are_refused(memory_store):
+    options = {"c": damo.TableOptions()}
+    assert_refused(Nested(), memory_store, ValueError, "not in the model: .*'c'", table_options=options)
+
+
+def test_a_collection_that_cannot_be_replaced_leaves_the_model_unchanged(memory_store):
+    odd = torchrec.EmbeddingBagCollection([config("b", init_fn=partial(nn.init.kaiming_uniform_, a=1.0))])
+    model = nn.ModuleDict({"x": plain("a"), "y": odd})
+    assert_refused(model, memory_store, ValueError, "table 'b': init_fn")
+    assert_refused(Nested(), memory_store, ValueError, "momentum", optimizer_kwargs={"momentum": 0.9})
+
+
+def test_a_table_that_the_store_has_with_another_schema_leaves_the_model_unchanged(memory_store):
+    damo.EmbeddingBagCollection([config("b", 4)], store=memory_store)
+    memory_store.table("b").set([1], torch.ones(1, 4))
+    assert_refused(Nested(), memory_store, damo.SchemaMismatchError, "table 'b'.* has dim 4, got 8")

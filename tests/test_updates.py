@@ -1,0 +1,260 @@
+"""docs/design.md, "Semantics of a row": which backward calls make which updates, and who owns a table."""
+
+import threading
+
+import pytest
+import torch
+import torchrec
+
+import damo_torchrec as damo
+from support import config, kjt
+from training import assert_same_rows, collection, look_up, rows_of, update
+
+
+@pytest.fixture
+def store():
+    with damo.EmbeddingStore(options=damo.StoreOptions(num_threads=2)) as opened:
+        yield opened
+
+
+# ------------------------------------------------------------------ iter and step
+
+
+def test_iter_rises_once_per_applied_backward_that_involves_the_table(store):
+    both = collection(store, "a", "b")
+    alone = collection(store, "c")
+    update(both, {"a": [[1, 1], [2]], "b": [[1], [1]]})
+    update(both, {"a": [[], []], "b": [[3], []]})  # empty bags too
+    update(both, {"a": [], "b": []})  # and empty batches
+    update(alone, {"c": [[1]]})
+    look_up(both, {"a": [[1]], "b": [[1]]})
+    assert {name: table.iter for name, table in store.tables().items()} == {"a": 3, "b": 3, "c": 1}
+    assert store.step == 3
+
+
+def test_step_is_the_largest_iter_also_of_tables_that_are_not_open(tmp_path):
+    with damo.EmbeddingStore(tmp_path / "store") as store:
+        for _ in range(3):
+            update(collection(store, "a"), {"a": [[1]]})
+    with damo.EmbeddingStore(tmp_path / "store") as store:
+        assert store.step == 3
+        update(collection(store, "b"), {"b": [[1]]})
+        assert store.step == 3
+        assert store.table("b").iter == 1
+
+
+def test_iter_drives_the_bias_correction_of_rows_whenever_they_come(store):
+    """A row whose first update is the table's third is corrected for three."""
+    ebc = collection(store, "t", initial=0.0, optimizer=torch.optim.Adam, lr=0.1)
+    for i in (1, 1, 2):
+        update(ebc, {"t": [[i]]})
+    m, v = 0.1 / (1 - 0.9**3), 0.001 / (1 - 0.999**3)
+    torch.testing.assert_close(store.table("t").get([2])[0], torch.full((4,), -0.1 * m / (v**0.5 + 1e-8)))
+
+
+# ------------------------------------------------------------------ accumulate
+
+
+@pytest.mark.parametrize("optimizer", [torchrec.optim.SGD, torch.optim.Adam, torchrec.optim.RowWiseAdagrad])
+def test_accumulate_makes_one_update_of_the_sum(store, optimizer):
+    """As one backward of the sum of the losses does, in a table that starts with the same rows."""
+    several = collection(store, "several", initial=1.0, optimizer=optimizer)
+    one = collection(store, "one", initial=1.0, optimizer=optimizer)
+    batches = [[[1], [2, 2]], [[2], [3]], [[], [1]]]
+    for _ in range(2):
+        store.accumulate(3)
+        for number, bags in enumerate(batches):
+            assert store.table("several").iter == store.table("one").iter
+            update(several, {"several": bags}, gradient=2.0**number)
+        store.accumulate(1)
+        scale = torch.tensor([1.0, 1.0, 2.0, 2.0, 4.0, 4.0])[:, None].expand(6, 4)
+        look_up(one, {"one": [bag for bags in batches for bag in bags]}).backward(scale)
+        assert store.table("several").iter == store.table("one").iter
+    rows = rows_of(store)
+    assert_same_rows({"t": rows["several"]}, {"t": rows["one"]})
+
+
+def test_gradients_that_wait_change_nothing_and_refuse_a_checkpoint(store):
+    ebc = collection(store, "t")
+    update(ebc, {"t": [[1]]})
+    before = rows_of(store)
+    store.accumulate(2)
+    update(ebc, {"t": [[1]]})
+    assert rows_of(store) == before
+    assert store.step == 1
+    with pytest.raises(ValueError, match=r"in the middle of accumulate\(2\)"):
+        store.checkpoint()
+    with pytest.raises(ValueError, match=r"in the middle of accumulate\(2\)"):
+        store.accumulate(1)
+    update(ebc, {"t": [[1]]})
+    store.accumulate(1)
+    assert store.step == 2
+
+
+def test_accumulated_gradients_may_be_changed_after_their_backward(store):
+    ebc = collection(store, "t", initial=0.0)
+    store.accumulate(2)
+    for _ in range(2):
+        gradient = torch.ones(1, 4)
+        look_up(ebc, {"t": [[1]]}).backward(gradient)
+        gradient.fill_(100.0)
+    assert store.table("t").get([1])[0].tolist() == [-2.0] * 4
+
+
+def test_collections_accumulate_each_for_itself(store):
+    a, b = collection(store, "a", initial=0.0), collection(store, "b", initial=0.0)
+    store.accumulate(2)
+    update(a, {"a": [[1]]})
+    update(b, {"b": [[1]]})
+    assert store.step == 0
+    update(a, {"a": [[1]]})
+    assert [store.table(name).iter for name in "ab"] == [1, 0]
+    update(b, {"b": [[1]]})
+    assert store.table("b").get([1])[0, 0] == -2.0
+
+
+@pytest.mark.parametrize("faulty", [0, 1])
+def test_a_gradient_that_is_not_finite_drops_the_accumulation_that_it_is_in(store, faulty):
+    ebc = collection(store, "t", initial=0.0)
+    store.accumulate(2)
+
+    def two_calls(gradients):
+        for gradient in gradients:
+            update(ebc, {"t": [[1]]}, gradient)
+
+    with pytest.raises(damo.NonFiniteGradientError):
+        two_calls([float("nan") if i == faulty else 1.0 for i in range(2)])
+    assert len(store.table("t")) == 0
+    store.accumulate(2)  # nothing waits
+    two_calls([1.0, 1.0])
+    assert store.table("t").get([1])[0, 0] == -2.0
+
+
+def test_accumulate_refuses_less_than_one(store):
+    with pytest.raises(ValueError, match="n >= 1, got 0"):
+        store.accumulate(0)
+
+
+# ------------------------------------------------------------------ several backwards
+
+
+def test_a_collection_used_twice_in_a_graph_gets_two_updates_in_autograds_order(store):
+    """The order matters to Adagrad; it is the one in which autograd hands out the gradients."""
+    ebc = collection(store, "t", "replayed", initial=1.0, optimizer=torchrec.optim.RowWiseAdagrad)
+    nothing = [[], []]
+    bags = {"first": [[1], [2]], "second": [[2, 2], [1]]}
+    order = []
+    outputs = []
+    for name, factor in (("first", 1.0), ("second", 3.0)):
+        output = look_up(ebc, {"t": bags[name], "replayed": nothing})
+        output.register_hook(lambda gradient, name=name: order.append((name, gradient.clone())))
+        outputs.append(output * factor)
+    sum(outputs).sum().backward()
+    assert store.step == 2
+    assert sorted(name for name, _ in order) == ["first", "second"]
+    for name, gradient in order:
+        swapped = torch.cat([gradient[:, 4:], gradient[:, :4]], dim=1)
+        look_up(ebc, {"t": nothing, "replayed": bags[name]}).backward(swapped)
+    weights = torch.cat([store.table("t").get([1, 2]), store.table("replayed").get([1, 2])])
+    assert_same_rows({"t": weights_as_rows(weights[:2])}, {"t": weights_as_rows(weights[2:])})
+
+
+def weights_as_rows(weights: torch.Tensor) -> dict[int, bytes]:
+    return {i: row.numpy().tobytes() for i, row in enumerate(weights)}
+
+
+def test_backward_through_a_graph_that_is_kept_updates_each_time(store):
+    ebc = collection(store, "t", initial=0.0)
+    loss = look_up(ebc, {"t": [[1]]}).sum()
+    loss.backward(retain_graph=True)
+    loss.backward()
+    assert store.table("t").get([1])[0, 0] == -2.0
+    assert store.step == 2
+
+
+def test_concurrent_backwards_serialise(store):
+    """Every update arrives: whole numbers are exact in float32, so the sum shows the count."""
+    ebc = collection(store, "t", initial=0.0)
+    threads, updates = 4, 25
+    failures = []
+
+    def work(own):
+        try:
+            for _ in range(updates):
+                update(ebc, {"t": [[0], [own]]})
+        except BaseException as error:  # a thread's failure would pass unseen
+            failures.append(error)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(1, threads + 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
+    assert store.table("t").get([0])[0, 0] == -threads * updates
+    assert store.table("t").get(range(1, threads + 1))[:, 0].tolist() == [-float(updates)] * threads
+    assert store.step == threads * updates
+
+
+def test_a_learning_rate_holds_from_the_next_backward(store):
+    ebc = collection(store, "t", initial=0.0)
+    output = look_up(ebc, {"t": [[1]]})
+    ebc.fused_optimizer.param_groups[0]["lr"] = 0.25
+    output.sum().backward()
+    assert store.table("t").get([1])[0, 0] == -0.25
+
+
+# ------------------------------------------------------------------ one name, one table
+
+
+def test_opening_a_table_again_with_its_schema_attaches_to_the_same_rows(store):
+    first = collection(store, "t", initial=1.0)
+    update(first, {"t": [[1]]})
+    second = collection(store, "t", initial=1.0, lr=0.5)  # a learning rate is no part of the schema
+    assert torch.equal(look_up(second.eval(), {"t": [[1]]}), store.table("t").get([1]))
+    update(first, {"t": [[1]]})
+    assert look_up(second, {"t": [[1]]})[0, 0] == -1.0
+    assert second.tables() == first.tables()
+
+
+OTHER_SCHEMAS = {
+    "dim": {"dim": 8},
+    "optimizer": {"optimizer": torch.optim.Adam},
+    "initializer": {"initial": 2.0},
+}
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+@pytest.mark.parametrize(("what", "change"), OTHER_SCHEMAS.items(), ids=OTHER_SCHEMAS)
+def test_opening_a_table_with_another_schema_is_refused(tmp_path, what, change, reopened):
+    store = damo.EmbeddingStore(tmp_path / "store")
+    ebc = collection(store, "t", initial=1.0)
+    update(ebc, {"t": [[1]]})
+    before = rows_of(store)
+    if reopened:
+        store.close()
+        store = damo.EmbeddingStore(tmp_path / "store")
+    with store:
+        with pytest.raises(damo.SchemaMismatchError, match=rf"'t'.* has {what} .*, got"):
+            collection(store, "t", **{"initial": 1.0, **change})
+        collection(store, "t", initial=1.0)
+        assert rows_of(store) == before
+
+
+def test_a_collection_of_which_one_table_is_refused_opens_none(store):
+    collection(store, "t", dim=4)
+    with pytest.raises(damo.SchemaMismatchError):
+        damo.EmbeddingBagCollection([config("new", 8), config("t", 8)], torchrec.optim.SGD, {"lr": 1.0}, store=store)
+    assert list(store.tables()) == ["t"]
+
+
+def test_a_batch_that_was_changed_between_forward_and_backward_is_refused_whole(store):
+    ebc = collection(store, "a", "b")
+    update(ebc, {"a": [[1]], "b": [[1]]})
+    before = rows_of(store)
+    batch = kjt({"a": [[1]], "b": [[2]]})
+    output = ebc(batch).values()
+    batch.values()[1] = 5
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+    assert rows_of(store) == before
