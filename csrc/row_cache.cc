@@ -18,6 +18,8 @@ constexpr size_t kSmallestSegment = size_t{1} << 18;
 constexpr size_t kReservedSegments = 2;
 // What an eviction from main should keep of a segment; more raises the bar for frequent rows, less lowers it.
 constexpr double kKeptShare = 0.85;
+// The bar does not sink below this, so that it rises above any row within a few evictions that free nothing.
+constexpr double kLeastFrequent = 1e-6;
 // Probation's share of the segments in use.
 constexpr double kProbationShare = 0.05;
 
@@ -210,7 +212,7 @@ void RowCache::Evict(uint32_t segment) {
   });
   if (in_main && rows > 0) {
     const double share = static_cast<double>(kept) / static_cast<double>(rows);
-    frequent_ *= share == 1 ? 2 : share > kKeptShare ? 1.05 : 0.95;
+    frequent_ = std::max(kLeastFrequent, frequent_ * (share == 1 ? 16 : share > kKeptShare ? 1.05 : 0.95));
   }
   segments_[segment].recycled_at = ++epoch_;
   segments_[segment].dirty = segments_[segment].cleaned = false;

@@ -52,7 +52,8 @@ class RowLookup {
 BudgetShares DivideBudget(size_t memory_budget) {
   if (memory_budget < kLeastMemoryBudget) {
     throw Error(ErrorCode::kInvalidArgument, "memory_budget must be at least " + std::to_string(kLeastMemoryBudget) +
-                                                 " bytes, got " + std::to_string(memory_budget));
+                                                 " bytes (\"" + std::to_string(kLeastMemoryBudget / kMiB) +
+                                                 "MiB\"), got " + std::to_string(memory_budget));
   }
   const size_t row_store = std::clamp(memory_budget / 8, kLeastRowStore, kMostRowStore);
   const size_t outputs = memory_budget / 32;

@@ -189,8 +189,8 @@ bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonF
     return ids_of_table[a.table] / a.shares > ids_of_table[b.table] / b.shares;
   });
 
-  // All that can fail happens before the first row changes.
-  if (!(std::abs(GradientBound(parts, grad_scale)) < std::numeric_limits<float>::max())) {
+  // All that can fail happens before the first row changes. Half of the largest float leaves room for rounding.
+  if (!(std::abs(GradientBound(parts, grad_scale)) < std::numeric_limits<float>::max() / 2)) {
     std::vector<std::string> faults(work.size());
     threads_.ParallelFor(work.size(), [&](size_t w, int thread) {
       Scratch* scratch = scratch_[static_cast<size_t>(thread)].get();

@@ -30,7 +30,7 @@ bool ThisThreadCompacts() {
 }  // namespace
 
 // In place of the C library's: RocksDB appends to its files through it.
-extern "C" ssize_t write(int fd, const void* bytes, size_t size) {
+extern "C" [[gnu::visibility("default")]] ssize_t write(int fd, const void* bytes, size_t size) {
   if (fd > 2 && (disk_is_full || (disk_is_full_for_compactions && ThisThreadCompacts()))) {
     errno = ENOSPC;
     return -1;
