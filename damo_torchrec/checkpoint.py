@@ -63,7 +63,8 @@ def save_model(
         model: a module with at least one collection of this package; all of them over one store.
         path: a new directory; None: ``checkpoints/step_N`` inside the store.
         training: must be True.
-        optimizer: of the dense parameters.
+        optimizer: of the dense parameters, or a `torchrec.optim.CombinedOptimizer` of theirs and the collections'
+            `fused_optimizer`, whose learning rates are then saved, too.
         step: what to call this point of the training; the store's step if None.
         extra: more to keep, such as the position in the data: tensors, numbers, strings, and lists and dicts of them.
 

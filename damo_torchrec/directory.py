@@ -87,7 +87,7 @@ class StoreDirectory:
     """A store's directory, locked for this process while it is open.
 
     Args:
-        path: made if it does not exist; its parent must exist.
+        path: made, with its parents, if it does not exist.
 
     Raises:
         ValueError: `path` is a file, or a directory that is neither empty nor a store.

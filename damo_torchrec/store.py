@@ -291,6 +291,7 @@ class EmbeddingStore:
 
         The gradients of calls that wait are kept in torch's memory. Raises ValueError while some do.
         """
+        _ = self._engine
         if n < 1:
             raise ValueError(f"accumulate needs n >= 1, got {n}")
         self._check_nothing_pending("change accumulate")

@@ -103,8 +103,9 @@ class Table:
                 f"table {self.name!r}: weights must have the shape {(len(ids), self.dim)}, got {tuple(weights.shape)}"
             )
         weights = weights.detach().to("cpu", torch.float32).contiguous()
-        if not bool(torch.isfinite(weights).all()):
-            raise ValueError(f"table {self.name!r}: weights must be finite")
+        finite = torch.isfinite(weights).all(dim=1)
+        if not bool(finite.all()):
+            raise ValueError(f"table {self.name!r}: weights must be finite, those of id {ids[~finite][0]} are not")
         self._store._note_change()
         self._store._engine.set(self._index, ids.data_ptr(), len(ids), weights.data_ptr())
 
