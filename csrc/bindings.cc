@@ -248,11 +248,11 @@ class OutputBuffer {
 };
 
 void RegisterStore(py::module_& m) {
-  py::class_<OutputBuffer>(m, "OutputBuffer", py::buffer_protocol())
+  py::class_<OutputBuffer, Held<OutputBuffer>>(m, "OutputBuffer", py::buffer_protocol())
       .def(py::init<const Store&, size_t>())
       .def_buffer(&OutputBuffer::Describe);
 
-  py::class_<Scan>(m, "Scan")
+  py::class_<Scan, Held<Scan>>(m, "Scan")
       .def(py::init<Store&, uint16_t>(), ReleaseGil())
       .def("next", &Scan::Next, ReleaseGil())
       .def("next_payloads", &Scan::NextPayloads, ReleaseGil());

@@ -223,6 +223,11 @@ void Store::LoadMissing(std::span<const Unit> units, Lock& lock) {
   std::vector<Read> reads;
   std::vector<Slot> slots;
   std::vector<char*> payloads;
+  size_t rows = 0;
+  for (const std::vector<int64_t>& ids : ids_by_table) rows += ids.size();
+  reads.reserve(rows / kIdsPerRead + ids_by_table.size());
+  slots.reserve(rows);
+  payloads.reserve(rows);
   for (size_t t = 0; t < ids_by_table.size(); ++t) {
     const uint16_t table = static_cast<uint16_t>(t);
     const std::span<const int64_t> ids = ids_by_table[t];

@@ -20,6 +20,8 @@ constexpr size_t kReservedSegments = 2;
 constexpr double kKeptShare = 0.85;
 // The bar does not sink below this, so that it rises above any row within a few evictions that free nothing.
 constexpr double kLeastFrequent = 1e-6;
+// No row is updated more than once in a step.
+constexpr double kMostFrequent = 1.5;
 // Probation's share of the segments in use.
 constexpr double kProbationShare = 0.05;
 
@@ -62,21 +64,21 @@ uint16_t RowCache::AddTable(const RowLayout& layout) {
   CheckRowSize(layout);
   const size_t stride = StrideOf(layout);
   if (tables_.size() == UINT16_MAX) throw Error(ErrorCode::kInvalidArgument, "a store holds at most 65535 open tables");
+  if (min_stride_ == 0 || stride < min_stride_) Resize(stride);
   tables_.push_back({layout, stride, 0, 0});
   max_stride_ = std::max(max_stride_, stride);
-  if (min_stride_ == 0 || stride < min_stride_) Resize(stride);
   return static_cast<uint16_t>(tables_.size() - 1);
 }
 
 // Splits the budget between index, filter and segments so that the index has room for a cache full of the smallest
 // rows.
 void RowCache::Resize(size_t min_stride) {
-  min_stride_ = min_stride;
   const size_t rows = options_.bytes / (min_stride + HashIndex::BytesFor(1000) / 1000 + sizeof(uint16_t));
   auto index = std::make_unique<HashIndex>(rows);
   index->InsertAll(*index_);
   index_ = std::move(index);
   ghosts_.assign(rows + 1, 0);
+  min_stride_ = min_stride;
   const size_t overhead = HashIndex::BytesFor(rows) + rows * sizeof(uint16_t);
   segment_limit_ = std::min(segments_.size(), (options_.bytes - overhead) / segment_bytes_);
 }
@@ -193,9 +195,10 @@ void RowCache::Evict(uint32_t segment) {
   ForEachRow(segment, [&](char* row, Slot slot) {
     const uint16_t table = RowTable(row);
     const uint32_t tag = HashTag(table, RowId(row));
-    ++rows;
+    const bool pinned = RowFlags(row) & kPinned;
+    rows += pinned ? 0 : 1;
     if (Survives(row, in_main)) {
-      ++kept;
+      kept += pinned ? 0 : 1;
       const Slot to = Append(&main_, tables_[table].stride);
       std::memcpy(Row(to), row, tables_[table].stride);
       uint8_t* touch = reinterpret_cast<uint8_t*>(Row(to) + kTouchOffset);
@@ -212,7 +215,8 @@ void RowCache::Evict(uint32_t segment) {
   });
   if (in_main && rows > 0) {
     const double share = static_cast<double>(kept) / static_cast<double>(rows);
-    frequent_ = std::max(kLeastFrequent, frequent_ * (share == 1 ? 16 : share > kKeptShare ? 1.05 : 0.95));
+    const double factor = share == 1 ? 16 : share > kKeptShare ? 1.05 : 0.95;
+    frequent_ = std::clamp(frequent_ * factor, kLeastFrequent, kMostFrequent);
   }
   segments_[segment].recycled_at = ++epoch_;
   segments_[segment].dirty = segments_[segment].cleaned = false;

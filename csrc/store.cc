@@ -18,15 +18,7 @@ constexpr size_t kLeastRowStore = 24 * kMiB;
 constexpr size_t kMostRowStore = 1024 * kMiB;
 // Slots, groups, sorted ids and write-back copies of a batch.
 constexpr size_t kStaging = 16 * kMiB;
-constexpr size_t kIdsPerCall = 16384;
-
-// Calls f(first, ids) for runs of at most kIdsPerCall ids.
-template <class F>
-void InRuns(std::span<const int64_t> ids, F f) {
-  for (size_t first = 0; first < ids.size(); first += kIdsPerCall) {
-    f(first, ids.subspan(first, std::min(kIdsPerCall, ids.size() - first)));
-  }
-}
+constexpr size_t kMostIdsPerRun = 16384;
 
 // A lookup of single rows: a batch with one id in each bag. REQUIRES: `ids` outlives it.
 class RowLookup {
@@ -119,16 +111,34 @@ int64_t Store::rows(uint16_t table) {
   return tables_[table].schema.rows;
 }
 
+RowLayout Store::layout(uint16_t table) {
+  const Lock lock = Acquire();
+  return tables_[table].layout;
+}
+
+// Calls f(first, ids) for runs of ids whose rows fit into a part of the cache.
+template <class F>
+void Store::InRuns(uint16_t table, std::span<const int64_t> ids, F f) {
+  size_t most;
+  {
+    const Lock lock = Acquire();
+    most = std::clamp<size_t>(cache_.row_capacity_bytes() / 4 / cache_.stride(table), 1, kMostIdsPerRun);
+  }
+  for (size_t first = 0; first < ids.size(); first += most) {
+    f(first, ids.subspan(first, std::min(most, ids.size() - first)));
+  }
+}
+
 void Store::Get(uint16_t table, std::span<const int64_t> ids, UnseenRows unseen, float* weights) {
-  const size_t dim = static_cast<size_t>(tables_[table].layout.dim);
-  InRuns(ids, [&](size_t first, std::span<const int64_t> run) {
+  const size_t dim = static_cast<size_t>(layout(table).dim);
+  InRuns(table, ids, [&](size_t first, std::span<const int64_t> run) {
     const RowLookup lookup(table, run, unseen);
     Forward(lookup.get(), weights + first * dim, dim);
   });
 }
 
 void Store::Contains(uint16_t table, std::span<const int64_t> ids, uint8_t* contains) {
-  InRuns(ids, [&](size_t first, std::span<const int64_t> run) {
+  InRuns(table, ids, [&](size_t first, std::span<const int64_t> run) {
     const RowLookup lookup(table, run, UnseenRows::kZeros);
     Lock lock = Acquire();
     cache_.BeginOperation();
@@ -139,8 +149,8 @@ void Store::Contains(uint16_t table, std::span<const int64_t> ids, uint8_t* cont
 }
 
 void Store::Set(uint16_t table, std::span<const int64_t> ids, const float* weights) {
-  const size_t dim = static_cast<size_t>(tables_[table].layout.dim);
-  InRuns(ids, [&](size_t first, std::span<const int64_t> run) {
+  const size_t dim = static_cast<size_t>(layout(table).dim);
+  InRuns(table, ids, [&](size_t first, std::span<const int64_t> run) {
     const RowLookup lookup(table, run, UnseenRows::kInitial);
     Lock lock = Acquire();
     if (options_.read_only)
@@ -166,7 +176,7 @@ void Store::Set(uint16_t table, std::span<const int64_t> ids, const float* weigh
 }
 
 void Store::Delete(uint16_t table, std::span<const int64_t> ids) {
-  InRuns(ids, [&](size_t, std::span<const int64_t> run) {
+  InRuns(table, ids, [&](size_t, std::span<const int64_t> run) {
     std::vector<int64_t> distinct(run.begin(), run.end());
     std::sort(distinct.begin(), distinct.end());
     distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
@@ -202,18 +212,23 @@ struct Store::OpenScan {
 std::unique_ptr<RowIterator> Store::Scan(uint16_t table) {
   class Iterator : public RowIterator {
    public:
-    explicit Iterator(std::shared_ptr<OpenScan> scan) : scan_(std::move(scan)) {}
+    Iterator(std::shared_ptr<OpenScan> scan, size_t payload_size) : scan_(std::move(scan)), payload_(payload_size) {}
 
     bool Next(int64_t* id, const char** payload) override {
       const std::lock_guard lock(scan_->mutex);
       if (scan_->rows == nullptr) {
         throw Error(ErrorCode::kClosed, "the store was closed, or restored, during an iteration");
       }
-      return scan_->rows->Next(id, payload);
+      if (!scan_->rows->Next(id, payload)) return false;
+      // The scan may end as soon as the mutex is free, and its memory with it.
+      std::memcpy(payload_.data(), *payload, payload_.size());
+      *payload = payload_.data();
+      return true;
     }
 
    private:
     std::shared_ptr<OpenScan> scan_;
+    std::vector<char> payload_;
   };
 
   Lock lock = Acquire();
@@ -222,7 +237,7 @@ std::unique_ptr<RowIterator> Store::Scan(uint16_t table) {
   scan->rows = rows_->Scan(tables_[table].schema.number, tables_[table].layout.payload_size());
   std::erase_if(scans_, [](const std::weak_ptr<OpenScan>& other) { return other.expired(); });
   scans_.push_back(scan);
-  return std::make_unique<Iterator>(std::move(scan));
+  return std::make_unique<Iterator>(std::move(scan), tables_[table].layout.payload_size());
 }
 
 void Store::Flush() {

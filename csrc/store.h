@@ -134,7 +134,7 @@ class Store {
   void Contains(uint16_t table, std::span<const int64_t> ids, uint8_t* contains);
   // A snapshot of the table; flushes first. Once the store is closed, the iterator throws kClosed.
   std::unique_ptr<RowIterator> Scan(uint16_t table);
-  const RowLayout& layout(uint16_t table) const { return tables_[table].layout; }
+  RowLayout layout(uint16_t table);
 
   // ---- durability
 
@@ -179,6 +179,8 @@ class Store {
   struct OpenScan;
 
   Lock Acquire();
+  template <class F>
+  void InRuns(uint16_t table, std::span<const int64_t> ids, F f);
 
   // lookup.cc
   static std::vector<Unit> MakeUnits(Lookup* lookup);

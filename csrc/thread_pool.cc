@@ -1,22 +1,33 @@
 #include "thread_pool.h"
 
 #include <cfenv>
+#include <string>
+#include <system_error>
 #include <utility>
 
 #include "float_environment.h"
+#include "status.h"
 
 namespace damo {
 ThreadPool::ThreadPool(int threads) {
-  for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { WorkerLoop(thread); });
+  try {
+    for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { WorkerLoop(thread); });
+  } catch (const std::system_error& error) {
+    Stop();
+    throw Error(ErrorCode::kIo, "cannot start " + std::to_string(threads) + " threads: " + error.what());
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { Stop(); }
+
+void ThreadPool::Stop() {
   {
     std::lock_guard lock(mutex_);
     stop_ = true;
   }
   start_.notify_all();
   for (std::thread& worker : workers_) worker.join();
+  workers_.clear();
 }
 
 void ThreadPool::WorkOn(int thread) noexcept {

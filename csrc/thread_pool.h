@@ -15,7 +15,7 @@ namespace damo {
 
 class ThreadPool {
  public:
-  // `threads` counts the calling thread: 1 starts no worker.
+  // `threads` counts the calling thread: 1 starts no worker. Throws kIo if the system has no more threads.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -38,6 +38,7 @@ class ThreadPool {
   void Run(size_t n, void* body, Call call);
   void WorkOn(int thread) noexcept;
   void WorkerLoop(int thread);
+  void Stop();
 
   std::vector<std::thread> workers_;
   std::mutex mutex_;

@@ -118,6 +118,8 @@ float Store::GradientBound(std::span<const GradientPart> parts, float grad_scale
       std::memcpy(&largest_weight, &bits, sizeof largest_weight);
     }
     bound += static_cast<double>(largest) * largest_weight * static_cast<double>(lookup.slots.size());
+    // What each gradient is multiplied by has to be finite, too, even where the gradient is 0.
+    bound = std::max(bound, static_cast<double>(largest_weight));
   }
   return static_cast<float>(bound / grad_scale);
 }

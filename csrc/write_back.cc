@@ -8,9 +8,9 @@
 namespace damo {
 namespace {
 
-// Rows in one write: enough to be worth sorting, few enough that copying them does not hold up a training step.
-constexpr size_t kRowsPerWrite = 8192;
-constexpr size_t kBytesPerCopy = size_t{2} << 20;
+// Of rows in one write, which is exceeded by a segment at most: enough to be worth sorting, little enough that copying
+// them does not hold up a training step.
+constexpr size_t kBytesPerWrite = size_t{2} << 20;
 
 void SortByKey(std::vector<RowWrite>* writes) {
   std::sort(writes->begin(), writes->end(),
@@ -54,9 +54,12 @@ void WriteBack::Write(const std::vector<uint32_t>& segments, bool evictable_only
   WaitIdle(lock);
   std::vector<Slot> slots;
   std::vector<RowWrite> writes;
+  size_t bytes = 0;
   for (size_t i = 0; i < segments.size(); ++i) {
+    const size_t before = slots.size();
     cache_->CollectDirty(segments[i], evictable_only, &slots);
-    if (slots.size() < kRowsPerWrite && i + 1 < segments.size()) continue;
+    bytes += PayloadBytes(slots, before);
+    if (bytes < kBytesPerWrite && i + 1 < segments.size()) continue;
     if (slots.empty()) continue;
     writes.clear();
     for (Slot slot : slots) {
@@ -71,9 +74,19 @@ void WriteBack::Write(const std::vector<uint32_t>& segments, bool evictable_only
       SetRowFlags(row, static_cast<uint8_t>(RowFlags(row) & ~kDirty));
     }
     slots.clear();
+    bytes = 0;
   }
   if (evictable_only) return;
   for (uint32_t segment : segments) cache_->MarkClean(segment);
+}
+
+// Of slots[first] and those behind it.
+size_t WriteBack::PayloadBytes(const std::vector<Slot>& slots, size_t first) const {
+  size_t bytes = 0;
+  for (size_t i = first; i < slots.size(); ++i) {
+    bytes += (*tables_)[RowTable(cache_->Row(slots[i]))].layout.payload_size();
+  }
+  return bytes;
 }
 
 // Takes the next victims' dirty rows. They count as clean from here on: an update that comes before the write is over
@@ -87,13 +100,11 @@ bool WriteBack::Gather(Copies* copies) {
     if (!cache_->NeedsCleaning(segment)) continue;
     const size_t before = copies->slots.size();
     cache_->CollectDirty(segment, true, &copies->slots);
-    for (size_t i = before; i < copies->slots.size(); ++i) {
-      bytes += (*tables_)[RowTable(cache_->Row(copies->slots[i]))].layout.payload_size();
-    }
+    bytes += PayloadBytes(copies->slots, before);
     cache_->MarkCleaned(segment);
     cache_->Pin(segment);
     copies->segments.push_back(segment);
-    if (bytes >= kBytesPerCopy) break;
+    if (bytes >= kBytesPerWrite) break;
   }
   if (copies->slots.empty()) {
     for (uint32_t segment : copies->segments) cache_->Unpin(segment);
@@ -130,7 +141,7 @@ void WriteBack::Loop() {
     SortByKey(&copies.writes);
     try {
       rows_->Write(copies.writes);
-    } catch (const Error&) {
+    } catch (...) {
       // The rows stay dirty in the cache. Whoever needs their room writes them again, and gets the error.
       written = false;
     }

@@ -39,6 +39,7 @@ class WriteBack {
 
   void Loop();
   bool Gather(Copies* copies);
+  size_t PayloadBytes(const std::vector<Slot>& slots, size_t first) const;
 
   RowStore* const rows_;
   RowCache* const cache_;

@@ -76,7 +76,11 @@ def _output(call: Call) -> torch.Tensor:
     if n < _SMALL_OUTPUT:
         return torch.empty(call.batch, call.columns, dtype=torch.float32, device="cpu")
     buffer = _core.OutputBuffer(call.store._engine, n)
-    return torch.frombuffer(buffer, dtype=torch.float32).view(call.batch, call.columns)
+    storage = torch.frombuffer(buffer, dtype=torch.float32).untyped_storage()
+    # Not a view: those that are made without a graph cannot be changed in place.
+    return torch.empty(0, dtype=torch.float32, device="cpu").set_(
+        storage, 0, (call.batch, call.columns), (call.columns, 1)
+    )
 
 
 class _PooledLookup(torch.autograd.Function):
@@ -89,6 +93,7 @@ class _PooledLookup(torch.autograd.Function):
         weights: torch.Tensor | None,
         call: Call,
     ) -> torch.Tensor:
+        generation = call.store._generation
         lookup = _core.Lookup(
             features=call.features,
             ids=ids.data_ptr(),
@@ -100,9 +105,11 @@ class _PooledLookup(torch.autograd.Function):
         )
         output = _output(call)
         call.store._engine.forward(lookup, output.data_ptr(), call.columns)
-        # The engine's lookup points into these; saving them also has autograd notice if they are changed in place.
+        # The engine's lookup points into these: they are kept, whatever hooks do with saved tensors. Saving them has
+        # autograd notice if they are changed in place.
+        ctx.kept = (ids, lengths, weights.detach() if weights is not None else None)
         ctx.save_for_backward(ids, lengths, weights)
-        ctx.call, ctx.lookup, ctx.generation = call, lookup, call.store._generation
+        ctx.call, ctx.lookup, ctx.generation = call, lookup, generation
         return output
 
     @staticmethod
@@ -110,19 +117,24 @@ class _PooledLookup(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         call: Call = ctx.call
         tensors = ctx.saved_tensors
-        engine = call.store._engine
-        if ctx.generation != call.store._generation:
-            raise StoreClosedError(f"the store {call.store.path} was restored between this forward and its backward")
+        _check_same_rows(ctx)
         grad = grad.to(torch.float32)
         if grad.stride(-1) != 1 or (grad.shape[0] > 1 and grad.stride(0) < grad.shape[1]):
             grad = grad.contiguous()
         weight_grad = None
         if tensors[2] is not None and ctx.needs_input_grad[3]:
             weight_grad = torch.empty_like(tensors[2])
-            engine.weight_gradient(ctx.lookup, grad.data_ptr(), grad.stride(0), weight_grad.data_ptr())
+            call.store._engine.weight_gradient(ctx.lookup, grad.data_ptr(), grad.stride(0), weight_grad.data_ptr())
         if call.update:
             _apply(call, _Part(ctx, tensors, grad))
         return None, None, None, weight_grad, None
+
+
+def _check_same_rows(ctx: Any) -> None:
+    store: EmbeddingStore = ctx.call.store
+    _ = store._engine
+    if ctx.generation != store._generation:
+        raise StoreClosedError(f"the store {store.path} was restored between this forward and its backward")
 
 
 @dataclass(frozen=True)
@@ -138,6 +150,7 @@ def _apply(call: Call, part: _Part) -> None:
     """Updates rows with this gradient, or keeps it until `EmbeddingStore.accumulate`'s number of calls is there."""
     store = call.store
     with store._mutex:
+        _check_same_rows(part.ctx)
         waiting = store._pending.get(call.collection, [])
         parts = [*waiting, part]
         if len(parts) < store._accumulate:

@@ -94,7 +94,7 @@ class Catalog:
 
     def step(self) -> int:
         """The largest number of updates of any table."""
-        live = {name: table.iter for name, table in self.open.items()}
+        live = {name: table.iter for name, table in list(self.open.items())}
         stored = {name: record.iter for name, record in self.manifest.tables.items()}
         return max({**stored, **live}.values(), default=0)
 

@@ -195,8 +195,8 @@ def _read_dense(path: Path) -> dict[str, Any]:
 
 
 def _check_model(model: nn.Module, saved: dict[str, torch.Tensor], path: Path) -> None:
-    now = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    then = {name: tuple(value.shape) for name, value in saved.items()}
+    now = {name: tuple(getattr(value, "shape", ())) for name, value in model.state_dict().items()}
+    then = {name: tuple(getattr(value, "shape", ())) for name, value in saved.items()}
     if now == then:
         return
     names = sorted(n for n in {*now, *then} if now.get(n) != then.get(n))

@@ -195,22 +195,46 @@ class StoreDirectory:
             sync_directory(self.path)
 
 
+def has_checkpoints(store: Path) -> bool:
+    """Whether the store directory `store` holds a checkpoint, readable or not."""
+    return any(is_checkpoint(path) for path in (store / "checkpoints").glob("[!.]*"))
+
+
 def checkpoints_in(store: Path) -> list[Path]:
-    """The complete checkpoints inside the store directory `store`, oldest first."""
-    found = [path for path in (store / "checkpoints").glob("[!.]*") if is_checkpoint(path)]
-    return sorted(found, key=lambda path: Manifest.read(path).sequence)
+    """The complete checkpoints inside the store directory `store`, oldest first, without those that are damaged."""
+    sequences, damaged = _read_checkpoints(store)
+    for path, error in damaged.items():
+        _log.warning("passing over the checkpoint %s: %s", path, error)
+    return sorted(sequences, key=lambda path: sequences[path])
 
 
 def newest_checkpoint(store: Path) -> Path:
     """The newest checkpoint inside a store.
 
     Raises:
-        CorruptionError: there is none.
+        CorruptionError: there is none, or one is damaged, which may have been the newest.
     """
-    found = checkpoints_in(store)
-    if not found:
+    sequences, damaged = _read_checkpoints(store)
+    for path, error in damaged.items():
+        raise CorruptionError(
+            f"{error}. It may be the newest checkpoint of the store: name another one by restore=, or move {path} away"
+        )
+    if not sequences:
         raise CorruptionError(f"the store {store} has no complete checkpoint")
-    return found[-1]
+    return max(sequences, key=lambda path: sequences[path])
+
+
+def _read_checkpoints(store: Path) -> tuple[dict[Path, int], dict[Path, CorruptionError]]:
+    """Sequence numbers of a store's checkpoints, and what is wrong with the others."""
+    sequences: dict[Path, int] = {}
+    damaged: dict[Path, CorruptionError] = {}
+    for path in (store / "checkpoints").glob("[!.]*"):
+        if is_checkpoint(path):
+            try:
+                sequences[path] = Manifest.read(path).sequence
+            except CorruptionError as error:
+                damaged[path] = error
+    return sequences, damaged
 
 
 def find_checkpoint(store: Path, which: str | int | os.PathLike[str] | None) -> Path:

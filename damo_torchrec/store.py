@@ -23,9 +23,11 @@ from damo_torchrec.directory import (
     build_checkpoint,
     checkpoints_in,
     find_checkpoint,
+    has_checkpoints,
     is_checkpoint,
     newest_checkpoint,
     on_tmpfs,
+    sync_directory,
 )
 from damo_torchrec.errors import StoreClosedError, UncleanStoreError
 from damo_torchrec.manifest import Manifest
@@ -132,14 +134,15 @@ class EmbeddingStore:
         assert self._directory is not None
         directory = self._directory
         directory.clear_staged()
-        if not directory.checkpoints():
-            outside = restore not in (None, "latest")
-            if outside and not is_checkpoint(Path(str(restore))):
-                raise ValueError(f"the new store {self._path} has no checkpoint {restore!r}")
-            if not outside:
+        latest = restore is None or restore == "latest"
+        if not has_checkpoints(self._path):
+            if latest:
                 self._create(seed or 0)
                 return
-        source = directory.checkpoints()[-1] if restore in (None, "latest") else find_checkpoint(self._path, restore)
+            if not is_checkpoint(Path(str(restore))):
+                raise ValueError(f"the new store {self._path} has no checkpoint {restore!r}")
+        source = newest_checkpoint(self._path) if latest else find_checkpoint(self._path, restore)
+        newest = directory.checkpoints()[-1] if directory.checkpoints() else None
         manifest = Manifest.read(source)
         check_seed(self._path, manifest.seed, seed)
         if directory.live.exists():
@@ -163,7 +166,9 @@ class EmbeddingStore:
         self._live_is_ours = True
         directory.start_live(fresh)
         self._start(manifest, directory.live)
-        if source.parent != directory.checkpoints_path:
+        if source.parent == directory.checkpoints_path:
+            self._changed = source != newest
+        else:
             # From here on the store has to stand without the place that it came from.
             self._checkpoint(None)
 
@@ -172,6 +177,8 @@ class EmbeddingStore:
         if self._directory.live.exists():  # a crash before the first checkpoint: no row was ever there
             self._directory.set_live_aside()
         self._directory.checkpoints_path.mkdir(exist_ok=True)
+        sync_directory(self._path)
+        sync_directory(self._path.parent)
         self._live_is_ours = True
         self._start(_empty_manifest(seed), self._directory.live, create=True)
         if self._options.backend == "rocksdb":
@@ -196,9 +203,14 @@ class EmbeddingStore:
         in_memory = self._options.backend == "memory"
         options = self._engine_options()
         location = rows / ROWS if self._read_only else rows
-        self._core = _core.Store("" if in_memory else str(location), create, in_memory, options)
+        core = _core.Store("" if in_memory else str(location), create, in_memory, options)
+        try:
+            self._catalog.adopt(manifest, core)
+        except BaseException:
+            core.close()
+            raise
+        self._core = core
         self._generation += 1
-        self._catalog.adopt(manifest, self._core)
 
     def _engine_options(self) -> _core.StoreOptions:
         options = _core.StoreOptions()
@@ -302,7 +314,7 @@ class EmbeddingStore:
         engine = self._engine
         rows = engine.row_store_stats()
         tables = {}
-        for name, table in self._catalog.open.items():
+        for name, table in self.tables().items():
             stats = engine.table_stats(table._index)
             tables[name] = TableStats(len(table), stats.cached_rows, stats.hits, stats.misses)
         return StoreStats(
@@ -350,7 +362,8 @@ class EmbeddingStore:
             directory = self._writable_directory()
             self._check_nothing_pending("checkpoint")
             existing = self.checkpoints()
-            sequence = Manifest.read(existing[-1]).sequence + 1 if existing else 0
+            newest = Manifest.read(existing[-1]).sequence if existing else -1
+            sequence = max(newest, self._catalog.manifest.sequence) + 1
             manifest = self._catalog.snapshot(sequence)
             target = Path(path).absolute() if path is not None else directory.default_checkpoint(manifest.step)
 
@@ -393,8 +406,15 @@ class EmbeddingStore:
             _core.Store(str(fresh), False, False, self._engine_options()).close()
             engine.close()
             self._pending.clear()
-            directory.start_live(fresh)
-            self._start(manifest, directory.live)
+            try:
+                directory.start_live(fresh)
+                self._start(manifest, directory.live)
+            except BaseException:
+                # The rows of before are gone, the others not in use: the next opening goes to a checkpoint.
+                self._core = None
+                _open_stores.discard(self)
+                directory.release()
+                raise
             self._changed = source != self.checkpoints()[-1]
 
     def close(self) -> None:
@@ -419,8 +439,10 @@ class EmbeddingStore:
             engine.close()
             _open_stores.discard(self)
             if self._directory is not None:
-                self._directory.remove_live()
-                self._directory.release()
+                try:
+                    self._directory.remove_live()
+                finally:
+                    self._directory.release()
             if self._temporary:
                 shutil.rmtree(self._path, ignore_errors=True)
 
@@ -491,7 +513,7 @@ def _parse_budget(budget: int | str) -> int:
 
 
 def _empty_manifest(seed: int) -> Manifest:
-    return Manifest(seed=seed, step=0, sequence=0, next_table_number=1, tables={})
+    return Manifest(seed=seed, step=0, sequence=-1, next_table_number=1, tables={})
 
 
 def _check_is_seed(seed: object) -> None:

@@ -106,14 +106,16 @@ class Table:
         finite = torch.isfinite(weights).all(dim=1)
         if not bool(finite.all()):
             raise ValueError(f"table {self.name!r}: weights must be finite, those of id {ids[~finite][0]} are not")
-        self._store._note_change()
-        self._store._engine.set(self._index, ids.data_ptr(), len(ids), weights.data_ptr())
+        with self._store._mutex:
+            self._store._note_change()
+            self._store._engine.set(self._index, ids.data_ptr(), len(ids), weights.data_ptr())
 
     def delete(self, ids: torch.Tensor) -> None:
         """Deletes rows; ids without a row are passed over. An update still to come creates a row anew."""
         ids = _as_ids(ids)
-        self._store._note_change()
-        self._store._engine.delete(self._index, ids.data_ptr(), len(ids))
+        with self._store._mutex:
+            self._store._note_change()
+            self._store._engine.delete(self._index, ids.data_ptr(), len(ids))
 
     def contains(self, ids: torch.Tensor) -> torch.Tensor:
         """Whether the ids have rows: bool ``(n,)``."""

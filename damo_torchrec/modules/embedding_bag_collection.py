@@ -160,11 +160,12 @@ class EmbeddingBagCollection(EmbeddingBagCollectionInterface):
     def _engine_features(self, keys: tuple[str, ...]) -> list[_core.Feature]:
         """Which key goes from which table to which columns, for the engine that is open now."""
         cache_key = (keys, self.training, self._store._generation)
-        if cache_key not in self._features:
+        features = self._features.get(cache_key)
+        if features is None:
             if len(self._features) > 16:  # keys that change from batch to batch
                 self._features.clear()
-            self._features[cache_key] = self._make_features(keys)
-        return self._features[cache_key]
+            features = self._features[cache_key] = self._make_features(keys)
+        return features
 
     def _make_features(self, keys: tuple[str, ...]) -> list[_core.Feature]:
         position = {key: i for i, key in enumerate(keys)}

@@ -143,7 +143,7 @@ TEST_F(WriteBackTest, WhatAFailedWriteLeftIsWrittenNextTime) {
   std::unique_lock lock(mutex_);
   std::set<int64_t> ids;
   std::vector<Slot> slots;
-  for (int64_t id = 0; id < 12000; ++id) {  // several writes
+  for (int64_t id = 0; id < 60000; ++id) {  // several writes
     ids.insert(id);
     slots.push_back(Add(1, id));
   }
