@@ -1,6 +1,8 @@
 // Making room in the cache: which rows go, and that what they hold is written first.
 
+#include <exception>
 #include <string>
+#include <utility>
 
 #include "status.h"
 #include "store.h"
@@ -50,8 +52,12 @@ void Store::MakeRoom(size_t bytes, Lock& lock) {
   }
 }
 
-// Keeps the cache to the size that tests ask for. What cannot be written stays: the call that comes to its end here has
-// done its work.
+void Store::RaiseTrimError() {
+  if (trim_error_) std::rethrow_exception(std::exchange(trim_error_, nullptr));
+}
+
+// Keeps the cache to the size that tests ask for. What cannot be written stays, and the next call raises the error: the
+// one that comes to its end here has done its work.
 void Store::Trim(Lock& lock) {
   if (cache_.resident_limit() == 0) return;
   try {
@@ -62,7 +68,7 @@ void Store::Trim(Lock& lock) {
       EvictFirst(victims, lock);
     }
   } catch (const Error&) {
-    return;
+    trim_error_ = std::current_exception();
   }
 }
 

@@ -141,6 +141,7 @@ PoolArgs Store::BagsOf(const Unit& unit, float* out, size_t stride) const {
 
 void Store::Forward(Lookup* lookup, float* out, size_t stride) {
   Lock lock = Acquire();
+  RaiseTrimError();
   cache_.BeginOperation();
   // Room for what this batch will probably load is made before slots are handed out, while no row has to stay.
   MakeRoom(std::min(expected_load_bytes_, cache_.row_capacity_bytes() / 4), lock);

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -192,6 +193,7 @@ class Store {
   void MakeRoom(size_t bytes, Lock& lock);
   void MakeRoomAround(std::span<const Unit> units, size_t bytes, Lock& lock);
   void Trim(Lock& lock);
+  void RaiseTrimError();
   void EvictFirst(const std::vector<uint32_t>& victims, Lock& lock);
 
   // update.cc
@@ -213,6 +215,7 @@ class Store {
   std::shared_ptr<BufferPool> outputs_;
   std::vector<std::unique_ptr<Scratch>> scratch_;  // by thread
   std::vector<std::weak_ptr<OpenScan>> scans_;
+  std::exception_ptr trim_error_;
   size_t expected_load_bytes_ = 0;         // of the next forward: rows that will have to be loaded
   std::unique_ptr<WriteBack> write_back_;  // last: its thread uses the others
 };

@@ -142,6 +142,7 @@ std::string Store::DescribeNonFinite(uint16_t table, const Scratch& s) const {
 
 bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonFinite policy) {
   Lock lock = Acquire();
+  RaiseTrimError();
   if (options_.read_only)
     throw Error(ErrorCode::kInvalidArgument, "the store was opened read-only: rows cannot be updated");
   if (!(std::abs(grad_scale) > 0) || !std::isfinite(grad_scale)) {
