@@ -159,3 +159,27 @@ def test_a_table_opened_after_going_back_gets_a_number_of_its_own(path):
         update(collection(store, "b", initial=0.0), {"b": [[2]]})
         assert not store.table("a").contains([1, 2]).any()
         assert store.table("b").contains([1, 2]).tolist() == [False, True]
+
+
+def test_opened_at_an_older_checkpoint_it_is_saved_as_that(trained, path):
+    trained.close()
+    with damo.EmbeddingStore(path, restore=1) as store:
+        assert damo.checkpoint_info(store.checkpoint()).store_step == 1
+    with damo.EmbeddingStore(path) as store:
+        collection(store, "t", initial=0.0)
+        assert store.table("t").contains([1, 2, 3]).tolist() == [True, False, False]
+
+
+def test_a_damaged_manifest_hides_no_other_checkpoint(trained, path):
+    """But nobody can tell whether it was the newest."""
+    trained.close()
+    (path / "checkpoints" / "step_1" / "manifest.json").write_text("{}")
+    with pytest.raises(damo.CorruptionError, match=r"step_1.*restore="):
+        damo.EmbeddingStore(path)
+    with damo.EmbeddingStore(path, restore="step_3") as store:
+        ebc = collection(store, "t", initial=0.0)
+        update(ebc, {"t": [[4]]})
+        assert store.checkpoint().name == "step_4"
+    with damo.EmbeddingStore(path, restore="step_4") as store:
+        collection(store, "t", initial=0.0)
+        assert store.table("t").contains([1, 2, 3, 4]).all()

@@ -258,3 +258,36 @@ def test_a_batch_that_was_changed_between_forward_and_backward_is_refused_whole(
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
     assert rows_of(store) == before
+
+
+def test_the_batch_may_go_before_backward_whatever_hooks_do_with_saved_tensors(store):
+    """With int32 ids the tensor that was looked up is a copy of the caller's."""
+    ebc = collection(store, "t", initial=0.0)
+    batch = kjt({"t": [[i] for i in range(1000)]})
+    small = torchrec.KeyedJaggedTensor(["t"], batch.values().int(), lengths=batch.lengths().int())
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.clone(), lambda tensor: tensor):
+        output = ebc(small).values()
+    del batch, small
+    store.table("t").delete([0])  # the rows have to be found again
+    look_up(ebc.eval(), {"t": [[i] for i in range(5000, 6000)]})
+    output.sum().backward()
+    assert store.table("t").contains(range(1000)).all()
+    assert (store.table("t").get(range(1000)) == -1).all()
+    assert len(store.table("t")) == 1000
+
+
+def test_a_large_output_can_be_changed_in_place(store):
+    ebc = collection(store, "t", dim=64, initial=-1.0)
+    output = look_up(ebc, {"t": [[i] for i in range(8192)]})
+    output.mul_(2).relu_()
+    output.sum().backward()
+    assert (store.table("t").get([0, 8191]) == -1).all(), "the gradient of relu is 0 there"
+    assert len(store.table("t")) == 8192
+
+
+def test_a_scale_that_turns_zero_gradients_into_nan_raises(store):
+    ebc = collection(store, "t", initial=0.0)
+    store.grad_scale = 1e-39
+    with pytest.raises(damo.NonFiniteGradientError, match='table "t", id 1'):
+        update(ebc, {"t": [[1]]}, 0.0)
+    assert len(store.table("t")) == 0

@@ -51,6 +51,9 @@ std::vector<Rule> Rules() {
   rules.back().config.beta1 = 0.5;
   rules.back().config.beta2 = 0.9;
   rules.back().config.eps = 0.1;
+  rules.push_back({"AdamUncorrectedEps", adam});
+  rules.back().config.eps = 0.1;
+  rules.back().config.uncorrected_eps = true;
   return rules;
 }
 

@@ -351,7 +351,29 @@ TEST(RowCacheTest, DirtyRowsAreCollectedUntilClean) {
   d.cache.MarkCleaned(segment);
   EXPECT_FALSE(d.cache.NeedsCleaning(segment));
   EXPECT_EQ(Dirty(d.cache, segment, false).size(), 2u) << "cleaned is a hint for the evictable rows only";
-  // Rows that an eviction moves stay dirty.
+  // Neither outlasts the eviction: the segment begins anew.
+  d.StreamUntilGone(slots[0], 0);
+  const Slot reused = [&] {
+    for (int64_t id = 5000;; ++id) {
+      const Slot slot = d.Add(0, id);
+      if (d.cache.SegmentOf(slot) == segment) return slot;
+    }
+  }();
+  EXPECT_TRUE(Dirty(d.cache, segment, false).empty());
+  d.cache.MarkDirty(reused);
+  EXPECT_TRUE(d.cache.NeedsCleaning(segment));
+}
+
+TEST(RowCacheTest, RowsThatAnEvictionMovesStayDirty) {
+  Driver d(32 * kSegment);
+  d.cache.AddTable(kMiddle);
+  std::vector<Slot> slots;
+  for (int64_t id = 0; id < 3; ++id) slots.push_back(d.Add(0, id));
+  for (const size_t i : {1, 2}) d.cache.MarkDirty(slots[i]);
+  d.cache.BeginOperation();
+  d.cache.Touch(slots[1]);
+  d.cache.PinRow(slots[2]);
+
   d.StreamUntilGone(slots[0], 0);
   const uint32_t other = d.cache.SegmentOf(d.Find(0, 1));
   EXPECT_EQ(Dirty(d.cache, other, false), (std::vector<Slot>{d.Find(0, 1), d.Find(0, 2)}));

@@ -6,6 +6,7 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <new>
 #include <optional>
 #include <ostream>
 #include <string>
@@ -215,7 +216,7 @@ TEST(StoreArgumentsTest, LengthsMustDescribeTheIds) {
 TEST(StoreArgumentsTest, ARowMustFitTheCache) {
   const std::unique_ptr<Store> store = OpenStore({}, testing::kTightCache);
   EXPECT_NO_THROW(store->OpenTable(PlainTable("t", 1, 16000)));
-  ExpectError(ErrorCode::kInvalidArgument, {"row", "memory budget", "65536"},
+  ExpectError(ErrorCode::kInvalidArgument, {"\"u\"", "row", "memory budget", "65536"},
               [&] { store->OpenTable(PlainTable("u", 2, 17000)); });
   Step(store.get(), 0, {1, 2, 3}, 1);
   EXPECT_EQ(GetRows(store.get(), 0, {3}), std::vector<float>(16000, -1));
@@ -390,8 +391,8 @@ TEST(StoreFullCacheTest, FailuresInTheBackgroundLoseNothing) {
   const std::thread::id caller = std::this_thread::get_id();
   const auto fail = [&] {
     if (healed || std::this_thread::get_id() == caller) return;
-    ++failures;
-    throw Error(ErrorCode::kOutOfSpace, "full");
+    if (++failures % 2) throw Error(ErrorCode::kOutOfSpace, "full");
+    throw std::bad_alloc();
   };
   const std::unique_ptr<Store> store = OpenStore({}, testing::kTightCache, std::make_unique<HookedStore>([] {}, fail));
   store->OpenTable(PlainTable("t", 1, 64));

@@ -143,6 +143,21 @@ TEST_P(StoreRowsTest, CallsTakeAnyNumberOfIds) {
   EXPECT_EQ(store_->rows(0), 20000);
 }
 
+TEST(StoreManyRowsTest, CallsTakeMoreRowsThanTheCacheHolds) {
+  constexpr size_t kDim = 64;
+  const std::unique_ptr<Store> store = OpenStore({}, testing::kTightCache);
+  store->OpenTable(PlainTable("t", 1, kDim));
+  const std::vector<int64_t> ids = Range(0, 30000);
+  std::vector<float> weights;
+  for (const int64_t id : ids) weights.insert(weights.end(), kDim, static_cast<float>(id));
+  store->Set(0, ids, weights.data());
+  EXPECT_TRUE(GetRows(store.get(), 0, ids) == weights);
+  store->Delete(0, Range(100, 30000));
+  std::vector<uint8_t> contains(ids.size());
+  store->Contains(0, ids, contains.data());
+  EXPECT_EQ(std::count(contains.begin(), contains.end(), 1), 100);
+}
+
 TEST_P(StoreRowsTest, SetBeginsARowAnew) {
   TableSchema schema = PlainTable("t", 1, 2);
   schema.optimizer.kind = OptimizerKind::kAdagrad;
@@ -222,8 +237,11 @@ TEST_P(StoreRowsTest, AClosedStoreRefusesCalls) {
   const auto lookup = batch.lookup(OneFeature(0));
   float out = 0;
   store_->Forward(lookup.get(), &out, 1);
+  const std::unique_ptr<RowIterator> scan = store_->Scan(0);
   store_->Close();
   store_->Close();
+  int64_t id;
+  const char* payload;
   const GradientPart part{lookup.get(), &out, 1};
   const std::vector<int64_t> ids = {1};
   uint8_t contains;
@@ -237,6 +255,10 @@ TEST_P(StoreRowsTest, AClosedStoreRefusesCalls) {
       [&] { store_->Delete(0, ids); },
       [&] { store_->Contains(0, ids, &contains); },
       [&] { store_->Scan(0); },
+      [&] { scan->Next(&id, &payload); },
+      [&] { store_->layout(0); },
+      [&] { store_->rows(0); },
+      [&] { store_->iter(0); },
       [&] { store_->Flush(); },
       [&] { store_->Checkpoint("unused", true); },
       [&] { store_->table_stats(0); },

@@ -108,8 +108,9 @@ inline void ReferenceUpdate(const OptimizerConfig& c, uint32_t iter, std::vector
         double& v = s[dim + j];
         m = c.beta1 * m + (1 - c.beta1) * grad[j];
         v = c.beta2 * v + (1 - c.beta2) * grad[j] * grad[j];
-        const double m_hat = m / (1 - std::pow(c.beta1, iter)), v_hat = v / (1 - std::pow(c.beta2, iter));
-        w[j] -= lr * m_hat / (std::sqrt(v_hat) + c.eps);
+        const double bias1 = 1 - std::pow(c.beta1, iter), bias2 = 1 - std::pow(c.beta2, iter);
+        w[j] -= c.uncorrected_eps ? lr * std::sqrt(bias2) / bias1 * m / (std::sqrt(v) + c.eps)
+                                  : lr * (m / bias1) / (std::sqrt(v / bias2) + c.eps);
         break;
       }
     }
