@@ -120,6 +120,7 @@ class Store {
   // Pools every feature into `out`, a (batch, columns) matrix with `stride` floats between samples. Creates no rows.
   void Forward(Lookup* lookup, float* out, size_t stride);
 
+  // REQUIRES: the parts' features read unseen rows as kInitial; throws kInvalidArgument otherwise.
   // One update of all rows that the parts name, or none: gradients are summed over the parts in their order and divided
   // by `grad_scale`. Returns false if a gradient was not finite and was skipped.
   bool Backward(std::span<const GradientPart> parts, float grad_scale, NonFinite policy);

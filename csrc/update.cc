@@ -168,6 +168,9 @@ bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonF
   size_t total = 0;
   for (const Lookup* lookup : lookups) {
     for (const Feature& feature : lookup->features) {
+      if (feature.unseen != UnseenRows::kInitial) {
+        throw Error(ErrorCode::kInvalidArgument, "a lookup that reads unseen rows as zeros cannot update rows");
+      }
       involved[feature.table] = true;
       ids_of_table[feature.table] += lookup->ids_of(feature);
       total += lookup->ids_of(feature);
