@@ -261,6 +261,9 @@ void RegisterStore(py::module_& m) {
       .def_readonly("disk_bytes", &RowStoreStats::disk_bytes)
       .def_readonly("memory_bytes", &RowStoreStats::memory_bytes)
       .def_readonly("bytes_written", &RowStoreStats::bytes_written);
+  py::class_<RowCounts>(m, "RowCounts")
+      .def_readonly("read", &RowCounts::read)
+      .def_readonly("written", &RowCounts::written);
   py::class_<TableStats>(m, "TableStats")
       .def_readonly("hits", &TableStats::hits)
       .def_readonly("misses", &TableStats::misses)
@@ -290,6 +293,7 @@ void RegisterStore(py::module_& m) {
             return s.Backward(gradients, grad_scale, skip ? NonFinite::kSkip : NonFinite::kRaise);
           },
           py::arg("parts"), py::arg("grad_scale"), py::arg("skip_nonfinite"))
+      .def("prefetch", &Store::Prefetch, ReleaseGil())
       .def(
           "weight_gradient",
           [](Store& s, Lookup& lookup, Address grad, size_t stride, Address weight_grad) {
@@ -321,6 +325,7 @@ void RegisterStore(py::module_& m) {
       .def("close", &Store::Close, ReleaseGil())
       .def("table_stats", &Store::table_stats, ReleaseGil())
       .def("row_store_stats", &Store::row_store_stats, ReleaseGil())
+      .def("row_counts", &Store::row_counts, ReleaseGil())
       .def("cache_memory_bytes", &Store::cache_memory_bytes, ReleaseGil())
       .def_property_readonly("instruction_set", &Store::instruction_set);
 }

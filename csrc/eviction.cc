@@ -22,7 +22,7 @@ void Store::MakeRoomAround(std::span<const Unit> units, size_t bytes, Lock& lock
   };
   const auto unpin = [&](uint16_t table, int64_t id, Slot& slot) {
     slot = cache_.Find(HashTag(table, id), table, id);
-    cache_.UnpinRow(slot);
+    if (slot != kMissingSlot) cache_.UnpinRow(slot);  // else a prefetch has failed to bring it
   };
   for_each_found([&](uint16_t, int64_t, Slot& slot) { cache_.PinRow(slot); });
   try {
@@ -61,7 +61,7 @@ void Store::RaiseTrimError() {
 void Store::Trim(Lock& lock) {
   if (cache_.resident_limit() == 0) return;
   try {
-    while (cache_.resident_bytes() > cache_.resident_limit()) {
+    while (cache_.resident_bytes() > cache_.resident_limit() + AwaitedBytes()) {
       cache_.Seal();
       const std::vector<uint32_t> victims = cache_.NextVictims(1);
       if (victims.empty()) return;
@@ -74,7 +74,7 @@ void Store::Trim(Lock& lock) {
 
 // Evicts the first of `victims`, with one write for what is dirty in all of them if that one needs it.
 void Store::EvictFirst(const std::vector<uint32_t>& victims, Lock& lock) {
-  if (cache_.Pinned(victims[0])) write_back_->WaitIdle(lock.data);
+  write_back_->WaitUntil(lock.data, [&] { return !cache_.Pinned(victims[0]); });
   std::vector<Slot> dirty;
   cache_.CollectDirty(victims[0], true, &dirty);
   if (!dirty.empty()) write_back_->Write(victims, true, lock.data);

@@ -11,7 +11,6 @@ namespace {
 
 constexpr size_t kIdsPerUnit = 256;
 constexpr size_t kBagsPerUnit = 4096;
-constexpr size_t kIdsPerRead = 128;
 constexpr size_t kLine = 64;
 
 }  // namespace
@@ -80,16 +79,18 @@ std::vector<Store::Unit> Store::MakeUnits(Lookup* lookup) {
   return units;
 }
 
-// Finds the slots of a unit's ids and counts those that are missing. Works in blocks: all index entries of a block are
-// on their way before the first is read, then all rows.
+// Finds the slots of a unit's ids and counts those that are missing or on their way; with kUse, notes a use of each row
+// and fetches it from memory. Works in blocks: all index entries of a block are on their way before the first is read,
+// then all rows.
+template <bool kUse>
 void Store::Resolve(Unit* unit) {
   constexpr size_t kBlock = 64;
   const uint16_t table = unit->feature->table;
-  const size_t row_bytes = cache_.layout(table).row_size();
+  const size_t fetched_bytes = kUse ? cache_.layout(table).row_size() : 1;
   const size_t n = unit->num_ids();
   const int64_t* ids = unit->ids();
   Slot* slots = unit->slots();
-  unit->missing = 0;
+  unit->missing = unit->loading = 0;
   uint32_t tags[kBlock];
   for (size_t begin = 0; begin < n; begin += kBlock, ids += kBlock, slots += kBlock) {
     const size_t m = std::min(kBlock, n - begin);
@@ -100,19 +101,39 @@ void Store::Resolve(Unit* unit) {
     for (size_t i = 0; i < m; ++i) {
       slots[i] = cache_.Guess(tags[i]);
       if (slots[i] == kMissingSlot) continue;
-      for (size_t offset = 0; offset < row_bytes; offset += kLine) __builtin_prefetch(cache_.Row(slots[i]) + offset);
+      for (size_t offset = 0; offset < fetched_bytes; offset += kLine)
+        __builtin_prefetch(cache_.Row(slots[i]) + offset);
     }
     for (size_t i = 0; i < m; ++i) {
       if (slots[i] != kMissingSlot) {
         const char* row = cache_.Row(slots[i]);
         if (RowId(row) != ids[i] || RowTable(row) != table) slots[i] = cache_.Find(tags[i], table, ids[i]);
       }
-      if (slots[i] == kMissingSlot) {
-        ++unit->missing;
-      } else {
-        cache_.Touch(slots[i]);
-      }
+      Count(slots[i], unit);
+      if (kUse && slots[i] != kMissingSlot) cache_.Touch(slots[i]);
     }
+  }
+}
+template void Store::Resolve<false>(Unit*);
+
+void Store::Count(Slot slot, Unit* unit) const {
+  if (slot == kMissingSlot) {
+    ++unit->missing;
+  } else {
+    unit->loading += RowFlags(cache_.Row(slot)) & kLoading ? 1 : 0;
+  }
+}
+
+// Resolve for slots found earlier: looks up again only what may have moved since.
+void Store::Revalidate(Unit* unit) {
+  const uint64_t epoch = unit->lookup->epoch;
+  if (epoch == 0 || cache_.ErasedSince(epoch)) return Resolve<true>(unit);
+  const uint16_t table = unit->feature->table;
+  Slot* slots = unit->slots();
+  for (size_t i = 0; i < unit->num_ids(); ++i) {
+    if (slots[i] != kMissingSlot && slots[i] != kZeroSlot && cache_.StillThere(slots[i], epoch)) continue;
+    slots[i] = cache_.Find(HashTag(table, unit->ids()[i]), table, unit->ids()[i]);
+    Count(slots[i], unit);
   }
 }
 
@@ -139,38 +160,48 @@ PoolArgs Store::BagsOf(const Unit& unit, float* out, size_t stride) const {
           stride};
 }
 
+// Loads what resolved units miss and calls use(unit) for each of these units. Slots of all units are valid at once when
+// it returns.
+template <class F>
+void Store::LoadWaiting(std::vector<Unit>* units, Lock& lock, F use) {
+  std::vector<Unit*> waiting;
+  for (Unit& unit : *units) {
+    if (!unit.complete()) waiting.push_back(&unit);
+  }
+  if (waiting.empty()) forward_load_.Note(0);
+  while (!waiting.empty()) {
+    LoadMissing(*units, lock);
+    threads_.ParallelFor(waiting.size(), [&](size_t u, int) {
+      Resolve<true>(waiting[u]);
+      if (waiting[u]->complete()) use(*waiting[u]);
+    });
+    std::erase_if(waiting, [](const Unit* unit) { return unit->complete(); });
+  }
+}
+
 void Store::Forward(Lookup* lookup, float* out, size_t stride) {
   Lock lock = Acquire();
   RaiseTrimError();
   cache_.BeginOperation();
   // Room for what this batch will probably load is made before slots are handed out, while no row has to stay.
-  MakeRoom(std::min(expected_load_bytes_, cache_.row_capacity_bytes() / 4), lock);
+  MakeRoom(std::min(forward_load_.expected(), cache_.row_capacity_bytes() / 4), lock);
   std::vector<Unit> units = MakeUnits(lookup);
   const auto pool = [&](const Unit& unit) {
     ReadAbsentAsZeros(unit);
     kernels_.pool(BagsOf(unit, out, stride));
   };
   threads_.ParallelFor(units.size(), [&](size_t u, int) {
-    Resolve(&units[u]);
-    if (units[u].missing == 0) pool(units[u]);
+    Resolve<true>(&units[u]);
+    if (units[u].complete()) pool(units[u]);
   });
-  std::vector<Unit> waiting;
   for (const Unit& unit : units) {
     Table& table = tables_[unit.feature->table];
     table.hits += unit.num_ids() - unit.missing;
     table.misses += unit.missing;
-    if (unit.missing > 0) waiting.push_back(unit);
   }
-  if (waiting.empty()) {
-    expected_load_bytes_ -= expected_load_bytes_ / 8;
-  } else {
-    LoadMissing(units, lock);
-    threads_.ParallelFor(waiting.size(), [&](size_t u, int) {
-      Resolve(&waiting[u]);
-      pool(waiting[u]);
-    });
-  }
+  LoadWaiting(&units, lock, pool);
   lookup->epoch = cache_.epoch();
+  EndAwaiting(*lookup);
   Trim(lock);
   write_back_->Wake();
 }
@@ -181,90 +212,13 @@ void Store::ResolveAll(std::span<Lookup* const> lookups, Lock& lock) {
   for (Lookup* lookup : lookups) {
     for (const Unit& unit : MakeUnits(lookup)) units.push_back(unit);
   }
-  threads_.ParallelFor(units.size(), [&](size_t u, int) { Resolve(&units[u]); });
-  if (std::any_of(units.begin(), units.end(), [](const Unit& unit) { return unit.missing > 0; })) {
-    LoadMissing(units, lock);
-    threads_.ParallelFor(units.size(), [&](size_t u, int) {
-      if (units[u].missing > 0) Resolve(&units[u]);
-    });
-  }
-  for (const Unit& unit : units) ReadAbsentAsZeros(unit);
-  for (Lookup* lookup : lookups) lookup->epoch = cache_.epoch();
-}
-
-// Brings the rows that `units` miss into the cache: from the RowStore, or with their initial values and flagged absent.
-// Slots that `units` already have stay valid. Nothing is in the index before all of it has been read.
-void Store::LoadMissing(std::span<const Unit> units, Lock& lock) {
-  std::vector<std::vector<int64_t>> ids_by_table(tables_.size());
-  for (const Unit& unit : units) {
-    if (unit.missing == 0) continue;
-    const Slot* slots = unit.slots();
-    const int64_t* ids = unit.ids();
-    for (size_t i = 0; i < unit.num_ids(); ++i) {
-      if (slots[i] == kMissingSlot) ids_by_table[unit.feature->table].push_back(ids[i]);
-    }
-  }
-  threads_.ParallelFor(ids_by_table.size(), [&](size_t t, int) {
-    std::vector<int64_t>& ids = ids_by_table[t];
-    std::sort(ids.begin(), ids.end());
-    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  const auto use = [&](const Unit& unit) { ReadAbsentAsZeros(unit); };
+  threads_.ParallelFor(units.size(), [&](size_t u, int) {
+    Revalidate(&units[u]);
+    if (units[u].complete()) use(units[u]);
   });
-  size_t bytes = 0;
-  for (size_t t = 0; t < ids_by_table.size(); ++t) {
-    bytes += ids_by_table[t].size() * cache_.stride(static_cast<uint16_t>(t));
-  }
-  MakeRoomAround(units, bytes, lock);
-  expected_load_bytes_ = std::max(bytes + bytes / 8, expected_load_bytes_ - expected_load_bytes_ / 8);
-
-  struct Read {
-    uint16_t table;
-    std::span<const int64_t> ids;
-    size_t first;  // of `slots` and `payloads`
-  };
-  std::vector<Read> reads;
-  std::vector<Slot> slots;
-  std::vector<char*> payloads;
-  size_t rows = 0;
-  for (const std::vector<int64_t>& ids : ids_by_table) rows += ids.size();
-  reads.reserve(rows / kIdsPerRead + ids_by_table.size());
-  slots.reserve(rows);
-  payloads.reserve(rows);
-  for (size_t t = 0; t < ids_by_table.size(); ++t) {
-    const uint16_t table = static_cast<uint16_t>(t);
-    const std::span<const int64_t> ids = ids_by_table[t];
-    for (size_t begin = 0; begin < ids.size(); begin += kIdsPerRead) {
-      reads.push_back({table, ids.subspan(begin, std::min(kIdsPerRead, ids.size() - begin)), slots.size() + begin});
-    }
-    for (int64_t id : ids) {
-      slots.push_back(cache_.Allocate(table, id, HashTag(table, id)));
-      payloads.push_back(cache_.Row(slots.back()) + kPayloadOffset);
-    }
-  }
-  try {
-    threads_.ParallelFor(reads.size(), [&](size_t r, int) {
-      const Read& read = reads[r];
-      const Table& table = tables_[read.table];
-      uint8_t found[kIdsPerRead];
-      try {
-        rows_->MultiGet(table.schema.number, read.ids, table.layout.payload_size(), payloads.data() + read.first,
-                        found);
-      } catch (const Error& error) {
-        throw Error(error.code(), "table \"" + table.schema.name + "\": " + error.what());
-      }
-      for (size_t i = 0; i < read.ids.size(); ++i) {
-        char* row = cache_.Row(slots[read.first + i]);
-        if (found[i]) {
-          SetRowFlags(row, 0);
-        } else {
-          table.DrawPayload(kernels_.draw_row, read.ids[i], row);
-        }
-      }
-    });
-  } catch (...) {
-    for (Slot slot : slots) cache_.Discard(slot);
-    throw;
-  }
-  for (Slot slot : slots) cache_.Insert(HashTag(RowTable(cache_.Row(slot)), RowId(cache_.Row(slot))), slot);
+  LoadWaiting(&units, lock, use);
+  for (Lookup* lookup : lookups) lookup->epoch = cache_.epoch();
 }
 
 }  // namespace damo

@@ -32,6 +32,8 @@ constexpr uint8_t kDirty = 2;
 constexpr uint8_t kDead = 4;
 // An operation under way needs the row where evictions go on: it moves, but stays.
 constexpr uint8_t kPinned = 8;
+// The row's payload is being read from the RowStore: nobody may look at it.
+constexpr uint8_t kLoading = 16;
 
 struct RowLayout {
   int dim = 0;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <string>
 
@@ -110,7 +111,7 @@ Slot RowCache::Append(Queue* queue, size_t stride) {
   return static_cast<Slot>(offset >> arena_.unit_shift);
 }
 
-Slot RowCache::Allocate(uint16_t table, int64_t id, uint32_t tag) {
+Slot RowCache::Add(uint16_t table, int64_t id, uint32_t tag, bool awaited) {
   uint16_t& ghost = ghosts_[(uint64_t{tag} * ghosts_.size()) >> 32];
   const bool came_back = ghost == Fingerprint(tag);
   if (came_back) ghost = 0;
@@ -118,21 +119,18 @@ Slot RowCache::Allocate(uint16_t table, int64_t id, uint32_t tag) {
   char* row = Row(slot);
   std::memcpy(row, &id, sizeof id);
   std::memcpy(row + kTableOffset, &table, sizeof table);
-  SetRowFlags(row, kAbsent);
-  row[kTouchOffset] = static_cast<char>(operation_ << 2);
+  SetRowFlags(row, kAbsent | kLoading);
+  row[kTouchOffset] = static_cast<char>((awaited ? kAwaited : operation_) << 2);
   ++tables_[table].rows;
+  index_->Insert(tag, slot);
   return slot;
-}
-
-void RowCache::Discard(Slot slot) {
-  SetRowFlags(Row(slot), kDead);
-  --tables_[RowTable(Row(slot))].rows;
 }
 
 void RowCache::Erase(uint32_t tag, Slot slot) {
   index_->Erase(tag, slot);
-  Discard(slot);
-  ++epoch_;
+  SetRowFlags(Row(slot), kDead);
+  --tables_[RowTable(Row(slot))].rows;
+  erased_at_ = ++epoch_;
 }
 
 bool RowCache::NeedsEviction(size_t bytes) const {
@@ -148,10 +146,11 @@ std::vector<uint32_t> RowCache::NextVictims(size_t n) const {
   size_t p = 0, m = 0;
   const size_t sealed_p = probation_.size() - (probation_.empty() ? 0 : 1);
   const size_t sealed_m = main_.size() - (main_.empty() ? 0 : 1);
-  const double total = static_cast<double>(sealed_p + sealed_m);
+  const double probation =
+      std::max(kProbationShare * static_cast<double>(sealed_p + sealed_m),
+               std::ceil(static_cast<double>(awaited_bytes_) / static_cast<double>(segment_bytes_)));
   while (victims.size() < n && p + m < sealed_p + sealed_m) {
-    const bool from_probation =
-        m == sealed_m || (p<sealed_p&& static_cast<double>(sealed_p - p)> kProbationShare * total);
+    const bool from_probation = m == sealed_m || (p<sealed_p&& static_cast<double>(sealed_p - p)> probation);
     victims.push_back(from_probation ? probation_[p++] : main_[m++]);
   }
   return victims;

@@ -14,6 +14,7 @@
 // Not thread-safe, but for Find, Prefetch and Touch, which may run concurrently with each other.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <deque>
@@ -54,7 +55,7 @@ class RowCache {
   // ---- one operation (a lookup or an update of a batch)
 
   // Until the next call, several touches of a row are one use.
-  void BeginOperation() { operation_ = (operation_ + 1) & 63; }
+  void BeginOperation() { operation_ = static_cast<uint8_t>((operation_ + 1) % kOperations); }
 
   void PrefetchIndex(uint32_t tag) const { index_->Prefetch(tag); }
   Slot Find(uint32_t tag, uint16_t table, int64_t id) const {
@@ -73,31 +74,28 @@ class RowCache {
     std::atomic_ref<uint8_t> touch(*reinterpret_cast<uint8_t*>(Row(slot) + kTouchOffset));
     const uint8_t old = touch.load(std::memory_order_relaxed);
     if (old >> 2 == operation_) return;
-    const uint8_t uses = old & 3;
-    touch.store(static_cast<uint8_t>(operation_ << 2 | (uses < 3 ? uses + 1 : 3)), std::memory_order_relaxed);
+    const uint8_t uses = old >> 2 == kAwaited ? 0 : std::min((old & 3) + 1, 3);
+    touch.store(static_cast<uint8_t>(operation_ << 2 | uses), std::memory_order_relaxed);
   }
 
-  // True while `slot`, found when epoch() was `epoch`, still is this row.
-  bool StillThere(Slot slot, uint64_t epoch, uint16_t table, int64_t id) const {
-    if (segments_[SegmentOf(slot)].recycled_at > epoch) return false;
-    const char* row = Row(slot);
-    return RowId(row) == id && RowTable(row) == table && !(RowFlags(row) & kDead);
-  }
   // Rises whenever a slot may have become invalid.
   uint64_t epoch() const { return epoch_; }
+  // Whether a slot found when epoch() was `epoch` still is the same row, unless ErasedSince(epoch).
+  bool StillThere(Slot slot, uint64_t epoch) const { return segments_[SegmentOf(slot)].recycled_at <= epoch; }
+  // Whether rows have been erased other than by eviction.
+  bool ErasedSince(uint64_t epoch) const { return erased_at_ > epoch; }
 
   // ---- adding and removing rows
 
   // Bytes of the arena that a row of `table` takes.
   size_t stride(uint16_t table) const { return tables_[table].stride; }
 
-  // A row with this key, touched, flagged kAbsent, not yet in the index: the caller fills its payload and then calls
-  // Insert or Discard. REQUIRES: NeedsEviction(all bytes allocated since) was false.
-  Slot Allocate(uint16_t table, int64_t id, uint32_t tag);
-  void Insert(uint32_t tag, Slot slot) { index_->Insert(tag, slot); }
-  void Discard(Slot slot);
+  // Adds a row with this key, flagged kAbsent and kLoading; its payload is the caller's to fill. The operation under
+  // way uses it, or, with `awaited`, one to come. REQUIRES: the key is not there; NeedsEviction(all bytes added since)
+  // was false.
+  Slot Add(uint16_t table, int64_t id, uint32_t tag, bool awaited);
 
-  // Removes a row that is in the index.
+  // Removes a row.
   void Erase(uint32_t tag, Slot slot);
 
   // A pinned row survives evictions, at another slot. Nothing but an operation under way pins rows.
@@ -117,7 +115,10 @@ class RowCache {
 
   // ---- eviction
 
-  // Whether segments have to be evicted before `bytes` of rows can be allocated.
+  // Bytes of rows that were added last and have not been used yet: probation is kept large enough for them.
+  void SetAwaitedBytes(size_t bytes) { awaited_bytes_ = bytes; }
+
+  // Whether segments have to be evicted before `bytes` of rows can be added.
   bool NeedsEviction(size_t bytes) const;
   // The segments that would be evicted next, in order, at most `n`.
   std::vector<uint32_t> NextVictims(size_t n) const;
@@ -130,7 +131,7 @@ class RowCache {
   // Closes the open segments, so that NextVictims can name every segment that holds rows.
   void Seal();
 
-  // A pinned segment is not evicted: its rows are being written.
+  // A pinned segment is not evicted: its rows are being read or written.
   void Pin(uint32_t segment) { ++segments_[segment].pins; }
   void Unpin(uint32_t segment) { --segments_[segment].pins; }
   bool Pinned(uint32_t segment) const { return segments_[segment].pins > 0; }
@@ -170,6 +171,11 @@ class RowCache {
   };
   using Queue = std::deque<uint32_t>;  // segments, oldest first; the last one is open
 
+  // What the touch byte of a row has in its upper 6 bits: the operation that used it last, or kAwaited before the
+  // first.
+  static constexpr int kOperations = 63;
+  static constexpr uint8_t kAwaited = 63;
+
   size_t StrideOf(const RowLayout& layout) const;
   size_t FirstOffset(uint32_t segment) const { return segment == 0 ? size_t{2} << arena_.unit_shift : 0; }
   size_t Room(const Queue& queue, size_t stride) const;
@@ -191,7 +197,9 @@ class RowCache {
   size_t min_stride_ = 0;
   uint8_t operation_ = 0;
   double frequent_ = 1e-4;  // updates per step from which on a row is worth a place in main
+  size_t awaited_bytes_ = 0;
   uint64_t epoch_ = 1;
+  uint64_t erased_at_ = 0;
   std::vector<Table> tables_;
   std::vector<Segment> segments_;
   std::vector<uint32_t> free_;

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <string>
 
+#include "load.h"
 #include "scratch.h"
 #include "status.h"
 
@@ -59,9 +60,10 @@ Store::Store(std::unique_ptr<RowStore> rows, const BudgetShares& shares, const S
       rows_(std::move(rows)),
       cache_({shares.cache, 0, options.cache_bytes}),
       threads_(options.num_threads),
-      outputs_(std::make_shared<BufferPool>(shares.outputs)) {
+      outputs_(std::make_shared<BufferPool>(shares.outputs)),
+      reads_wait_(options.direct_io) {
   for (int i = 0; i < threads_.threads(); ++i) scratch_.push_back(std::make_unique<Scratch>());
-  write_back_ = std::make_unique<WriteBack>(rows_.get(), &cache_, &tables_, &mutex_);
+  write_back_ = std::make_unique<WriteBack>(rows_.get(), &cache_, &tables_, &mutex_, &progress_);
 }
 
 Store::~Store() { Close(); }
@@ -256,6 +258,7 @@ void Store::Close() {
   const std::lock_guard lock(operation_mutex_);
   if (closed_) return;
   closed_ = true;
+  loader_.reset();
   write_back_.reset();
   for (const std::weak_ptr<OpenScan>& open : scans_) {
     if (const std::shared_ptr<OpenScan> scan = open.lock()) {
@@ -275,6 +278,11 @@ TableStats Store::table_stats(uint16_t table) {
 RowStoreStats Store::row_store_stats() {
   Lock lock = Acquire();
   return rows_->Stats();
+}
+
+RowCounts Store::row_counts() {
+  Lock lock = Acquire();
+  return {rows_read_, write_back_->rows_written()};
 }
 
 size_t Store::cache_memory_bytes() {

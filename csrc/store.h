@@ -7,6 +7,9 @@
 
 #include <sys/types.h>
 
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <exception>
@@ -23,6 +26,7 @@
 #include "row_store.h"
 #include "table.h"
 #include "thread_pool.h"
+#include "worker.h"
 #include "write_back.h"
 
 namespace damo {
@@ -78,7 +82,7 @@ struct Lookup {
   JaggedBatch batch;
   std::vector<int64_t> offsets;    // [keys * batch + 1]
   std::vector<size_t> first_slot;  // by feature: where its ids' slots begin
-  std::vector<Slot> slots;         // hints: valid while StillThere(slot, epoch, ...)
+  std::vector<Slot> slots;         // hints, found in the cache's `epoch`; 0 before the first
   uint64_t epoch = 0;
 
   const int64_t* bag_offsets(const Feature& f) const { return offsets.data() + f.key * batch.batch; }
@@ -100,6 +104,12 @@ struct TableStats {
   uint64_t cached_rows;
 };
 
+// What has gone between the cache and the RowStore, in rows.
+struct RowCounts {
+  uint64_t read;  // asked for, whether they were there or not
+  uint64_t written;
+};
+
 class Store {
  public:
   Store(std::unique_ptr<RowStore> rows, const BudgetShares& shares, const StoreOptions& options);
@@ -119,6 +129,11 @@ class Store {
 
   // Pools every feature into `out`, a (batch, columns) matrix with `stride` floats between samples. Creates no rows.
   void Forward(Lookup* lookup, float* out, size_t stride);
+
+  // Begins to read what a Forward of this batch will miss, and returns. Takes no more of the cache than a quarter: what
+  // does not fit beside the prefetches before it is left to the forward. Results do not depend on it. Throws as Forward
+  // does if room cannot be made; what a read finds wrong is left for the forward to find.
+  void Prefetch(Lookup* lookup);
 
   // REQUIRES: the parts' features read unseen rows as kInitial; throws kInvalidArgument otherwise.
   // One update of all rows that the parts name, or none: gradients are summed over the parts in their order and divided
@@ -153,6 +168,7 @@ class Store {
 
   TableStats table_stats(uint16_t table);
   RowStoreStats row_store_stats();
+  RowCounts row_counts();
   size_t cache_memory_bytes();
   const char* instruction_set() const { return kernels_.name; }
 
@@ -171,14 +187,33 @@ class Store {
     const Feature* feature;
     size_t bag_begin;
     size_t bag_end;
-    size_t missing;
+    size_t missing = 0;
+    size_t loading = 0;
 
+    bool complete() const { return missing == 0 && loading == 0; }
     const int64_t* ids() const;
     Slot* slots() const;
     size_t num_ids() const;
   };
   struct Scratch;
   struct OpenScan;
+  struct LoadRun;
+  struct Load;
+
+  // A prefetch whose forward has not come.
+  struct Awaited {
+    uint16_t table;  // the first one of its features: two collections have no table in common
+    size_t bytes;    // that its rows take
+  };
+  // How many bytes of rows the next call of a kind will probably load, with some to spare.
+  class Forecast {
+   public:
+    size_t expected() const { return bytes_; }
+    void Note(size_t bytes) { bytes_ = std::max(bytes + bytes / 8, bytes_ - bytes_ / 8); }
+
+   private:
+    size_t bytes_ = 0;
+  };
 
   Lock Acquire();
   template <class F>
@@ -186,11 +221,27 @@ class Store {
 
   // lookup.cc
   static std::vector<Unit> MakeUnits(Lookup* lookup);
+  template <bool kUse>
   void Resolve(Unit* unit);
+  void Revalidate(Unit* unit);
+  void Count(Slot slot, Unit* unit) const;
+  template <class F>
+  void LoadWaiting(std::vector<Unit>* units, Lock& lock, F use);
   void ResolveAll(std::span<Lookup* const> lookups, Lock& lock);
   void ReadAbsentAsZeros(const Unit& unit);
   PoolArgs BagsOf(const Unit& unit, float* out, size_t stride) const;
+
+  // loading.cc
+  std::vector<LoadRun> Missing(std::span<const Unit> units);
+  size_t BytesOf(std::span<const LoadRun> runs) const;
+  std::unique_ptr<Load> BeginLoad(std::vector<LoadRun> runs, bool awaited);
+  void Read(Load* load);  // needs no lock
+  void EndLoad(const Load& load, bool complete);
   void LoadMissing(std::span<const Unit> units, Lock& lock);
+  size_t AwaitedBytes() const;
+  void EndAwaiting(const Lookup& lookup);
+
+  // eviction.cc
   void MakeRoom(size_t bytes, Lock& lock);
   void MakeRoomAround(std::span<const Unit> units, size_t bytes, Lock& lock);
   void Trim(Lock& lock);
@@ -217,8 +268,16 @@ class Store {
   std::vector<std::unique_ptr<Scratch>> scratch_;  // by thread
   std::vector<std::weak_ptr<OpenScan>> scans_;
   std::exception_ptr trim_error_;
-  size_t expected_load_bytes_ = 0;         // of the next forward: rows that will have to be loaded
-  std::unique_ptr<WriteBack> write_back_;  // last: its thread uses the others
+  Forecast forward_load_;
+  Forecast prefetch_load_;
+  std::deque<Awaited> awaited_;   // oldest first
+  std::atomic<bool> reads_wait_;  // for a disk, as far as is known
+  std::atomic<uint64_t> rows_read_ = 0;
+  std::condition_variable progress_;     // with mutex_: a load has ended, or a write in the background
+  std::unique_ptr<ThreadPool> readers_;  // from the first prefetch on, or the first read that waits
+  // Last: their threads use the others.
+  std::unique_ptr<WriteBack> write_back_;
+  std::unique_ptr<Worker> loader_;  // from the first prefetch on
 };
 
 }  // namespace damo

@@ -29,11 +29,11 @@ struct Table {
   std::atomic<uint64_t> hits{0};    // occurrences of ids in forwards that found their row in the cache
   std::atomic<uint64_t> misses{0};  // and that did not
 
-  // A row's payload before its first update.
-  void DrawPayload(void (*draw_row)(const Initializer&, int64_t, int, float*), int64_t id, char* row) const {
+  // A row's payload before its first update; every element of its state is `state`.
+  void DrawPayload(void (*draw_row)(const Initializer&, int64_t, int, float*), int64_t id, float state,
+                   char* row) const {
     float* weights = RowWeights(row);
     draw_row(schema.initializer, id, layout.dim, weights);
-    const float state = InitialState(schema.optimizer);
     for (int j = 0; j < layout.state_size; ++j) weights[layout.dim + j] = state;
     uint32_t* counters = RowCounters(row, layout.dim, layout.state_size);
     counters[0] = counters[1] = 0;

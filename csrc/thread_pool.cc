@@ -1,9 +1,9 @@
 #include "thread_pool.h"
 
+#include <algorithm>
 #include <cfenv>
 #include <string>
 #include <system_error>
-#include <utility>
 
 #include "float_environment.h"
 #include "status.h"
@@ -30,54 +30,57 @@ void ThreadPool::Stop() {
   workers_.clear();
 }
 
-void ThreadPool::WorkOn(int thread) noexcept {
-  for (size_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < n_;) {
+void ThreadPool::WorkOn(Loop* loop, int thread) noexcept {
+  for (size_t i; (i = loop->next.fetch_add(1, std::memory_order_relaxed)) < loop->n;) {
     try {
-      call_(body_, i, thread);
+      loop->call(loop->body, i, thread);
     } catch (...) {
-      next_.store(n_, std::memory_order_relaxed);
+      loop->next.store(loop->n, std::memory_order_relaxed);
       std::lock_guard lock(mutex_);
-      if (!error_) error_ = std::current_exception();
+      if (!loop->error) loop->error = std::current_exception();
     }
   }
 }
 
 void ThreadPool::WorkerLoop(int thread) {
   std::fesetenv(FE_DFL_ENV);
-  uint64_t seen = 0;
   std::unique_lock lock(mutex_);
   while (true) {
-    start_.wait(lock, [&] { return stop_ || round_ != seen; });
+    start_.wait(lock, [&] { return stop_ || !loops_.empty(); });
     if (stop_) return;
-    seen = round_;
-    if (body_ == nullptr) continue;  // woken after the round was over
-    ++active_;
+    Loop* loop = loops_.front();
+    ++loop->active;
+    if (--loop->open == 0) loops_.erase(loops_.begin());
     lock.unlock();
-    WorkOn(thread);
+    WorkOn(loop, thread);
     lock.lock();
-    if (--active_ == 0) done_.notify_one();
+    if (--loop->active == 0) loop->done.notify_one();
   }
 }
 
-void ThreadPool::Run(size_t n, void* body, Call call) {
+void ThreadPool::Run(size_t n, void* body, Call call, int most) {
   if (n == 0) return;
   const DefaultFloatEnvironment environment;
-  const bool parallel = n > 1 && !workers_.empty();
-  {
-    std::lock_guard lock(mutex_);
-    body_ = body;
-    call_ = call;
-    n_ = n;
-    next_.store(0, std::memory_order_relaxed);
-    error_ = nullptr;
-    if (parallel) ++round_;
+  const size_t helpers = std::min({n - 1, static_cast<size_t>(std::max(most, 1)) - 1, workers_.size()});
+  Loop loop{.body = body, .call = call, .n = n, .open = helpers};
+  if (helpers > 0) {
+    {
+      std::lock_guard lock(mutex_);
+      loops_.push_back(&loop);
+    }
+    if (helpers == workers_.size()) {
+      start_.notify_all();
+    } else {
+      for (size_t i = 0; i < helpers; ++i) start_.notify_one();
+    }
   }
-  if (parallel) start_.notify_all();
-  WorkOn(0);
-  std::unique_lock lock(mutex_);
-  done_.wait(lock, [&] { return active_ == 0; });
-  body_ = nullptr;
-  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  WorkOn(&loop, 0);
+  if (helpers > 0) {
+    std::unique_lock lock(mutex_);
+    std::erase(loops_, &loop);
+    loop.done.wait(lock, [&] { return loop.active == 0; });
+  }
+  if (loop.error) std::rethrow_exception(loop.error);
 }
 
 }  // namespace damo

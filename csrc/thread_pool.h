@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <limits>
 #include <mutex>
 #include <thread>
 #include <type_traits>
@@ -23,36 +24,41 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls f(i, thread) for every i in [0, n), in no fixed order, thread < threads(). All calls see the default floating
-  // point environment, whatever the caller's: results must not depend on which thread does what. Rethrows the first
-  // exception after all threads have stopped. One loop at a time: not thread-safe, not reentrant.
+  // Calls f(i, thread) for every i in [0, n), in no fixed order, on at most `most` threads; `thread` is 0 on the
+  // calling thread and below threads() on all. All calls see the default floating point environment, whatever the
+  // caller's: results must not depend on which thread does what. Rethrows the first exception after all threads have
+  // stopped. Thread-safe, but not reentrant: loops of several callers share the workers, first come, first served.
   template <class F>
-  void ParallelFor(size_t n, F&& f) {
+  void ParallelFor(size_t n, F&& f, int most = std::numeric_limits<int>::max()) {
     using Body = std::remove_reference_t<F>;
-    Run(n, &f, [](void* body, size_t i, int thread) { (*static_cast<Body*>(body))(i, thread); });
+    Run(n, &f, [](void* body, size_t i, int thread) { (*static_cast<Body*>(body))(i, thread); }, most);
   }
 
  private:
   using Call = void (*)(void*, size_t, int);
 
-  void Run(size_t n, void* body, Call call);
-  void WorkOn(int thread) noexcept;
+  // A call of ParallelFor, which owns it. What is not atomic is guarded by mutex_, once it is in loops_.
+  struct Loop {
+    void* body;
+    Call call;
+    size_t n;
+    size_t open;  // workers that may still join
+    size_t active = 0;
+    std::atomic<size_t> next{0};
+    std::exception_ptr error = nullptr;
+    std::condition_variable done{};
+  };
+
+  void Run(size_t n, void* body, Call call, int most);
+  void WorkOn(Loop* loop, int thread) noexcept;
   void WorkerLoop(int thread);
   void Stop();
 
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable start_;
-  std::condition_variable done_;
-  uint64_t round_ = 0;  // guarded by mutex_, like `active_` and `stop_`
-  int active_ = 0;
+  std::vector<Loop*> loops_;  // that wait for workers; guarded by mutex_, like `stop_`
   bool stop_ = false;
-
-  void* body_ = nullptr;
-  Call call_ = nullptr;
-  size_t n_ = 0;
-  std::atomic<size_t> next_{0};
-  std::exception_ptr error_;  // guarded by mutex_
 };
 
 }  // namespace damo

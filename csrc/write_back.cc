@@ -27,8 +27,11 @@ struct WriteBack::Copies {
   std::vector<char> payloads;
 };
 
-WriteBack::WriteBack(RowStore* rows, RowCache* cache, const Tables* tables, std::mutex* store_mutex)
-    : rows_(rows), cache_(cache), tables_(tables), mutex_(store_mutex), thread_([this] { Loop(); }) {}
+WriteBack::WriteBack(RowStore* rows, RowCache* cache, const Tables* tables, std::mutex* store_mutex,
+                     std::condition_variable* progress)
+    : rows_(rows), cache_(cache), tables_(tables), mutex_(store_mutex), progress_(progress), thread_([this] {
+        Loop();
+      }) {}
 
 WriteBack::~WriteBack() {
   {
@@ -37,12 +40,6 @@ WriteBack::~WriteBack() {
   }
   work_.notify_all();
   thread_.join();
-}
-
-void WriteBack::WaitIdle(std::unique_lock<std::mutex>& lock) {
-  ++waiting_;
-  idle_.wait(lock, [&] { return !busy_; });
-  --waiting_;
 }
 
 void WriteBack::Wake() {
@@ -69,6 +66,7 @@ void WriteBack::Write(const std::vector<uint32_t>& segments, bool evictable_only
     }
     SortByKey(&writes);
     rows_->Write(writes);
+    rows_written_ += writes.size();
     for (Slot slot : slots) {
       char* row = cache_->Row(slot);
       SetRowFlags(row, static_cast<uint8_t>(RowFlags(row) & ~kDirty));
@@ -146,6 +144,7 @@ void WriteBack::Loop() {
       written = false;
     }
     lock.lock();
+    rows_written_ += written ? copies.writes.size() : 0;
     if (!written) {
       for (Slot slot : copies.slots) {
         if (!(RowFlags(cache_->Row(slot)) & kDead)) cache_->MarkDirty(slot);
@@ -154,7 +153,7 @@ void WriteBack::Loop() {
     }
     for (uint32_t segment : copies.segments) cache_->Unpin(segment);
     busy_ = false;
-    idle_.notify_all();
+    progress_->notify_all();
   }
 }
 

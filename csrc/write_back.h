@@ -21,15 +21,30 @@ class WriteBack {
  public:
   using Tables = std::deque<Table>;  // by the cache's table number
 
-  WriteBack(RowStore* rows, RowCache* cache, const Tables* tables, std::mutex* store_mutex);
+  // Notifies `progress`, which goes with `store_mutex`, whenever a write in the background has ended.
+  WriteBack(RowStore* rows, RowCache* cache, const Tables* tables, std::mutex* store_mutex,
+            std::condition_variable* progress);
   ~WriteBack();
 
   // Writes rows of `segments` that are dirty; with `evictable_only`, those that an eviction now would drop. When it
   // throws, every row that was not written still is dirty.
   void Write(const std::vector<uint32_t>& segments, bool evictable_only, std::unique_lock<std::mutex>& lock);
 
+  // Waits until done() holds, and begins no write in the background meanwhile. REQUIRES: who makes it hold notifies
+  // `progress`.
+  template <class F>
+  void WaitUntil(std::unique_lock<std::mutex>& lock, F done) {
+    ++waiting_;
+    progress_->wait(lock, done);
+    --waiting_;
+  }
   // Waits until no write is under way in the background.
-  void WaitIdle(std::unique_lock<std::mutex>& lock);
+  void WaitIdle(std::unique_lock<std::mutex>& lock) {
+    WaitUntil(lock, [&] { return !busy_; });
+  }
+
+  // By either thread.
+  uint64_t rows_written() const { return rows_written_; }
 
   // Lets the background thread look for work. To be called when an operation ends.
   void Wake();
@@ -46,11 +61,12 @@ class WriteBack {
   const Tables* const tables_;
   std::mutex* const mutex_;
   std::condition_variable work_;
-  std::condition_variable idle_;
+  std::condition_variable* const progress_;
   bool stop_ = false;
   int waiting_ = 0;  // calls that wait for the thread: it starts nothing new then
   bool busy_ = false;
   bool wanted_ = false;
+  uint64_t rows_written_ = 0;
   std::thread thread_;
 };
 

@@ -24,6 +24,7 @@ from damo_torchrec.errors import (
 )
 from damo_torchrec.modules import EmbeddingBagCollection
 from damo_torchrec.options import StoreOptions, TableOptions
+from damo_torchrec.prefetch import PrefetchIterator
 from damo_torchrec.stats import StoreStats, TableStats
 from damo_torchrec.store import EmbeddingStore
 from damo_torchrec.swap import swap
@@ -39,6 +40,7 @@ __all__ = [
     "EmbeddingStore",
     "NonFiniteGradientError",
     "OutOfSpaceError",
+    "PrefetchIterator",
     "SchemaMismatchError",
     "StoreClosedError",
     "StoreLockedError",

@@ -1,9 +1,8 @@
 """The one place where gradients become updates.
 
 A forward looks rows up and pools them; autograd calls its backward with the gradient of the output, and that call is
-the
-update: there is no parameter and no ``optimizer.step()`` for rows. docs/design.md, "Semantics of a row", says what
-    holds.
+the update: there is no parameter and no ``optimizer.step()`` for rows. docs/design.md, "Semantics of a row", says what
+holds.
 """
 
 from __future__ import annotations
@@ -66,6 +65,21 @@ def pooled_lookup(call: Call, ids: torch.Tensor, lengths: torch.Tensor, weights:
     return output
 
 
+def make_lookup(
+    call: Call, ids: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None = None
+) -> _core.Lookup:
+    """The engine's view of a batch; it points into the tensors. Arguments and errors are `pooled_lookup`'s."""
+    return _core.Lookup(
+        features=call.features,
+        ids=ids.data_ptr(),
+        num_ids=ids.numel(),
+        lengths=lengths.data_ptr(),
+        keys=call.keys,
+        batch=call.batch,
+        weights=weights.data_ptr() if weights is not None else 0,
+    )
+
+
 # Below this the allocator of torch serves as well.
 _SMALL_OUTPUT = 1 << 18
 
@@ -94,15 +108,7 @@ class _PooledLookup(torch.autograd.Function):
         call: Call,
     ) -> torch.Tensor:
         generation = call.store._generation
-        lookup = _core.Lookup(
-            features=call.features,
-            ids=ids.data_ptr(),
-            num_ids=ids.numel(),
-            lengths=lengths.data_ptr(),
-            keys=call.keys,
-            batch=call.batch,
-            weights=weights.data_ptr() if weights is not None else 0,
-        )
+        lookup = make_lookup(call, ids, lengths, weights)
         output = _output(call)
         call.store._engine.forward(lookup, output.data_ptr(), call.columns)
         # The engine's lookup points into these: they are kept, whatever hooks do with saved tensors. Saving them has

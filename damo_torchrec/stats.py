@@ -34,6 +34,8 @@ class StoreStats:
         memory_budget: what they may use.
         disk_bytes: bytes of the live rows' files; checkpoints share them.
         bytes_written: bytes that RocksDB wrote, by flushes and compactions.
+        rows_read: rows that RocksDB was asked for, whether it had them or not; each once in a batch.
+        rows_written: changed rows that went to RocksDB.
         skipped_backwards: backward calls skipped because of a gradient that was not finite.
         tables: by name.
     """
@@ -42,5 +44,7 @@ class StoreStats:
     memory_budget: int
     disk_bytes: int
     bytes_written: int
+    rows_read: int
+    rows_written: int
     skipped_backwards: int
     tables: dict[str, TableStats]

@@ -312,7 +312,7 @@ class EmbeddingStore:
     def stats(self) -> StoreStats:
         """Figures since the store was opened."""
         engine = self._engine
-        rows = engine.row_store_stats()
+        rows, counts = engine.row_store_stats(), engine.row_counts()
         tables = {}
         for name, table in self.tables().items():
             stats = engine.table_stats(table._index)
@@ -322,6 +322,8 @@ class EmbeddingStore:
             memory_budget=self._memory_budget,
             disk_bytes=rows.disk_bytes,
             bytes_written=rows.bytes_written,
+            rows_read=counts.read,
+            rows_written=counts.written,
             skipped_backwards=self._skipped_backwards,
             tables=tables,
         )

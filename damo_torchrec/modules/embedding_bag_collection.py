@@ -14,7 +14,7 @@ from torchrec.modules.embedding_modules import (
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from damo_torchrec import _core
-from damo_torchrec.autograd import Call, pooled_lookup
+from damo_torchrec.autograd import Call, make_lookup, pooled_lookup
 from damo_torchrec.default_store import default_store
 from damo_torchrec.fused_optimizer import FusedTableOptimizer
 from damo_torchrec.init import from_config
@@ -117,6 +117,32 @@ class EmbeddingBagCollection(EmbeddingBagCollectionInterface):
             ValueError: lengths are negative or do not fit the values, weights are missing or of another size, or the
                 batch needs more memory than the budget allows.
         """
+        call, ids, lengths = self._prepare(features)
+        values = pooled_lookup(call, ids, lengths, self._weights(features, ids.numel()))
+        return KeyedTensor(
+            keys=self._embedding_names,
+            length_per_key=self._lengths_per_embedding,
+            values=values,
+        )
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def prefetch(self, features: KeyedJaggedTensor) -> None:
+        """Begins to read the rows of a later batch, and returns.
+
+        The forward of that batch finds them in memory. They take up to a quarter of the store's cache until then; what
+        does not fit is left to the forward. Changes no result, and creates no row.
+
+        Args:
+            features: what `forward` will get.
+
+        Raises:
+            KeyError, TypeError, ValueError: as `forward`.
+        """
+        call, ids, lengths = self._prepare(features)
+        self._store._engine.prefetch(make_lookup(call, ids, lengths))
+
+    def _prepare(self, features: KeyedJaggedTensor) -> tuple[Call, torch.Tensor, torch.Tensor]:
+        """The call for a batch, its ids and its lengths."""
         keys = features.keys()
         if features.variable_stride_per_key():
             raise ValueError("batches with a different size per feature are not supported")
@@ -137,12 +163,7 @@ class EmbeddingBagCollection(EmbeddingBagCollectionInterface):
             update=self.training,
             set_optimizers=self._set_optimizers,
         )
-        values = pooled_lookup(call, ids, lengths, self._weights(features, ids.numel()))
-        return KeyedTensor(
-            keys=self._embedding_names,
-            length_per_key=self._lengths_per_embedding,
-            values=values,
-        )
+        return call, ids, lengths
 
     def _weights(self, features: KeyedJaggedTensor, n: int) -> torch.Tensor | None:
         if not self._is_weighted:

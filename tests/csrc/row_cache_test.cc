@@ -72,17 +72,15 @@ class Driver {
   Slot Add(uint16_t table, int64_t id) { return Add(table, id, Payload(cache.layout(table), table, id)); }
   Slot Add(uint16_t table, int64_t id, const std::string& payload) {
     MakeRoom(cache.stride(table));
-    const Slot slot = cache.Allocate(table, id, HashTag(table, id));
+    const Slot slot = cache.Add(table, id, HashTag(table, id), /*awaited=*/false);
     SetPayload(slot, payload);
     SetRowFlags(cache.Row(slot), 0);
-    cache.Insert(HashTag(table, id), slot);
     return slot;
   }
   // New rows until `slot`'s segment has been evicted.
   void StreamUntilGone(Slot slot, uint16_t table) {
     const uint64_t epoch = cache.epoch();
-    const int64_t id = RowId(cache.Row(slot));
-    for (int i = 0; cache.StillThere(slot, epoch, table, id); ++i) {
+    for (int i = 0; cache.StillThere(slot, epoch); ++i) {
       ASSERT_LT(i, 100000) << "the segment is never evicted";
       Add(table, next_streamed_++);
     }
@@ -315,20 +313,18 @@ TEST(RowCacheTest, ASlotHoldsUntilItsRowMovesOrGoes) {
   d.cache.BeginOperation();
   d.cache.Touch(moves);
   const uint64_t epoch = d.cache.epoch();
-  const auto there = [&](Slot slot, int64_t id) { return d.cache.StillThere(slot, epoch, 0, id); };
-  EXPECT_TRUE(there(moves, 1) && there(erased, 2) && there(evicted, 3));
-  EXPECT_FALSE(there(moves, 2));
-  EXPECT_FALSE(d.cache.StillThere(moves, epoch, 1, 1));
+  const auto there = [&](Slot slot) { return d.cache.StillThere(slot, epoch) && !d.cache.ErasedSince(epoch); };
+  EXPECT_TRUE(there(moves) && there(erased) && there(evicted));
   const Slot newest = d.Add(0, 4);
   EXPECT_EQ(d.cache.epoch(), epoch) << "a new row invalidates nothing";
   d.cache.Erase(HashTag(0, 2), erased);
   EXPECT_GT(d.cache.epoch(), epoch);
-  EXPECT_TRUE(there(moves, 1) && there(evicted, 3));
-  EXPECT_FALSE(there(erased, 2));
+  EXPECT_FALSE(there(erased));
   d.StreamUntilGone(evicted, 0);
-  EXPECT_FALSE(there(moves, 1));
-  EXPECT_FALSE(there(newest, 4));
-  EXPECT_TRUE(d.cache.StillThere(d.Find(0, 1), d.cache.epoch(), 0, 1));
+  EXPECT_FALSE(d.cache.StillThere(moves, epoch));
+  EXPECT_FALSE(d.cache.StillThere(newest, epoch));
+  EXPECT_TRUE(d.cache.StillThere(d.Find(0, 1), d.cache.epoch()));
+  EXPECT_FALSE(d.cache.ErasedSince(d.cache.epoch()));
 }
 
 TEST(RowCacheTest, DirtyRowsAreCollectedUntilClean) {
@@ -379,17 +375,17 @@ TEST(RowCacheTest, RowsThatAnEvictionMovesStayDirty) {
   EXPECT_TRUE(d.written.empty());
 }
 
-TEST(RowCacheTest, DiscardedRowsLeaveNoTrace) {
+TEST(RowCacheTest, ErasedRowsLeaveNoTrace) {
   Driver d(16 * kSegment);
   d.cache.AddTable(kMiddle);
   for (int round = 0; round < 1000; ++round) {
     d.MakeRoom(20 * d.cache.stride(0));
     if (HasFatalFailure()) return;
     std::vector<Slot> slots;
-    for (int64_t id = 0; id < 20; ++id) slots.push_back(d.cache.Allocate(0, id, HashTag(0, id)));
-    EXPECT_TRUE(RowFlags(d.cache.Row(slots[0])) & kAbsent);
-    EXPECT_FALSE(d.Has(0, 0)) << "found before it was inserted";
-    for (const Slot slot : slots) d.cache.Discard(slot);
+    for (int64_t id = 0; id < 20; ++id) slots.push_back(d.cache.Add(0, id, HashTag(0, id), round % 2 == 0));
+    EXPECT_EQ(RowFlags(d.cache.Row(slots[0])), kAbsent | kLoading);
+    for (int64_t id = 0; id < 20; ++id) d.cache.Erase(HashTag(0, id), slots[static_cast<size_t>(id)]);
+    EXPECT_FALSE(d.Has(0, 0));
     EXPECT_EQ(d.cache.rows(0), 0u);
     EXPECT_EQ(d.cache.rows(), 0u);
   }

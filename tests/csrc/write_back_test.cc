@@ -73,9 +73,8 @@ class WriteBackTest : public ::testing::Test {
   // A dirty row that no operation has used again.
   Slot Add(uint16_t table, int64_t id, uint64_t version = 0) {
     const uint32_t tag = HashTag(table, id);
-    const Slot slot = cache_.Allocate(table, id, tag);
+    const Slot slot = cache_.Add(table, id, tag, /*awaited=*/false);
     SetRowFlags(cache_.Row(slot), 0);
-    cache_.Insert(tag, slot);
     Change(slot, version);
     return slot;
   }
@@ -101,10 +100,11 @@ class WriteBackTest : public ::testing::Test {
   RowCache cache_{{4000 * kSegment, kSegment, 0}};
   WriteBack::Tables tables_;
   std::mutex mutex_;
+  std::condition_variable progress_;
 };
 
 TEST_F(WriteBackTest, WritesEveryDirtyRowOnceAndInOrder) {
-  WriteBack write_back(&rows_, &cache_, &tables_, &mutex_);
+  WriteBack write_back(&rows_, &cache_, &tables_, &mutex_, &progress_);
   std::unique_lock lock(mutex_);
   std::mt19937_64 random(1);
   std::set<int64_t> ids[2] = {{std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max()}, {}};
@@ -122,7 +122,7 @@ TEST_F(WriteBackTest, WritesEveryDirtyRowOnceAndInOrder) {
 }
 
 TEST_F(WriteBackTest, LeavesRowsThatEvictionKeeps) {
-  WriteBack write_back(&rows_, &cache_, &tables_, &mutex_);
+  WriteBack write_back(&rows_, &cache_, &tables_, &mutex_, &progress_);
   std::unique_lock lock(mutex_);
   const Slot used = Add(0, 1), unused = Add(0, 2);
   cache_.BeginOperation();
@@ -139,7 +139,7 @@ TEST_F(WriteBackTest, LeavesRowsThatEvictionKeeps) {
 TEST_F(WriteBackTest, WhatAFailedWriteLeftIsWrittenNextTime) {
   FailOnce failure;
   before_write_ = [&] { failure(); };
-  WriteBack write_back(&rows_, &cache_, &tables_, &mutex_);
+  WriteBack write_back(&rows_, &cache_, &tables_, &mutex_, &progress_);
   std::unique_lock lock(mutex_);
   std::set<int64_t> ids;
   std::vector<Slot> slots;
@@ -158,7 +158,7 @@ TEST_F(WriteBackTest, WhatAFailedWriteLeftIsWrittenNextTime) {
 }
 
 TEST_F(WriteBackTest, CleansWhatWillBeEvictedInTheBackground) {
-  WriteBack write_back(&rows_, &cache_, &tables_, &mutex_);
+  WriteBack write_back(&rows_, &cache_, &tables_, &mutex_, &progress_);
   std::unique_lock lock(mutex_);
   for (int64_t id = 0; id < 500; ++id) Add(0, id);
   const std::vector<uint32_t> victims = cache_.NextVictims(4);
@@ -181,7 +181,7 @@ TEST_F(WriteBackTest, CleansWhatWillBeEvictedInTheBackground) {
 TEST_F(WriteBackTest, RowsThatChangeWhileTheyAreWrittenStayDirty) {
   Gate gate;
   before_write_ = [&] { gate(); };
-  WriteBack write_back(&rows_, &cache_, &tables_, &mutex_);
+  WriteBack write_back(&rows_, &cache_, &tables_, &mutex_, &progress_);
   std::vector<Slot> slots;
   std::set<int64_t> ids;
   std::unique_lock lock(mutex_);
@@ -211,7 +211,7 @@ TEST_F(WriteBackTest, AFailureInTheBackgroundLosesNothing) {
     failure();
   };
   failure.Arm(1);
-  WriteBack write_back(&rows_, &cache_, &tables_, &mutex_);
+  WriteBack write_back(&rows_, &cache_, &tables_, &mutex_, &progress_);
   std::set<int64_t> ids;
   std::unique_lock lock(mutex_);
   for (int64_t id = 0; id < 500; ++id) {
@@ -235,7 +235,7 @@ TEST_F(WriteBackTest, AFailureInTheBackgroundLosesNothing) {
 TEST_F(WriteBackTest, StopsWithoutWriting) {
   std::unique_lock lock(mutex_);
   {
-    WriteBack write_back(&rows_, &cache_, &tables_, &mutex_);
+    WriteBack write_back(&rows_, &cache_, &tables_, &mutex_, &progress_);
     for (int64_t id = 0; id < 500; ++id) Add(0, id);
     lock.unlock();
   }

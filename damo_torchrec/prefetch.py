@@ -1,0 +1,122 @@
+"""`PrefetchIterator`: reads the rows of the batches to come while the model computes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from torch import nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from damo_torchrec.modules import EmbeddingBagCollection
+
+_log = logging.getLogger(__name__)
+
+Batch = TypeVar("Batch")
+
+
+class PrefetchIterator(Generic[Batch]):
+    """Yields the batches of an iterable, having the rows of the next ones read meanwhile.
+
+    Results are the same bits with it or without. It pays where rows come from a disk and the model has something to
+    compute meanwhile.
+
+    ::
+
+        for batch in damo.PrefetchIterator(dataloader, model):
+            loss = model(batch.dense_features, batch.sparse_features)
+            ...
+
+    Args:
+        batches: what holds KeyedJaggedTensors, by itself or anywhere in tuples, lists, dicts and dataclasses. A
+            DataLoader is iterated anew by each ``for``.
+        model: its EmbeddingBagCollections are those whose rows are read, from the KeyedJaggedTensors that have all of
+            a collection's features.
+        depth: how many batches ahead. They are kept in memory; their rows take up to a quarter of the store's cache,
+            and what does not fit is read when its turn has come.
+
+    Raises:
+        ValueError: `depth` is less than 1, or the model has no collection of this package.
+    """
+
+    def __init__(self, batches: Iterable[Batch], model: nn.Module, depth: int = 1) -> None:
+        if isinstance(depth, bool) or not isinstance(depth, int):
+            raise TypeError(f"depth must be an int, got {depth!r}")
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1, got {depth}")
+        self._collections = [m for m in model.modules() if isinstance(m, EmbeddingBagCollection)]
+        if not self._collections:
+            raise ValueError(
+                f"the model {type(model).__name__} has no damo_torchrec.EmbeddingBagCollection to read rows for"
+            )
+        self._batches = batches
+        self._depth = depth
+        self._warned = False
+        self._start()
+
+    def _start(self) -> None:
+        self._source: Iterator[Batch] | None = iter(self._batches)
+        self._ahead: deque[Batch] = deque()
+        self._error: Exception | None = None
+
+    def __iter__(self) -> PrefetchIterator[Batch]:
+        # An iterator cannot be begun again: what is ahead would be lost.
+        if iter(self._batches) is not self._batches:
+            self._start()
+        return self
+
+    def __next__(self) -> Batch:
+        while self._source is not None and len(self._ahead) <= self._depth:
+            try:
+                batch = next(self._source)
+            except StopIteration:
+                self._source = None
+            except Exception as error:
+                # The batches before it are whole: they come first.
+                self._source, self._error = None, error
+            else:
+                self._prefetch(batch)
+                self._ahead.append(batch)
+        if self._ahead:
+            return self._ahead.popleft()
+        if self._error is not None:
+            raised, self._error = self._error, None
+            raise raised
+        raise StopIteration
+
+    def __len__(self) -> int:
+        """Of the iterable; TypeError if it has none."""
+        return len(self._batches)  # type: ignore[arg-type]
+
+    def _prefetch(self, batch: Batch) -> None:
+        found = False
+        for features in _keyed_jagged_tensors(batch):
+            keys = set(features.keys())
+            for collection in self._collections:
+                if keys.issuperset(n for c in collection.embedding_bag_configs() for n in c.feature_names):
+                    collection.prefetch(features)
+                    found = True
+        if not found and not self._warned:
+            self._warned = True
+            _log.warning(
+                "PrefetchIterator reads nothing ahead: a batch (%s) has no KeyedJaggedTensor with all features of a "
+                "collection",
+                type(batch).__name__,
+            )
+
+
+def _keyed_jagged_tensors(batch: Any) -> Iterator[KeyedJaggedTensor]:
+    if isinstance(batch, KeyedJaggedTensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _keyed_jagged_tensors(value)
+    elif isinstance(batch, list | tuple):
+        for value in batch:
+            yield from _keyed_jagged_tensors(value)
+    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        for field in dataclasses.fields(batch):
+            yield from _keyed_jagged_tensors(getattr(batch, field.name))
