@@ -34,11 +34,23 @@ void Store::MakeRoomAround(std::span<const Unit> units, size_t bytes, Lock& lock
   for_each_found(unpin);
 }
 
-// Evicts until `bytes` of rows can be allocated, writing what is dirty.
+// MakeRoom as far as it costs no row that is awaited. Throws only what writing throws.
+void Store::MakeSpareRoom(size_t bytes, Lock& lock) {
+  // Twice around: what is used often survives the first time.
+  for (size_t rounds = 2 * cache_.SegmentsInUse().size(); rounds > 0; --rounds) {
+    if (!cache_.NeedsEviction(bytes) || cache_.spare_segments() == 0) return;
+    EvictFirst(cache_.NextVictims(8), lock);
+  }
+}
+
+// Evicts until `bytes` of rows can be added, writing what is dirty.
 void Store::MakeRoom(size_t bytes, Lock& lock) {
   // Each round frees memory, or takes a use from every row it keeps and raises the bar for frequent ones.
-  size_t rounds = 5 * (cache_.SegmentsInUse().size() + 2);
+  const size_t all = cache_.SegmentsInUse().size() + 2;
+  size_t rounds = 6 * all;
   while (cache_.NeedsEviction(bytes)) {
+    // Once around in vain: the call under way comes before those that rows were prefetched for.
+    if (rounds == 5 * all) ForgetAwaited();
     const std::vector<uint32_t> victims = cache_.NextVictims(8);
     if (victims.empty() || rounds-- == 0) {
       const size_t mebibytes = ((options_.memory_budget + bytes + bytes / 2) >> 20) + 1;

@@ -20,10 +20,11 @@ constexpr int kReadsInFlight = 64;
 constexpr size_t kRowsPerWaitingRead = 16;
 // From this share of rows on that came from the disk rather than from the page cache, reads are taken to wait.
 constexpr double kWaitingShare = 0.05;
+constexpr size_t kRowsAhead = 16;
 // Of the cache, what rows may take that were prefetched and not used yet.
 constexpr size_t kAwaitedShare = 4;
-// Prefetches that no forward has come for are forgotten beyond these.
-constexpr size_t kMostAwaited = 16;
+// A prefetch whose forward has not come within so many calls is forgotten.
+constexpr uint64_t kMostCalls = 128;
 
 // 4 KiB blocks that this thread has read from disks.
 int64_t BlocksRead() {
@@ -81,8 +82,9 @@ std::unique_ptr<Store::Load> Store::BeginLoad(std::vector<LoadRun> runs, bool aw
   if (readers_ == nullptr && (awaited || load->waits)) readers_ = std::make_unique<ThreadPool>(kReadsInFlight);
   load->threads = awaited || load->waits ? readers_.get() : &threads_;
   for (const LoadRun& run : load->runs) {
-    for (int64_t id : run.ids) {
-      const Slot slot = cache_.Add(run.index, id, HashTag(run.index, id), awaited);
+    for (size_t i = 0; i < run.ids.size(); ++i) {
+      if (i + kRowsAhead < run.ids.size()) cache_.PrefetchForChange(HashTag(run.index, run.ids[i + kRowsAhead]));
+      const Slot slot = cache_.Add(run.index, run.ids[i], HashTag(run.index, run.ids[i]), awaited);
       load->slots.push_back(slot);
       load->payloads.push_back(cache_.Row(slot) + kPayloadOffset);
       const uint32_t segment = cache_.SegmentOf(slot);
@@ -179,24 +181,23 @@ void Store::LoadMissing(std::span<const Unit> units, Lock& lock) {
 void Store::Prefetch(Lookup* lookup) {
   Lock lock = Acquire();
   if (lookup->slots.empty()) return;
-  const size_t most = cache_.row_capacity_bytes() / kAwaitedShare;
-  if (AwaitedBytes() >= most) return;
+  const size_t awaited = AwaitedBytes(), most = cache_.row_capacity_bytes() / kAwaitedShare;
+  size_t room = most - std::min(most, awaited);
   // Room is made before rows are looked up: no row of this batch that is there should make way for those that are not.
-  MakeRoom(std::min(prefetch_load_.expected(), most), lock);
+  MakeSpareRoom(std::min(prefetch_load_.expected(), room), lock);
   std::vector<Unit> units = MakeUnits(lookup);
   threads_.ParallelFor(units.size(), [&](size_t u, int) { Resolve</*kUse=*/false>(&units[u]); });
   std::vector<LoadRun> runs = Missing(units);
-  size_t room = most - AwaitedBytes();
   for (LoadRun& run : runs) {
     run.ids.resize(std::min(run.ids.size(), room / cache_.stride(run.index)));
     room -= run.ids.size() * cache_.stride(run.index);
   }
-  const size_t bytes = BytesOf(runs);
+  size_t bytes = BytesOf(runs);
   prefetch_load_.Note(bytes);
-  MakeRoom(bytes, lock);
-  awaited_.push_back({lookup->features[0].table, bytes});
-  if (awaited_.size() > kMostAwaited) awaited_.pop_front();
-  cache_.SetAwaitedBytes(AwaitedBytes());
+  MakeSpareRoom(bytes, lock);
+  if (cache_.NeedsEviction(bytes)) bytes = 0;
+  awaited_.push_back({lookup->features[0].table, bytes, cache_.arrival(), calls_});
+  NoteAwaited();
   if (bytes > 0) {
     if (loader_ == nullptr) loader_ = std::make_unique<Worker>();
     std::shared_ptr<Load> load = BeginLoad(std::move(runs), /*awaited=*/true);
@@ -220,14 +221,25 @@ size_t Store::AwaitedBytes() const {
   return bytes;
 }
 
+void Store::ForgetAwaited() {
+  awaited_.clear();
+  NoteAwaited();
+}
+
 // The forward that the oldest prefetch of this collection was for has come.
 void Store::EndAwaiting(const Lookup& lookup) {
   if (lookup.features.empty()) return;
   const auto found = std::find_if(awaited_.begin(), awaited_.end(),
                                   [&](const Awaited& prefetch) { return prefetch.table == lookup.features[0].table; });
-  if (found == awaited_.end()) return;
-  awaited_.erase(found);
-  cache_.SetAwaitedBytes(AwaitedBytes());
+  if (found != awaited_.end()) awaited_.erase(found);
+  NoteAwaited();
+}
+
+void Store::NoteAwaited() {
+  ++calls_;
+  std::erase_if(awaited_, [&](const Awaited& prefetch) { return prefetch.call + kMostCalls < calls_; });
+  const auto oldest = std::find_if(awaited_.begin(), awaited_.end(), [](const Awaited& p) { return p.bytes > 0; });
+  cache_.KeepArrivals(oldest == awaited_.end() ? RowCache::kNoArrival : oldest->arrival);
 }
 
 }  // namespace damo

@@ -160,6 +160,26 @@ PoolArgs Store::BagsOf(const Unit& unit, float* out, size_t stride) const {
           stride};
 }
 
+// Finds the rows of a resolved unit that were missing or, had their load failed, are missing now.
+// REQUIRES: none of its slots is kZeroSlot.
+void Store::ResolveMissing(Unit* unit) {
+  const uint16_t table = unit->feature->table;
+  const size_t n = unit->num_ids();
+  const int64_t* ids = unit->ids();
+  Slot* slots = unit->slots();
+  const auto here = [&](Slot slot) { return slot != kMissingSlot && !(RowFlags(cache_.Row(slot)) & kDead); };
+  unit->missing = unit->loading = 0;
+  for (size_t i = 0; i < n; ++i) {
+    if (slots[i] == kMissingSlot) cache_.PrefetchIndex(HashTag(table, ids[i]));
+  }
+  for (size_t i = 0; i < n; ++i) {
+    if (here(slots[i])) continue;
+    slots[i] = cache_.Find(HashTag(table, ids[i]), table, ids[i]);
+    Count(slots[i], unit);
+    if (slots[i] != kMissingSlot) cache_.Touch(slots[i]);
+  }
+}
+
 // Loads what resolved units miss and calls use(unit) for each of these units. Slots of all units are valid at once when
 // it returns.
 template <class F>
@@ -172,7 +192,7 @@ void Store::LoadWaiting(std::vector<Unit>* units, Lock& lock, F use) {
   while (!waiting.empty()) {
     LoadMissing(*units, lock);
     threads_.ParallelFor(waiting.size(), [&](size_t u, int) {
-      Resolve<true>(waiting[u]);
+      ResolveMissing(waiting[u]);
       if (waiting[u]->complete()) use(*waiting[u]);
     });
     std::erase_if(waiting, [](const Unit* unit) { return unit->complete(); });
@@ -182,9 +202,17 @@ void Store::LoadWaiting(std::vector<Unit>* units, Lock& lock, F use) {
 void Store::Forward(Lookup* lookup, float* out, size_t stride) {
   Lock lock = Acquire();
   RaiseTrimError();
+  Pool(lookup, out, stride, lock);
+  EndAwaiting(*lookup);
+  Trim(lock);
+  write_back_->Wake();
+}
+
+void Store::Pool(Lookup* lookup, float* out, size_t stride, Lock& lock) {
+  lookup->epoch = 0;  // until it is over
   cache_.BeginOperation();
   // Room for what this batch will probably load is made before slots are handed out, while no row has to stay.
-  MakeRoom(std::min(forward_load_.expected(), cache_.row_capacity_bytes() / 4), lock);
+  MakeSpareRoom(std::min(forward_load_.expected(), cache_.row_capacity_bytes() / 4), lock);
   std::vector<Unit> units = MakeUnits(lookup);
   const auto pool = [&](const Unit& unit) {
     ReadAbsentAsZeros(unit);
@@ -201,9 +229,6 @@ void Store::Forward(Lookup* lookup, float* out, size_t stride) {
   }
   LoadWaiting(&units, lock, pool);
   lookup->epoch = cache_.epoch();
-  EndAwaiting(*lookup);
-  Trim(lock);
-  write_back_->Wake();
 }
 
 // Finds, and loads where needed, the rows of every id of `lookups`, so that all slots are valid at once.
@@ -217,6 +242,7 @@ void Store::ResolveAll(std::span<Lookup* const> lookups, Lock& lock) {
     Revalidate(&units[u]);
     if (units[u].complete()) use(units[u]);
   });
+  for (Lookup* lookup : lookups) lookup->epoch = 0;  // of use only if what follows succeeds
   LoadWaiting(&units, lock, use);
   for (Lookup* lookup : lookups) lookup->epoch = cache_.epoch();
 }

@@ -3,8 +3,8 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
-#include <cmath>
 #include <cstring>
 #include <string>
 
@@ -25,6 +25,7 @@ constexpr double kLeastFrequent = 1e-6;
 constexpr double kMostFrequent = 1.5;
 // Probation's share of the segments in use.
 constexpr double kProbationShare = 0.05;
+constexpr size_t kRowsAhead = 16;
 
 size_t ChooseSegmentBytes(size_t bytes) {
   return std::clamp(std::bit_floor(bytes / 256), kSmallestSegment, kLargestSegment);
@@ -100,6 +101,7 @@ void RowCache::OpenSegment(Queue* queue) {
   free_.pop_back();
   segments_[segment].used = FirstOffset(segment);
   segments_[segment].in_main = queue == &main_;
+  segments_[segment].arrival = ++arrivals_;
   queue->push_back(segment);
 }
 
@@ -112,7 +114,7 @@ Slot RowCache::Append(Queue* queue, size_t stride) {
 }
 
 Slot RowCache::Add(uint16_t table, int64_t id, uint32_t tag, bool awaited) {
-  uint16_t& ghost = ghosts_[(uint64_t{tag} * ghosts_.size()) >> 32];
+  uint16_t& ghost = ghosts_[GhostOf(tag)];
   const bool came_back = ghost == Fingerprint(tag);
   if (came_back) ghost = 0;
   const Slot slot = Append(came_back ? &main_ : &probation_, tables_[table].stride);
@@ -140,6 +142,20 @@ bool RowCache::NeedsEviction(size_t bytes) const {
   return in_use + needed > segment_limit_;
 }
 
+// Sealed ones in probation.
+size_t RowCache::awaited_segments() const {
+  const auto newer = [&](uint32_t segment) { return segments_[segment].arrival >= awaited_from_; };
+  const size_t sealed = probation_.size() - (probation_.empty() ? 0 : 1);
+  return static_cast<size_t>(
+      std::count_if(probation_.begin(), probation_.begin() + static_cast<ptrdiff_t>(sealed), newer));
+}
+
+size_t RowCache::spare_segments() const {
+  const size_t sealed_p = probation_.size() - (probation_.empty() ? 0 : 1);
+  const size_t sealed_m = main_.size() - (main_.empty() ? 0 : 1);
+  return sealed_m + sealed_p - awaited_segments();
+}
+
 std::vector<uint32_t> RowCache::NextVictims(size_t n) const {
   // The open segments stay, unless nothing else is left.
   std::vector<uint32_t> victims;
@@ -147,8 +163,7 @@ std::vector<uint32_t> RowCache::NextVictims(size_t n) const {
   const size_t sealed_p = probation_.size() - (probation_.empty() ? 0 : 1);
   const size_t sealed_m = main_.size() - (main_.empty() ? 0 : 1);
   const double probation =
-      std::max(kProbationShare * static_cast<double>(sealed_p + sealed_m),
-               std::ceil(static_cast<double>(awaited_bytes_) / static_cast<double>(segment_bytes_)));
+      std::max(kProbationShare * static_cast<double>(sealed_p + sealed_m), static_cast<double>(awaited_segments()));
   while (victims.size() < n && p + m < sealed_p + sealed_m) {
     const bool from_probation = m == sealed_m || (p<sealed_p&& static_cast<double>(sealed_p - p)> probation);
     victims.push_back(from_probation ? probation_[p++] : main_[m++]);
@@ -191,9 +206,8 @@ void RowCache::Evict(uint32_t segment) {
   const bool in_main = segments_[segment].in_main;
   (in_main ? main_ : probation_).pop_front();
   size_t rows = 0, kept = 0;
-  ForEachRow(segment, [&](char* row, Slot slot) {
+  const auto evict = [&](char* row, Slot slot, uint32_t tag) {
     const uint16_t table = RowTable(row);
-    const uint32_t tag = HashTag(table, RowId(row));
     const bool pinned = RowFlags(row) & kPinned;
     rows += pinned ? 0 : 1;
     if (Survives(row, in_main)) {
@@ -206,12 +220,29 @@ void RowCache::Evict(uint32_t segment) {
       index_->Replace(tag, slot, to);
     } else {
       if (!in_main && !(RowFlags(row) & kAbsent)) {
-        ghosts_[(uint64_t{tag} * ghosts_.size()) >> 32] = Fingerprint(tag);
+        ghosts_[GhostOf(tag)] = Fingerprint(tag);
       }
       index_->Erase(tag, slot);
       --tables_[table].rows;
     }
+  };
+  // What a row needs of the index and the filter is fetched some rows ahead.
+  struct Leaving {
+    char* row;
+    Slot slot;
+    uint32_t tag;
+  };
+  std::array<Leaving, kRowsAhead> ahead;
+  size_t n = 0;
+  ForEachRow(segment, [&](char* row, Slot slot) {
+    Leaving& next = ahead[n % kRowsAhead];
+    if (n++ >= kRowsAhead) evict(next.row, next.slot, next.tag);
+    next = {row, slot, HashTag(RowTable(row), RowId(row))};
+    PrefetchForChange(next.tag);
   });
+  for (size_t i = n < kRowsAhead ? 0 : n - kRowsAhead; i < n; ++i) {
+    evict(ahead[i % kRowsAhead].row, ahead[i % kRowsAhead].slot, ahead[i % kRowsAhead].tag);
+  }
   if (in_main && rows > 0) {
     const double share = static_cast<double>(kept) / static_cast<double>(rows);
     const double factor = share == 1 ? 16 : share > kKeptShare ? 1.05 : 0.95;

@@ -58,6 +58,11 @@ class RowCache {
   void BeginOperation() { operation_ = static_cast<uint8_t>((operation_ + 1) % kOperations); }
 
   void PrefetchIndex(uint32_t tag) const { index_->Prefetch(tag); }
+  // What Add and Evict need of index and filter.
+  void PrefetchForChange(uint32_t tag) const {
+    index_->Prefetch(tag);
+    __builtin_prefetch(&ghosts_[GhostOf(tag)], 1);
+  }
   Slot Find(uint32_t tag, uint16_t table, int64_t id) const {
     return index_->Find(tag, [&](Slot slot) {
       const char* row = Row(slot);
@@ -115,8 +120,11 @@ class RowCache {
 
   // ---- eviction
 
-  // Bytes of rows that were added last and have not been used yet: probation is kept large enough for them.
-  void SetAwaitedBytes(size_t bytes) { awaited_bytes_ = bytes; }
+  // Where in the order of arrivals the next row will stand.
+  uint64_t arrival() const { return probation_.empty() ? arrivals_ + 1 : segments_[probation_.back()].arrival; }
+  // From which arrival on rows in probation are awaited: they are evicted last of all.
+  void KeepArrivals(uint64_t from) { awaited_from_ = from; }
+  static constexpr uint64_t kNoArrival = UINT64_MAX;
 
   // Whether segments have to be evicted before `bytes` of rows can be added.
   bool NeedsEviction(size_t bytes) const;
@@ -124,6 +132,8 @@ class RowCache {
   std::vector<uint32_t> NextVictims(size_t n) const;
   // Appends the slots of rows that are dirty; with `evictable_only`, of those that an eviction now would drop.
   void CollectDirty(uint32_t segment, bool evictable_only, std::vector<Slot>* slots) const;
+  // Sealed segments that an eviction may take without reaching rows that are awaited.
+  size_t spare_segments() const;
   // Evicts `segment`. REQUIRES: it is NextVictims(1)[0], not pinned, and CollectDirty(segment, true) finds nothing.
   void Evict(uint32_t segment);
   // Gives the memory of segments that are not in use back to the system.
@@ -164,6 +174,7 @@ class RowCache {
   struct Segment {
     size_t used = 0;
     uint64_t recycled_at = 0;
+    uint64_t arrival = 0;
     uint32_t pins = 0;
     bool dirty = false;
     bool cleaned = false;  // its evictable rows were written since it became a victim
@@ -177,6 +188,8 @@ class RowCache {
   static constexpr uint8_t kAwaited = 63;
 
   size_t StrideOf(const RowLayout& layout) const;
+  size_t awaited_segments() const;
+  size_t GhostOf(uint32_t tag) const { return (uint64_t{tag} * ghosts_.size()) >> 32; }
   size_t FirstOffset(uint32_t segment) const { return segment == 0 ? size_t{2} << arena_.unit_shift : 0; }
   size_t Room(const Queue& queue, size_t stride) const;
   Slot Append(Queue* queue, size_t stride);
@@ -197,7 +210,8 @@ class RowCache {
   size_t min_stride_ = 0;
   uint8_t operation_ = 0;
   double frequent_ = 1e-4;  // updates per step from which on a row is worth a place in main
-  size_t awaited_bytes_ = 0;
+  uint64_t arrivals_ = 0;   // of segments
+  uint64_t awaited_from_ = kNoArrival;
   uint64_t epoch_ = 1;
   uint64_t erased_at_ = 0;
   std::vector<Table> tables_;

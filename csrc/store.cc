@@ -135,7 +135,11 @@ void Store::Get(uint16_t table, std::span<const int64_t> ids, UnseenRows unseen,
   const size_t dim = static_cast<size_t>(layout(table).dim);
   InRuns(table, ids, [&](size_t first, std::span<const int64_t> run) {
     const RowLookup lookup(table, run, unseen);
-    Forward(lookup.get(), weights + first * dim, dim);
+    Lock lock = Acquire();
+    RaiseTrimError();
+    Pool(lookup.get(), weights + first * dim, dim, lock);
+    Trim(lock);
+    write_back_->Wake();
   });
 }
 

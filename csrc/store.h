@@ -202,8 +202,10 @@ class Store {
 
   // A prefetch whose forward has not come.
   struct Awaited {
-    uint16_t table;  // the first one of its features: two collections have no table in common
-    size_t bytes;    // that its rows take
+    uint16_t table;    // the first one of its features: two collections have no table in common
+    size_t bytes;      // that its rows take
+    uint64_t arrival;  // of the first of them in the cache
+    uint64_t call;
   };
   // How many bytes of rows the next call of a kind will probably load, with some to spare.
   class Forecast {
@@ -223,7 +225,9 @@ class Store {
   static std::vector<Unit> MakeUnits(Lookup* lookup);
   template <bool kUse>
   void Resolve(Unit* unit);
+  void Pool(Lookup* lookup, float* out, size_t stride, Lock& lock);
   void Revalidate(Unit* unit);
+  void ResolveMissing(Unit* unit);
   void Count(Slot slot, Unit* unit) const;
   template <class F>
   void LoadWaiting(std::vector<Unit>* units, Lock& lock, F use);
@@ -240,9 +244,12 @@ class Store {
   void LoadMissing(std::span<const Unit> units, Lock& lock);
   size_t AwaitedBytes() const;
   void EndAwaiting(const Lookup& lookup);
+  void ForgetAwaited();
+  void NoteAwaited();
 
   // eviction.cc
   void MakeRoom(size_t bytes, Lock& lock);
+  void MakeSpareRoom(size_t bytes, Lock& lock);
   void MakeRoomAround(std::span<const Unit> units, size_t bytes, Lock& lock);
   void Trim(Lock& lock);
   void RaiseTrimError();
@@ -271,6 +278,7 @@ class Store {
   Forecast forward_load_;
   Forecast prefetch_load_;
   std::deque<Awaited> awaited_;   // oldest first
+  uint64_t calls_ = 0;            // of Prefetch and Forward
   std::atomic<bool> reads_wait_;  // for a disk, as far as is known
   std::atomic<uint64_t> rows_read_ = 0;
   std::condition_variable progress_;     // with mutex_: a load has ended, or a write in the background

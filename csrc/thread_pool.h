@@ -31,7 +31,8 @@ class ThreadPool {
   template <class F>
   void ParallelFor(size_t n, F&& f, int most = std::numeric_limits<int>::max()) {
     using Body = std::remove_reference_t<F>;
-    Run(n, &f, [](void* body, size_t i, int thread) { (*static_cast<Body*>(body))(i, thread); }, most);
+    Run(
+        n, &f, [](void* body, size_t i, int thread) { (*static_cast<Body*>(body))(i, thread); }, most);
   }
 
  private:
