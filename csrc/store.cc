@@ -48,7 +48,7 @@ BudgetShares DivideBudget(size_t memory_budget) {
                                                  " bytes (\"" + std::to_string(kLeastMemoryBudget / kMiB) +
                                                  "MiB\"), got " + std::to_string(memory_budget));
   }
-  const size_t row_store = std::clamp(memory_budget / 8, kLeastRowStore, kMostRowStore);
+  const size_t row_store = std::min(kLeastRowStore + (memory_budget - kLeastMemoryBudget) / 8, kMostRowStore);
   const size_t outputs = memory_budget / 32;
   return {row_store, memory_budget - row_store - outputs - kStaging, outputs};
 }

@@ -2,9 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cfenv>
 #include <cstdint>
+#include <latch>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -91,6 +93,112 @@ TEST_P(ThreadPoolTest, OneIndexThatThrowsDoesNotHang) {
   for (int round = 0; round < 100; ++round) {
     EXPECT_THROW(pool_.ParallelFor(1, [](size_t, int) { throw 1; }), int);
   }
+}
+
+TEST_P(ThreadPoolTest, LoopsOfSeveralCallersLoseNothing) {
+  constexpr size_t kRounds = 2000;
+  std::atomic<int> wrong = 0;
+  const auto caller = [&](size_t n, int most) {
+    std::vector<size_t> results(n);  // not atomic: for the thread sanitizer
+    for (size_t round = 0; round < kRounds; ++round) {
+      pool_.ParallelFor(n, [&](size_t i, int) { results[i] = round + i; }, most);
+      for (size_t i = 0; i < n; ++i) wrong += results[i] == round + i ? 0 : 1;
+    }
+  };
+  std::vector<std::jthread> callers;
+  callers.emplace_back(caller, 2, 100);
+  callers.emplace_back(caller, 7, 2);
+  callers.emplace_back(caller, 1, 3);
+  caller(20, 4);
+  callers.clear();
+  EXPECT_EQ(wrong, 0);
+}
+
+TEST_P(ThreadPoolTest, AnErrorReachesOnlyTheCallerOfItsLoop) {
+  std::atomic<int> wrong = 0;
+  const auto caller = [&](int which) {
+    for (int round = 0; round < 300; ++round) {
+      try {
+        pool_.ParallelFor(20, [&](size_t i, int) {
+          if (which != 0 && i == 7) throw which;
+        });
+        wrong += which == 0 ? 0 : 1;
+      } catch (const int error) {
+        wrong += error == which ? 0 : 1;
+      }
+    }
+  };
+  {
+    const std::jthread one(caller, 1), two(caller, 2);
+    caller(0);
+  }
+  EXPECT_EQ(wrong, 0);
+}
+
+TEST_P(ThreadPoolTest, ALoopTakesAtMostTheThreadsItAsksFor) {
+  for (const int most : {-1, 0, 1, 2, 3, 8, 100}) {
+    std::atomic<int> working = 0, at_once = 0, calls = 0;
+    std::atomic<bool> off_the_caller = false;
+    pool_.ParallelFor(
+        500,
+        [&](size_t, int thread) {
+          const int now = ++working;
+          for (int seen = at_once; now > seen && !at_once.compare_exchange_weak(seen, now);) {
+          }
+          if (thread != 0) off_the_caller = true;
+          std::this_thread::yield();
+          --working;
+          ++calls;
+        },
+        most);
+    EXPECT_EQ(calls, 500);
+    EXPECT_LE(at_once, std::max(most, 1)) << most;
+    if (most < 2) {
+      EXPECT_FALSE(off_the_caller) << most;
+    }
+  }
+}
+
+// All threads stand in the loop at once, or it would never end.
+TEST_P(ThreadPoolTest, ALoopTakesAsManyThreadsAsItAsksForIfTheyAreFree) {
+  for (int most = 1; most <= pool_.threads(); ++most) {
+    std::latch all(most);
+    std::vector<std::atomic<int>> calls(static_cast<size_t>(pool_.threads()));
+    pool_.ParallelFor(
+        static_cast<size_t>(most),
+        [&](size_t, int thread) {
+          ++calls[static_cast<size_t>(thread)];
+          all.arrive_and_wait();
+        },
+        most);
+    EXPECT_EQ(calls[0], 1);
+    for (const std::atomic<int>& of_thread : calls) EXPECT_LE(of_thread, 1);
+  }
+}
+
+// As when reads that wait for a disk have all workers: another loop goes on without them, and has those that come free.
+TEST_P(ThreadPoolTest, ALoopDoesNotWaitForWorkersThatAnotherHas) {
+  const size_t threads = static_cast<size_t>(pool_.threads());
+  std::latch busy(GetParam()), release(1);
+  std::jthread other([&] {
+    pool_.ParallelFor(threads, [&](size_t, int) {
+      busy.count_down();
+      release.wait();
+    });
+  });
+  busy.wait();
+  const std::thread::id caller = std::this_thread::get_id();
+  std::atomic<int> calls = 0, elsewhere = 0;
+  pool_.ParallelFor(100, [&](size_t, int) {
+    ++calls;
+    elsewhere += std::this_thread::get_id() == caller ? 0 : 1;
+  });
+  EXPECT_EQ(calls, 100);
+  EXPECT_EQ(elsewhere, 0);
+  release.count_down();
+  other.join();
+  std::latch all(GetParam());
+  pool_.ParallelFor(threads, [&](size_t, int) { all.arrive_and_wait(); });
 }
 
 // Rounding to nearest and denormals as they are, in every thread, whatever the caller has set; and the caller keeps it.

@@ -1,0 +1,54 @@
+// What the tests of prefetches share: a store that has rows on disk and none in memory.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "store_testing.h"
+
+namespace damo::testing {
+
+// Writes the rows `ids` of table 1, "t_user": every weight of row i is i. Returns the table's schema.
+inline TableSchema FillTable(RowStore* rows, const std::vector<int64_t>& ids, int dim) {
+  Changes payloads;
+  for (const int64_t id : ids) {
+    const std::vector<float> weights(static_cast<size_t>(dim), static_cast<float>(id));
+    payloads[id].emplace(reinterpret_cast<const char*>(weights.data()), weights.size() * sizeof(float));
+    payloads[id]->append(2 * sizeof(uint32_t), '\0');
+  }
+  TableSchema schema = PlainTable("t_user", 1, dim);
+  schema.rows = static_cast<int64_t>(ids.size());
+  Write(rows, schema.number, payloads);
+  return schema;
+}
+
+// A store with that table, and nothing in its cache.
+inline std::unique_ptr<Store> OpenFilled(const std::vector<int64_t>& ids, int dim = 4, const StoreOptions& options = {},
+                                         size_t cache_bytes = kRoomyCache,
+                                         std::unique_ptr<RowStore> rows = OpenMemoryStore()) {
+  const TableSchema schema = FillTable(rows.get(), ids, dim);
+  std::unique_ptr<Store> store = OpenStore(options, cache_bytes, std::move(rows));
+  store->OpenTable(schema);
+  return store;
+}
+
+// Weights that are the same in every column, by row.
+inline std::vector<float> Weights(const std::vector<float>& of_rows, int dim = 4) {
+  std::vector<float> weights;
+  for (const float weight : of_rows) weights.insert(weights.end(), static_cast<size_t>(dim), weight);
+  return weights;
+}
+inline std::vector<float> WeightsOfIds(const std::vector<int64_t>& ids, int dim = 4) {
+  return Weights({ids.begin(), ids.end()}, dim);
+}
+
+// A prefetch of one table with one id in each bag.
+inline void Prefetch(Store* store, uint16_t table, const std::vector<int64_t>& ids) {
+  const Batch batch = BatchOf(ids);
+  store->Prefetch(batch.lookup(OneFeature(table)).get());
+}
+
+}  // namespace damo::testing
