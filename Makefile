@@ -7,6 +7,7 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 
 CONFIGURE := $(BIN)/cmake --log-level=NOTICE -S . -G Ninja -DDAMO_BUILD_TESTS=ON -DDAMO_WARNINGS_AS_ERRORS=ON
 BUILD := $(BIN)/cmake --build
+BENCHMARKS := embedding_step dlrm cold scale cache_policy
 CPP_FILES = $(shell find csrc tests/csrc -name '*.h' -o -name '*.cc')
 # Thread sanitizers of GCC before 14 cannot run where the kernel randomises addresses widely.
 FIXED_ADDRESSES = $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(uname -m) -R)
@@ -56,11 +57,21 @@ format: venv  ## put every file into the style that lint checks
 	@$(BIN)/ruff format
 	@$(BIN)/clang-format -i $(CPP_FILES)
 
-bench: venv  ## measure speed and memory against peers; options in ARGS="..."
-	@$(BIN)/python benchmarks/embedding_step.py $(ARGS)
+# One after the other; a program that fails stops them, a target that is missed does not.
+bench bench-quick: venv
+	@mkdir -p $(RESULTS)
+	@for name in $(BENCHMARKS); do \
+	  printf '\n==> benchmarks/%s.py %s\n' $$name $(QUICK); \
+	  $(BIN)/python benchmarks/$$name.py $(QUICK) --json $(RESULTS)/$$name.json || exit; \
+	done
+	@$(BIN)/python benchmarks/plots.py $(RESULTS)
 
-bench-quick: venv  ## the same on small tables
-	@$(BIN)/python benchmarks/embedding_step.py --quick $(ARGS)
+bench: RESULTS := build/benchmarks
+bench:  ## measure speed and memory; one alone: .venv/bin/python benchmarks/NAME.py --help
+
+bench-quick: RESULTS := build/benchmarks/quick
+bench-quick: QUICK := --quick
+bench-quick:  ## the same at small sizes, within two minutes
 
 clean:  ## remove what was built, but not the virtual environment
 	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache $(VENV)/.damo/package

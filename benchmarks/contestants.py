@@ -96,13 +96,17 @@ class EmbeddingBags(Trainee):
 
 
 def fbgemm(entry: Entry, workload: Workload) -> Trainee:
-    """TorchRec's fused collection, which is FBGEMM's table-batched embeddings."""
-    module = FusedEmbeddingBagCollection(
+    """TorchRec's fused collection."""
+    return Collection(workload, fused_collection(entry, workload))
+
+
+def fused_collection(entry: Entry, workload: Workload) -> FusedEmbeddingBagCollection:
+    """TorchRec's, which is FBGEMM's table-batched embeddings."""
+    return FusedEmbeddingBagCollection(
         tables=table_configs(workload),
         optimizer_type=OPTIMIZERS[entry.optimizer],
         optimizer_kwargs={"lr": LEARNING_RATE},
     )
-    return Collection(workload, module)
 
 
 def ours(entry: Entry, workload: Workload) -> Trainee:

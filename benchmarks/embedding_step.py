@@ -6,31 +6,26 @@ docs/performance.md describes the method.
 
 import argparse
 import itertools
-import math
 import os
-import signal
 import sys
 import tempfile
-import time
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from entries import PEER_NAMES, PEERS, Entry, entries
-from measure import describe, machine, versions, write_json
+from measure import write_json
+from program import DEFAULT, QUIET, Options, RefusedError, begin, count, exponent, run, seed
 from report import Result, as_json, in_words
-from turns import Contestant, ContestantError, Trainee, take_turns
+from turns import Contestant, Trainee, take_turns
 from workload import Workload
 
 STEPS_IN_TURN = 5
 WARM_UP_TURNS = 2
-# Errors only: importing TorchRec has torch warn of what TorchRec calls.
-QUIET = "-torch"
 FULL = {"rows": 250_000, "steps": 100}
-QUICK = {"rows": 50_000, "steps": 50}
+QUICK = {"rows": 25_000, "steps": 40}
 
 DESCRIPTION = """\
 Times one training step of embedding tables: lookup, backward and update, from a KeyedJaggedTensor
@@ -50,44 +45,25 @@ examples:
 """
 
 
-def main() -> int:
+def main() -> None:
     arguments = parse_arguments()
-    # Ends like any error, so that the temporary directory goes.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     planned = races(arguments)
-    report: dict[str, Any] = {
-        "benchmark": "embedding_step",
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": machine(),
-        "versions": versions(),
-        "races": [],
-    }
-    print(describe(report["machine"], report["versions"]))
+    report: dict[str, Any] = begin("embedding_step") | {"races": []}
     for workload, race in planned:
         needed = sum(entry.memory_bytes(workload) for entry in race)
         available = report["machine"]["available_bytes"]
         if needed > available:
-            print(
-                f"error: {workload}: {len(race)} contestants need about {needed / 2**30:.1f} GiB of memory together, "
-                f"{available / 2**30:.1f} GiB are available: take fewer --peers or --rows",
-                file=sys.stderr,
+            raise RefusedError(
+                f"{workload}: {len(race)} contestants need about {needed / 2**30:.1f} GiB of memory together, "
+                f"{available / 2**30:.1f} GiB are available: take fewer --peers or --rows"
             )
-            return 1
-    try:
-        for workload, race in planned:
-            print(f"\n{workload}", flush=True)
-            results = measure(workload, race, arguments.steps)
-            print(f"\n{in_words(results)}", flush=True)
-            report["races"].append(as_json(workload, results))
-            if arguments.json is not None:  # now: what comes may fail
-                write_json(arguments.json, report)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except ContestantError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    for workload, race in planned:
+        print(f"\n{workload}", flush=True)
+        results = measure(workload, race, arguments.steps)
+        print(f"\n{in_words(results)}", flush=True)
+        report["races"].append(as_json(workload, results))
+        if arguments.json is not None:  # now: what comes may fail
+            write_json(arguments.json, report)
 
 
 def races(arguments: argparse.Namespace) -> list[tuple[Workload, list[Entry]]]:
@@ -123,7 +99,7 @@ def measure(workload: Workload, race: list[Entry], steps: int) -> list[Result]:
                 Contestant(
                     f"{entry.name}, {entry.setting}",
                     partial(build, entry, workload),
-                    entry.environment() | {"TMPDIR": directory, "TORCH_LOGS": QUIET},
+                    entry.environment() | {"TMPDIR": directory} | QUIET,
                 )
             )
             for entry in race
@@ -145,17 +121,10 @@ def build(entry: Entry, workload: Workload) -> Trainee:
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    shown = "(default: %(default)s)"
-    parser.add_argument(
-        "--quick", action="store_true", help=f"the same as {as_options(QUICK)}, where those are not given"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, down to each step's, into FILE")
-
+    options = Options(DESCRIPTION, EPILOG, FULL, QUICK)
+    parser = options.parser
     tables = parser.add_argument_group("tables")
-    tables.add_argument("--tables", type=count, metavar="N", default=26, help=f"how many {shown}")
+    tables.add_argument("--tables", type=count, metavar="N", default=26, help=f"how many {DEFAULT}")
     tables.add_argument("--rows", type=count, metavar="N", help=f"of each table (default: {FULL['rows']})")
     tables.add_argument(
         "--dims",
@@ -167,7 +136,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
 
     batches = parser.add_argument_group("batches")
-    batches.add_argument("--batch-size", type=count, metavar="N", default=4096, help=f"samples in a step {shown}")
+    batches.add_argument("--batch-size", type=count, metavar="N", default=4096, help=f"samples in a step {DEFAULT}")
     batches.add_argument(
         "--bag", type=count, nargs="+", metavar="N", default=[1], help="ids of a feature in a sample (default: 1)"
     )
@@ -179,7 +148,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=[1.05],
         help="how unequal the ids' frequencies are; 0 for equal (default: 1.05)",
     )
-    batches.add_argument("--seed", type=seed, default=0, help=f"of ids and gradients {shown}")
+    batches.add_argument("--seed", type=seed, default=0, help=f"of ids and gradients {DEFAULT}")
 
     race = parser.add_argument_group("race")
     race.add_argument(
@@ -219,39 +188,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"that are timed, of each contestant, in turns of {STEPS_IN_TURN} (default: {FULL['steps']})",
     )
 
-    arguments = parser.parse_args(argv)
-    for name, value in (QUICK if arguments.quick else FULL).items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
-    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-        parser.error(f"--json: there is no directory {arguments.json.absolute().parent}")
-    return arguments
-
-
-def as_options(values: dict[str, int]) -> str:
-    return " ".join(f"--{name} {value}" for name, value in values.items())
-
-
-def count(text: str) -> int:
-    number = int(text.replace("_", ""))
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
-
-def seed(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {number}")
-    return number
-
-
-def exponent(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"must be finite and not negative, got {text}")
-    return number
+    return options.parse(argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -14,7 +14,8 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -42,11 +43,13 @@ class Turn:
         seconds: of each step, by the wall clock.
         page_faults: of its steps together, those that the system served with memory alone.
         resident_bytes: of the process at its end.
+        starts: when each step began, in seconds since the first one did.
     """
 
     seconds: list[float]
     page_faults: int
     resident_bytes: int
+    starts: list[float] = field(default_factory=list)
 
 
 class ContestantError(RuntimeError):
@@ -58,8 +61,8 @@ class Contestant:
 
     Args:
         name: for messages.
-        build: makes the trainee, in the new process. Picklable; errors of it and of the trainee come out of `wait` and
-            `run` as ContestantError.
+        build: makes the trainee, in the new process. Picklable; errors of it and of the trainee come out of `wait`,
+            `run` and `call` as ContestantError.
         environment: variables that the process has besides those of this one, before it imports anything.
     """
 
@@ -78,10 +81,18 @@ class Contestant:
 
     def run(self, steps: int) -> Turn:
         """Times `steps` steps, after one that warms up the caches that others have emptied."""
-        self._signal(signal.SIGCONT)
-        self._connection.send(steps)
-        turn: Turn = self._receive()
+        turn: Turn = self._ask(steps)
         return turn
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Calls a method of the trainee, between two turns, and returns what it returns."""
+        return self._ask((method, arguments))
+
+    def _ask(self, request: Any) -> Any:
+        self._signal(signal.SIGCONT)
+        with suppress(ConnectionError):  # _receive tells why the process has ended
+            self._connection.send(request)
+        return self._receive()
 
     def _receive(self) -> Any:
         try:
@@ -91,7 +102,7 @@ class Contestant:
             code = self._process.exitcode
             hint = ", as when memory runs out" if code == -signal.SIGKILL else ""
             raise ContestantError(f"{self.name}: its process ended with exit code {code}{hint}") from None
-        if isinstance(reply, str):
+        if isinstance(reply, ContestantError):
             raise ContestantError(f"{self.name}: {reply}")
         self._signal(signal.SIGSTOP)
         return reply
@@ -124,18 +135,22 @@ def _serve(connection: Connection, build: Callable[[], Trainee]) -> None:
         connection.send(None)
         done = 0
         while True:
-            steps = connection.recv()
+            request = connection.recv()
+            if isinstance(request, tuple):
+                method, arguments = request
+                connection.send(getattr(trainee, method)(*arguments))
+                continue
             trainee.step(trainee.batch(done))
-            connection.send(_turn(trainee, range(done + 1, done + 1 + steps)))
-            done += 1 + steps
+            connection.send(_turn(trainee, range(done + 1, done + 1 + request)))
+            done += 1 + request
     except EOFError:
         return
     except Exception:
-        connection.send(traceback.format_exc())
+        connection.send(ContestantError(traceback.format_exc()))
 
 
 def _turn(trainee: Trainee, numbers: Iterable[int]) -> Turn:
-    seconds = []
+    seconds, starts = [], []
     page_faults = 0
     for number in numbers:
         batch = trainee.batch(number)
@@ -143,9 +158,10 @@ def _turn(trainee: Trainee, numbers: Iterable[int]) -> Turn:
         start = time.perf_counter()
         trainee.step(batch)
         seconds.append(time.perf_counter() - start)
+        starts.append(start)
         page_faults += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults_before
     resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return Turn(seconds, page_faults, resident_pages * resource.getpagesize())
+    return Turn(seconds, page_faults, resident_pages * resource.getpagesize(), [start - starts[0] for start in starts])
 
 
 def take_turns(

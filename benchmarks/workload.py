@@ -8,7 +8,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
-from dlrm_data.zipf import Zipf  # noqa: E402: it is in the folder above
+from dlrm_data.zipf import Zipf, scatter  # noqa: E402: it is in the folder above
+
+__all__ = ["Workload", "Zipf", "scatter"]
 
 # Distinct batches of at least so many ids for each table are made, and then used over and over.
 DISTINCT_IDS = 131_072
@@ -43,17 +45,19 @@ class Workload:
         )
 
     def batches(self) -> np.ndarray:
-        """Ids from 0 to rows - 1: int64 (batches, tables, batch_size, bag), at least 8 batches.
+        """Ids from 0 to rows - 1: int64 (batches, tables, batch_size, bag), at least 8 batches."""
+        count = max(8, -(-DISTINCT_IDS // (self.batch_size * self.bag)))
+        return np.stack([self.feature(table, count) for table in range(self.tables)], axis=1)
 
-        Popular ids are scattered over each table, as hashing and the order of a database scatter them.
+    def feature(self, table: int, batches: int, part: int = 0) -> np.ndarray:
+        """Ids of a table in so many batches: int64 (batches, batch_size, bag); in each `part` others."""
+        rng = np.random.default_rng((self.seed, table, 1 + part))
+        ranks = Zipf(self.rows, self.zipf).sample(rng, batches * self.batch_size * self.bag)
+        return self.by_popularity(table)[ranks - 1].reshape(batches, self.batch_size, self.bag)
+
+    def by_popularity(self, table: int) -> np.ndarray:
+        """A table's ids, int64 (rows,), the most popular one first.
+
+        They are scattered over the table, as hashing and the order of a database scatter them.
         """
-        ids_per_batch = self.batch_size * self.bag
-        count = max(8, -(-DISTINCT_IDS // ids_per_batch))
-        batches = np.empty((count, self.tables, self.batch_size, self.bag), dtype=np.int64)
-        zipf = Zipf(self.rows, self.zipf)
-        for table in range(self.tables):
-            rng = np.random.default_rng((self.seed, table))
-            id_of_rank = rng.permutation(self.rows)
-            ranks = zipf.sample(rng, count * ids_per_batch)
-            batches[:, table] = id_of_rank[ranks - 1].reshape(count, self.batch_size, self.bag)
-        return batches
+        return np.random.default_rng((self.seed, table)).permutation(self.rows)

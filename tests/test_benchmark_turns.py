@@ -28,6 +28,11 @@ class Recorder:
         if batch == int(os.environ.get("DIE_AT", "-1")):
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def last(self, number):
+        if number > len(self.steps):
+            raise ValueError(f"{len(self.steps)} steps are fewer than {number}")
+        return self.steps[-number:]
+
 
 def failing_build():
     raise ValueError("cannot be built")
@@ -40,6 +45,24 @@ def test_a_turn_times_its_steps_but_the_first():
     assert len(first.seconds) == 3
     assert len(second.seconds) == 2
     assert first.resident_bytes > 0
+
+
+def test_a_turn_tells_when_its_steps_began():
+    with Contestant("recorder", Recorder, {}) as contestant:
+        contestant.wait()
+        turn = contestant.run(3)
+    assert turn.starts[0] == 0
+    assert len(turn.starts) == 3
+    assert all(turn.starts[i] + turn.seconds[i] <= turn.starts[i + 1] for i in range(2))
+
+
+def test_a_contestant_answers_between_turns():
+    with Contestant("recorder", Recorder, {}) as contestant:
+        contestant.wait()
+        contestant.run(3)
+        assert contestant.call("last", 2) == [2, 3]
+        with pytest.raises(ContestantError, match=r"(?s)recorder: .*4 steps are fewer than 9"):
+            contestant.call("last", 9)
 
 
 def test_a_contestant_is_stopped_between_turns():
@@ -60,6 +83,15 @@ def test_a_failure_in_a_turn_names_the_contestant(environment, message):
     with Contestant("recorder", Recorder, environment) as contestant:
         contestant.wait()
         with pytest.raises(ContestantError, match=f"(?s)recorder: .*{message}"):
+            contestant.run(3)
+
+
+def test_a_contestant_that_was_killed_between_turns_is_named():
+    with Contestant("recorder", Recorder, {}) as contestant:
+        contestant.wait()
+        os.kill(contestant._process.pid, signal.SIGKILL)
+        contestant._process.join()
+        with pytest.raises(ContestantError, match=r"recorder: .*exit code -9"):
             contestant.run(3)
 
 
