@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "row.h"
@@ -24,10 +25,10 @@ struct Store::Load {
   std::vector<LoadRun> runs;
   std::vector<Slot> slots;
   std::vector<char*> payloads;
-  std::vector<uint8_t> found;      // whether the RowStore had them
-  std::vector<uint32_t> segments;  // one pin for each
-  ThreadPool* threads;             // that read
-  bool waits;                      // whether reads wait for a disk
+  std::vector<uint8_t> found;           // whether the RowStore had them
+  std::vector<uint32_t> segments;       // one pin for each
+  bool waits;                           // whether reads wait for a disk
+  std::shared_ptr<ThreadPool> readers;  // or null: the store's threads
 };
 
 }  // namespace damo

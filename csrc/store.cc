@@ -59,7 +59,7 @@ Store::Store(std::unique_ptr<RowStore> rows, const BudgetShares& shares, const S
       process_(getpid()),
       rows_(std::move(rows)),
       cache_({shares.cache, 0, options.cache_bytes}),
-      threads_(options.num_threads),
+      threads_(options.num_threads, ThreadPool::Kind::kOpenMp),
       outputs_(std::make_shared<BufferPool>(shares.outputs)),
       reads_wait_(options.direct_io) {
   for (int i = 0; i < threads_.threads(); ++i) scratch_.push_back(std::make_unique<Scratch>());

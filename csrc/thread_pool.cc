@@ -1,17 +1,37 @@
 #include "thread_pool.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <cfenv>
 #include <string>
 #include <system_error>
+#include <utility>
 
 #include "float_environment.h"
 #include "status.h"
 
 namespace damo {
-ThreadPool::ThreadPool(int threads) {
+namespace {
+
+// Of the calling thread, where threads have priorities of their own.
+void LowerPriority() {
+#ifdef __linux__
+  setpriority(PRIO_PROCESS, 0, 19);
+#endif
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int threads, Kind kind)
+    : openmp_(kind == Kind::kOpenMp ? std::optional(OpenMp()) : std::nullopt) {
   try {
-    for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { WorkerLoop(thread); });
+    for (int thread = 1; thread < threads; ++thread) {
+      workers_.emplace_back([this, thread, kind] {
+        if (kind == Kind::kBackground) LowerPriority();
+        WorkerLoop(thread);
+      });
+    }
   } catch (const std::system_error& error) {
     Stop();
     throw Error(ErrorCode::kIo, "cannot start " + std::to_string(threads) + " threads: " + error.what());
@@ -58,29 +78,47 @@ void ThreadPool::WorkerLoop(int thread) {
   }
 }
 
-void ThreadPool::Run(size_t n, void* body, Call call, int most) {
+void ThreadPool::Run(size_t n, void* body, Call call) {
   if (n == 0) return;
   const DefaultFloatEnvironment environment;
-  const size_t helpers = std::min({n - 1, static_cast<size_t>(std::max(most, 1)) - 1, workers_.size()});
-  Loop loop{.body = body, .call = call, .n = n, .open = helpers};
-  if (helpers > 0) {
-    {
-      std::lock_guard lock(mutex_);
-      loops_.push_back(&loop);
-    }
-    if (helpers == workers_.size()) {
-      start_.notify_all();
-    } else {
-      for (size_t i = 0; i < helpers; ++i) start_.notify_one();
-    }
-  }
-  WorkOn(&loop, 0);
-  if (helpers > 0) {
-    std::unique_lock lock(mutex_);
-    std::erase(loops_, &loop);
-    loop.done.wait(lock, [&] { return loop.active == 0; });
+  Loop loop{.body = body, .call = call, .n = n, .open = std::min(n - 1, workers_.size())};
+  if (loop.open == 0) {
+    WorkOn(&loop, 0);
+  } else if (openmp_ && openmp_->Offers(threads())) {
+    RunOnOpenMp(&loop);
+  } else {
+    RunOnWorkers(&loop);
   }
   if (loop.error) std::rethrow_exception(loop.error);
+}
+
+void ThreadPool::RunOnWorkers(Loop* loop) {
+  const size_t helpers = loop->open;
+  {
+    std::lock_guard lock(mutex_);
+    loops_.push_back(loop);
+  }
+  if (helpers == workers_.size()) {
+    start_.notify_all();
+  } else {
+    for (size_t i = 0; i < helpers; ++i) start_.notify_one();
+  }
+  WorkOn(loop, 0);
+  std::unique_lock lock(mutex_);
+  std::erase(loops_, loop);
+  loop->done.wait(lock, [&] { return loop->active == 0; });
+}
+
+void ThreadPool::RunOnOpenMp(Loop* loop) {
+  std::pair<ThreadPool*, Loop*> work(this, loop);
+  openmp_->Parallel(
+      threads(),
+      [](void* data) {
+        const auto& [pool, of_pool] = *static_cast<decltype(work)*>(data);
+        const DefaultFloatEnvironment environment;
+        pool->WorkOn(of_pool, pool->openmp_->thread());
+      },
+      &work);
 }
 
 }  // namespace damo

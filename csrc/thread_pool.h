@@ -6,33 +6,40 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
-#include <limits>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <type_traits>
 #include <vector>
+
+#include "openmp.h"
 
 namespace damo {
 
 class ThreadPool {
  public:
+  enum class Kind {
+    kOwn,
+    kBackground,  // of low priority: its workers run where nothing else wants the processor
+    kOpenMp,      // works on the threads of the process's OpenMP runtime where it has as many, and its own elsewhere
+  };
+
   // `threads` counts the calling thread: 1 starts no worker. Throws kIo if the system has no more threads.
-  explicit ThreadPool(int threads);
+  explicit ThreadPool(int threads, Kind kind = Kind::kOwn);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls f(i, thread) for every i in [0, n), in no fixed order, on at most `most` threads; `thread` is 0 on the
-  // calling thread and below threads() on all. All calls see the default floating point environment, whatever the
-  // caller's: results must not depend on which thread does what. Rethrows the first exception after all threads have
-  // stopped. Thread-safe, but not reentrant: loops of several callers share the workers, first come, first served.
+  // Calls f(i, thread) for every i in [0, n), in no fixed order; `thread` is 0 on the calling thread and below
+  // threads() on all. All calls see the default floating point environment, whatever the caller's: results must not
+  // depend on which thread does what. Rethrows the first exception after all threads have stopped. Thread-safe, but not
+  // reentrant: loops of several callers share the workers, first come, first served.
   template <class F>
-  void ParallelFor(size_t n, F&& f, int most = std::numeric_limits<int>::max()) {
+  void ParallelFor(size_t n, F&& f) {
     using Body = std::remove_reference_t<F>;
-    Run(
-        n, &f, [](void* body, size_t i, int thread) { (*static_cast<Body*>(body))(i, thread); }, most);
+    Run(n, &f, [](void* body, size_t i, int thread) { (*static_cast<Body*>(body))(i, thread); });
   }
 
  private:
@@ -50,11 +57,14 @@ class ThreadPool {
     std::condition_variable done{};
   };
 
-  void Run(size_t n, void* body, Call call, int most);
+  void Run(size_t n, void* body, Call call);
+  void RunOnWorkers(Loop* loop);
+  void RunOnOpenMp(Loop* loop);
   void WorkOn(Loop* loop, int thread) noexcept;
   void WorkerLoop(int thread);
   void Stop();
 
+  const std::optional<OpenMp> openmp_;
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable start_;

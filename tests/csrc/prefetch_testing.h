@@ -1,9 +1,11 @@
-// What the tests of prefetches share: a store that has rows on disk and none in memory.
+// What the tests of prefetches share: a store that has rows on disk and none in memory, and reads that are held up.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -49,6 +51,38 @@ inline std::vector<float> WeightsOfIds(const std::vector<int64_t>& ids, int dim 
 inline void Prefetch(Store* store, uint16_t table, const std::vector<int64_t>& ids) {
   const Batch batch = BatchOf(ids);
   store->Prefetch(batch.lookup(OneFeature(table)).get());
+}
+
+// The backward of a lookup, in which every element of the output has the gradient `grad`.
+inline void Backward(Store* store, Lookup* lookup, float grad, size_t columns = 4) {
+  const std::vector<float> grads(lookup->batch.batch * columns, grad);
+  const GradientPart part{lookup, grads.data(), columns};
+  store->Backward({&part, 1}, 1, NonFinite::kRaise);
+}
+
+// A hook that holds up the first read until it is let go, and no other. Prefetches of these tests are small enough to
+// be one read.
+class FirstRead {
+ public:
+  void operator()() {
+    if (came_.exchange(true)) return;
+    gate_();
+    if (fails_) throw Error(ErrorCode::kIo, "the disk is on fire");
+  }
+  void AwaitArrival() { gate_.AwaitArrival(); }
+  // Lets it go, to fail or not, from another thread: whatever is called meanwhile may have to wait for it.
+  [[nodiscard]] std::jthread LetGoInTheBackground(bool fails) {
+    fails_ = fails;
+    return std::jthread([this] { gate_.Open(); });
+  }
+
+ private:
+  Gate gate_;
+  std::atomic<bool> came_ = false, fails_ = false;
+};
+
+inline std::unique_ptr<RowStore> Hooked(HookedStore::Hook before_read) {
+  return std::make_unique<HookedStore>(std::move(before_read));
 }
 
 }  // namespace damo::testing

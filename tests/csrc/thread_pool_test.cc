@@ -98,18 +98,18 @@ TEST_P(ThreadPoolTest, OneIndexThatThrowsDoesNotHang) {
 TEST_P(ThreadPoolTest, LoopsOfSeveralCallersLoseNothing) {
   constexpr size_t kRounds = 2000;
   std::atomic<int> wrong = 0;
-  const auto caller = [&](size_t n, int most) {
+  const auto caller = [&](size_t n) {
     std::vector<size_t> results(n);  // not atomic: for the thread sanitizer
     for (size_t round = 0; round < kRounds; ++round) {
-      pool_.ParallelFor(n, [&](size_t i, int) { results[i] = round + i; }, most);
+      pool_.ParallelFor(n, [&](size_t i, int) { results[i] = round + i; });
       for (size_t i = 0; i < n; ++i) wrong += results[i] == round + i ? 0 : 1;
     }
   };
   std::vector<std::jthread> callers;
-  callers.emplace_back(caller, 2, 100);
-  callers.emplace_back(caller, 7, 2);
-  callers.emplace_back(caller, 1, 3);
-  caller(20, 4);
+  callers.emplace_back(caller, 2);
+  callers.emplace_back(caller, 7);
+  callers.emplace_back(caller, 1);
+  caller(20);
   callers.clear();
   EXPECT_EQ(wrong, 0);
 }
@@ -135,45 +135,15 @@ TEST_P(ThreadPoolTest, AnErrorReachesOnlyTheCallerOfItsLoop) {
   EXPECT_EQ(wrong, 0);
 }
 
-TEST_P(ThreadPoolTest, ALoopTakesAtMostTheThreadsItAsksFor) {
-  for (const int most : {-1, 0, 1, 2, 3, 8, 100}) {
-    std::atomic<int> working = 0, at_once = 0, calls = 0;
-    std::atomic<bool> off_the_caller = false;
-    pool_.ParallelFor(
-        500,
-        [&](size_t, int thread) {
-          const int now = ++working;
-          for (int seen = at_once; now > seen && !at_once.compare_exchange_weak(seen, now);) {
-          }
-          if (thread != 0) off_the_caller = true;
-          std::this_thread::yield();
-          --working;
-          ++calls;
-        },
-        most);
-    EXPECT_EQ(calls, 500);
-    EXPECT_LE(at_once, std::max(most, 1)) << most;
-    if (most < 2) {
-      EXPECT_FALSE(off_the_caller) << most;
-    }
-  }
-}
-
 // All threads stand in the loop at once, or it would never end.
-TEST_P(ThreadPoolTest, ALoopTakesAsManyThreadsAsItAsksForIfTheyAreFree) {
-  for (int most = 1; most <= pool_.threads(); ++most) {
-    std::latch all(most);
-    std::vector<std::atomic<int>> calls(static_cast<size_t>(pool_.threads()));
-    pool_.ParallelFor(
-        static_cast<size_t>(most),
-        [&](size_t, int thread) {
-          ++calls[static_cast<size_t>(thread)];
-          all.arrive_and_wait();
-        },
-        most);
-    EXPECT_EQ(calls[0], 1);
-    for (const std::atomic<int>& of_thread : calls) EXPECT_LE(of_thread, 1);
-  }
+TEST_P(ThreadPoolTest, ALoopTakesAllThreadsThatAreFree) {
+  std::latch all(pool_.threads());
+  std::vector<std::atomic<int>> calls(static_cast<size_t>(pool_.threads()));
+  pool_.ParallelFor(static_cast<size_t>(pool_.threads()), [&](size_t, int thread) {
+    ++calls[static_cast<size_t>(thread)];
+    all.arrive_and_wait();
+  });
+  for (const std::atomic<int>& of_thread : calls) EXPECT_EQ(of_thread, 1);
 }
 
 // As when reads that wait for a disk have all workers: another loop goes on without them, and has those that come free.
