@@ -190,6 +190,7 @@ void Store::LoadMissing(std::span<const Unit> units, Lock& lock) {
 void Store::Prefetch(Lookup* lookup) {
   Lock lock = Acquire();
   if (lookup->slots.empty()) return;
+  lookup->epoch = 0;
   const size_t awaited = AwaitedBytes(), most = cache_.row_capacity_bytes() / kAwaitedShare;
   size_t room = most - std::min(most, awaited);
   // Room is made before rows are looked up: no row of this batch that is there should make way for those that are not.

@@ -4,15 +4,26 @@
 
 #include <algorithm>
 #include <cfenv>
+#include <chrono>
 #include <string>
 #include <system_error>
-#include <utility>
 
 #include "float_environment.h"
 #include "status.h"
 
 namespace damo {
 namespace {
+
+// OpenMP's threads spin for some milliseconds after a loop. Right after torch's, they are there anyway and take up ours
+// at once; otherwise they would take time from others for nothing. A loop that comes after a pause tries: a thread that
+// begins so soon has been spinning, and not for us.
+constexpr std::chrono::milliseconds kPause(1);
+constexpr std::chrono::microseconds kSoon(50);
+// They also wait for each other at the end. Where other programs want the processors, too, one may come late by a
+// scheduler's time slice. A wait this long shows it; so many loops then use threads of the pool's own, which nobody
+// waits for before they have begun.
+constexpr std::chrono::milliseconds kMostWait(2);
+constexpr int kOwnLoops = 100;
 
 // Of the calling thread, where threads have priorities of their own.
 void LowerPriority() {
@@ -84,12 +95,22 @@ void ThreadPool::Run(size_t n, void* body, Call call) {
   Loop loop{.body = body, .call = call, .n = n, .open = std::min(n - 1, workers_.size())};
   if (loop.open == 0) {
     WorkOn(&loop, 0);
-  } else if (openmp_ && openmp_->Offers(threads())) {
+  } else if (UseOpenMp()) {
     RunOnOpenMp(&loop);
   } else {
     RunOnWorkers(&loop);
   }
+  last_loop_ = Clock::now();
   if (loop.error) std::rethrow_exception(loop.error);
+}
+
+bool ThreadPool::UseOpenMp() {
+  if (!openmp_ || !openmp_->Offers(threads())) return false;
+  if (own_loops_ > 0) {
+    --own_loops_;
+    return false;
+  }
+  return openmp_spins_ || Clock::now() - last_loop_.load() > kPause;
 }
 
 void ThreadPool::RunOnWorkers(Loop* loop) {
@@ -110,15 +131,30 @@ void ThreadPool::RunOnWorkers(Loop* loop) {
 }
 
 void ThreadPool::RunOnOpenMp(Loop* loop) {
-  std::pair<ThreadPool*, Loop*> work(this, loop);
+  struct Work {
+    ThreadPool* pool;
+    Loop* loop;
+    std::atomic<Clock::time_point> last_begin;  // of all threads
+    Clock::time_point done;                     // by the caller
+  };
+  const Clock::time_point begin = Clock::now();
+  Work work{this, loop, begin, {}};
   openmp_->Parallel(
       threads(),
       [](void* data) {
-        const auto& [pool, of_pool] = *static_cast<decltype(work)*>(data);
+        Work* work = static_cast<Work*>(data);
+        const Clock::time_point now = Clock::now();
+        for (Clock::time_point last = work->last_begin;
+             now > last && !work->last_begin.compare_exchange_weak(last, now);) {
+        }
         const DefaultFloatEnvironment environment;
-        pool->WorkOn(of_pool, pool->openmp_->thread());
+        const int thread = work->pool->openmp_->thread();
+        work->pool->WorkOn(work->loop, thread);
+        if (thread == 0) work->done = Clock::now();
       },
       &work);
+  if (begin - last_loop_.load() > kPause) openmp_spins_ = work.last_begin.load() - begin < kSoon;
+  if (Clock::now() - work.done > kMostWait) own_loops_ = kOwnLoops;
 }
 
 }  // namespace damo

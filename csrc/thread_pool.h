@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -21,7 +22,7 @@ class ThreadPool {
   enum class Kind {
     kOwn,
     kBackground,  // of low priority: its workers run where nothing else wants the processor
-    kOpenMp,      // works on the threads of the process's OpenMP runtime where it has as many, and its own elsewhere
+    kOpenMp,      // works on the threads of the process's OpenMP runtime while others keep them busy
   };
 
   // `threads` counts the calling thread: 1 starts no worker. Throws kIo if the system has no more threads.
@@ -44,6 +45,7 @@ class ThreadPool {
 
  private:
   using Call = void (*)(void*, size_t, int);
+  using Clock = std::chrono::steady_clock;
 
   // A call of ParallelFor, which owns it. What is not atomic is guarded by mutex_, once it is in loops_.
   struct Loop {
@@ -60,11 +62,15 @@ class ThreadPool {
   void Run(size_t n, void* body, Call call);
   void RunOnWorkers(Loop* loop);
   void RunOnOpenMp(Loop* loop);
+  bool UseOpenMp();
   void WorkOn(Loop* loop, int thread) noexcept;
   void WorkerLoop(int thread);
   void Stop();
 
   const std::optional<OpenMp> openmp_;
+  std::atomic<bool> openmp_spins_ = false;      // its threads, for others than us
+  std::atomic<int> own_loops_ = 0;              // that do without it
+  std::atomic<Clock::time_point> last_loop_{};  // its end
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable start_;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from torch import nn
@@ -52,40 +52,22 @@ class PrefetchIterator(Generic[Batch]):
             raise ValueError(
                 f"the model {type(model).__name__} has no damo_torchrec.EmbeddingBagCollection to read rows for"
             )
+        if not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
+            raise TypeError(f"batches must be an iterable, got {type(batches).__name__}")
         self._batches = batches
         self._depth = depth
+        self._current: _Ahead[Batch] | None = None
         self._warned = False
-        self._start()
 
-    def _start(self) -> None:
-        self._source: Iterator[Batch] | None = iter(self._batches)
-        self._ahead: deque[Batch] = deque()
-        self._error: Exception | None = None
-
-    def __iter__(self) -> PrefetchIterator[Batch]:
-        # An iterator cannot be begun again: what is ahead would be lost.
-        if iter(self._batches) is not self._batches:
-            self._start()
-        return self
+    def __iter__(self) -> Iterator[Batch]:
+        source = iter(self._batches)
+        # An iterator goes on where it is: it cannot begin anew, and what is ahead would be lost.
+        if self._current is None or source is not self._batches:
+            self._current = _Ahead(source, self._depth, self._prefetch)
+        return self._current
 
     def __next__(self) -> Batch:
-        while self._source is not None and len(self._ahead) <= self._depth:
-            try:
-                batch = next(self._source)
-            except StopIteration:
-                self._source = None
-            except Exception as error:
-                # The batches before it are whole: they come first.
-                self._source, self._error = None, error
-            else:
-                self._prefetch(batch)
-                self._ahead.append(batch)
-        if self._ahead:
-            return self._ahead.popleft()
-        if self._error is not None:
-            raised, self._error = self._error, None
-            raise raised
-        raise StopIteration
+        return next(self._current if self._current is not None else iter(self))
 
     def __len__(self) -> int:
         """Of the iterable; TypeError if it has none."""
@@ -106,6 +88,42 @@ class PrefetchIterator(Generic[Batch]):
                 "collection",
                 type(batch).__name__,
             )
+
+
+class _Ahead(Generic[Batch]):
+    """Goes once through `source`, and calls `prefetch` for batches `depth` before they are due."""
+
+    def __init__(self, source: Iterator[Batch], depth: int, prefetch: Callable[[Batch], None]) -> None:
+        self._source: Iterator[Batch] | None = source
+        self._depth = depth
+        self._prefetch = prefetch
+        self._batches: deque[Batch] = deque()
+        self._error: Exception | None = None
+
+    def __iter__(self) -> _Ahead[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        while self._source is not None and len(self._batches) <= self._depth:
+            try:
+                batch = next(self._source)
+            except StopIteration:
+                self._source = None
+            except Exception as error:
+                # The batches before it are whole: they come first.
+                self._source, self._error = None, error
+            else:
+                self._batches.append(batch)
+                try:
+                    self._prefetch(batch)
+                except Exception:
+                    _log.debug("a batch could not be prefetched: its forward will tell", exc_info=True)
+        if self._batches:
+            return self._batches.popleft()
+        if self._error is not None:
+            raised, self._error = self._error, None
+            raise raised
+        raise StopIteration
 
 
 def _keyed_jagged_tensors(batch: Any) -> Iterator[KeyedJaggedTensor]:

@@ -285,7 +285,7 @@ def test_a_model_without_a_collection_is_refused():
 
 
 def test_what_is_no_iterable_is_refused(ebc):
-    with pytest.raises(TypeError, match="not iterable"):
+    with pytest.raises(TypeError, match="batches must be an iterable, got int"):
         damo.PrefetchIterator(3, ebc)
 
 

@@ -139,7 +139,7 @@ class EmbeddingBagCollection(EmbeddingBagCollectionInterface):
             KeyError, TypeError, ValueError: as `forward`.
         """
         call, ids, lengths = self._prepare(features)
-        self._store._engine.prefetch(make_lookup(call, ids, lengths))
+        self._store._engine.prefetch(make_lookup(call, ids, lengths, self._weights(features, ids.numel())))
 
     def _prepare(self, features: KeyedJaggedTensor) -> tuple[Call, torch.Tensor, torch.Tensor]:
         """The call for a batch, its ids and its lengths."""

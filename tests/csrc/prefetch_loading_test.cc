@@ -76,10 +76,7 @@ const Call kCalls[] = {
        EXPECT_EQ(gradient, (std::vector<float>{28, 32}));
      },
      [](int64_t id) { return static_cast<float>(id); }},
-    {"Get",
-     [](Store* store) {
-       EXPECT_EQ(GetRows(store, 0, {9, 0}), Weights({9, 0}));
-     },
+    {"Get", [](Store* store) { EXPECT_EQ(GetRows(store, 0, {9, 0}), Weights({9, 0})); },
      [](int64_t id) { return static_cast<float>(id); }},
     {"Contains",
      [](Store* store) {
