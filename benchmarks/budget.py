@@ -19,7 +19,8 @@ def cached_row_bytes(dim: int) -> float:
 def cache_share(budget: int) -> int:
     """Bytes of a memory budget that are the cache's, by DivideBudget in csrc/store.cc."""
     row_store = min(24 * MIB + (budget - LEAST_BUDGET) // 8, 1024 * MIB)
-    return budget - row_store - budget // 32 - 16 * MIB
+    staging = 16 * MIB + (budget - LEAST_BUDGET) // 32
+    return budget - row_store - budget // 32 - staging
 
 
 def budget_for(cache_bytes: int) -> int:

@@ -3,12 +3,10 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "row.h"
 #include "store.h"
-#include "thread_pool.h"
 
 namespace damo {
 
@@ -25,10 +23,10 @@ struct Store::Load {
   std::vector<LoadRun> runs;
   std::vector<Slot> slots;
   std::vector<char*> payloads;
-  std::vector<uint8_t> found;           // whether the RowStore had them
-  std::vector<uint32_t> segments;       // one pin for each
-  bool waits;                           // whether reads wait for a disk
-  std::shared_ptr<ThreadPool> readers;  // or null: the store's threads
+  std::vector<uint8_t> found;      // whether the RowStore had them
+  std::vector<uint32_t> segments;  // one pin for each
+  bool awaited;                    // by a call to come
+  bool waits;                      // whether reads wait for a disk
 };
 
 }  // namespace damo

@@ -79,7 +79,8 @@ std::unique_ptr<Store::Load> Store::BeginLoad(std::vector<LoadRun> runs, bool aw
   load->segments.reserve(rows);
   load->found.resize(rows);
   load->waits = reads_wait_;
-  if (awaited || load->waits) load->readers = Readers(load->waits);
+  load->awaited = awaited;
+  if (load->waits && waiting_readers_ == nullptr) waiting_readers_ = std::make_unique<ThreadPool>(kReadsInFlight);
   for (const LoadRun& run : load->runs) {
     for (size_t i = 0; i < run.ids.size(); ++i) {
       if (i + kRowsAhead < run.ids.size()) cache_.PrefetchForChange(HashTag(run.index, run.ids[i + kRowsAhead]));
@@ -94,16 +95,6 @@ std::unique_ptr<Store::Load> Store::BeginLoad(std::vector<LoadRun> runs, bool aw
   }
   rows_read_ += rows;
   return load;
-}
-
-// Threads for reads that wait for a disk, or for those in the background, which leave the processor to others.
-std::shared_ptr<ThreadPool> Store::Readers(bool waiting) {
-  std::shared_ptr<ThreadPool>& readers = waiting ? waiting_readers_ : background_readers_;
-  if (readers == nullptr) {
-    readers = waiting ? std::make_shared<ThreadPool>(kReadsInFlight)
-                      : std::make_shared<ThreadPool>(threads_.threads() + 1, ThreadPool::Kind::kBackground);
-  }
-  return readers;
 }
 
 void Store::Read(Load* load) {
@@ -137,7 +128,15 @@ void Store::Read(Load* load) {
       }
     }
   };
-  (load->readers ? *load->readers : threads_).ParallelFor(parts.size(), read);
+  if (load->waits) {
+    waiting_readers_->ParallelFor(parts.size(), read);
+  } else if (!load->awaited) {
+    threads_.ParallelFor(parts.size(), read);
+  } else {
+    // Without the others: they are the model's now.
+    const DefaultFloatEnvironment environment;
+    for (size_t p = 0; p < parts.size(); ++p) read(p, 0);
+  }
   const double share = static_cast<double>(blocks) / static_cast<double>(load->slots.size());
   reads_wait_ = options_.direct_io || share > kWaitingShare;
 }

@@ -18,7 +18,7 @@ constexpr size_t kMiB = size_t{1} << 20;
 constexpr size_t kLeastRowStore = 24 * kMiB;
 constexpr size_t kMostRowStore = 1024 * kMiB;
 // Slots, groups, sorted ids and write-back copies of a batch.
-constexpr size_t kStaging = 16 * kMiB;
+constexpr size_t kLeastStaging = 16 * kMiB;
 constexpr size_t kMostIdsPerRun = 16384;
 
 // A lookup of single rows: a batch with one id in each bag. REQUIRES: `ids` outlives it.
@@ -50,7 +50,8 @@ BudgetShares DivideBudget(size_t memory_budget) {
   }
   const size_t row_store = std::min(kLeastRowStore + (memory_budget - kLeastMemoryBudget) / 8, kMostRowStore);
   const size_t outputs = memory_budget / 32;
-  return {row_store, memory_budget - row_store - outputs - kStaging, outputs};
+  const size_t staging = kLeastStaging + (memory_budget - kLeastMemoryBudget) / 32;
+  return {row_store, memory_budget - row_store - outputs - staging, outputs};
 }
 
 Store::Store(std::unique_ptr<RowStore> rows, const BudgetShares& shares, const StoreOptions& options)

@@ -238,7 +238,6 @@ class Store {
   // loading.cc
   std::vector<LoadRun> Missing(std::span<const Unit> units);
   size_t BytesOf(std::span<const LoadRun> runs) const;
-  std::shared_ptr<ThreadPool> Readers(bool waiting);
   std::unique_ptr<Load> BeginLoad(std::vector<LoadRun> runs, bool awaited);
   void Read(Load* load);  // needs no lock
   void EndLoad(const Load& load, bool complete);
@@ -283,8 +282,7 @@ class Store {
   std::atomic<bool> reads_wait_;  // for a disk, as far as is known
   std::atomic<uint64_t> rows_read_ = 0;
   std::condition_variable progress_;             // with mutex_: a load has ended, or a write in the background
-  std::shared_ptr<ThreadPool> waiting_readers_;  // made when first needed, like background_readers_
-  std::shared_ptr<ThreadPool> background_readers_;
+  std::unique_ptr<ThreadPool> waiting_readers_;  // from the first read on that waits
   // Last: their threads use the others.
   std::unique_ptr<WriteBack> write_back_;
   std::unique_ptr<Worker> loader_;  // from the first prefetch on

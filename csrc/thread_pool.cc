@@ -1,7 +1,5 @@
 #include "thread_pool.h"
 
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <cfenv>
 #include <chrono>
@@ -25,23 +23,13 @@ constexpr std::chrono::microseconds kSoon(50);
 constexpr std::chrono::milliseconds kMostWait(2);
 constexpr int kOwnLoops = 100;
 
-// Of the calling thread, where threads have priorities of their own.
-void LowerPriority() {
-#ifdef __linux__
-  setpriority(PRIO_PROCESS, 0, 19);
-#endif
-}
-
 }  // namespace
 
 ThreadPool::ThreadPool(int threads, Kind kind)
     : openmp_(kind == Kind::kOpenMp ? std::optional(OpenMp()) : std::nullopt) {
   try {
     for (int thread = 1; thread < threads; ++thread) {
-      workers_.emplace_back([this, thread, kind] {
-        if (kind == Kind::kBackground) LowerPriority();
-        WorkerLoop(thread);
-      });
+      workers_.emplace_back([this, thread] { WorkerLoop(thread); });
     }
   } catch (const std::system_error& error) {
     Stop();

@@ -21,8 +21,7 @@ class ThreadPool {
  public:
   enum class Kind {
     kOwn,
-    kBackground,  // of low priority: its workers run where nothing else wants the processor
-    kOpenMp,      // works on the threads of the process's OpenMP runtime while others keep them busy
+    kOpenMp,  // works on the threads of the process's OpenMP runtime while others keep them busy
   };
 
   // `threads` counts the calling thread: 1 starts no worker. Throws kIo if the system has no more threads.
