@@ -106,8 +106,7 @@ void WeightGrad(const WeightGradArgs& a) {
       float dot = 0;
       if (p.slots[i] != kZeroSlot) {
         const float* row = RowWeights(RowAt(p.arena, p.slots[i]));
-        dot = LaneSum(
-            p.dim, [&](int j) __attribute__((always_inline)) { return row[j] * grad[j]; });
+        dot = LaneSum(p.dim, [&](int j) __attribute__((always_inline)) { return row[j] * grad[j]; });
       }
       a.weight_grad[i] = dot;
       total += p.weights[i];
