@@ -8,7 +8,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
-from dlrm_data.zipf import Zipf, scatter  # noqa: E402
+from dlrm_data.zipf import Zipf, scatter
 
 __all__ = ["Workload", "Zipf", "scatter"]
 
