@@ -205,10 +205,10 @@ void Store::Prefetch(Lookup* lookup) {
   prefetch_load_.Note(bytes);
   MakeSpareRoom(bytes, lock);
   if (cache_.NeedsEviction(bytes)) bytes = 0;
+  if (bytes > 0 && loader_ == nullptr) loader_ = std::make_unique<Worker>();
   awaited_.push_back({lookup->features[0].table, bytes, cache_.arrival(), calls_});
   NoteAwaited();
   if (bytes > 0) {
-    if (loader_ == nullptr) loader_ = std::make_unique<Worker>();
     std::shared_ptr<Load> load = BeginLoad(std::move(runs), /*awaited=*/true);
     loader_->Post([this, load] {
       bool complete = true;

@@ -42,7 +42,7 @@ rocksdb::BlockBasedTableOptions MakeTableOptions(std::shared_ptr<rocksdb::Cache>
       rocksdb::CacheEntryRoleOptions::Decision::kEnabled};
 
   table.index_type = rocksdb::BlockBasedTableOptions::kTwoLevelIndexSearch;
-  table.index_block_restart_interval = 32;  // a third of the default's index
+  table.index_block_restart_interval = 8;  // half the index of the default
   table.partition_filters = true;
   table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
 

@@ -5,13 +5,25 @@
 #include <deque>
 #include <functional>
 #include <mutex>
+#include <string>
+#include <system_error>
 #include <thread>
+#include <utility>
+
+#include "status.h"
 
 namespace damo {
 
 class Worker {
  public:
-  Worker() : thread_([this] { Loop(); }) {}
+  // Throws kIo if the system has no more threads.
+  Worker() {
+    try {
+      thread_ = std::thread([this] { Loop(); });
+    } catch (const std::system_error& error) {
+      throw Error(ErrorCode::kIo, std::string("cannot start a thread: ") + error.what());
+    }
+  }
   // Waits for the job under way and drops those that have not begun.
   ~Worker() {
     {
@@ -51,7 +63,7 @@ class Worker {
   std::condition_variable wake_;
   std::deque<std::function<void()>> jobs_;  // guarded by mutex_
   bool stop_ = false;                       // guarded by mutex_
-  std::thread thread_;                      // last: it uses the others
+  std::thread thread_;
 };
 
 }  // namespace damo
