@@ -8,6 +8,8 @@
 #include <system_error>
 #include <utility>
 
+#include "rocksdb_async_reads.h"
+
 namespace damo {
 namespace {
 
@@ -73,6 +75,13 @@ class FileSystem : public rocksdb::FileSystemWrapper {
     IOStatus status = FileSystemWrapper::NewWritableFile(path, options, file, context);
     if (status.ok()) *file = std::make_unique<WritableFile>(std::move(*file));
     return AsNoSpace(std::move(status));
+  }
+
+  IOStatus NewRandomAccessFile(const std::string& path, const rocksdb::FileOptions& options,
+                               std::unique_ptr<rocksdb::FSRandomAccessFile>* file, IODebugContext* context) override {
+    IOStatus status = FileSystemWrapper::NewRandomAccessFile(path, options, file, context);
+    if (status.ok() && options.use_direct_reads) *file = WithAsyncReads(std::move(*file), path);
+    return status;
   }
 };
 

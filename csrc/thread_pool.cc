@@ -18,15 +18,16 @@ namespace {
 constexpr std::chrono::milliseconds kPause(1);
 constexpr std::chrono::microseconds kSoon(50);
 // They also wait for each other at the end. Where other programs want the processors, too, one may come late by a
-// scheduler's time slice. A wait this long shows it; so many loops then use threads of the pool's own, which nobody
-// waits for before they have begun.
+// scheduler's time slice. A wait this long shows it; some loops then use threads of the pool's own, which nobody waits
+// for before they have begun: few after the first such wait, twice as many after each that follows.
 constexpr std::chrono::milliseconds kMostWait(2);
-constexpr int kOwnLoops = 100;
+constexpr int kLeastOwnLoops = 4;
+constexpr int kMostOwnLoops = 512;
 
 }  // namespace
 
 ThreadPool::ThreadPool(int threads, Kind kind)
-    : openmp_(kind == Kind::kOpenMp ? std::optional(OpenMp()) : std::nullopt) {
+    : openmp_(kind == Kind::kOpenMp ? std::optional(OpenMp()) : std::nullopt), patience_(kLeastOwnLoops) {
   try {
     for (int thread = 1; thread < threads; ++thread) {
       workers_.emplace_back([this, thread] { WorkerLoop(thread); });
@@ -142,7 +143,12 @@ void ThreadPool::RunOnOpenMp(Loop* loop) {
       },
       &work);
   if (begin - last_loop_.load() > kPause) openmp_spins_ = work.last_begin.load() - begin < kSoon;
-  if (Clock::now() - work.done > kMostWait) own_loops_ = kOwnLoops;
+  if (Clock::now() - work.done > kMostWait) {
+    own_loops_ = patience_.load();
+    patience_ = std::min(2 * patience_.load(), kMostOwnLoops);
+  } else {
+    patience_ = kLeastOwnLoops;
+  }
 }
 
 }  // namespace damo

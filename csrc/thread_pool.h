@@ -68,7 +68,8 @@ class ThreadPool {
 
   const std::optional<OpenMp> openmp_;
   std::atomic<bool> openmp_spins_ = false;      // its threads, for others than us
-  std::atomic<int> own_loops_ = 0;              // that do without it
+  std::atomic<int> own_loops_ = 0;              // that do without it, from now on
+  std::atomic<int> patience_;                   // how many they will be after the next late thread
   std::atomic<Clock::time_point> last_loop_{};  // its end
   std::vector<std::thread> workers_;
   std::mutex mutex_;

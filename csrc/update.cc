@@ -14,6 +14,8 @@ namespace damo {
 
 namespace {
 
+constexpr size_t kLine = 64;
+
 // Calls f(position of the id in its feature, its bag's position, scale) for the bags of `feature`: what one occurrence
 // of an id adds to its row's gradient is scale times the gradient of its bag.
 template <class F>
@@ -55,6 +57,7 @@ void Store::Gather(uint16_t table, size_t share, size_t shares, std::span<const 
     }
   }
   const size_t n = s->slots.size();
+  const size_t row_bytes = tables_[table].layout.row_size();
   size_t table_size = 16;
   while (table_size < 2 * n) table_size *= 2;
   s->hash_table.assign(table_size, 0);
@@ -67,6 +70,8 @@ void Store::Gather(uint16_t table, size_t share, size_t shares, std::span<const 
     while (s->hash_table[h] != 0 && s->rows[s->hash_table[h] - 1] != slot) h = h + 1 == table_size ? 0 : h + 1;
     if (s->hash_table[h] == 0) {
       s->rows.push_back(slot);
+      const char* row = cache_.Row(slot);
+      for (size_t offset = 0; offset < row_bytes; offset += kLine) __builtin_prefetch(row + offset, 1);
       s->begin.push_back(0);
       s->hash_table[h] = static_cast<uint32_t>(s->rows.size());
     }
