@@ -19,7 +19,7 @@ def cached_row_bytes(dim: int) -> float:
 def cache_share(budget: int) -> int:
     """Bytes of a memory budget that are the cache's, by DivideBudget in csrc/store.cc."""
     row_store = min(24 * MIB + (budget - LEAST_BUDGET) // 8, 1024 * MIB)
-    staging = 16 * MIB + (budget - LEAST_BUDGET) // 32
+    staging = 16 * MIB + (budget - LEAST_BUDGET) // 16
     return budget - row_store - budget // 32 - staging
 
 

@@ -14,10 +14,15 @@ namespace damo {
 namespace {
 
 // What a read costs where it waits for no disk is processor time: as many at once as there are threads, and many rows
-// in each. Where it waits, a disk is as fast as it can be only with many reads in flight.
+// in each. Where it waits, a disk is as fast as it can be only with many reads in flight: few calls, where each has
+// many of them under way, or many calls.
 constexpr size_t kRowsPerRead = 128;
-constexpr int kReadsInFlight = 64;
-constexpr size_t kRowsPerWaitingRead = 16;
+struct WaitingReads {
+  int calls;  // at a time
+  size_t rows;
+};
+constexpr WaitingReads kOverlapping = {8, 96};
+constexpr WaitingReads kOneByOne = {64, 16};
 // From this share of rows on that came from the disk rather than from the page cache, reads are taken to wait.
 constexpr double kWaitingShare = 0.05;
 constexpr size_t kRowsAhead = 16;
@@ -80,7 +85,9 @@ std::unique_ptr<Store::Load> Store::BeginLoad(std::vector<LoadRun> runs, bool aw
   load->found.resize(rows);
   load->waits = reads_wait_;
   load->awaited = awaited;
-  if (load->waits && waiting_readers_ == nullptr) waiting_readers_ = std::make_unique<ThreadPool>(kReadsInFlight);
+  if (load->waits && waiting_readers_ == nullptr) {
+    waiting_readers_ = std::make_unique<ThreadPool>((rows_->OverlapsReads() ? kOverlapping : kOneByOne).calls);
+  }
   for (const LoadRun& run : load->runs) {
     for (size_t i = 0; i < run.ids.size(); ++i) {
       if (i + kRowsAhead < run.ids.size()) cache_.PrefetchForChange(HashTag(run.index, run.ids[i + kRowsAhead]));
@@ -103,7 +110,7 @@ void Store::Read(Load* load) {
     size_t begin;
     size_t end;
   };
-  const size_t rows_per_read = load->waits ? kRowsPerWaitingRead : kRowsPerRead;
+  const size_t rows_per_read = load->waits ? (rows_->OverlapsReads() ? kOverlapping : kOneByOne).rows : kRowsPerRead;
   std::vector<Part> parts;
   for (const LoadRun& run : load->runs) {
     for (size_t begin = 0; begin < run.ids.size(); begin += rows_per_read) {

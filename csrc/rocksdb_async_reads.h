@@ -1,5 +1,6 @@
 // Files for direct reads that have the reads of one MultiGet under way together. RocksDB does so only where it was
-// built with liburing, which distributions leave out; otherwise a disk is kept busy by threads alone, one for each read.
+// built with liburing, which distributions leave out; otherwise a disk is kept busy by threads alone, one for each
+// read.
 #pragma once
 
 #include <rocksdb/file_system.h>

@@ -52,11 +52,12 @@ rocksdb::BlockBasedTableOptions MakeTableOptions(std::shared_ptr<rocksdb::Cache>
   return table;
 }
 
-// Tables stay open, unless the process may open too few files for a large store: then half of those it may.
-int MaxOpenFiles() {
+// Tables stay open, unless the process may open too few files for a large store: then half of those it may. A file for
+// direct reads is opened twice.
+int MaxOpenFiles(bool direct_io) {
   rlimit limit;
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= 16384) return -1;
-  return static_cast<int>(limit.rlim_cur / 2);
+  return static_cast<int>(limit.rlim_cur / (direct_io ? 4 : 2));
 }
 
 // RocksDB's log file would be one more thing to write to, also into a store that is only read, and builds of it with
@@ -76,7 +77,7 @@ rocksdb::Options MakeOptions(const RocksDbOptions& options) {
   o.env = FileSystemEnv();
   o.create_if_missing = o.error_if_exists = options.create;
   o.paranoid_checks = true;
-  o.max_open_files = MaxOpenFiles();
+  o.max_open_files = MaxOpenFiles(options.direct_io);
   o.skip_stats_update_on_db_open = true;
   o.avoid_flush_during_shutdown = true;                           // durability comes from checkpoints
   o.max_background_jobs = std::clamp(options.num_threads, 2, 4);  // of which one flush, on which RocksDbStore relies

@@ -20,6 +20,7 @@
 
 #include "key.h"
 #include "record.h"
+#include "rocksdb_async_reads.h"
 #include "rocksdb_checkpoint.h"
 #include "rocksdb_options.h"
 #include "rocksdb_scan.h"
@@ -87,8 +88,11 @@ class Listener : public rocksdb::EventListener {
 
 class RocksDbStore : public RowStore {
  public:
-  RocksDbStore(std::shared_ptr<rocksdb::DB> db, std::shared_ptr<Listener> listener, size_t readahead)
-      : db_(std::move(db)), listener_(std::move(listener)), readahead_(readahead) {}
+  RocksDbStore(std::shared_ptr<rocksdb::DB> db, std::shared_ptr<Listener> listener, const RocksDbOptions& options)
+      : db_(std::move(db)),
+        listener_(std::move(listener)),
+        readahead_(ReadaheadBytes(options.memory_bytes)),
+        overlaps_reads_(options.direct_io && HasAsyncReads()) {}
   ~RocksDbStore() override { Close(); }
 
   void MultiGet(uint32_t table, std::span<const int64_t> ids, size_t payload_size, char* const* dst,
@@ -140,6 +144,8 @@ class RocksDbStore : public RowStore {
     });
     Check(written, "write of " + std::to_string(rows.size()) + " rows");
   }
+
+  bool OverlapsReads() const override { return overlaps_reads_; }
 
   std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size) override {
     CheckTableNumber(table);
@@ -226,6 +232,7 @@ class RocksDbStore : public RowStore {
   std::shared_ptr<rocksdb::DB> db_;  // shared with iterators
   const std::shared_ptr<Listener> listener_;
   const size_t readahead_;
+  const bool overlaps_reads_;
   const uint64_t opened_at_ = db_->GetLatestSequenceNumber();
 };
 
@@ -251,8 +258,7 @@ std::unique_ptr<RowStore> OpenRocksDbStore(const RocksDbOptions& options) {
   Check(options.read_only ? rocksdb::DB::OpenForReadOnly(db_options, options.path, &db)
                           : rocksdb::DB::Open(db_options, options.path, &db),
         "cannot open " + options.path);
-  return std::make_unique<RocksDbStore>(std::shared_ptr<rocksdb::DB>(std::move(db)), std::move(listener),
-                                        ReadaheadBytes(options.memory_bytes));
+  return std::make_unique<RocksDbStore>(std::shared_ptr<rocksdb::DB>(std::move(db)), std::move(listener), options);
 }
 
 }  // namespace damo
