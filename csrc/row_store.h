@@ -51,8 +51,8 @@ class RowStore {
   virtual void MultiGet(uint32_t table, std::span<const int64_t> ids, size_t payload_size, char* const* dst,
                         uint8_t* found) = 0;
 
-  // Whether a MultiGet has many reads under way at a time, where reads wait for a disk. Otherwise each of them waits for
-  // the one before, and only many calls at a time keep a disk busy.
+  // Whether a MultiGet has many reads under way at a time, where reads wait for a disk. Otherwise each of them waits
+  // for the one before, and only many calls at a time keep a disk busy.
   virtual bool OverlapsReads() const { return false; }
 
   // Applies all rows or none. REQUIRES: sorted by (table, id), distinct. Throws kOutOfSpace or kIo.
