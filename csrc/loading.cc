@@ -21,8 +21,9 @@ struct WaitingReads {
   int calls;  // at a time
   size_t rows;
 };
-constexpr WaitingReads kOverlapping = {8, 96};
-constexpr WaitingReads kOneByOne = {64, 16};
+WaitingReads HowToWait(const RowStore& rows) {
+  return rows.OverlapsReads() ? WaitingReads{.calls = 8, .rows = 96} : WaitingReads{.calls = 64, .rows = 16};
+}
 // From this share of rows on that came from the disk rather than from the page cache, reads are taken to wait.
 constexpr double kWaitingShare = 0.05;
 constexpr size_t kRowsAhead = 16;
@@ -86,7 +87,7 @@ std::unique_ptr<Store::Load> Store::BeginLoad(std::vector<LoadRun> runs, bool aw
   load->waits = reads_wait_;
   load->awaited = awaited;
   if (load->waits && waiting_readers_ == nullptr) {
-    waiting_readers_ = std::make_unique<ThreadPool>((rows_->OverlapsReads() ? kOverlapping : kOneByOne).calls);
+    waiting_readers_ = std::make_unique<ThreadPool>(HowToWait(*rows_).calls);
   }
   for (const LoadRun& run : load->runs) {
     for (size_t i = 0; i < run.ids.size(); ++i) {
@@ -110,7 +111,7 @@ void Store::Read(Load* load) {
     size_t begin;
     size_t end;
   };
-  const size_t rows_per_read = load->waits ? (rows_->OverlapsReads() ? kOverlapping : kOneByOne).rows : kRowsPerRead;
+  const size_t rows_per_read = load->waits ? HowToWait(*rows_).rows : kRowsPerRead;
   std::vector<Part> parts;
   for (const LoadRun& run : load->runs) {
     for (size_t begin = 0; begin < run.ids.size(); begin += rows_per_read) {
