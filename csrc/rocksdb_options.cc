@@ -46,7 +46,7 @@ rocksdb::BlockBasedTableOptions MakeTableOptions(std::shared_ptr<rocksdb::Cache>
   table.partition_filters = true;
   table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
 
-  table.block_size = 4096;
+  table.block_size = kBlockBytes;
   table.block_align = true;  // one page, one disk sector, per block
   table.data_block_index_type = rocksdb::BlockBasedTableOptions::kDataBlockBinaryAndHash;
   return table;

@@ -11,6 +11,9 @@ struct Options;
 
 namespace damo {
 
+// What one row's read takes in.
+constexpr size_t kBlockBytes = 4096;
+
 rocksdb::Options MakeOptions(const RocksDbOptions& options);
 
 // Bytes that a scan or a compaction reads ahead per file.

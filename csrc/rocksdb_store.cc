@@ -7,6 +7,9 @@
 #include <rocksdb/slice.h>
 #include <rocksdb/version.h>
 #include <rocksdb/write_batch.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include <algorithm>
 #include <array>
@@ -34,6 +37,10 @@ using rocksdb::Slice;
 
 // Keys of one RocksDB MultiGet. Their values pin a block of the cache each, so it bounds memory, too.
 constexpr size_t kKeysPerRead = 128;
+
+// Freed memory is released once blocks of so many times the store's memory have been read. At 100 times, releasing
+// takes some thousandth of the time.
+constexpr size_t kReadsPerRelease = 100;
 
 // RocksDB retries by itself what found the disk full: a flush every five seconds, a compaction every second. A call
 // that needs it to succeed waits this long.
@@ -92,13 +99,15 @@ class RocksDbStore : public RowStore {
       : db_(std::move(db)),
         listener_(std::move(listener)),
         readahead_(ReadaheadBytes(options.memory_bytes)),
-        overlaps_reads_(options.direct_io && HasAsyncReads()) {}
+        overlaps_reads_(options.direct_io && HasAsyncReads()),
+        rows_per_release_(kReadsPerRelease * options.memory_bytes / kBlockBytes) {}
   ~RocksDbStore() override { Close(); }
 
   void MultiGet(uint32_t table, std::span<const int64_t> ids, size_t payload_size, char* const* dst,
                 uint8_t* found) override {
     CheckTableNumber(table);
     assert(std::is_sorted(ids.begin(), ids.end()));
+    rows_since_release_.fetch_add(ids.size(), std::memory_order_relaxed);
     std::array<Key, kKeysPerRead> keys;
     std::array<Slice, kKeysPerRead> slices;
     std::array<rocksdb::PinnableSlice, kKeysPerRead> values;
@@ -155,6 +164,16 @@ class RocksDbStore : public RowStore {
   bool Checkpoint(const std::string& path, bool link) override {
     Check(WithPatience([&] { return Flush(); }), "checkpoint into " + path);
     return CopyRocksDb(db_.get(), path, link);
+  }
+
+  // Each read allocates a block and frees it. glibc keeps some of what is freed on each of many threads in between, up
+  // to a fifth of the store's budget after some hundred steps.
+  void ReleaseFreedMemory() override {
+#ifdef __GLIBC__
+    if (rows_since_release_.load(std::memory_order_relaxed) < rows_per_release_) return;
+    rows_since_release_ = 0;
+    malloc_trim(0);
+#endif
   }
 
   RowStoreStats Stats() const override {
@@ -233,6 +252,8 @@ class RocksDbStore : public RowStore {
   const std::shared_ptr<Listener> listener_;
   const size_t readahead_;
   const bool overlaps_reads_;
+  const uint64_t rows_per_release_;
+  std::atomic<uint64_t> rows_since_release_ = 0;
   const uint64_t opened_at_ = db_->GetLatestSequenceNumber();
 };
 

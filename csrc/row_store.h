@@ -65,6 +65,10 @@ class RowStore {
   // REQUIRES: `path` does not exist, its parent does.
   virtual bool Checkpoint(const std::string& path, bool link) = 0;
 
+  // Gives memory that reads and writes have freed back to the system, if enough of it may have piled up since the last
+  // time. To be called now and then, where some 20 ms do not matter.
+  virtual void ReleaseFreedMemory() {}
+
   virtual RowStoreStats Stats() const = 0;
 
   // Releases files and memory. No other method may be called afterwards; idempotent.

@@ -131,6 +131,9 @@ void WriteBack::Loop() {
     if (stop_) return;
     if (!Gather(&copies)) {
       wanted_ = false;
+      lock.unlock();
+      rows_->ReleaseFreedMemory();
+      lock.lock();
       continue;
     }
     busy_ = true;
