@@ -162,9 +162,17 @@ void RegisterOptions(py::module_& m) {
 
   py::native_enum<OptimizerKind>(m, "OptimizerKind", "enum.Enum")
       .value("SGD", OptimizerKind::kSgd)
+      .value("MOMENTUM_SGD", OptimizerKind::kMomentumSgd)
       .value("ADAGRAD", OptimizerKind::kAdagrad)
       .value("ROWWISE_ADAGRAD", OptimizerKind::kRowWiseAdagrad)
       .value("ADAM", OptimizerKind::kAdam)
+      .value("AMSGRAD", OptimizerKind::kAmsGrad)
+      .value("PARTIAL_ROWWISE_ADAM", OptimizerKind::kPartialRowWiseAdam)
+      .value("LAMB", OptimizerKind::kLamb)
+      .value("PARTIAL_ROWWISE_LAMB", OptimizerKind::kPartialRowWiseLamb)
+      .value("LARS_SGD", OptimizerKind::kLarsSgd)
+      .value("FTRL", OptimizerKind::kFtrl)
+      .value("LION", OptimizerKind::kLion)
       .finalize();
   py::native_enum<WeightDecayMode>(m, "WeightDecayMode", "enum.Enum")
       .value("L2", WeightDecayMode::kL2)
@@ -176,12 +184,23 @@ void RegisterOptions(py::module_& m) {
       .def_readwrite("weight_decay_mode", &OptimizerConfig::weight_decay_mode)
       .def_readwrite("lr", &OptimizerConfig::lr)
       .def_readwrite("lr_decay", &OptimizerConfig::lr_decay)
+      .def_readwrite("momentum", &OptimizerConfig::momentum)
+      .def_readwrite("dampening", &OptimizerConfig::dampening)
       .def_readwrite("beta1", &OptimizerConfig::beta1)
       .def_readwrite("beta2", &OptimizerConfig::beta2)
       .def_readwrite("eps", &OptimizerConfig::eps)
       .def_readwrite("weight_decay", &OptimizerConfig::weight_decay)
       .def_readwrite("initial_accumulator_value", &OptimizerConfig::initial_accumulator_value)
-      .def_readwrite("uncorrected_eps", &OptimizerConfig::uncorrected_eps);
+      .def_readwrite("eta", &OptimizerConfig::eta)
+      .def_readwrite("beta", &OptimizerConfig::beta)
+      .def_readwrite("lambda1", &OptimizerConfig::lambda1)
+      .def_readwrite("lambda2", &OptimizerConfig::lambda2)
+      .def_readwrite("nesterov", &OptimizerConfig::nesterov)
+      .def_readwrite("maximize", &OptimizerConfig::maximize)
+      .def_readwrite("uncorrected_eps", &OptimizerConfig::uncorrected_eps)
+      .def_readwrite("rowwise_bias_correction", &OptimizerConfig::rowwise_bias_correction)
+      .def_readwrite("clip_value", &OptimizerConfig::clip_value)
+      .def_readwrite("clip_norm", &OptimizerConfig::clip_norm);
 
   py::native_enum<Distribution>(m, "Distribution", "enum.Enum")
       .value("CONSTANT", Distribution::kConstant)
@@ -222,12 +241,14 @@ void RegisterLookup(py::module_& m) {
            py::arg("unseen"), py::arg("key"), py::arg("column"));
   py::class_<Lookup>(m, "Lookup")
       .def(py::init([](std::vector<Feature> features, Address ids, size_t num_ids, Address lengths, size_t keys,
-                       size_t batch, Address weights) {
-             return Store::MakeLookup(std::move(features), {At<const int64_t>(ids), At<const int64_t>(lengths),
-                                                            At<const float>(weights), num_ids, keys, batch});
+                       size_t batch, Address bags, Address weights) {
+             return Store::MakeLookup(std::move(features),
+                                      {At<const int64_t>(ids), At<const int64_t>(lengths), At<const float>(weights),
+                                       num_ids, keys, batch, At<const int64_t>(bags)});
            }),
            py::arg("features"), py::arg("ids"), py::arg("num_ids"), py::arg("lengths"), py::arg("keys"),
-           py::arg("batch"), py::arg("weights"));
+           py::arg("batch"), py::arg("bags"), py::arg("weights"))
+      .def_property_readonly("num_ids", [](const Lookup& lookup) { return lookup.batch.num_ids; });
 }
 
 // A piece of a store's output memory, returned when Python drops it.

@@ -5,6 +5,14 @@
 #include "lane_sum.h"
 #include "optimizers/adagrad.h"
 #include "optimizers/adam.h"
+#include "optimizers/amsgrad.h"
+#include "optimizers/ftrl.h"
+#include "optimizers/lamb.h"
+#include "optimizers/lars_sgd.h"
+#include "optimizers/lion.h"
+#include "optimizers/momentum_sgd.h"
+#include "optimizers/partial_rowwise_adam.h"
+#include "optimizers/partial_rowwise_lamb.h"
 #include "optimizers/rowwise_adagrad.h"
 #include "optimizers/sgd.h"
 
@@ -70,6 +78,21 @@ DAMO_INLINE const float* SumOccurrences(const Occurrence* first, const Occurrenc
   return buffer;
 }
 
+// In torch's order: the sign, then clipping, as torch.nn.utils.clip_grad_value_ and clip_grad_norm_ of the row alone.
+DAMO_INLINE const float* AdjustGradient(const OptimizerStep& s, int dim, const float* grad, float* buffer) {
+  const float sign = s.maximize ? -1.0f : 1.0f;
+  for (int j = 0; j < dim; ++j) {
+    const float g = sign * grad[j];
+    buffer[j] = g > s.clip_value ? s.clip_value : g < -s.clip_value ? -s.clip_value : g;
+  }
+  const float norm = Norm(dim, [&](int j) __attribute__((always_inline)) { return buffer[j]; });
+  const float scale = s.clip_norm / (norm + 1e-6f);
+  if (scale < 1) {
+    for (int j = 0; j < dim; ++j) buffer[j] *= scale;
+  }
+  return buffer;
+}
+
 template <class Optimizer, int kDim>
 size_t ApplyRows(const ApplyArgs& a) {
   const int dim = Dim<kDim>(a.dim);
@@ -83,14 +106,15 @@ size_t ApplyRows(const ApplyArgs& a) {
     }
     char* row = RowAt(a.arena, a.slots[r]);
     const float* grad = SumOccurrences<kDim>(a.occurrences + a.begin[r], a.occurrences + a.begin[r + 1], dim, a.buffer);
+    if (a.step.adjusts_gradient) grad = AdjustGradient(a.step, dim, grad, a.buffer);
     float* weights = RowWeights(row);
-    Optimizer::Update(a.step, dim, weights, weights + dim, grad);
-    const uint8_t flags = RowFlags(row);
-    created += flags & kAbsent ? 1 : 0;
-    SetRowFlags(row, static_cast<uint8_t>((flags & ~kAbsent) | kDirty));
     uint32_t* counters = RowCounters(row, dim, state_size);
     counters[0] = a.iter;
     counters[1] += counters[1] != UINT32_MAX ? 1 : 0;
+    Optimizer::Update(a.step, dim, counters[1], weights, weights + dim, grad);
+    const uint8_t flags = RowFlags(row);
+    created += flags & kAbsent ? 1 : 0;
+    SetRowFlags(row, static_cast<uint8_t>((flags & ~kAbsent) | kDirty));
   }
   return created;
 }
@@ -167,7 +191,12 @@ size_t Apply(const ApplyArgs& a) {
 
 extern const Kernels DAMO_KERNELS_SYMBOL;
 const Kernels DAMO_KERNELS_SYMBOL = {
-    DAMO_KERNELS_NAME, Pool,       {Apply<Sgd>, Apply<Adagrad>, Apply<RowWiseAdagrad>, Apply<Adam>},
-    WeightGrad,        MaxAbsBits, Draw};
+    DAMO_KERNELS_NAME,
+    Pool,
+    {Apply<Sgd>, Apply<MomentumSgd>, Apply<Adagrad>, Apply<RowWiseAdagrad>, Apply<Adam>, Apply<AmsGrad>,
+     Apply<PartialRowWiseAdam>, Apply<Lamb>, Apply<PartialRowWiseLamb>, Apply<LarsSgd>, Apply<Ftrl>, Apply<Lion>},
+    WeightGrad,
+    MaxAbsBits,
+    Draw};
 
 }  // namespace damo

@@ -32,9 +32,14 @@ std::unique_ptr<Lookup> Store::MakeLookup(std::vector<Feature> features, const J
   auto lookup = std::make_unique<Lookup>();
   lookup->features = std::move(features);
   lookup->batch = batch;
-  lookup->offsets.resize(batch.keys * batch.batch + 1);
+  lookup->first_bag.assign(1, 0);
+  for (size_t key = 0; key < batch.keys; ++key) {
+    lookup->first_bag.push_back(lookup->first_bag.back() + batch.bags_of(key));
+  }
+  const size_t bags = lookup->first_bag.back();
+  lookup->offsets.resize(bags + 1);
   uint64_t total = 0;
-  for (size_t i = 0; i < batch.keys * batch.batch; ++i) {
+  for (size_t i = 0; i < bags; ++i) {
     lookup->offsets[i] = static_cast<int64_t>(total);
     if (batch.lengths[i] < 0 || static_cast<uint64_t>(batch.lengths[i]) > batch.num_ids - total) {
       throw Error(ErrorCode::kInvalidArgument,
@@ -67,7 +72,7 @@ std::vector<Store::Unit> Store::MakeUnits(Lookup* lookup) {
   std::vector<Unit> units;
   for (const Feature& feature : lookup->features) {
     const int64_t* offsets = lookup->bag_offsets(feature);
-    const size_t bags = lookup->batch.batch;
+    const size_t bags = lookup->bags(feature);
     for (size_t begin = 0; begin < bags;) {
       const int64_t* limit = offsets + std::min(bags, begin + kBagsPerUnit);
       const int64_t* end = std::upper_bound(offsets + begin + 1, limit, offsets[begin] + int64_t{kIdsPerUnit});
@@ -146,7 +151,19 @@ void Store::ReadAbsentAsZeros(const Unit& unit) {
   }
 }
 
-PoolArgs Store::BagsOf(const Unit& unit, float* out, size_t stride) const {
+std::vector<Store::Place> Store::PlacesOf(const Lookup& lookup, size_t stride) const {
+  std::vector<Place> places;
+  size_t end = 0;
+  for (const Feature& feature : lookup.features) {
+    const size_t dim = static_cast<size_t>(tables_[feature.table].layout.dim);
+    places.push_back(lookup.batch.bags == nullptr ? Place{feature.column, stride} : Place{end, dim});
+    end += lookup.bags(feature) * dim;
+  }
+  return places;
+}
+
+// Without an output.
+PoolArgs Store::BagsOf(const Unit& unit) const {
   const Lookup& lookup = *unit.lookup;
   const int64_t* offsets = lookup.bag_offsets(*unit.feature) + unit.bag_begin;
   return {cache_.arena(),
@@ -156,8 +173,8 @@ PoolArgs Store::BagsOf(const Unit& unit, float* out, size_t stride) const {
           unit.bag_end - unit.bag_begin,
           tables_[unit.feature->table].layout.dim,
           unit.feature->pooling,
-          out == nullptr ? nullptr : out + unit.bag_begin * stride + unit.feature->column,
-          stride};
+          nullptr,
+          0};
 }
 
 // Finds the rows of a resolved unit that were missing or, had their load failed, are missing now.
@@ -214,9 +231,14 @@ void Store::Pool(Lookup* lookup, float* out, size_t stride, Lock& lock) {
   // Room for what this batch will probably load is made before slots are handed out, while no row has to stay.
   MakeSpareRoom(std::min(forward_load_.expected(), cache_.row_capacity_bytes() / 4), lock);
   std::vector<Unit> units = MakeUnits(lookup);
+  const std::vector<Place> places = PlacesOf(*lookup, stride);
   const auto pool = [&](const Unit& unit) {
     ReadAbsentAsZeros(unit);
-    kernels_.pool(BagsOf(unit, out, stride));
+    const Place& place = places[static_cast<size_t>(unit.feature - lookup->features.data())];
+    PoolArgs bags = BagsOf(unit);
+    bags.out = out + place.offset + unit.bag_begin * place.stride;
+    bags.out_stride = place.stride;
+    kernels_.pool(bags);
   };
   threads_.ParallelFor(units.size(), [&](size_t u, int) {
     Resolve<true>(&units[u]);

@@ -53,21 +53,25 @@ struct BudgetShares {
 // Throws kInvalidArgument below kLeastMemoryBudget.
 BudgetShares DivideBudget(size_t memory_budget);
 
-// The jagged arrays of a batch: `keys` features with `batch` bags each. Borrowed; REQUIRES: unchanged while a Lookup
-// over them is in use.
+// The jagged arrays of a batch: `keys` features with `batch` bags each, or with a number of their own. Borrowed;
+// REQUIRES: unchanged while a Lookup over them is in use.
 struct JaggedBatch {
   const int64_t* ids;      // [num_ids], by key, then bag
-  const int64_t* lengths;  // [keys * batch]
+  const int64_t* lengths;  // by key, then bag
   const float* weights;    // [num_ids] or nullptr
   size_t num_ids;
   size_t keys;
   size_t batch;
+  const int64_t* bags = nullptr;  // [keys], or nullptr: `batch` each
+
+  size_t bags_of(size_t key) const { return bags == nullptr ? batch : static_cast<size_t>(bags[key]); }
 };
 
 enum class UnseenRows : uint8_t { kInitial, kZeros };
 
-// One output of a collection: the bags of key `key` of the batch, pooled from `table` into columns
-// [column, column + dim) of the output. `unseen` is what ids without a row read as.
+// One output of a collection: the bags of key `key` of the batch, pooled from `table`. `unseen` is what ids without a
+// row read as. Where all keys have as many bags, outputs are columns [column, column + dim) of one matrix; otherwise
+// each is a (bags, dim) matrix, one behind the other.
 struct Feature {
   uint16_t table;
   Pooling pooling;
@@ -80,22 +84,24 @@ struct Feature {
 struct Lookup {
   std::vector<Feature> features;
   JaggedBatch batch;
-  std::vector<int64_t> offsets;    // [keys * batch + 1]
+  std::vector<size_t> first_bag;   // [keys + 1]
+  std::vector<int64_t> offsets;    // by bag, and one more
   std::vector<size_t> first_slot;  // by feature: where its ids' slots begin
   std::vector<Slot> slots;         // hints, found in the cache's `epoch`; 0 before the first
   uint64_t epoch = 0;
 
-  const int64_t* bag_offsets(const Feature& f) const { return offsets.data() + f.key * batch.batch; }
-  size_t ids_of(const Feature& f) const { return static_cast<size_t>(bag_offsets(f)[batch.batch] - bag_offsets(f)[0]); }
+  size_t bags(const Feature& f) const { return first_bag[f.key + 1] - first_bag[f.key]; }
+  const int64_t* bag_offsets(const Feature& f) const { return offsets.data() + first_bag[f.key]; }
+  size_t ids_of(const Feature& f) const { return static_cast<size_t>(bag_offsets(f)[bags(f)] - bag_offsets(f)[0]); }
 };
 
 enum class NonFinite { kRaise, kSkip };
 
-// A gradient that arrives in Backward: that of the output of `lookup`, a (batch, columns) matrix.
+// A gradient that arrives in Backward: that of the output of `lookup`.
 struct GradientPart {
   Lookup* lookup;
   const float* grad;
-  size_t stride;  // floats from one sample to the next
+  size_t stride;  // floats from one sample to the next, where the output is one matrix
 };
 
 struct TableStats {
@@ -127,7 +133,7 @@ class Store {
   // Validates a batch and prepares its Lookup. Throws kInvalidArgument.
   static std::unique_ptr<Lookup> MakeLookup(std::vector<Feature> features, const JaggedBatch& batch);
 
-  // Pools every feature into `out`, a (batch, columns) matrix with `stride` floats between samples. Creates no rows.
+  // Pools every feature into `out`; where that is one matrix, with `stride` floats between samples. Creates no rows.
   void Forward(Lookup* lookup, float* out, size_t stride);
 
   // Begins to read what a Forward of this batch will miss, and returns. Takes no more of the cache than a quarter: what
@@ -195,6 +201,11 @@ class Store {
     Slot* slots() const;
     size_t num_ids() const;
   };
+  // Where in an output or its gradient a feature's first bag is, in floats, and how far it is to the next.
+  struct Place {
+    size_t offset;
+    size_t stride;
+  };
   struct Scratch;
   struct OpenScan;
   struct LoadRun;
@@ -233,7 +244,8 @@ class Store {
   void LoadWaiting(std::vector<Unit>* units, Lock& lock, F use);
   void ResolveAll(std::span<Lookup* const> lookups, Lock& lock);
   void ReadAbsentAsZeros(const Unit& unit);
-  PoolArgs BagsOf(const Unit& unit, float* out, size_t stride) const;
+  std::vector<Place> PlacesOf(const Lookup& lookup, size_t stride) const;
+  PoolArgs BagsOf(const Unit& unit) const;
 
   // loading.cc
   std::vector<LoadRun> Missing(std::span<const Unit> units);

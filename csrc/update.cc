@@ -22,7 +22,7 @@ template <class F>
 void ForEachOccurrence(const Lookup& lookup, const Feature& feature, F f) {
   const int64_t* offsets = lookup.bag_offsets(feature);
   const float* weights = lookup.batch.weights;
-  for (size_t bag = 0; bag < lookup.batch.batch; ++bag) {
+  for (size_t bag = 0; bag < lookup.bags(feature); ++bag) {
     float total = 1;
     if (feature.pooling == Pooling::kMean) {
       total = weights == nullptr ? static_cast<float>(offsets[bag + 1] - offsets[bag]) : 0;
@@ -45,14 +45,17 @@ void Store::Gather(uint16_t table, size_t share, size_t shares, std::span<const 
   s->gathered.clear();
   for (const GradientPart& part : parts) {
     const Lookup& lookup = *part.lookup;
+    const std::vector<Place> places = PlacesOf(lookup, part.stride);
     for (size_t f = 0; f < lookup.features.size(); ++f) {
       const Feature& feature = lookup.features[f];
       if (feature.table != table) continue;
       const Slot* slots = lookup.slots.data() + lookup.first_slot[f];
+      const float* grad = part.grad + places[f].offset;
+      const size_t stride = places[f].stride;
       ForEachOccurrence(lookup, feature, [&](size_t i, size_t bag, float scale) {
         if (shares > 1 && (slots[i] * 0x9E3779B1u >> 16) % shares != share) return;
         s->slots.push_back(slots[i]);
-        s->gathered.push_back({part.grad + bag * part.stride + feature.column, scale / grad_scale});
+        s->gathered.push_back({grad + bag * stride, scale / grad_scale});
       });
     }
   }
@@ -92,20 +95,27 @@ float Store::GradientBound(std::span<const GradientPart> parts, float grad_scale
   double bound = 0;
   for (const GradientPart& part : parts) {
     const Lookup& lookup = *part.lookup;
-    size_t columns = 0;
+    size_t columns = 0, floats = 0;
     bool weighted_mean = false;
     for (const Feature& f : lookup.features) {
-      columns = std::max(columns, f.column + static_cast<size_t>(tables_[f.table].layout.dim));
+      const size_t dim = static_cast<size_t>(tables_[f.table].layout.dim);
+      columns = std::max(columns, f.column + dim);
+      floats += lookup.bags(f) * dim;
       weighted_mean |= f.pooling == Pooling::kMean && lookup.batch.weights != nullptr;
     }
     if (weighted_mean) return std::numeric_limits<float>::infinity();  // weights that cancel have no bound
+    // Of outputs that stand one behind the other, a sample is as much as any.
+    const bool flat = lookup.batch.bags != nullptr;
+    if (flat) columns = 64;
+    const size_t samples = flat ? floats / columns : lookup.batch.batch;
     constexpr size_t kSamplesPerUnit = 32;
-    const size_t units = (lookup.batch.batch + kSamplesPerUnit - 1) / kSamplesPerUnit;
+    const size_t units = (samples + kSamplesPerUnit - 1) / kSamplesPerUnit;
     std::vector<uint32_t> max_bits(static_cast<size_t>(threads_.threads()), 0);
+    if (flat) max_bits[0] = kernels_.max_abs_bits(part.grad + samples * columns, floats - samples * columns);
     threads_.ParallelFor(units, [&](size_t u, int thread) {
-      const size_t first = u * kSamplesPerUnit, last = std::min(lookup.batch.batch, first + kSamplesPerUnit);
+      const size_t first = u * kSamplesPerUnit, last = std::min(samples, first + kSamplesPerUnit);
       uint32_t bits = 0;
-      if (part.stride == columns) {
+      if (flat || part.stride == columns) {
         bits = kernels_.max_abs_bits(part.grad + first * columns, (last - first) * columns);
       } else {
         for (size_t b = first; b < last; ++b) {
@@ -242,10 +252,12 @@ void Store::WeightGradient(Lookup* lookup, const float* grad, size_t stride, flo
   std::fill_n(weight_grad, lookup->batch.num_ids, 0.0f);
   // Features that share a key add to the same weights: one feature after the other.
   std::vector<float> of_feature;
-  for (const Feature& feature : lookup->features) {
+  const std::vector<Place> places = PlacesOf(*lookup, stride);
+  for (size_t f = 0; f < lookup->features.size(); ++f) {
+    const Feature& feature = lookup->features[f];
     of_feature.assign(lookup->ids_of(feature), 0);
-    const Unit all{lookup, &feature, 0, lookup->batch.batch, 0};
-    kernels_.weight_grad({BagsOf(all, nullptr, 0), grad + feature.column, stride, of_feature.data()});
+    const Unit all{lookup, &feature, 0, lookup->bags(feature), 0};
+    kernels_.weight_grad({BagsOf(all), grad + places[f].offset, places[f].stride, of_feature.data()});
     float* to = weight_grad + lookup->bag_offsets(feature)[0];
     for (size_t i = 0; i < of_feature.size(); ++i) to[i] += of_feature[i];
   }

@@ -22,7 +22,7 @@ from damo_torchrec.errors import (
     StoreLockedError,
     UncleanStoreError,
 )
-from damo_torchrec.modules import EmbeddingBagCollection
+from damo_torchrec.modules import Embedding, EmbeddingBagCollection, EmbeddingCollection, damo_embedding_init
 from damo_torchrec.options import StoreOptions, TableOptions
 from damo_torchrec.prefetch import PrefetchIterator
 from damo_torchrec.stats import StoreStats, TableStats
@@ -36,7 +36,9 @@ __all__ = [
     "CheckpointInfo",
     "CorruptionError",
     "DamoError",
+    "Embedding",
     "EmbeddingBagCollection",
+    "EmbeddingCollection",
     "EmbeddingStore",
     "NonFiniteGradientError",
     "OutOfSpaceError",
@@ -51,6 +53,7 @@ __all__ = [
     "TableStats",
     "UncleanStoreError",
     "checkpoint_info",
+    "damo_embedding_init",
     "default_store",
     "init",
     "load_model",

@@ -7,8 +7,9 @@ holds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,33 +28,46 @@ class Call:
         store: where the rows are.
         collection: identifies the collection, for `EmbeddingStore.accumulate`.
         features: which outputs to pool, for the store's engine.
-        keys: features in the batch.
-        batch: bags of each feature.
-        columns: width of the output.
+        shape: of the output: (batch, columns), or (floats,) where keys differ in their number of bags.
         update: whether a gradient updates rows.
         set_optimizers: brings the collection's learning rates to the engine; called before each update.
+        pinned: whether the output goes to another device.
     """
 
     store: EmbeddingStore
     collection: int
     features: Sequence[_core.Feature]
-    keys: int
-    batch: int
-    columns: int
+    shape: tuple[int, ...]
     update: bool
     set_optimizers: Callable[[], None]
+    pinned: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Jagged tensors as the engine reads them: contiguous, on the CPU.
+
+    Args:
+        keys: features.
+        ids: int64 ``(n,)``, by feature, then bag.
+        lengths: int64, one for each bag, by feature.
+        weights: float32 ``(n,)``, or None.
+        size: bags of each feature.
+        bags: int64 ``(keys,)``: bags of each feature, if they differ; `size` does not count then.
+    """
+
+    keys: tuple[str, ...]
+    ids: torch.Tensor
+    lengths: torch.Tensor
+    weights: torch.Tensor | None
+    size: int
+    bags: torch.Tensor | None = None
 
 
 # The engine is no graph: what surrounds it is compiled.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def pooled_lookup(call: Call, ids: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    """Looks up and pools a batch: float32 ``(batch, columns)``.
-
-    Args:
-        call: the rest of the arguments.
-        ids: int64 ``(n,)``, by feature, then bag.
-        lengths: int64 ``(keys * batch,)``.
-        weights: float32 ``(n,)`` or None.
+def lookup(call: Call, batch: Batch) -> torch.Tensor:
+    """Looks up and pools a batch: float32 of the call's shape.
 
     Raises:
         ValueError: the lengths are negative or do not sum to n.
@@ -61,22 +75,23 @@ def pooled_lookup(call: Call, ids: torch.Tensor, lengths: torch.Tensor, weights:
     """
     # Rows are no tensor that could require a gradient: this stands for them.
     rows = torch.empty(0, device="cpu", requires_grad=call.update and torch.is_grad_enabled())
-    output: torch.Tensor = _PooledLookup.apply(rows, ids, lengths, weights, call)  # type: ignore[no-untyped-call]
+    output: torch.Tensor = _Lookup.apply(  # type: ignore[no-untyped-call]
+        rows, batch.ids, batch.lengths, batch.weights, batch, call
+    )
     return output
 
 
-def make_lookup(
-    call: Call, ids: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None = None
-) -> _core.Lookup:
-    """The engine's view of a batch; it points into the tensors. Arguments and errors are `pooled_lookup`'s."""
+def make_lookup(batch: Batch, features: Sequence[_core.Feature]) -> _core.Lookup:
+    """The engine's view of a batch; it points into the batch's tensors. Errors are `lookup`'s."""
     return _core.Lookup(
-        features=call.features,
-        ids=ids.data_ptr(),
-        num_ids=ids.numel(),
-        lengths=lengths.data_ptr(),
-        keys=call.keys,
-        batch=call.batch,
-        weights=weights.data_ptr() if weights is not None else 0,
+        features=features,
+        ids=batch.ids.data_ptr(),
+        num_ids=batch.ids.numel(),
+        lengths=batch.lengths.data_ptr(),
+        keys=len(batch.keys),
+        batch=batch.size,
+        bags=batch.bags.data_ptr() if batch.bags is not None else 0,
+        weights=batch.weights.data_ptr() if batch.weights is not None else 0,
     )
 
 
@@ -86,18 +101,16 @@ _SMALL_OUTPUT = 1 << 18
 
 def _output(call: Call) -> torch.Tensor:
     """Memory for the output, from the store's pool where it is large."""
-    n = call.batch * call.columns
-    if n < _SMALL_OUTPUT:
-        return torch.empty(call.batch, call.columns, dtype=torch.float32, device="cpu")
+    n = math.prod(call.shape)
+    if call.pinned or n < _SMALL_OUTPUT:
+        return torch.empty(call.shape, dtype=torch.float32, device="cpu", pin_memory=call.pinned)
     buffer = _core.OutputBuffer(call.store._engine, n)
     storage = torch.frombuffer(buffer, dtype=torch.float32).untyped_storage()
     # Not a view: those that are made without a graph cannot be changed in place.
-    return torch.empty(0, dtype=torch.float32, device="cpu").set_(
-        storage, 0, (call.batch, call.columns), (call.columns, 1)
-    )
+    return torch.empty(0, dtype=torch.float32, device="cpu").set_(storage, 0, call.shape, (*call.shape[1:], 1))
 
 
-class _PooledLookup(torch.autograd.Function):
+class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -105,12 +118,13 @@ class _PooledLookup(torch.autograd.Function):
         ids: torch.Tensor,
         lengths: torch.Tensor,
         weights: torch.Tensor | None,
+        batch: Batch,
         call: Call,
     ) -> torch.Tensor:
         generation = call.store._generation
-        lookup = make_lookup(call, ids, lengths, weights)
+        lookup = make_lookup(batch, call.features)
         output = _output(call)
-        call.store._engine.forward(lookup, output.data_ptr(), call.columns)
+        call.store._engine.forward(lookup, output.data_ptr(), call.shape[-1])
         # The engine's lookup points into these: they are kept, whatever hooks do with saved tensors. Saving them has
         # autograd notice if they are changed in place.
         ctx.kept = (ids, lengths, weights.detach() if weights is not None else None)
@@ -123,53 +137,65 @@ class _PooledLookup(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         call: Call = ctx.call
         tensors = ctx.saved_tensors
-        _check_same_rows(ctx)
-        grad = grad.to(torch.float32)
-        if grad.stride(-1) != 1 or (grad.shape[0] > 1 and grad.stride(0) < grad.shape[1]):
-            grad = grad.contiguous()
+        check_same_rows(call, ctx.generation)
+        grad = readable(grad)
         weight_grad = None
         if tensors[2] is not None and ctx.needs_input_grad[3]:
-            weight_grad = torch.empty_like(tensors[2])
-            call.store._engine.weight_gradient(ctx.lookup, grad.data_ptr(), grad.stride(0), weight_grad.data_ptr())
+            weight_grad = weight_gradient(call, ctx.lookup, grad)
         if call.update:
-            _apply(call, _Part(ctx, tensors, grad))
-        return None, None, None, weight_grad, None
+            update(call, Part(ctx.lookup, ctx.generation, tensors, grad))
+        return None, None, None, weight_grad, None, None
 
 
-def _check_same_rows(ctx: Any) -> None:
-    store: EmbeddingStore = ctx.call.store
-    _ = store._engine
-    if ctx.generation != store._generation:
-        raise StoreClosedError(f"the store {store.path} was restored between this forward and its backward")
+def readable(grad: torch.Tensor) -> torch.Tensor:
+    """A gradient as the engine reads it: float32 on the CPU, each sample's values side by side."""
+    grad = grad.to("cpu", torch.float32)
+    if grad.stride(-1) != 1 or (grad.dim() == 2 and grad.shape[0] > 1 and grad.stride(0) < grad.shape[1]):
+        return grad.contiguous()
+    return grad
+
+
+def weight_gradient(call: Call, lookup: _core.Lookup, grad: torch.Tensor) -> torch.Tensor:
+    """The gradient of a batch's weights, float32 ``(n,)``."""
+    result = torch.empty(lookup.num_ids, dtype=torch.float32, device="cpu")
+    call.store._engine.weight_gradient(lookup, grad.data_ptr(), grad.stride(0), result.data_ptr())
+    return result
+
+
+def check_same_rows(call: Call, generation: int) -> None:
+    """Raises StoreClosedError if the store's rows are others than at that generation."""
+    _ = call.store._engine
+    if generation != call.store._generation:
+        raise StoreClosedError(f"the store {call.store.path} was restored between this forward and its backward")
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """One backward call's gradient, and all that its lookup points into."""
 
-    ctx: Any
+    lookup: _core.Lookup
+    generation: int
     tensors: tuple[torch.Tensor | None, ...]
     grad: torch.Tensor
 
 
-def _apply(call: Call, part: _Part) -> None:
+def update(call: Call, part: Part) -> None:
     """Updates rows with this gradient, or keeps it until `EmbeddingStore.accumulate`'s number of calls is there."""
     store = call.store
     with store._mutex:
-        _check_same_rows(part.ctx)
+        check_same_rows(call, part.generation)
         waiting = store._pending.get(call.collection, [])
         parts = [*waiting, part]
         if len(parts) < store._accumulate:
             # Autograd may go on to use the gradient's memory.
-            kept = _Part(part.ctx, part.tensors, part.grad.clone())
-            store._pending[call.collection] = [*waiting, kept]
+            store._pending[call.collection] = [*waiting, replace(part, grad=part.grad.clone())]
             return
         # Gone with a gradient that raises, too: half of an accumulation cannot be made whole.
         store._pending.pop(call.collection, None)
         call.set_optimizers()
         store._note_change()
         applied = store._engine.backward(
-            [(p.ctx.lookup, p.grad.data_ptr(), p.grad.stride(0)) for p in parts],
+            [(p.lookup, p.grad.data_ptr(), p.grad.stride(0)) for p in parts],
             grad_scale=store.grad_scale,
             skip_nonfinite=store._options.on_nonfinite == "skip",
         )

@@ -20,10 +20,11 @@ from torch import nn
 from damo_torchrec.directory import StoreDirectory, is_checkpoint, newest_checkpoint
 from damo_torchrec.errors import CorruptionError, SchemaMismatchError
 from damo_torchrec.manifest import Manifest
-from damo_torchrec.modules import EmbeddingBagCollection
+from damo_torchrec.modules import Collection
 from damo_torchrec.store import EmbeddingStore
 
 MODEL_FILE = "model.pt"
+_EXTRA_STATE = "_extra_state"  # ends the names of what collections tell of their store
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def save_model(
         dense = {
             "checkpoint_id": manifest.id,
             "step": manifest.step if step is None else step,
-            "model": model.state_dict(),
+            "model": {name: value for name, value in model.state_dict().items() if not name.endswith(_EXTRA_STATE)},
             "optimizer": optimizer.state_dict() if optimizer is not None else None,
             "random": _random_state(),
             "extra": dict(extra or {}),
@@ -132,7 +133,8 @@ def load_model(
     store = _store_of(model)
     if store._changed or store._pending or store._catalog.manifest.id != dense["checkpoint_id"]:
         store.restore(path)
-    model.load_state_dict(dense["model"])
+    told = {name: value for name, value in model.state_dict().items() if name.endswith(_EXTRA_STATE)}
+    model.load_state_dict({**told, **dense["model"]})
     if optimizer is not None:
         optimizer.load_state_dict(dense["optimizer"])
     _set_random_state(dense["random"])
@@ -162,7 +164,7 @@ def checkpoint_info(path: str | os.PathLike[str]) -> CheckpointInfo:
 
 
 def _store_of(model: nn.Module) -> EmbeddingStore:
-    stores = {m.store for m in model.modules() if isinstance(m, EmbeddingBagCollection)}
+    stores = {m.store for m in model.modules() if isinstance(m, Collection)}
     if len(stores) != 1:
         found = ", ".join(str(store.path) for store in stores) or "none"
         raise ValueError(f"the model's collections must be over one store, found {found}")
@@ -195,13 +197,21 @@ def _read_dense(path: Path) -> dict[str, Any]:
 
 
 def _check_model(model: nn.Module, saved: dict[str, torch.Tensor], path: Path) -> None:
-    now = {name: tuple(getattr(value, "shape", ())) for name, value in model.state_dict().items()}
-    then = {name: tuple(getattr(value, "shape", ())) for name, value in saved.items()}
+    now, then = _shapes(model.state_dict()), _shapes(saved)
     if now == then:
         return
     names = sorted(n for n in {*now, *then} if now.get(n) != then.get(n))
     differences = "; ".join(f"{n}: {then.get(n)} saved, {now.get(n)} in the model" for n in names[:5])
     raise SchemaMismatchError(f"the model differs from the one saved in {path}: {differences}")
+
+
+def _shapes(state_dict: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """By name, but for what collections tell of the store: that has no shape of its own, and once was not there."""
+    return {
+        name: tuple(getattr(value, "shape", ()))
+        for name, value in state_dict.items()
+        if not name.endswith(_EXTRA_STATE)
+    }
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], path: Path) -> None:

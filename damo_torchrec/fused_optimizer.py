@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torchrec.optim.fused import FusedOptimizer
 
-from damo_torchrec.optim import OptimizerSpec
+from damo_torchrec.optim.spec import OptimizerSpec
 
 
 class _LearningRate:

@@ -2,8 +2,11 @@
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import torch
 
 from damo_torchrec.init import Initializer
 
@@ -83,16 +86,30 @@ class TableOptions:
     """What a table has beyond its TorchRec config.
 
     Args:
+        optimizer: ``(optimizer_type, optimizer_kwargs)`` of this table; None takes the collection's.
+        clip_grad_value: the largest absolute value of a row's gradient, as with `torch.nn.utils.clip_grad_value_`.
+        clip_grad_norm: the largest L2 norm of a row's gradient, as with `torch.nn.utils.clip_grad_norm_` of that row
+            alone. It comes after `clip_grad_value`.
         initializer: the distribution of initial weights; None takes the config's ``init_fn`` or its
             ``weight_init_min`` and ``weight_init_max``.
         unseen_in_eval: what ids without a row read as in eval mode: ``"zeros"``, or their ``"initial"`` value, which
             train mode always reads.
     """
 
+    optimizer: tuple[type[torch.optim.Optimizer], Mapping[str, Any]] | None = None
+    clip_grad_value: float | None = None
+    clip_grad_norm: float | None = None
     initializer: Initializer | None = None
     unseen_in_eval: Literal["zeros", "initial"] = "zeros"
 
     def __post_init__(self) -> None:
+        optimizer: object = self.optimizer
+        if optimizer is not None and not (isinstance(optimizer, tuple) and len(optimizer) == 2):
+            raise TypeError(f"optimizer must be (optimizer_type, optimizer_kwargs), got {self.optimizer!r}")
+        for name in ("clip_grad_value", "clip_grad_norm"):
+            limit = getattr(self, name)
+            if limit is not None and not 0 < limit < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {limit}")
         if self.initializer is not None and not isinstance(self.initializer, Initializer):
             raise TypeError(f"initializer must be one of damo.init's, got {self.initializer!r}")
         if self.unseen_in_eval not in ("zeros", "initial"):

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from damo_torchrec.modules import EmbeddingBagCollection
+from damo_torchrec.modules import EmbeddingBagCollection, EmbeddingCollection
 
 _log = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ class PrefetchIterator(Generic[Batch]):
     Args:
         batches: what holds KeyedJaggedTensors, by itself or anywhere in tuples, lists, dicts and dataclasses. A
             DataLoader is iterated anew by each ``for``.
-        model: its EmbeddingBagCollections are those whose rows are read, from the KeyedJaggedTensors that have all of
-            a collection's features.
+        model: its EmbeddingBagCollections and EmbeddingCollections are those whose rows are read, from the
+            KeyedJaggedTensors that have all of a collection's features.
         depth: how many batches ahead. They are kept in memory; their rows take up to a quarter of the store's cache,
             and what does not fit is read when its turn has come.
 
@@ -47,10 +47,11 @@ class PrefetchIterator(Generic[Batch]):
             raise TypeError(f"depth must be an int, got {depth!r}")
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
-        self._collections = [m for m in model.modules() if isinstance(m, EmbeddingBagCollection)]
+        self._collections = [m for m in model.modules() if isinstance(m, EmbeddingBagCollection | EmbeddingCollection)]
         if not self._collections:
             raise ValueError(
-                f"the model {type(model).__name__} has no damo_torchrec.EmbeddingBagCollection to read rows for"
+                f"the model {type(model).__name__} has no EmbeddingBagCollection or EmbeddingCollection of "
+                "damo_torchrec to read rows for"
             )
         if not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
             raise TypeError(f"batches must be an iterable, got {type(batches).__name__}")
@@ -78,7 +79,7 @@ class PrefetchIterator(Generic[Batch]):
         for features in _keyed_jagged_tensors(batch):
             keys = set(features.keys())
             for collection in self._collections:
-                if keys.issuperset(n for c in collection.embedding_bag_configs() for n in c.feature_names):
+                if keys.issuperset(collection.feature_names()):
                     collection.prefetch(features)
                     found = True
         if not found and not self._warned:

@@ -8,15 +8,16 @@ from typing import Any
 import torch
 import torchrec
 from torch import nn
-from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection, FusedEmbeddingCollection
 
-from damo_torchrec.modules import EmbeddingBagCollection
+from damo_torchrec.modules import EmbeddingBagCollection, EmbeddingCollection
+from damo_torchrec.modules.state import copy_rows
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store import EmbeddingStore
 
 _log = logging.getLogger(__name__)
-_REPLACED = (torchrec.EmbeddingBagCollection, FusedEmbeddingBagCollection)
-_ROWS_PER_CALL = 65536
+_BAGS = (torchrec.EmbeddingBagCollection, FusedEmbeddingBagCollection)
+_SEQUENCES = (torchrec.EmbeddingCollection, FusedEmbeddingCollection)
 
 
 def swap(
@@ -28,10 +29,11 @@ def swap(
     table_options: Mapping[str, TableOptions] | None = None,
     copy_weights: bool = False,
 ) -> nn.Module:
-    """Replaces every embedding bag collection of a model, in place, and returns the model.
+    """Replaces every embedding collection of a model, in place, and returns the model.
 
-    TorchRec's `EmbeddingBagCollection` and `FusedEmbeddingBagCollection` are replaced, wherever they are; if the model
-    itself is one, its replacement is returned. Modules of subclasses are left alone. What was replaced is logged.
+    TorchRec's `EmbeddingBagCollection`, `FusedEmbeddingBagCollection`, `EmbeddingCollection` and
+    `FusedEmbeddingCollection` are replaced, wherever they are; if the model itself is one, its replacement is returned.
+    Modules of subclasses are left alone. What was replaced is logged.
 
     Args:
         model: any module.
@@ -45,23 +47,27 @@ def swap(
         ValueError: two collections have a table of the same name, and whatever `EmbeddingBagCollection` raises. The
             model is unchanged.
     """
-    found = {name: module for name, module in model.named_modules(remove_duplicate=False) if type(module) in _REPLACED}
+    found = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if type(module) in _BAGS + _SEQUENCES
+    }
     _check_names(found)
     options = table_options or {}
     unknown = set(options) - {c.name for m in found.values() for c in _configs(m)}
     if unknown:
         raise ValueError(f"table_options names tables that are not in the model: {sorted(unknown)}")
-    replacements: dict[nn.Module, EmbeddingBagCollection] = {}
+    replacements: dict[nn.Module, EmbeddingBagCollection | EmbeddingCollection] = {}
     for module in found.values():
         if module not in replacements:
             names = {config.name for config in _configs(module)}
-            replacements[module] = EmbeddingBagCollection(
-                tables=_configs(module),
+            of_module = {name: o for name, o in options.items() if name in names}
+            replacements[module] = _replacement(
+                module,
                 optimizer_type=optimizer_type,
                 optimizer_kwargs=optimizer_kwargs,
-                is_weighted=module.is_weighted(),
                 store=store,
-                table_options={name: o for name, o in options.items() if name in names},
+                table_options=of_module,
             ).train(module.training)
     for module, replacement in replacements.items():
         if copy_weights:
@@ -75,12 +81,18 @@ def swap(
     return model
 
 
-def _configs(module: nn.Module) -> list[Any]:
-    configs: list[Any] = module.embedding_bag_configs()  # type: ignore[operator]
+def _replacement(module: Any, **arguments: Any) -> EmbeddingBagCollection | EmbeddingCollection:
+    if type(module) in _BAGS:
+        return EmbeddingBagCollection(tables=_configs(module), is_weighted=module.is_weighted(), **arguments)
+    return EmbeddingCollection(tables=_configs(module), need_indices=module.need_indices(), **arguments)
+
+
+def _configs(module: Any) -> list[Any]:
+    configs = module.embedding_bag_configs() if type(module) in _BAGS else module.embedding_configs()
     return [copy.copy(config) for config in configs]
 
 
-def _check_names(found: dict[str, nn.Module]) -> None:
+def _check_names(found: Mapping[str, nn.Module]) -> None:
     owners: dict[str, tuple[str, nn.Module]] = {}
     for path, module in found.items():
         for config in _configs(module):
@@ -92,9 +104,7 @@ def _check_names(found: dict[str, nn.Module]) -> None:
                 )
 
 
-def _copy_weights(source: nn.Module, target: EmbeddingBagCollection) -> None:
+def _copy_weights(source: Any, target: EmbeddingBagCollection | EmbeddingCollection) -> None:
+    weights = source.embedding_bags if type(source) in _BAGS else source.embeddings
     for table in target.tables():
-        weight = source.embedding_bags[table.name].weight.detach()  # type: ignore[union-attr,index]
-        for begin in range(0, len(weight), _ROWS_PER_CALL):
-            rows = weight[begin : begin + _ROWS_PER_CALL]
-            table.set(torch.arange(begin, begin + len(rows)), rows)
+        copy_rows(weights[table.name].weight, table)

@@ -11,7 +11,7 @@ import torch
 from damo_torchrec import _core
 from damo_torchrec.init import Initializer, describe
 from damo_torchrec.manifest import TableSchema
-from damo_torchrec.optim import OptimizerSpec
+from damo_torchrec.optim.spec import OptimizerSpec
 
 if TYPE_CHECKING:
     from damo_torchrec.store import EmbeddingStore
@@ -140,6 +140,14 @@ class Table:
             if n == 0:
                 return
             yield ids[:n], weights[:n]
+
+    def to_torch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """All rows at once, as `items` yields them: for tables that fit in memory."""
+        batches = list(self.items())
+        if not batches:
+            return torch.empty(0, dtype=torch.int64), torch.empty(0, self.dim)
+        ids, weights = zip(*batches, strict=True)
+        return torch.cat(ids), torch.cat(weights)
 
     def _set_optimizer(self, spec: OptimizerSpec) -> None:
         """Has the next update use these hyperparameters."""

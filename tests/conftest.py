@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from support import small_store
+from support import A_HANDFUL_OF_ROWS, small_store
 
 
 @pytest.fixture(autouse=True)
@@ -31,3 +31,16 @@ def memory_store():
     """An empty store in memory: for what does not depend on where the rows are."""
     with small_store() as opened:
         yield opened
+
+
+@pytest.fixture(params=["memory", "memory, all rows evicted", "disk, all rows evicted"])
+def any_store(request, tmp_path):
+    """An empty store of each kind, for one table ``t``: what rows go through may not matter."""
+    path = tmp_path / "store" if "disk" in request.param else None
+    evicting = "evicted" in request.param
+    with small_store(path, cache_bytes=A_HANDFUL_OF_ROWS if evicting else 0) as store:
+        yield store
+        if evicting:
+            stats = store.stats().tables["t"]
+            assert stats.cached_rows * 4 <= A_HANDFUL_OF_ROWS
+            assert stats.misses > 0

@@ -86,11 +86,6 @@ BATCHES = {
         ValueError,
         "one for each of 3 keys and 1 samples, got 4",
     ),
-    "a batch size for each feature": (
-        lambda: KeyedJaggedTensor(["f", "g"], IDS, lengths=ONES, stride_per_key_per_rank=[[1], [2]]),
-        ValueError,
-        "a different size per feature",
-    ),
     "an id on another device": (lambda: batch(IDS.to("meta")), ValueError, "values must be on the cpu, got meta"),
 }
 
@@ -192,7 +187,7 @@ def test_a_wrong_table_is_refused_and_none_is_opened(memory_store, table, match)
         ({"optimizer_kwargs": {"momentum": 0.9}}, ValueError, "RowWiseAdagrad: momentum=0.9 is not supported"),
         ({"optimizer_type": torch.optim.RMSprop}, ValueError, "no update rule for torch.optim.*RMSprop"),
         ({"optimizer_type": "SGD"}, TypeError, "optimizer_type must be an optimizer class, got 'SGD'"),
-        ({"device": "meta"}, ValueError, "device must be cpu, got meta"),
+        ({"device": "mps"}, ValueError, "device must be cpu, cuda or meta, got mps"),
         (
             {"table_options": {"x": damo.TableOptions()}},
             ValueError,

@@ -66,7 +66,7 @@ class DlrmRun:
 
     def dense_state(self) -> list[torch.Tensor]:
         adam = self.optimizer.state_dict()["state"].values()
-        return [*self.model.state_dict().values(), *(value for state in adam for value in state.values())]
+        return [*self.model.parameters(), *(value for state in adam for value in state.values())]
 
 
 def seed_all(seed: int) -> None:

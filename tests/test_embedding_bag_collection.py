@@ -270,11 +270,11 @@ def test_the_interface_is_torchrecs(memory_store):
     assert "t1" in repr(ebc)
 
 
-def test_no_parameter_is_registered_and_the_state_dict_is_empty(memory_store):
+def test_no_parameter_or_buffer_is_registered(memory_store):
     ebc = damo.EmbeddingBagCollection([config("t")], store=memory_store)
     assert list(ebc.parameters()) == []
     assert list(ebc.buffers()) == []
-    assert ebc.state_dict() == {}
+    assert list(ebc.state_dict()) == ["_extra_state"]  # test_state_dict.py says what it is
 
 
 GRADIENTS = {

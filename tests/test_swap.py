@@ -189,7 +189,7 @@ def test_a_collection_that_cannot_be_replaced_leaves_the_model_unchanged(memory_
     odd = torchrec.EmbeddingBagCollection([config("b", init_fn=partial(nn.init.kaiming_uniform_, a=1.0))])
     model = nn.ModuleDict({"x": plain("a"), "y": odd})
     assert_refused(model, memory_store, ValueError, "table 'b': init_fn")
-    assert_refused(Nested(), memory_store, ValueError, "momentum", optimizer_kwargs={"momentum": 0.9})
+    assert_refused(Nested(), memory_store, ValueError, "eps", optimizer_kwargs={"eps": 0.9})
 
 
 def test_a_table_that_the_store_has_with_another_schema_leaves_the_model_unchanged(memory_store):

@@ -10,7 +10,7 @@ namespace damo {
 struct Adagrad {
   DAMO_INLINE int StateSize(int dim) { return dim; }
 
-  DAMO_INLINE void Update(const OptimizerStep& s, int dim, float* __restrict w, float* __restrict state,
+  DAMO_INLINE void Update(const OptimizerStep& s, int dim, uint32_t, float* __restrict w, float* __restrict state,
                           const float* __restrict g) {
     for (int j = 0; j < dim; ++j) {
       const float grad = g[j] + s.l2 * w[j];

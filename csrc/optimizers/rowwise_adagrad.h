@@ -11,7 +11,7 @@ namespace damo {
 struct RowWiseAdagrad {
   DAMO_INLINE int StateSize(int) { return 1; }
 
-  DAMO_INLINE void Update(const OptimizerStep& s, int dim, float* __restrict w, float* __restrict state,
+  DAMO_INLINE void Update(const OptimizerStep& s, int dim, uint32_t, float* __restrict w, float* __restrict state,
                           const float* __restrict g) {
     const float sum = LaneSum(dim, [&](int j) __attribute__((always_inline)) {
       const float grad = g[j] + s.l2 * w[j];

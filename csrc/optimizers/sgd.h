@@ -10,7 +10,7 @@ namespace damo {
 struct Sgd {
   DAMO_INLINE int StateSize(int) { return 0; }
 
-  DAMO_INLINE void Update(const OptimizerStep& s, int dim, float* __restrict w, float* __restrict,
+  DAMO_INLINE void Update(const OptimizerStep& s, int dim, uint32_t, float* __restrict w, float* __restrict,
                           const float* __restrict g) {
     for (int j = 0; j < dim; ++j) w[j] = s.decay * w[j] - s.lr * (g[j] + s.l2 * w[j]);
   }

@@ -1,5 +1,8 @@
 """TorchRec's embedding modules over a store."""
 
+from damo_torchrec.modules.collection import Collection
+from damo_torchrec.modules.embedding import Embedding, damo_embedding_init
 from damo_torchrec.modules.embedding_bag_collection import EmbeddingBagCollection
+from damo_torchrec.modules.embedding_collection import EmbeddingCollection
 
-__all__ = ["EmbeddingBagCollection"]
+__all__ = ["Collection", "Embedding", "EmbeddingBagCollection", "EmbeddingCollection", "damo_embedding_init"]

@@ -118,6 +118,8 @@ TEST(OptimizerStepTest, StateSizesAreThoseOfTheRules) {
     EXPECT_EQ(StateSize(OptimizerKind::kAdagrad, dim), dim);
     EXPECT_EQ(StateSize(OptimizerKind::kRowWiseAdagrad, dim), 1);
     EXPECT_EQ(StateSize(OptimizerKind::kAdam, dim), 2 * dim);
+    EXPECT_EQ(StateSize(OptimizerKind::kAmsGrad, dim), 3 * dim);
+    EXPECT_EQ(StateSize(OptimizerKind::kPartialRowWiseLamb, dim), dim + 1);
   }
 }
 
@@ -131,8 +133,8 @@ TEST(OptimizerStepTest, BiasCorrectionHoldsAtEveryIteration) {
       const OptimizerStep step = MakeStep(config, iter);
       const double correction1 = -std::expm1(iter * std::log(config.beta1));
       const double correction2 = -std::expm1(iter * std::log(config.beta2));
-      EXPECT_NEAR(step.step_size, 1 / correction1, 1e-6 / correction1) << iter;
-      EXPECT_NEAR(step.inv_sqrt_bias2, 1 / std::sqrt(correction2), 1e-6 / std::sqrt(correction2)) << iter;
+      EXPECT_NEAR(step.bias.step_size, 1 / correction1, 1e-6 / correction1) << iter;
+      EXPECT_NEAR(step.bias.inv_sqrt_bias2, 1 / std::sqrt(correction2), 1e-6 / std::sqrt(correction2)) << iter;
     }
   }
 }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <ostream>
 #include <string>
@@ -40,9 +41,12 @@ class StoreTrainingTest : public ::testing::TestWithParam<std::tuple<OptimizerKi
 };
 
 std::string TrainingName(const ::testing::TestParamInfo<std::tuple<OptimizerKind, bool>>& info) {
-  const char* const names[] = {"Sgd", "Adagrad", "RowWiseAdagrad", "Adam"};
+  static const std::map<OptimizerKind, std::string> names = {{OptimizerKind::kSgd, "Sgd"},
+                                                             {OptimizerKind::kAdagrad, "Adagrad"},
+                                                             {OptimizerKind::kRowWiseAdagrad, "RowWiseAdagrad"},
+                                                             {OptimizerKind::kAdam, "Adam"}};
   const auto [kind, weighted] = info.param;
-  return std::string(names[static_cast<int>(kind)]) + (weighted ? "Weighted" : "");
+  return names.at(kind) + (weighted ? "Weighted" : "");
 }
 
 INSTANTIATE_TEST_SUITE_P(All, StoreTrainingTest,

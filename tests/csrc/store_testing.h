@@ -12,6 +12,7 @@
 #include <mutex>
 #include <random>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -113,6 +114,8 @@ inline void ReferenceUpdate(const OptimizerConfig& c, uint32_t iter, std::vector
                                   : lr * (m / bias1) / (std::sqrt(v / bias2) + c.eps);
         break;
       }
+      default:
+        throw std::logic_error("this rule is tested from Python");
     }
   }
   row->last_step = iter;

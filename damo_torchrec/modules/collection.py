@@ -1,0 +1,331 @@
+"""What the collections have in common: tables of one store, and the batches that they are asked for."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, DataType, EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import get_embedding_names_by_table
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from damo_torchrec import _core
+from damo_torchrec.autograd import Batch, Call, lookup, make_lookup
+from damo_torchrec.default_store import default_store
+from damo_torchrec.fused_optimizer import FusedTableOptimizer
+from damo_torchrec.init import from_config
+from damo_torchrec.modules import state
+from damo_torchrec.optim.rules import optimizer_spec
+from damo_torchrec.optim.spec import OptimizerSpec
+from damo_torchrec.options import TableOptions
+from damo_torchrec.store import EmbeddingStore
+from damo_torchrec.table import Table, TableDefinition
+
+_POOLING = {PoolingType.SUM: _core.Pooling.SUM, PoolingType.MEAN: _core.Pooling.MEAN}
+
+
+class Collection(nn.Module):
+    """Tables of one store with a fused optimizer. Rows are no parameters: a state dict holds none."""
+
+    def _define(
+        self,
+        tables: Sequence[BaseEmbeddingConfig],
+        prefix: str,
+        optimizer: tuple[type[torch.optim.Optimizer], Mapping[str, Any] | None],
+        device: torch.device | str | None,
+        table_options: Mapping[str, TableOptions] | None,
+    ) -> None:
+        """Works out what the tables are. What `EmbeddingBagCollection` says of its arguments holds."""
+        self._device = _check_device(device)
+        options = _check_options(tables, table_options or {})
+        # Copies: the caller's configs stay as they are.
+        self._configs: list[Any] = [copy.copy(config) for config in tables]
+        for config in self._configs:
+            config.feature_names = list(config.feature_names) or [config.name]
+        self._optimizer_type, kwargs = optimizer
+        self._optimizer_kwargs = dict(kwargs or {})
+        specs = {c.name: _spec(options[c.name], *optimizer) for c in self._configs}
+        self._definitions = [_define(config, options[config.name], specs[config.name]) for config in self._configs]
+        self._prefix = prefix
+        self._optimizer = FusedTableOptimizer(specs, prefix)
+        self._unseen_in_eval = [options[config.name].unseen_in_eval for config in self._configs]
+        self._names_by_table = get_embedding_names_by_table(self._configs)
+        self._dims = [config.embedding_dim for config in self._configs for _ in config.feature_names]
+        self._features: dict[tuple[Any, ...], list[_core.Feature]] = {}
+        self._tables: list[Table] = []
+        self._store: EmbeddingStore | None = None
+
+    def _attach(self, store: EmbeddingStore | None) -> None:
+        """Opens the tables, or makes them: in `default_store()` if `store` is None."""
+        if store is not None and not isinstance(store, EmbeddingStore):
+            raise TypeError(f"store must be an EmbeddingStore, got {type(store).__name__}")
+        if self._device.type == "meta":
+            return
+        self._store = store if store is not None else default_store()
+        self._tables = self._store._open_tables(self._definitions)
+
+    # ------------------------------------------------------------------ batches
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def prefetch(self, features: KeyedJaggedTensor) -> None:
+        """Begins to read the rows of a later batch, and returns.
+
+        The forward of that batch finds them in memory. They take up to a quarter of the store's cache until then; what
+        does not fit is left to the forward. Changes no result, and creates no row.
+
+        Args:
+            features: what `forward` will get.
+
+        Raises:
+            KeyError, TypeError, ValueError: as `forward`.
+        """
+        self._prefetch(self._batch(features))
+
+    def _prefetch(self, batch: Batch) -> None:
+        self.store._engine.prefetch(make_lookup(batch, self._engine_features(batch.keys, self.training)))
+
+    def _batch(self, features: Any) -> Batch:
+        """What the engine is to look up for these features."""
+        raise NotImplementedError
+
+    def _call(self, batch: Batch, training: bool) -> Call:
+        return Call(
+            store=self.store,
+            collection=id(self),
+            features=self._engine_features(batch.keys, training),
+            shape=self._output_shape(batch),
+            update=training,
+            set_optimizers=self._set_optimizers,
+            pinned=self._device.type == "cuda",
+        )
+
+    def _lookup(self, batch: Batch) -> torch.Tensor:
+        """The output: float32 ``(batch, ΣD)`` if all keys have as many bags, and ``(Σ bags·dim,)`` otherwise."""
+        output: torch.Tensor = lookup(self._call(batch, self.training), batch)
+        return output.to(self._device, non_blocking=True)
+
+    def _output_shape(self, batch: Batch) -> tuple[int, ...]:
+        if batch.bags is None:
+            return batch.size, self._columns()
+        return (sum(n * dim for n, dim in zip(self._bags_of_outputs(batch), self._dims, strict=True)),)
+
+    def _columns(self) -> int:
+        return sum(self._dims)
+
+    def _bags_of_outputs(self, batch: Batch) -> list[int]:
+        """How many bags each output has, where keys differ in that."""
+        assert batch.bags is not None
+        bags = dict(zip(batch.keys, batch.bags.tolist(), strict=True))
+        return [bags[name] for name in self.feature_names()]
+
+    def _outputs(self, values: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
+        """Each output's ``(bags, dim)``, of a lookup whose keys differ in their number of bags."""
+        bags = self._bags_of_outputs(batch)
+        sizes = [n * dim for n, dim in zip(bags, self._dims, strict=True)]
+        return [part.view(n, dim) for part, n, dim in zip(torch.split(values, sizes), bags, self._dims, strict=True)]
+
+    def _engine_features(self, keys: tuple[str, ...], training: bool) -> list[_core.Feature]:
+        """Which key goes from which table to which columns, for the engine that is open now."""
+        cache_key = (keys, training, self.store._generation)
+        features = self._features.get(cache_key)
+        if features is None:
+            if len(self._features) > 16:  # keys that change from batch to batch
+                self._features.clear()
+            features = self._features[cache_key] = self._make_features(keys, training)
+        return features
+
+    def _make_features(self, keys: tuple[str, ...], training: bool) -> list[_core.Feature]:
+        position = {key: i for i, key in enumerate(keys)}
+        features = []
+        column = 0
+        for config, table, unseen in zip(self._configs, self._tables, self._unseen_in_eval, strict=True):
+            for name in config.feature_names:
+                if name not in position:
+                    raise KeyError(f"no feature {name!r} in the input, whose keys are {list(keys)}")
+                mode = "initial" if training else unseen
+                features.append(
+                    _core.Feature(
+                        table=table._index,
+                        pooling=_POOLING[_pooling(config)],
+                        unseen=_core.UnseenRows[mode.upper()],
+                        key=position[name],
+                        column=column,
+                    )
+                )
+                column += config.embedding_dim
+        return features
+
+    def _set_optimizers(self) -> None:
+        specs = self._optimizer.specs()
+        for table in self._tables:
+            table._set_optimizer(specs[table.name])
+
+    # ------------------------------------------------------------------ what it is made of
+
+    @property
+    def fused_optimizer(self) -> FusedTableOptimizer:
+        """The optimizer whose parameter groups, one per table, hold the learning rates. Calling it returns it."""
+        return self._optimizer
+
+    @property
+    def store(self) -> EmbeddingStore:
+        """Where the rows are. Raises ValueError for a collection on the meta device, which has none."""
+        if self._store is None:
+            raise ValueError(f"{type(self).__name__}(device='meta') has shapes only: it is over no store")
+        return self._store
+
+    @property
+    def device(self) -> torch.device:
+        """Of inputs and outputs."""
+        return self._device
+
+    def optimizer_type(self) -> type[torch.optim.Optimizer]:
+        """The optimizer class that was given."""
+        return self._optimizer_type
+
+    def optimizer_kwargs(self) -> dict[str, Any]:
+        """The hyperparameters that were given."""
+        return self._optimizer_kwargs
+
+    def tables(self) -> list[Table]:
+        """The tables, in the order of the configs."""
+        return list(self._tables)
+
+    def feature_names(self) -> list[str]:
+        """The features that an input needs, in the order of the configs."""
+        return [name for config in self._configs for name in config.feature_names]
+
+    def extra_repr(self) -> str:
+        """The tables and the store, for ``print(model)``."""
+        tables = ", ".join(f"{config.name}: {config.embedding_dim}" for config in self._configs)
+        where = f"store={str(self._store.path)!r}" if self._store is not None else f"device={str(self._device)!r}"
+        return f"tables={{{tables}}}, {where}"
+
+    # ------------------------------------------------------------------ state dicts
+
+    def get_extra_state(self) -> torch.Tensor:
+        """Which store the rows are in, at which step and with which schema: uint8 ``(n,)``, some hundred bytes."""
+        if self._store is None:
+            return torch.empty(0, dtype=torch.uint8, device="cpu")
+        return state.describe(self._store, self._tables)
+
+    def set_extra_state(self, extra: torch.Tensor) -> None:
+        """Raises SchemaMismatchError if a state dict comes from a model over other tables, or of another seed."""
+        if extra.numel() > 0 and self._device.type != "meta":
+            state.check(extra, self.store, self._tables)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Takes rows from the weights of a TorchRec collection, where the state dict has them."""
+        weights, others = state.split(state_dict, f"{prefix}{self._prefix}.")
+        known = {table.name for table in self._tables}
+        unexpected_keys += [f"{prefix}{self._prefix}.{name}.weight" for name in weights if name not in known]
+        if weights:
+            # It has no state of ours. What it lacks is told by table.
+            missing_keys += [f"{prefix}{self._prefix}.{name}.weight" for name in sorted(known - set(weights))]
+            others.setdefault(f"{prefix}_extra_state", self.get_extra_state())
+            state.import_rows(self._tables, weights, error_msgs, f"{prefix}{self._prefix}.")
+        super()._load_from_state_dict(others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        self._refuse_to_copy()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        self._refuse_to_copy()
+
+    def _refuse_to_copy(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} cannot be copied or pickled: use save_model and load_model")
+
+
+def as_int64(what: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The engine's form of ids or lengths, on the CPU.
+
+    Raises:
+        TypeError: they are no integers.
+        ValueError: they have not one dimension.
+    """
+    if tensor.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{what} must be int64 or int32, got {tensor.dtype}")
+    if tensor.dim() != 1:
+        raise ValueError(f"{what} must have one dimension, got the shape {tuple(tensor.shape)}")
+    return tensor.to("cpu", torch.int64).contiguous()
+
+
+def check_device(what: str, tensor: torch.Tensor, device: torch.device) -> None:
+    """Raises ValueError if a tensor is neither on the CPU nor on the collection's device."""
+    if tensor.device.type not in ("cpu", device.type):
+        raise ValueError(f"{what} must be on the {device.type}, got {tensor.device}")
+
+
+def _check_device(device: torch.device | str | None) -> torch.device:
+    device = torch.device(device) if device is not None else torch.device("cpu")
+    if device.type not in ("cpu", "cuda", "meta"):
+        raise ValueError(f"device must be cpu, cuda or meta, got {device}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device} is not there: torch.cuda.is_available() is False")
+    return device
+
+
+def _pooling(config: BaseEmbeddingConfig) -> PoolingType:
+    return config.pooling if isinstance(config, EmbeddingBagConfig) else PoolingType.SUM
+
+
+def _check_options(
+    tables: Sequence[BaseEmbeddingConfig], options: Mapping[str, TableOptions]
+) -> dict[str, TableOptions]:
+    names = [config.name for config in tables]
+    for name in names:
+        if not name:
+            raise ValueError("every table needs a name, got an empty one")
+        if names.count(name) > 1:
+            raise ValueError(f"Duplicate table name {name}")
+    for name, given in options.items():
+        if not isinstance(given, TableOptions):
+            raise TypeError(f"table_options[{name!r}] must be TableOptions, got {type(given).__name__}")
+    unknown = sorted(set(options) - set(names))
+    if unknown:
+        raise ValueError(f"table_options names tables that are not there: {unknown}; there are {names}")
+    return {name: options.get(name, TableOptions()) for name in names}
+
+
+def _spec(
+    options: TableOptions, optimizer_type: type[torch.optim.Optimizer], optimizer_kwargs: Mapping[str, Any] | None
+) -> OptimizerSpec:
+    """The table's own optimizer, or the collection's, with the table's clipping."""
+    spec = optimizer_spec(*(options.optimizer or (optimizer_type, optimizer_kwargs)))
+    if options.clip_grad_value is not None:
+        spec = replace(spec, clip_value=options.clip_grad_value)
+    if options.clip_grad_norm is not None:
+        spec = replace(spec, clip_norm=options.clip_grad_norm)
+    return spec
+
+
+def _define(config: BaseEmbeddingConfig, options: TableOptions, spec: OptimizerSpec) -> TableDefinition:
+    if _pooling(config) not in _POOLING:
+        raise ValueError(f"table {config.name!r}: pooling must be SUM or MEAN, got {_pooling(config)}")
+    if config.data_type != DataType.FP32:
+        raise ValueError(f"table {config.name!r}: data_type must be FP32, got {config.data_type}")
+    if config.virtual_table_eviction_policy is not None:
+        raise ValueError(f"table {config.name!r}: virtual_table_eviction_policy is not supported: rows never expire")
+    if config.embedding_dim < 1:
+        raise ValueError(f"table {config.name!r}: embedding_dim must be positive, got {config.embedding_dim}")
+    if config.num_embeddings < 1:
+        raise ValueError(f"table {config.name!r}: num_embeddings must be positive, got {config.num_embeddings}")
+    return TableDefinition(
+        name=config.name,
+        dim=config.embedding_dim,
+        num_embeddings=config.num_embeddings,
+        optimizer=spec,
+        initializer=options.initializer or from_config(config),
+        unseen_in_eval=options.unseen_in_eval,
+    )

@@ -1,0 +1,118 @@
+"""Damo-Embedding's dicts that name an optimizer or an initializer, in this package's terms."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from damo_torchrec import init, optim
+
+# name: (class, keywords that are always given, {key of the dict: (keyword, default)})
+_ADAM = {"gamma": ("lr", 1e-3), "beta1": ("beta1", 0.9), "beta2": ("beta2", 0.999), "epsilon": ("eps", 1e-8)}
+_OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any], dict[str, tuple[str, float]]]] = {
+    "sgd": (torch.optim.SGD, {}, {"gamma": ("lr", 1e-3), "lambda": ("weight_decay", 0.0)}),
+    "adagrad": (
+        torch.optim.Adagrad,
+        {},
+        {
+            "gamma": ("lr", 1e-2),
+            "lambda": ("weight_decay", 0.0),
+            "eta": ("lr_decay", 0.0),
+            "epsilon": ("eps", 1e-10),
+        },
+    ),
+    "adam": (torch.optim.Adam, {}, {**_ADAM, "lambda": ("weight_decay", 0.0)}),
+    "amsgrad": (torch.optim.Adam, {"amsgrad": True}, {**_ADAM, "lambda": ("weight_decay", 0.0)}),
+    "adamw": (torch.optim.AdamW, {}, {**_ADAM, "lambda": ("weight_decay", 1e-2)}),
+    "ftrl": (
+        optim.FTRL,
+        {},
+        {
+            "gamma": ("lr", 5e-3),
+            "alpha": ("lr", 5e-3),
+            "beta": ("beta", 0.0),
+            "lambda1": ("lambda1", 0.0),
+            "lambda2": ("lambda2", 0.0),
+        },
+    ),
+    "lion": (
+        optim.Lion,
+        {},
+        {
+            "eta": ("lr", 3e-4),
+            "gamma": ("lr", 3e-4),
+            "beta1": ("beta1", 0.9),
+            "beta2": ("beta2", 0.99),
+            "lambda": ("weight_decay", 1e-2),
+        },
+    ),
+}
+
+
+def optimizer(given: Mapping[str, Any]) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """``(optimizer_type, optimizer_kwargs)`` of e.g. ``{"name": "adamw", "gamma": 0.001}``.
+
+    Raises:
+        ValueError: the name is not known. A key that is not known warns.
+    """
+    name = given.get("name")
+    if name not in _OPTIMIZERS:
+        raise ValueError(f"an optimizer's name must be one of {', '.join(_OPTIMIZERS)}, got {name!r}")
+    optimizer_type, kwargs, keys = _OPTIMIZERS[name]
+    values: dict[str, Any] = dict(keys.values())
+    values |= {keys[key][0]: value for key, value in given.items() if key in keys}
+    _warn_of_others("optimizer", given, {"name", *keys})
+    if "beta1" in values:
+        values["betas"] = (values.pop("beta1"), values.pop("beta2"))
+    return optimizer_type, {**kwargs, **values}
+
+
+def initializer(given: Mapping[str, Any] | init.Initializer | None, dim: int) -> init.Initializer:
+    """The initializer of e.g. ``{"name": "truncate_normal", "stddev": 0.0001}``.
+
+    Raises:
+        ValueError: the name is not known, or a number is out of range. A key that is not known warns.
+        TypeError: it is neither a dict nor an initializer.
+    """
+    if isinstance(given, init.Initializer):
+        return given
+    if given is None:
+        given = {"name": "uniform"}
+    if not isinstance(given, Mapping):
+        raise TypeError(f"initializer must be a dict or one of damo.init's, got {type(given).__name__}")
+    name = given.get("name")
+    numbers = {key: float(value) for key, value in given.items() if key in ("min", "max", "mean", "stddev")}
+    mean, std = numbers.get("mean", 0.0), numbers.get("stddev", 1.0)
+    bound = math.sqrt(1 / dim) if dim > 0 else 1.0
+    match name:
+        case "zeros":
+            known: set[str] = set()
+            result: init.Initializer = init.Constant(0.0)
+        case "ones":
+            known = set()
+            result = init.Constant(1.0)
+        case "uniform" | "random_uniform":
+            known = {"min", "max"}
+            result = init.Uniform(numbers.get("min", -bound), numbers.get("max", bound))
+        case "normal" | "random" | "random_normal":
+            known = {"mean", "stddev"}
+            result = init.Normal(mean, std)
+        case "truncate_normal":
+            known = {"mean", "stddev"}
+            result = init.TruncatedNormal(mean, std, mean - 2 * std, mean + 2 * std)
+        case "xavier":
+            known = set()
+            result = init.Uniform(-math.sqrt(3) * bound, math.sqrt(3) * bound)
+        case _:
+            names = "zeros, ones, uniform, random_uniform, random, normal, random_normal, truncate_normal, xavier"
+            raise ValueError(f"an initializer's name must be one of {names}, got {name!r}")
+    _warn_of_others("initializer", given, {"name", *known})
+    return result
+
+
+def _warn_of_others(what: str, given: Mapping[str, Any], known: set[str]) -> None:
+    others = sorted(set(given) - known)
+    if others:
+        warnings.warn(f"{what} {given['name']!r}: {', '.join(others)} has no effect here", stacklevel=4)

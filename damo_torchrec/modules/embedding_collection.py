@@ -1,0 +1,152 @@
+"""`EmbeddingCollection`: TorchRec's embeddings of sequences, with rows in a store."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torchrec
+from torchrec.modules.embedding_configs import EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingCollectionInterface
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+from torchrec.sparse.tensor_dict import maybe_td_to_kjt
+
+from damo_torchrec.autograd import Batch
+from damo_torchrec.modules.collection import Collection, as_int64, check_device
+from damo_torchrec.options import TableOptions
+from damo_torchrec.store import EmbeddingStore
+
+
+class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
+    """A collection of embedding tables that are not pooled: a row for each id, in an `EmbeddingStore`.
+
+    Takes the place of TorchRec's `EmbeddingCollection` and `FusedEmbeddingCollection`. What `EmbeddingBagCollection`
+    says of ids and updates holds here, too.
+
+    ::
+
+        #             i = 0    i = 1   i = 2   <- samples
+        # "clicks"    [1, 2]   []      [2]
+        ec(KeyedJaggedTensor(keys=["clicks"], values=[1, 2, 2], lengths=[2, 0, 1]))["clicks"]
+
+        # values  w[1], w[2], w[2]   (3, dim)
+        # lengths 2, 0, 1
+
+    Args:
+        tables: TorchRec's configs, all with one ``embedding_dim``. ``num_embeddings`` is no limit, as in
+            `EmbeddingBagCollection`.
+        optimizer_type: an optimizer class of torch.optim, torchrec.optim or damo.optim.
+        optimizer_kwargs: its hyperparameters.
+        device: as in `EmbeddingBagCollection`.
+        need_indices: whether the outputs' weights are the ids.
+        use_gather_select: kept for TorchRec's sharding; without effect here.
+        use_gather_select_per_sharding: kept for TorchRec's sharding; without effect here.
+        store: where the rows are; None for `default_store()`.
+        table_options: by table name.
+
+    Raises:
+        ValueError: tables differ in their dim, and what `EmbeddingBagCollection` raises.
+        SchemaMismatchError: the store has a table of this name with another dim, optimizer or initializer.
+    """
+
+    def __init__(
+        self,
+        tables: list[EmbeddingConfig],
+        optimizer_type: type[torch.optim.Optimizer] = torchrec.optim.RowWiseAdagrad,
+        optimizer_kwargs: Mapping[str, Any] | None = None,
+        device: torch.device | str | None = None,
+        need_indices: bool = False,
+        use_gather_select: bool = False,
+        use_gather_select_per_sharding: dict[str, bool] | None = None,
+        *,
+        store: EmbeddingStore | None = None,
+        table_options: Mapping[str, TableOptions] | None = None,
+    ) -> None:
+        super().__init__()
+        dims = {config.embedding_dim for config in tables}
+        if len(dims) > 1:
+            raise ValueError(f"all tables of an EmbeddingCollection must have one embedding_dim, got {sorted(dims)}")
+        self._embedding_dim = dims.pop() if dims else -1
+        self._need_indices = need_indices
+        self._use_gather_select = use_gather_select
+        self._use_gather_select_per_sharding = use_gather_select_per_sharding
+        self._define(tables, "embeddings", (optimizer_type, optimizer_kwargs), device, table_options)
+        self._attach(store)
+
+    def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
+        """Looks up.
+
+        Args:
+            features: F features of B lists of int64 or int32 ids. Keys may come in any order; those that no table uses
+                are passed over. Weights are, too.
+
+        Returns:
+            dict: by feature, in the tables' order: values float32 ``(n, dim)``, with the feature's lengths, and its ids
+            as weights with ``need_indices``. A feature of several tables is named ``feature@table`` in each.
+
+        Raises:
+            KeyError: a feature is missing.
+            TypeError: the values are not integers.
+            ValueError: lengths do not fit the values, or the batch needs more memory than the budget allows.
+        """
+        features = maybe_td_to_kjt(features, None)
+        ids = _by_key(features, features.values(), features.length_per_key())
+        lengths = _by_key(features, features.lengths(), features.stride_per_key())
+        if self._device.type == "meta":
+            outputs = [torch.empty(len(ids[name]), self._embedding_dim, device="meta") for name in self.feature_names()]
+        else:
+            batch = self._batch(features)
+            outputs = self._outputs(self._lookup(batch), batch)
+        names = [name for names in self._names_by_table for name in names]
+        return {
+            name: JaggedTensor(
+                values=values,
+                lengths=lengths[feature],
+                weights=ids[feature] if self._need_indices else None,
+            )
+            for name, feature, values in zip(names, self.feature_names(), outputs, strict=True)
+        }
+
+    def _batch(self, features: KeyedJaggedTensor) -> Batch:
+        check_device("values", features.values(), self._device)
+        ids = as_int64("values", features.values())
+        bags = torch.tensor(features.length_per_key(), dtype=torch.int64, device="cpu")
+        if int(bags.sum()) != ids.numel() or bool((bags < 0).any()):
+            raise ValueError(f"lengths must sum to the number of values, {ids.numel()}, got {int(bags.sum())}")
+        # Each id is a bag of its own.
+        return Batch(
+            keys=tuple(features.keys()),
+            ids=ids,
+            lengths=torch.ones(ids.numel(), dtype=torch.int64, device="cpu"),
+            weights=None,
+            size=0,
+            bags=bags,
+        )
+
+    def embedding_configs(self) -> list[EmbeddingConfig]:
+        """The tables' configs."""
+        return self._configs
+
+    def embedding_dim(self) -> int:
+        """Of all tables."""
+        return self._embedding_dim
+
+    def embedding_names_by_table(self) -> list[list[str]]:
+        """The outputs' names, by table."""
+        return self._names_by_table
+
+    def need_indices(self) -> bool:
+        """Whether the outputs' weights are the ids."""
+        return self._need_indices
+
+    def use_gather_select(self) -> bool:
+        """What was given."""
+        return self._use_gather_select
+
+    def use_gather_select_per_sharding(self) -> dict[str, bool] | None:
+        """What was given."""
+        return self._use_gather_select_per_sharding
+
+
+def _by_key(features: KeyedJaggedTensor, values: torch.Tensor, sizes: list[int]) -> dict[str, torch.Tensor]:
+    """A part of `values` for each key. KeyedJaggedTensor.to_dict does that, but not for a batch without samples."""
+    return dict(zip(features.keys(), torch.split(values, sizes), strict=True))

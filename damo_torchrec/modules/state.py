@@ -1,0 +1,93 @@
+"""What a collection puts into a model's state dict, and what it takes from one: never rows of its own."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from damo_torchrec.errors import SchemaMismatchError
+from damo_torchrec.store import EmbeddingStore
+from damo_torchrec.table import Table
+
+_log = logging.getLogger(__name__)
+_ROWS_PER_CALL = 65536
+
+
+def describe(store: EmbeddingStore, tables: Sequence[Table]) -> torch.Tensor:
+    """Names the store, its seed and step, and the tables' schemas: JSON in UTF-8, uint8 ``(n,)``."""
+    description = {
+        "store": str(store.path),
+        "seed": store.seed,
+        "step": store.step,
+        "tables": {table.name: asdict(table._definition.schema()) for table in tables},
+    }
+    return torch.tensor(list(json.dumps(description).encode()), dtype=torch.uint8, device="cpu")
+
+
+def check(state: torch.Tensor, store: EmbeddingStore, tables: Sequence[Table]) -> None:
+    """Raises SchemaMismatchError if `state` was not made over a store like this one. Another step is logged."""
+    saved = json.loads(bytes(state.to("cpu").tolist()))
+    now = json.loads(bytes(describe(store, tables).tolist()))
+    for what in ("seed", "tables"):
+        if saved[what] != now[what]:
+            raise SchemaMismatchError(
+                f"the state dict was made over the store {saved['store']} with {what} {saved[what]}, "
+                f"but {store.path} has {now[what]}"
+            )
+    if saved["step"] != now["step"]:
+        _log.warning(
+            "the state dict is of step %d, but the rows in %s are of step %d: load_model brings both to one step",
+            saved["step"],
+            store.path,
+            now["step"],
+        )
+
+
+def import_rows(
+    tables: Sequence[Table], weights: Mapping[str, torch.Tensor], error_msgs: list[str], prefix: str
+) -> None:
+    """Makes row i of each weight, by table name, the row with id i, some thousands at a time.
+
+    What does not fit is added to `error_msgs`, and changes nothing.
+    """
+    by_name = {table.name: table for table in tables}
+    for name, weight in weights.items():
+        if name not in by_name:
+            continue
+        if weight.dim() != 2 or weight.shape[1] != by_name[name].dim or not weight.is_floating_point():
+            error_msgs.append(
+                f"{prefix}{name}.weight must be floating point (n, {by_name[name].dim}), "
+                f"got {weight.dtype} {tuple(weight.shape)}"
+            )
+    if error_msgs:
+        return
+    for name, weight in weights.items():
+        if name in by_name:
+            copy_rows(weight, by_name[name])
+
+
+def copy_rows(weight: torch.Tensor, table: Table) -> None:
+    """Makes row i of `weight`, ``(n, dim)``, the row with id i."""
+    for begin in range(0, len(weight), _ROWS_PER_CALL):
+        rows = weight[begin : begin + _ROWS_PER_CALL].detach()
+        table.set(torch.arange(begin, begin + len(rows)), rows)
+
+
+def split(state_dict: Mapping[str, Any], prefix: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The weights of a TorchRec collection's state dict, by table, and all other entries.
+
+    Args:
+        state_dict: of a whole model.
+        prefix: of TorchRec's weights, for example ``"sparse.ebc.embedding_bags."``.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    others: dict[str, Any] = {}
+    for key, value in state_dict.items():
+        if key.startswith(prefix) and key.endswith(".weight") and isinstance(value, torch.Tensor):
+            weights[key[len(prefix) : -len(".weight")]] = value
+        else:
+            others[key] = value
+    return weights, others

@@ -1,0 +1,98 @@
+"""State dicts: small, bound to a store of the same schema, and a way in for TorchRec's weights."""
+
+import logging
+
+import pytest
+import torch
+import torchrec
+from torch import nn
+
+import damo_torchrec as damo
+from support import config, kjt, small_store
+
+
+def model(store, name="t", dim=4, seed_lr=0.1):
+    return nn.ModuleDict(
+        {
+            "ebc": damo.EmbeddingBagCollection([config(name, dim)], torch.optim.SGD, {"lr": seed_lr}, store=store),
+            "linear": nn.Linear(2, 1),
+        }
+    )
+
+
+def test_it_holds_no_rows_and_some_hundred_bytes_of_tensors(memory_store):
+    m = model(memory_store)
+    m["ebc"](kjt({"t": [range(1000)]})).values().sum().backward()
+    state = m.state_dict()
+    assert list(state) == ["ebc._extra_state", "linear.weight", "linear.bias"]
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    assert state["ebc._extra_state"].numel() < 2000
+    m.load_state_dict(state)
+    assert list(m["ebc"].parameters()) == []
+
+
+def test_a_store_of_another_model_is_refused(memory_store):
+    state = model(memory_store).state_dict()
+    with small_store(seed=1) as other, pytest.raises(damo.SchemaMismatchError, match=r"seed 0, but .* 1"):
+        model(other).load_state_dict(state)
+    with small_store() as other, pytest.raises(damo.SchemaMismatchError, match="tables"):
+        model(other, dim=8).load_state_dict(state)
+    with small_store() as other, pytest.raises(damo.SchemaMismatchError, match="tables"):
+        model(other, "u").load_state_dict(state)
+
+
+def test_another_step_is_logged(memory_store, caplog):
+    m = model(memory_store)
+    state = m.state_dict()
+    m["ebc"](kjt({"t": [[1]]})).values().sum().backward()
+    with caplog.at_level(logging.WARNING):
+        m.load_state_dict(state)
+    assert "of step 0" in caplog.text
+    assert "of step 1" in caplog.text
+
+
+def test_without_ours_a_strict_load_misses_it(memory_store):
+    m = model(memory_store)
+    state = {name: value for name, value in m.state_dict().items() if "ebc" not in name}
+    with pytest.raises(RuntimeError, match=r"Missing key.*ebc._extra_state"):
+        m.load_state_dict(state)
+    m.load_state_dict(state, strict=False)
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+def test_a_torchrec_models_weights_become_rows(store, sequence):
+    if sequence:
+        configs = [torchrec.EmbeddingConfig(name=n, embedding_dim=4, num_embeddings=70_000) for n in "ab"]
+        theirs, ours = torchrec.EmbeddingCollection(configs), damo.EmbeddingCollection(configs, store=store)
+        weights = theirs.embeddings
+    else:
+        configs = [config(n, 4, num_embeddings=70_000) for n in "ab"]
+        theirs, ours = torchrec.EmbeddingBagCollection(configs), damo.EmbeddingBagCollection(configs, store=store)
+        weights = theirs.embedding_bags
+    wrapped = nn.ModuleDict({"tables": theirs, "linear": nn.Linear(2, 1)})
+    assert nn.ModuleDict({"tables": ours, "linear": nn.Linear(2, 1)}).load_state_dict(wrapped.state_dict())
+    for table in ours.tables():
+        ids, rows = table.to_torch()
+        assert torch.equal(ids, torch.arange(70_000))
+        assert torch.equal(rows, weights[table.name].weight.detach())
+
+
+def test_weights_that_do_not_fit_are_refused_and_change_nothing(memory_store):
+    ours = damo.EmbeddingBagCollection([config("a", 4), config("b", 4)], store=memory_store)
+    good, bad = torch.ones(3, 4), torch.ones(3, 5)
+    cases = [
+        ({"a": good, "b": bad}, r"b.weight must be floating point \(n, 4\), got torch.float32 \(3, 5\)"),
+        ({"a": good, "b": good.long()}, r"b.weight must be floating point"),
+        ({"a": good}, r"Missing key.*embedding_bags.b.weight"),
+        ({"a": good, "b": good, "c": good}, r"Unexpected key.*embedding_bags.c.weight"),
+    ]
+    for weights, message in cases:
+        with pytest.raises(RuntimeError, match=message):
+            ours.load_state_dict({f"embedding_bags.{name}.weight": w for name, w in weights.items()})
+    assert len(memory_store.table("b")) in (0, 3)
+
+
+def test_to_torch_of_an_empty_table(memory_store):
+    damo.EmbeddingBagCollection([config("a", 4)], store=memory_store)
+    ids, rows = memory_store.table("a").to_torch()
+    assert (ids.shape, rows.shape) == ((0,), (0, 4))
