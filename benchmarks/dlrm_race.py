@@ -49,6 +49,11 @@ class Racer(Entry):
             words += ["direct I/O" if self.direct_io else "page cache", f"prefetch {self.depth or 'off'}"]
         return ", ".join(words)
 
+    def environment(self) -> dict[str, str]:
+        """As of others; where rows are on disk, OpenMP's threads sleep at once: who reads rows needs the processors."""
+        policy = {"OMP_WAIT_POLICY": "PASSIVE"} if self.library == OURS and self.percent < 100 else {}
+        return super().environment() | policy
+
     def budget(self, workload: Workload) -> int:
         """The memory budget that holds so many of the rows: ours."""
         rows = workload.tables * workload.rows * self.percent / 100
