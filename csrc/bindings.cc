@@ -123,7 +123,7 @@ class Scan {
     const size_t dim = static_cast<size_t>(layout_.dim);
     return Fill(n, [&](size_t i, int64_t id, const char* payload) {
       At<int64_t>(ids)[i] = id;
-      std::memcpy(At<float>(weights) + i * dim, payload, dim * sizeof(float));
+      DecodeWeights(layout_.weight_type, layout_.dim, payload, At<float>(weights) + i * dim);
     });
   }
 
@@ -216,11 +216,17 @@ void RegisterOptions(py::module_& m) {
       .def_readwrite("low", &Initializer::low)
       .def_readwrite("high", &Initializer::high);
 
+  py::native_enum<WeightType>(m, "WeightType", "enum.Enum")
+      .value("FLOAT32", WeightType::kFloat32)
+      .value("FLOAT16", WeightType::kFloat16)
+      .value("BFLOAT16", WeightType::kBfloat16)
+      .finalize();
   py::class_<TableSchema>(m, "TableSchema")
       .def(py::init<>())
       .def_readwrite("name", &TableSchema::name)
       .def_readwrite("number", &TableSchema::number)
       .def_readwrite("dim", &TableSchema::dim)
+      .def_readwrite("weight_type", &TableSchema::weight_type)
       .def_readwrite("initializer", &TableSchema::initializer)
       .def_readwrite("optimizer", &TableSchema::optimizer)
       .def_readwrite("iter", &TableSchema::iter)

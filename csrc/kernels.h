@@ -27,6 +27,7 @@ struct PoolArgs {
   Pooling pooling;
   float* out;  // row b at out + b * out_stride
   size_t out_stride;
+  WeightType weight_type = WeightType::kFloat32;
 };
 
 // One occurrence of an id in a batch: it adds scale * grad[0..dim) to its row's gradient.
@@ -46,7 +47,9 @@ struct ApplyArgs {
   int dim;
   OptimizerStep step;
   uint32_t iter;
-  float* buffer;  // dim floats of scratch
+  float* buffer;  // 2 * dim floats of scratch
+  WeightType weight_type = WeightType::kFloat32;
+  uint64_t stream_key = 0;  // of the table: what rounding to 16 bits is drawn from
 };
 
 // Gradients of the per-id weights of the bags in PoolArgs, whose `out` they get as input: grad[i] = <row_i, g> for sums

@@ -35,7 +35,7 @@ DAMO_INLINE int Dim(int dim) {
   return kDim == 0 ? dim : kDim;
 }
 
-template <int kDim>
+template <class Weights, int kDim>
 void PoolBags(const PoolArgs& a) {
   const int dim = Dim<kDim>(a.dim);
   const int64_t first = a.offsets[0];
@@ -43,8 +43,8 @@ void PoolBags(const PoolArgs& a) {
     float* __restrict out = a.out + b * a.out_stride;
     const int64_t begin = a.offsets[b] - first, end = a.offsets[b + 1] - first;
     if (end - begin == 1 && a.weights == nullptr && a.slots[begin] != kZeroSlot) {
-      const float* __restrict row = RowWeights(RowAt(a.arena, a.slots[begin]));
-      for (int j = 0; j < dim; ++j) out[j] = row[j];
+      const char* __restrict row = RowAt(a.arena, a.slots[begin]) + kPayloadOffset;
+      for (int j = 0; j < dim; ++j) out[j] = Weights::Load(row, j);
       continue;
     }
     for (int j = 0; j < dim; ++j) out[j] = 0;
@@ -53,8 +53,8 @@ void PoolBags(const PoolArgs& a) {
       const float weight = a.weights == nullptr ? 1.0f : a.weights[i];
       total += weight;
       if (a.slots[i] == kZeroSlot) continue;
-      const float* __restrict row = RowWeights(RowAt(a.arena, a.slots[i]));
-      for (int j = 0; j < dim; ++j) out[j] += weight * row[j];
+      const char* __restrict row = RowAt(a.arena, a.slots[i]) + kPayloadOffset;
+      for (int j = 0; j < dim; ++j) out[j] += weight * Weights::Load(row, j);
     }
     if (a.pooling == Pooling::kMean) {
       for (int j = 0; j < dim; ++j) out[j] = total == 0 ? 0 : out[j] / total;
@@ -93,11 +93,11 @@ DAMO_INLINE const float* AdjustGradient(const OptimizerStep& s, int dim, const f
   return buffer;
 }
 
-template <class Optimizer, int kDim>
+template <class Optimizer, class Weights, int kDim>
 size_t ApplyRows(const ApplyArgs& a) {
   const int dim = Dim<kDim>(a.dim);
-  const int state_size = Optimizer::StateSize(dim);
-  const size_t touched = kPayloadOffset + sizeof(float) * (dim + state_size) + 2 * sizeof(uint32_t);
+  const RowLayout layout = {dim, Optimizer::StateSize(dim), Weights::kExact ? WeightType::kFloat32 : a.weight_type};
+  const size_t touched = layout.row_size();
   size_t created = 0;
   for (size_t r = 0; r < a.rows; ++r) {
     if (r + kPrefetchRows < a.rows) {
@@ -107,11 +107,19 @@ size_t ApplyRows(const ApplyArgs& a) {
     char* row = RowAt(a.arena, a.slots[r]);
     const float* grad = SumOccurrences<kDim>(a.occurrences + a.begin[r], a.occurrences + a.begin[r + 1], dim, a.buffer);
     if (a.step.adjusts_gradient) grad = AdjustGradient(a.step, dim, grad, a.buffer);
-    float* weights = RowWeights(row);
-    uint32_t* counters = RowCounters(row, dim, state_size);
+    uint32_t* counters = RowCounters(row, layout);
     counters[0] = a.iter;
     counters[1] += counters[1] != UINT32_MAX ? 1 : 0;
-    Optimizer::Update(a.step, dim, counters[1], weights, weights + dim, grad);
+    if constexpr (Weights::kExact) {
+      Optimizer::Update(a.step, dim, counters[1], RowWeights(row), RowState(row, layout), grad);
+    } else {
+      float* weights = a.buffer + dim;
+      char* stored = row + kPayloadOffset;
+      for (int j = 0; j < dim; ++j) weights[j] = Weights::Load(stored, j);
+      Optimizer::Update(a.step, dim, counters[1], weights, RowState(row, layout), grad);
+      const uint64_t seed = RoundingSeed(a.stream_key, RowId(row), a.iter);
+      for (int j = 0; j < dim; ++j) Weights::Store(stored, j, weights[j], RoundingBits(seed, j));
+    }
     const uint8_t flags = RowFlags(row);
     created += flags & kAbsent ? 1 : 0;
     SetRowFlags(row, static_cast<uint8_t>((flags & ~kAbsent) | kDirty));
@@ -119,7 +127,8 @@ size_t ApplyRows(const ApplyArgs& a) {
   return created;
 }
 
-void WeightGrad(const WeightGradArgs& a) {
+template <class Weights>
+void WeightGradOf(const WeightGradArgs& a) {
   const PoolArgs& p = a.bags;
   const int64_t first = p.offsets[0];
   for (size_t b = 0; b < p.bags; ++b) {
@@ -129,8 +138,8 @@ void WeightGrad(const WeightGradArgs& a) {
     for (int64_t i = begin; i < end; ++i) {
       float dot = 0;
       if (p.slots[i] != kZeroSlot) {
-        const float* row = RowWeights(RowAt(p.arena, p.slots[i]));
-        dot = LaneSum(p.dim, [&](int j) __attribute__((always_inline)) { return row[j] * grad[j]; });
+        const char* row = RowAt(p.arena, p.slots[i]) + kPayloadOffset;
+        dot = LaneSum(p.dim, [&](int j) __attribute__((always_inline)) { return Weights::Load(row, j) * grad[j]; });
       }
       a.weight_grad[i] = dot;
       total += p.weights[i];
@@ -157,34 +166,42 @@ uint32_t MaxAbsBits(const float* values, size_t n) {
 void Draw(const Initializer& init, int64_t id, int dim, float* weights) { DrawRow(init, id, dim, weights); }
 
 void Pool(const PoolArgs& a) {
+  if (a.weight_type == WeightType::kFloat16) return PoolBags<Float16Weights, 0>(a);
+  if (a.weight_type == WeightType::kBfloat16) return PoolBags<Bfloat16Weights, 0>(a);
   switch (a.dim) {
     case 16:
-      return PoolBags<16>(a);
+      return PoolBags<Float32Weights, 16>(a);
     case 32:
-      return PoolBags<32>(a);
+      return PoolBags<Float32Weights, 32>(a);
     case 64:
-      return PoolBags<64>(a);
+      return PoolBags<Float32Weights, 64>(a);
     case 128:
-      return PoolBags<128>(a);
+      return PoolBags<Float32Weights, 128>(a);
     default:
-      return PoolBags<0>(a);
+      return PoolBags<Float32Weights, 0>(a);
   }
 }
 
 template <class Optimizer>
 size_t Apply(const ApplyArgs& a) {
+  if (a.weight_type == WeightType::kFloat16) return ApplyRows<Optimizer, Float16Weights, 0>(a);
+  if (a.weight_type == WeightType::kBfloat16) return ApplyRows<Optimizer, Bfloat16Weights, 0>(a);
   switch (a.dim) {
     case 16:
-      return ApplyRows<Optimizer, 16>(a);
+      return ApplyRows<Optimizer, Float32Weights, 16>(a);
     case 32:
-      return ApplyRows<Optimizer, 32>(a);
+      return ApplyRows<Optimizer, Float32Weights, 32>(a);
     case 64:
-      return ApplyRows<Optimizer, 64>(a);
+      return ApplyRows<Optimizer, Float32Weights, 64>(a);
     case 128:
-      return ApplyRows<Optimizer, 128>(a);
+      return ApplyRows<Optimizer, Float32Weights, 128>(a);
     default:
-      return ApplyRows<Optimizer, 0>(a);
+      return ApplyRows<Optimizer, Float32Weights, 0>(a);
   }
+}
+
+void WeightGrad(const WeightGradArgs& a) {
+  WithWeights(a.bags.weight_type, [&](auto weights) { WeightGradOf<decltype(weights)>(a); });
 }
 
 }  // namespace

@@ -174,7 +174,8 @@ PoolArgs Store::BagsOf(const Unit& unit) const {
           tables_[unit.feature->table].layout.dim,
           unit.feature->pooling,
           nullptr,
-          0};
+          0,
+          tables_[unit.feature->table].layout.weight_type};
 }
 
 // Finds the rows of a resolved unit that were missing or, had their load failed, are missing now.

@@ -4,7 +4,9 @@
 //         8   uint16  table (index of the table in this store while it is open)
 //        10   uint8   flags
 //        11   uint8   touch: 6 bits of the operation that last touched the row, 2 bits of its use frequency
-//        12   payload: float32 weights[dim], float32 state[state_size], uint32 last_step, uint32 count
+//        12   payload: weights[dim], float32 state[state_size], uint32 last_step, uint32 count
+//
+// Weights are float32 or, padded to a whole float32, of 16 bits.
 //
 // The payload is what a RowStore keeps. `last_step` is the table's iteration of the row's last update and `count` how
 // many updates it has had (it stays at its maximum instead of wrapping).
@@ -15,7 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#define DAMO_INLINE [[gnu::always_inline]] static inline
+#include "weight_type.h"
 
 namespace damo {
 
@@ -38,8 +40,10 @@ constexpr uint8_t kLoading = 16;
 struct RowLayout {
   int dim = 0;
   int state_size = 0;
+  WeightType weight_type = WeightType::kFloat32;
 
-  size_t payload_size() const { return sizeof(float) * (dim + state_size) + 2 * sizeof(uint32_t); }
+  size_t weight_bytes() const { return WeightBytes(weight_type, dim); }
+  size_t payload_size() const { return weight_bytes() + sizeof(float) * state_size + 2 * sizeof(uint32_t); }
   size_t row_size() const { return kPayloadOffset + payload_size(); }
 };
 
@@ -47,11 +51,15 @@ DAMO_INLINE int64_t RowId(const char* row) { return *reinterpret_cast<const int6
 DAMO_INLINE uint16_t RowTable(const char* row) { return *reinterpret_cast<const uint16_t*>(row + kTableOffset); }
 DAMO_INLINE uint8_t RowFlags(const char* row) { return *reinterpret_cast<const uint8_t*>(row + kFlagsOffset); }
 DAMO_INLINE void SetRowFlags(char* row, uint8_t flags) { *reinterpret_cast<uint8_t*>(row + kFlagsOffset) = flags; }
+// Of rows whose weights are float32.
 DAMO_INLINE float* RowWeights(char* row) { return reinterpret_cast<float*>(row + kPayloadOffset); }
 DAMO_INLINE const float* RowWeights(const char* row) { return reinterpret_cast<const float*>(row + kPayloadOffset); }
+DAMO_INLINE float* RowState(char* row, const RowLayout& layout) {
+  return reinterpret_cast<float*>(row + kPayloadOffset + layout.weight_bytes());
+}
 // The two header fields at the payload's end: {last_step, count}.
-DAMO_INLINE uint32_t* RowCounters(char* row, int dim, int state_size) {
-  return reinterpret_cast<uint32_t*>(RowWeights(row) + dim + state_size);
+DAMO_INLINE uint32_t* RowCounters(char* row, const RowLayout& layout) {
+  return reinterpret_cast<uint32_t*>(RowState(row, layout) + layout.state_size);
 }
 
 struct RowCountersView {
@@ -59,7 +67,7 @@ struct RowCountersView {
   uint32_t count;
 };
 DAMO_INLINE RowCountersView ReadCounters(const char* row, const RowLayout& layout) {
-  const uint32_t* counters = reinterpret_cast<const uint32_t*>(RowWeights(row) + layout.dim + layout.state_size);
+  const uint32_t* counters = reinterpret_cast<const uint32_t*>(row + kPayloadOffset + layout.payload_size()) - 2;
   return {counters[0], counters[1]};
 }
 

@@ -82,7 +82,7 @@ Store::Lock Store::Acquire() {
 void Store::CheckTable(const TableSchema& schema) {
   const Lock lock = Acquire();
   try {
-    cache_.CheckRowSize({schema.dim, StateSize(schema.optimizer.kind, schema.dim)});
+    cache_.CheckRowSize(schema.layout());
   } catch (const Error& error) {
     throw Error(error.code(), "table \"" + schema.name + "\": " + error.what());
   }
@@ -91,7 +91,7 @@ void Store::CheckTable(const TableSchema& schema) {
 uint16_t Store::OpenTable(const TableSchema& schema) {
   CheckTable(schema);
   Lock lock = Acquire();
-  const uint16_t index = cache_.AddTable({schema.dim, StateSize(schema.optimizer.kind, schema.dim)});
+  const uint16_t index = cache_.AddTable(schema.layout());
   cache_.SetIter(index, schema.iter);
   tables_.emplace_back(schema);
   MakeRoom(0, lock);
@@ -168,9 +168,9 @@ void Store::Set(uint16_t table, std::span<const int64_t> ids, const float* weigh
     const float state = InitialState(t.schema.optimizer);
     for (size_t i = 0; i < run.size(); ++i) {
       char* row = cache_.Row(lookup->slots[i]);
-      std::memcpy(RowWeights(row), weights + (first + i) * dim, dim * sizeof(float));
-      std::fill_n(RowWeights(row) + dim, t.layout.state_size, state);
-      uint32_t* counters = RowCounters(row, t.layout.dim, t.layout.state_size);
+      EncodeWeights(t.layout.weight_type, t.layout.dim, weights + (first + i) * dim, row + kPayloadOffset);
+      std::fill_n(RowState(row, t.layout), t.layout.state_size, state);
+      uint32_t* counters = RowCounters(row, t.layout);
       counters[0] = t.schema.iter;
       counters[1] = 0;
       t.schema.rows += RowFlags(row) & kAbsent ? 1 : 0;

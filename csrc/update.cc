@@ -87,7 +87,7 @@ void Store::Gather(uint16_t table, size_t share, size_t shares, std::span<const 
   for (size_t i = 0; i < n; ++i) s->occurrences[s->begin[s->row_of[i]]++] = s->gathered[i];
   for (size_t r = s->begin.size() - 1; r > 0; --r) s->begin[r] = s->begin[r - 1];
   s->begin[0] = 0;
-  s->buffer.resize(static_cast<size_t>(tables_[table].layout.dim));
+  s->buffer.resize(2 * static_cast<size_t>(tables_[table].layout.dim));
 }
 
 // An upper bound of the absolute values that summing the parts' gradients can give, infinite or NaN if there is none.
@@ -232,7 +232,8 @@ bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonF
     for (Slot slot : s->rows) cache_.MarkSegmentDirty(slot);
     const size_t n = kernels_.apply[static_cast<size_t>(table.schema.optimizer.kind)](
         {cache_.arena(), s->rows.data(), s->begin.data(), s->occurrences.data(), s->rows.size(), table.layout.dim,
-         work[w].step, table.schema.iter + 1, s->buffer.data()});
+         work[w].step, table.schema.iter + 1, s->buffer.data(), table.layout.weight_type,
+         table.schema.initializer.stream_key});
     created[work[w].table].fetch_add(static_cast<int64_t>(n), std::memory_order_relaxed);
   });
   for (size_t t = 0; t < tables_.size(); ++t) {

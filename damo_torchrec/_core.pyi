@@ -67,10 +67,16 @@ class Initializer:
     high: float
     def __init__(self) -> None: ...
 
+class WeightType(enum.Enum):
+    FLOAT32 = ...
+    FLOAT16 = ...
+    BFLOAT16 = ...
+
 class TableSchema:
     name: str
     number: int
     dim: int
+    weight_type: WeightType
     initializer: Initializer
     optimizer: OptimizerConfig
     iter: int

@@ -37,10 +37,11 @@ class Catalog:
             schema = _core.TableSchema()
             schema.name, schema.dim = definition.name, definition.dim
             schema.optimizer = definition.optimizer.to_core()
+            schema.weight_type = _core.WeightType[definition.row_dtype.upper()]
             engine.check_table(schema)
             return
         wanted = definition.schema()
-        for what in ("dim", "optimizer", "initializer"):
+        for what in ("dim", "optimizer", "initializer", "row_dtype"):
             if getattr(existing, what) != getattr(wanted, what):
                 raise SchemaMismatchError(
                     f"table {definition.name!r} of the store {self._path} has {what} {getattr(existing, what)}, "
@@ -80,6 +81,7 @@ class Catalog:
         schema.name = definition.name
         schema.number = table._number
         schema.dim = definition.dim
+        schema.weight_type = _core.WeightType[definition.row_dtype.upper()]
         schema.optimizer = table._optimizer.to_core()
         schema.initializer = _initializer(record.schema if record else definition.schema(), definition)
         schema.initializer.stream_key = _stream_key(self.manifest.seed, definition.name)

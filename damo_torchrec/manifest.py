@@ -9,7 +9,9 @@ from typing import Any
 
 from damo_torchrec.errors import CorruptionError
 
-FORMAT_VERSION = 1
+# 2 adds rows of 16-bit weights. A store without any is written as 1, which earlier releases read.
+FORMAT_VERSION = 2
+_FLOAT32 = "float32"
 FILE_NAME = "manifest.json"
 
 
@@ -30,6 +32,7 @@ class TableSchema:
     initializer: dict[str, float | str]
     # What the initializer's arguments came to where the table was made; another C library may round otherwise.
     numbers: dict[str, float] = field(compare=False)
+    row_dtype: str = _FLOAT32  # of the weights: "float32", "float16" or "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,13 @@ class Manifest:
             if path.is_file()
         }
         body = asdict(replace(self, files=files))
-        text = json.dumps({"format_version": FORMAT_VERSION, "sha256": _digest(body), "manifest": body}, indent=1)
+        version = 1
+        for table in body["tables"].values():
+            if table["schema"]["row_dtype"] == _FLOAT32:
+                del table["schema"]["row_dtype"]
+            else:
+                version = 2
+        text = json.dumps({"format_version": version, "sha256": _digest(body), "manifest": body}, indent=1)
         (directory / FILE_NAME).write_text(text + "\n")
 
     def check_files(self, directory: Path) -> None:
@@ -96,8 +105,8 @@ class Manifest:
         try:
             document = json.loads(path.read_bytes())
             version, body = document["format_version"], document["manifest"]
-            if version != FORMAT_VERSION:
-                raise CorruptionError(f"{path} has format version {version}; this version reads {FORMAT_VERSION}")
+            if version not in range(1, FORMAT_VERSION + 1):
+                raise CorruptionError(f"{path} has format version {version}; this version reads 1 to {FORMAT_VERSION}")
             if document["sha256"] != _digest(body):
                 raise CorruptionError(f"{path} is damaged: its checksum does not match")
             tables = {

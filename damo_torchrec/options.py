@@ -92,6 +92,10 @@ class TableOptions:
             alone. It comes after `clip_grad_value`.
         initializer: the distribution of initial weights; None takes the config's ``init_fn`` or its
             ``weight_init_min`` and ``weight_init_max``.
+        row_dtype: what the row's weights are stored as: torch.float32, or torch.float16 or torch.bfloat16, which halve
+            memory and disk. None takes the config's ``data_type``. Updates compute in float32, with float32 state, and
+            round at random, by a hash of table, id and iteration: the mean of what is lost is 0, and runs are
+            reproducible. Outputs are float32.
         unseen_in_eval: what ids without a row read as in eval mode: ``"zeros"``, or their ``"initial"`` value, which
             train mode always reads.
     """
@@ -100,6 +104,7 @@ class TableOptions:
     clip_grad_value: float | None = None
     clip_grad_norm: float | None = None
     initializer: Initializer | None = None
+    row_dtype: torch.dtype | None = None
     unseen_in_eval: Literal["zeros", "initial"] = "zeros"
 
     def __post_init__(self) -> None:
@@ -110,6 +115,8 @@ class TableOptions:
             limit = getattr(self, name)
             if limit is not None and not 0 < limit < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {limit}")
+        if self.row_dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
+            raise ValueError(f"row_dtype must be torch.float32, float16 or bfloat16, got {self.row_dtype}")
         if self.initializer is not None and not isinstance(self.initializer, Initializer):
             raise TypeError(f"initializer must be one of damo.init's, got {self.initializer!r}")
         if self.unseen_in_eval not in ("zeros", "initial"):

@@ -27,6 +27,7 @@ class TableDefinition:
     optimizer: OptimizerSpec
     initializer: Initializer
     unseen_in_eval: str = "zeros"
+    row_dtype: str = "float32"
 
     def schema(self) -> TableSchema:
         """What of it may not change while the table has rows."""
@@ -36,6 +37,7 @@ class TableDefinition:
             optimizer=self.optimizer.schema(),
             initializer=describe(self.initializer, self.num_embeddings, self.dim),
             numbers={"a": core.a, "b": core.b, "low": core.low, "high": core.high},
+            row_dtype=self.row_dtype,
         )
 
 
@@ -62,6 +64,12 @@ class Table:
     def dim(self) -> int:
         """Weights in a row."""
         return self._definition.dim
+
+    @property
+    def row_dtype(self) -> torch.dtype:
+        """What weights are stored as. They are read and set as float32, and rounded to nearest where they are set."""
+        dtype: torch.dtype = getattr(torch, self._definition.row_dtype)
+        return dtype
 
     @property
     def iter(self) -> int:

@@ -26,15 +26,20 @@ def expected(golden) -> dict:
     return json.loads((GOLDEN / f"{golden.name}.json").read_text())
 
 
+@pytest.fixture
+def version(golden) -> int:
+    return int(golden.name.removeprefix("format_"))
+
+
 def test_every_format_has_a_small_golden_store():
     assert [path.name for path in FORMATS] == [f"format_{n}" for n in range(1, FORMAT_VERSION + 1)]
     for path in FORMATS:
         assert sum(file.stat().st_size for file in path.rglob("*")) < 100_000
 
 
-def test_rows_are_read_exactly(golden, expected):
+def test_rows_are_read_exactly(golden, expected, version):
     with damo.EmbeddingStore(golden, read_only=True) as store:
-        make["make_model"](store)
+        make["make_model"](store, version)
         assert make["contents"](store) == expected["rows"]
         for name, rows in expected["rows"].items():
             ids = [int(i) for i in rows]
@@ -43,22 +48,22 @@ def test_rows_are_read_exactly(golden, expected):
             assert len(store.table(name)) == len(ids)
 
 
-def test_training_goes_on_as_it_would_have(golden, expected, tmp_path):
+def test_training_goes_on_as_it_would_have(golden, expected, version, tmp_path):
     """Rows, optimizer state, iterations, and the initial values of ids that had no row."""
     shutil.copytree(golden, tmp_path / "copy")
     with damo.EmbeddingStore(tmp_path / "store", restore=tmp_path / "copy") as store:
-        make["one_more_step"](make["make_model"](store))
+        make["one_more_step"](make["make_model"](store, version))
         assert make["contents"](store) == expected["rows_after_one_more_step"]
     with damo.EmbeddingStore(tmp_path / "store") as store:
-        make["make_model"](store)
+        make["make_model"](store, version)
         assert make["contents"](store) == expected["rows_after_one_more_step"]
 
 
-def test_the_dense_part_is_read_exactly(golden, expected, tmp_path):
+def test_the_dense_part_is_read_exactly(golden, expected, version, tmp_path):
     shutil.copytree(golden, tmp_path / "copy")
     torch.manual_seed(1)
     with damo.EmbeddingStore(tmp_path / "store", seed=make["SEED"]) as store:
-        model = make["make_model"](store)
+        model = make["make_model"](store, version)
         optimizer = torch.optim.Adam(model["dense"].parameters())
         damo.load_model(tmp_path / "copy", model, optimizer=optimizer)
         assert {name: value.tolist() for name, value in model.named_parameters()} == expected["dense"]

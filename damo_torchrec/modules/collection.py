@@ -24,6 +24,7 @@ from damo_torchrec.store import EmbeddingStore
 from damo_torchrec.table import Table, TableDefinition
 
 _POOLING = {PoolingType.SUM: _core.Pooling.SUM, PoolingType.MEAN: _core.Pooling.MEAN}
+_ROW_DTYPES = {DataType.FP32: "float32", DataType.FP16: "float16", DataType.BF16: "bfloat16"}
 
 
 class Collection(nn.Module):
@@ -313,8 +314,8 @@ def _spec(
 def _define(config: BaseEmbeddingConfig, options: TableOptions, spec: OptimizerSpec) -> TableDefinition:
     if _pooling(config) not in _POOLING:
         raise ValueError(f"table {config.name!r}: pooling must be SUM or MEAN, got {_pooling(config)}")
-    if config.data_type != DataType.FP32:
-        raise ValueError(f"table {config.name!r}: data_type must be FP32, got {config.data_type}")
+    if config.data_type not in _ROW_DTYPES:
+        raise ValueError(f"table {config.name!r}: data_type must be FP32, FP16 or BF16, got {config.data_type}")
     if config.virtual_table_eviction_policy is not None:
         raise ValueError(f"table {config.name!r}: virtual_table_eviction_policy is not supported: rows never expire")
     if config.embedding_dim < 1:
@@ -328,4 +329,5 @@ def _define(config: BaseEmbeddingConfig, options: TableOptions, spec: OptimizerS
         optimizer=spec,
         initializer=options.initializer or from_config(config),
         unseen_in_eval=options.unseen_in_eval,
+        row_dtype=str(options.row_dtype).removeprefix("torch.") if options.row_dtype else _ROW_DTYPES[config.data_type],
     )

@@ -48,8 +48,8 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
         table_options: by table name.
 
     Raises:
-        ValueError: two tables with one name, a pooling other than SUM or MEAN, a data type other than FP32, an
-            ``init_fn``, optimizer or hyperparameter without a counterpart here (named).
+        ValueError: two tables with one name, a pooling other than SUM or MEAN, a data type other than FP32, FP16
+            or BF16, an ``init_fn``, optimizer or hyperparameter without a counterpart here (named).
         SchemaMismatchError: the store has a table of this name with another dim, optimizer or initializer.
     """
 

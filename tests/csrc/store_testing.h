@@ -58,8 +58,8 @@ class RowBlock {
   Slot slot(size_t i) const { return static_cast<Slot>(kFirst + stride_ * i); }
   char* row(size_t i) { return RowAt(arena(), slot(i)); }
   float* weights(size_t i) { return RowWeights(row(i)); }
-  float* state(size_t i) { return weights(i) + layout_.dim; }
-  uint32_t* counters(size_t i) { return RowCounters(row(i), layout_.dim, layout_.state_size); }
+  float* state(size_t i) { return RowState(row(i), layout_); }
+  uint32_t* counters(size_t i) { return RowCounters(row(i), layout_); }
 
   friend bool operator==(const RowBlock& a, const RowBlock& b) { return a.units_ == b.units_; }
 

@@ -24,32 +24,47 @@ SEED = 7
 IDS = [-(2**63), -(2**32), -1, 0, 1, 2, 2**32 + 1, 2**63 - 1]
 NEW_ID = 12345  # has no row before `one_more_step`
 
-# Every optimizer and every distribution of initial weights, at odd dims.
+# By format: every optimizer and every distribution of initial weights that it brought, at odd dims.
 TABLES = {
-    "rowwise": (4, torchrec.optim.RowWiseAdagrad, {"lr": 0.05}, damo.init.Uniform(-0.25, 0.5)),
-    "adam": (3, torch.optim.Adam, {"lr": 0.01}, damo.init.Normal(0.5, 0.1)),
-    "adagrad": (2, torch.optim.Adagrad, {"lr": 0.1, "initial_accumulator_value": 0.1}, damo.init.TruncatedNormal()),
-    "sgd": (5, torch.optim.SGD, {"lr": 0.5}, damo.init.Constant(0.125)),
+    1: {
+        "rowwise": (4, torchrec.optim.RowWiseAdagrad, {"lr": 0.05}, damo.init.Uniform(-0.25, 0.5)),
+        "adam": (3, torch.optim.Adam, {"lr": 0.01}, damo.init.Normal(0.5, 0.1)),
+        "adagrad": (2, torch.optim.Adagrad, {"lr": 0.1, "initial_accumulator_value": 0.1}, damo.init.TruncatedNormal()),
+        "sgd": (5, torch.optim.SGD, {"lr": 0.5}, damo.init.Constant(0.125)),
+    },
+    2: {
+        "f16": (3, torchrec.optim.RowWiseAdagrad, {"lr": 0.05}, damo.init.Uniform(-0.25, 0.5)),
+        "bf16": (4, torch.optim.Adam, {"lr": 0.01}, damo.init.Normal(0.5, 0.1)),
+        "momentum": (2, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}, damo.init.Normal()),
+        "amsgrad": (3, torch.optim.Adam, {"lr": 0.01, "amsgrad": True}, damo.init.Normal()),
+        "partial_adam": (3, torchrec.optim.PartialRowWiseAdam, {"lr": 0.01}, damo.init.Normal()),
+        "lamb": (3, torchrec.optim.LAMB, {"lr": 0.01}, damo.init.Normal()),
+        "partial_lamb": (3, torchrec.optim.PartialRowWiseLAMB, {"lr": 0.01}, damo.init.Normal()),
+        "lars": (3, torchrec.optim.LarsSGD, {"lr": 0.01}, damo.init.Normal()),
+        "ftrl": (3, damo.optim.FTRL, {"lambda1": 0.01}, damo.init.Normal()),
+        "lion": (3, damo.optim.Lion, {"lr": 0.01}, damo.init.Normal()),
+    },
 }
+ROW_DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
 
 
-def make_model(store: damo.EmbeddingStore) -> nn.ModuleDict:
+def make_model(store: damo.EmbeddingStore, version: int) -> nn.ModuleDict:
     """A collection for each table, and a dense layer."""
     model = nn.ModuleDict({"dense": nn.Linear(2, 1)})
-    for name, (dim, optimizer, hyperparameters, initializer) in TABLES.items():
+    for name, (dim, optimizer, hyperparameters, initializer) in TABLES[version].items():
         model[name] = damo.EmbeddingBagCollection(
             [EmbeddingBagConfig(name=name, embedding_dim=dim, num_embeddings=1000, feature_names=[name])],
             optimizer,
             hyperparameters,
             store=store,
-            table_options={name: damo.TableOptions(initializer=initializer)},
+            table_options={name: damo.TableOptions(initializer=initializer, row_dtype=ROW_DTYPES.get(name))},
         )
     return model
 
 
 def update(model: nn.ModuleDict, ids: list[int], gradient: float) -> None:
     """One update of each table, with a gradient that differs from column to column and id to id."""
-    for name in TABLES:
+    for name in set(model) - {"dense"}:
         batch = KeyedJaggedTensor(
             keys=[name], values=torch.tensor(ids), lengths=torch.ones(len(ids), dtype=torch.int64)
         )
@@ -64,26 +79,26 @@ def one_more_step(model: nn.ModuleDict) -> None:
 
 def rows_of(store: damo.EmbeddingStore, name: str) -> dict[str, dict[str, object]]:
     """All rows of a table, as JSON holds them: every float32 is exact in it."""
-    dim = TABLES[name][0]
-    index = store.table(name)._index
-    floats = (store._engine.payload_size(index) - 8) // 4
-    ids, payloads = torch.empty(100, dtype=torch.int64), torch.empty(100, floats + 2)
-    n = _core.Scan(store._engine, index).next_payloads(ids.data_ptr(), payloads.data_ptr(), 100)
-    counters = payloads[:, floats:].contiguous().view(torch.int32)
+    table = store.table(name)
+    size = store._engine.payload_size(table._index)
+    ids, payloads = torch.empty(100, dtype=torch.int64), torch.empty(100, size, dtype=torch.uint8)
+    n = _core.Scan(store._engine, table._index).next_payloads(ids.data_ptr(), payloads.data_ptr(), 100)
+    weight_bytes = (table.dim * table.row_dtype.itemsize + 3) // 4 * 4
+    weights, state, counters = payloads.split([weight_bytes, size - weight_bytes - 8, 8], dim=1)
     return {
         str(int(ids[i])): {
-            "weights": payloads[i, :dim].tolist(),
-            "state": payloads[i, dim:floats].tolist(),
-            "last_step": int(counters[i, 0]),
-            "count": int(counters[i, 1]),
+            "weights": weights[i].clone().view(table.row_dtype)[: table.dim].tolist(),
+            "state": state[i].clone().view(torch.float32).tolist(),
+            "last_step": int(counters[i].clone().view(torch.int32)[0]),
+            "count": int(counters[i].clone().view(torch.int32)[1]),
         }
         for i in range(n)
     }
 
 
 def contents(store: damo.EmbeddingStore) -> dict[str, dict[str, dict[str, object]]]:
-    """The rows of all tables."""
-    return {name: rows_of(store, name) for name in TABLES}
+    """The rows of all tables that are open."""
+    return {name: rows_of(store, name) for name in sorted(store.tables())}
 
 
 def main() -> None:
@@ -93,11 +108,11 @@ def main() -> None:
         sys.exit(f"{target} exists: a golden store is made once")
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch, damo.EmbeddingStore(Path(scratch) / "store", seed=SEED) as store:
-        model = make_model(store)
+        model = make_model(store, FORMAT_VERSION)
         optimizer = torch.optim.Adam(model["dense"].parameters())
         update(model, IDS, 1.0)
         update(model, IDS[::2], -2.0)
-        for name in TABLES:
+        for name in TABLES[FORMAT_VERSION]:
             store.table(name).delete([1, 2])
         update(model, [2], 0.25)  # 1 stays deleted, 2 is there again
         model["dense"](torch.ones(1, 2)).sum().backward()
@@ -106,7 +121,7 @@ def main() -> None:
         rows = contents(store)
         one_more_step(model)
         expected = {
-            "dense": {name: value.tolist() for name, value in model.state_dict().items()},
+            "dense": {name: value.tolist() for name, value in model.named_parameters()},
             "rows": rows,
             "rows_after_one_more_step": contents(store),
         }
