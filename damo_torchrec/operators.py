@@ -1,7 +1,8 @@
-"""The operator that stands for a pooled lookup where a model is traced: torch.compile, torch.export, torch.fx.
+"""The operators that stand for lookups where a model is traced: torch.compile, torch.export, torch.fx.
 
-``damo_torchrec::embedding_bag_collection`` is one node of a graph, with a fake kernel and a backward that updates rows.
-In eager mode the collections do not go through it: the backward would have to find all rows again.
+``damo_torchrec::embedding_bag_collection`` is one node of a graph, with a fake kernel and a backward that updates rows;
+``damo_torchrec::embedding_collection`` is that for sequences, whose sizes torch.fx alone can trace. In eager mode the
+collections do not go through them: the backward would have to find all rows again.
 """
 
 from __future__ import annotations
@@ -13,20 +14,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from damo_torchrec.modules.embedding_bag_collection import EmbeddingBagCollection
+    from damo_torchrec.modules.collection import Collection
 
 _library: Any = torch.library.Library("damo_torchrec", "DEF")  # type: ignore[no-untyped-call]
 _ARGUMENTS = "Tensor ids, Tensor lengths, Tensor? weights, str[] keys, SymInt batch, int collection, bool update"
 _library.define(f"embedding_bag_collection(Tensor rows, {_ARGUMENTS}) -> Tensor")
 _library.define(f"embedding_bag_collection_backward(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor)")
+_SEQUENCES = "Tensor ids, SymInt[] ids_per_key, str[] keys, int collection, bool update"
+_library.define(f"embedding_collection(Tensor rows, {_SEQUENCES}) -> Tensor[]")
 
-_collections: weakref.WeakValueDictionary[int, EmbeddingBagCollection] = weakref.WeakValueDictionary()
+_collections: weakref.WeakValueDictionary[int, Collection] = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)
 
 
 def is_traced(features: object) -> bool:
     """Whether a forward that is given these features is being traced."""
-    return torch.compiler.is_compiling() or isinstance(features, torch.fx.Proxy)
+    return torch.compiler.is_compiling() or is_fx_proxy(features)
+
+
+def is_fx_proxy(features: object) -> bool:
+    """Whether torch.fx traces the forward that is given these features."""
+    return isinstance(features, torch.fx.Proxy)
 
 
 def embedding_bag_collection(*args: Any) -> torch.Tensor:
@@ -35,19 +43,25 @@ def embedding_bag_collection(*args: Any) -> torch.Tensor:
     return output
 
 
-def register(collection: EmbeddingBagCollection) -> int:
+def embedding_collection(*args: Any) -> list[torch.Tensor]:
+    """Calls the operator for sequences, or has it traced."""
+    outputs: list[torch.Tensor] = torch.ops.damo_torchrec.embedding_collection(*args)
+    return outputs
+
+
+def register(collection: Collection) -> int:
     """A number by which graphs name a collection, in this process and for as long as it lives."""
     number = next(_numbers)
     _collections[number] = collection
     return number
 
 
-def _collection(number: int) -> EmbeddingBagCollection:
+def _collection(number: int) -> Any:
     try:
         return _collections[number]
     except KeyError:
         raise RuntimeError(
-            f"a graph refers to EmbeddingBagCollection number {number}, which is not in this process or is gone: "
+            f"a graph refers to collection number {number}, which is not in this process or is gone: "
             "trace the model again"
         ) from None
 
@@ -62,7 +76,8 @@ def _forward(
     collection: int,
     update: bool,
 ) -> torch.Tensor:
-    return _collection(collection)._graph_forward(ids, lengths, weights, keys, batch, update)
+    output: torch.Tensor = _collection(collection)._graph_forward(ids, lengths, weights, keys, batch, update)
+    return output
 
 
 def _backward(
@@ -79,6 +94,15 @@ def _backward(
     return torch.empty(0, device="cpu"), weight_grad
 
 
+def _forward_sequences(
+    rows: torch.Tensor, ids: torch.Tensor, ids_per_key: list[int], keys: list[str], collection: int, update: bool
+) -> list[torch.Tensor]:
+    # Through the collection's own autograd: what it looks up stays valid for its backward.
+    outputs: list[torch.Tensor] = _collection(collection)._graph_sequences(ids, ids_per_key, keys, update)
+    return outputs
+
+
+_library.impl("embedding_collection", _forward_sequences, "CompositeImplicitAutograd")
 for _key in ("CPU", "CUDA"):
     _library.impl("embedding_bag_collection", _forward, _key)
     _library.impl("embedding_bag_collection_backward", _backward, _key)

@@ -71,6 +71,22 @@ def test_a_model_traced_by_fx_trains_as_it_is(stores):
     assert torch.ops.damo_torchrec.embedding_bag_collection in targets
 
 
+def test_sequences_traced_by_fx_train_as_they_are(stores):
+    collections = []
+    for store in stores:
+        configs = [torchrec.EmbeddingConfig(name=key, embedding_dim=4, num_embeddings=9) for key in KEYS]
+        collections.append(damo.EmbeddingCollection(configs, torch.optim.SGD, {"lr": 0.5}, store=store))
+    plain, traced = collections[0], torch.fx.symbolic_trace(collections[1])
+    for features in batches(5):
+        outputs = [forward(features) for forward in (plain, traced)]
+        for key in KEYS:
+            assert torch.equal(outputs[0][key].values(), outputs[1][key].values())
+            assert torch.equal(outputs[0][key].lengths(), outputs[1][key].lengths())
+        for output in outputs:
+            sum(value.values().square().sum() for value in output.values()).backward()
+    assert payloads(stores[0], "a") == payloads(stores[1], "a")
+
+
 def test_an_exported_model_answers_as_it_is(memory_store):
     model = Model(memory_store)
     train(model, model)

@@ -231,6 +231,8 @@ class Collection(nn.Module):
         weights, others = state.split(state_dict, f"{prefix}{self._prefix}.")
         known = {table.name for table in self._tables}
         unexpected_keys += [f"{prefix}{self._prefix}.{name}.weight" for name in weights if name not in known]
+        if not self._tables:
+            others.setdefault(f"{prefix}_extra_state", self.get_extra_state())  # says nothing
         if weights:
             # It has no state of ours. What it lacks is told by table.
             missing_keys += [f"{prefix}{self._prefix}.{name}.weight" for name in sorted(known - set(weights))]

@@ -10,7 +10,8 @@ from torchrec.modules.embedding_modules import EmbeddingCollectionInterface
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
-from damo_torchrec.autograd import Batch
+from damo_torchrec import operators
+from damo_torchrec.autograd import Batch, lookup
 from damo_torchrec.modules.collection import Collection, as_int64, check_device
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store import EmbeddingStore
@@ -71,6 +72,8 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
         self._use_gather_select_per_sharding = use_gather_select_per_sharding
         self._define(tables, "embeddings", (optimizer_type, optimizer_kwargs), device, table_options)
         self._attach(store)
+        self._number = operators.register(self)
+        self._rows = torch.empty(0, device="cpu", requires_grad=True)
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         """Looks up.
@@ -89,6 +92,8 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
             ValueError: lengths do not fit the values, or the batch needs more memory than the budget allows.
         """
         features = maybe_td_to_kjt(features, None)
+        if operators.is_fx_proxy(features):
+            return self._traced_forward(features)
         ids = _by_key(features, features.values(), features.length_per_key())
         lengths = _by_key(features, features.lengths(), features.stride_per_key())
         if self._device.type == "meta":
@@ -96,25 +101,52 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
         else:
             batch = self._batch(features)
             outputs = self._outputs(self._lookup(batch), batch)
-        names = [name for names in self._names_by_table for name in names]
         return {
             name: JaggedTensor(
                 values=values,
                 lengths=lengths[feature],
                 weights=ids[feature] if self._need_indices else None,
             )
-            for name, feature, values in zip(names, self.feature_names(), outputs, strict=True)
+            for name, feature, values in zip(self._output_names(), self.feature_names(), outputs, strict=True)
         }
 
+    def _traced_forward(self, features: Any) -> dict[str, JaggedTensor]:
+        """What torch.fx sees of `forward`: nothing that depends on the proxy's values."""
+        outputs = operators.embedding_collection(
+            self._rows, features.values(), features.length_per_key(), features.keys(), self._number, self.training
+        )
+        jagged = features.to_dict()
+        return {
+            name: JaggedTensor(
+                values=outputs[number],
+                lengths=jagged[feature].lengths(),
+                weights=jagged[feature].values() if self._need_indices else None,
+            )
+            for number, (name, feature) in enumerate(zip(self._output_names(), self.feature_names(), strict=True))
+        }
+
+    def _graph_sequences(
+        self, ids: torch.Tensor, ids_per_key: list[int], keys: list[str], training: bool
+    ) -> list[torch.Tensor]:
+        """What operators.py's operator computes."""
+        batch = self._make_batch(ids, ids_per_key, keys)
+        return self._outputs(lookup(self._call(batch, training), batch).to(ids.device), batch)
+
+    def _output_names(self) -> list[str]:
+        return [name for names in self._names_by_table for name in names]
+
     def _batch(self, features: KeyedJaggedTensor) -> Batch:
-        check_device("values", features.values(), self._device)
-        ids = as_int64("values", features.values())
-        bags = torch.tensor(features.length_per_key(), dtype=torch.int64, device="cpu")
+        return self._make_batch(features.values(), features.length_per_key(), features.keys())
+
+    def _make_batch(self, values: torch.Tensor, ids_per_key: list[int], keys: list[str]) -> Batch:
+        check_device("values", values, self._device)
+        ids = as_int64("values", values)
+        bags = torch.tensor(ids_per_key, dtype=torch.int64, device="cpu")
         if int(bags.sum()) != ids.numel() or bool((bags < 0).any()):
             raise ValueError(f"lengths must sum to the number of values, {ids.numel()}, got {int(bags.sum())}")
         # Each id is a bag of its own.
         return Batch(
-            keys=tuple(features.keys()),
+            keys=tuple(keys),
             ids=ids,
             lengths=torch.ones(ids.numel(), dtype=torch.int64, device="cpu"),
             weights=None,
