@@ -1,6 +1,4 @@
-"""TorchRec's DLRM under PyTorch Lightning, over a store: needs `pip install lightning`."""
-
-import argparse
+"""TorchRec's DLRM over a store, trained by PyTorch Lightning."""
 
 import lightning
 import torch
@@ -14,8 +12,6 @@ from dlrm_train import build_model, dense_optimizer, table_configs
 
 
 class Batches(torch.utils.data.IterableDataset):
-    """The batches that `make` yields, anew each epoch."""
-
     def __init__(self, make):
         self.make = make
 
@@ -51,14 +47,11 @@ class LitDLRM(lightning.LightningModule):
         damo.save_model(self, optimizer=self.optimizers().optimizer)  # rows and dense part, of one step
 
 
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--store", default="examples-store/lightning", help="directory of the rows (default: %(default)s)")
-args = parser.parse_args()
 census = Census(batch_size=256)
-with damo.EmbeddingStore(args.store, memory_budget="256MiB") as store:
-    loaders = [
-        torch.utils.data.DataLoader(Batches(b), batch_size=None)
-        for b in (lambda: census.train_batches(0), census.test_batches)
-    ]
+loaders = [
+    torch.utils.data.DataLoader(Batches(make), batch_size=None)
+    for make in (lambda: census.train_batches(epoch=0), census.test_batches)
+]
+with damo.EmbeddingStore("examples-store/lightning", memory_budget="256MiB") as store:
     trainer = lightning.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.fit(LitDLRM(store, census), *loaders)

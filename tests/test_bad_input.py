@@ -159,7 +159,10 @@ def test_a_weight_that_is_nan_is_a_gradient_that_is_not_finite(memory_store):
 
 TABLES = {
     "no pooling": (config("new", pooling=PoolingType.NONE), "table 'new': pooling must be SUM or MEAN, got .*NONE"),
-    "8-bit integers": (config("new", data_type=DataType.INT8), "table 'new': data_type must be FP32, FP16 or BF16, got INT8"),
+    "8-bit integers": (
+        config("new", data_type=DataType.INT8),
+        "table 'new': data_type must be FP32, FP16 or BF16, got INT8",
+    ),
     "an eviction policy": (
         config("new", use_virtual_table=True, virtual_table_eviction_policy=CountBasedEvictionPolicy()),
         "table 'new': virtual_table_eviction_policy",

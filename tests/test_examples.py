@@ -1,0 +1,34 @@
+"""The short examples run as a newcomer runs them, and learn something."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name, tmp_path):
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / f"{name}.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONWARNINGS": "default"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_quickstart_reads_its_rows_back(tmp_path):
+    assert run("quickstart", tmp_path).startswith("3 rows; that of user 7: tensor([[")
+
+
+@pytest.mark.parametrize(("name", "least"), [("deepfm", 0.86), ("lightning_dlrm", 0.89)])
+def test_a_model_learns_from_the_census(tmp_path, name, least):
+    aucs = re.findall(r"test AUC (0\.\d+)", run(name, tmp_path))
+    assert float(aucs[-1]) > least
