@@ -335,8 +335,8 @@ void RegisterStore(py::module_& m) {
           ReleaseGil())
       .def(
           "set",
-          [](Store& s, uint16_t table, Address ids, size_t n, Address weights) {
-            s.Set(table, Ids(ids, n), At<const float>(weights));
+          [](Store& s, uint16_t table, Address ids, size_t n, Address weights, Address state) {
+            s.Set(table, Ids(ids, n), At<const float>(weights), At<const float>(state));
           },
           ReleaseGil())
       .def(

@@ -155,7 +155,7 @@ void Store::Contains(uint16_t table, std::span<const int64_t> ids, uint8_t* cont
   });
 }
 
-void Store::Set(uint16_t table, std::span<const int64_t> ids, const float* weights) {
+void Store::Set(uint16_t table, std::span<const int64_t> ids, const float* weights, const float* state) {
   const size_t dim = static_cast<size_t>(layout(table).dim);
   InRuns(table, ids, [&](size_t first, std::span<const int64_t> run) {
     const RowLookup lookup(table, run, UnseenRows::kInitial);
@@ -165,11 +165,18 @@ void Store::Set(uint16_t table, std::span<const int64_t> ids, const float* weigh
     cache_.BeginOperation();
     ResolveAll(lookup.all(), lock);
     Table& t = tables_[table];
-    const float state = InitialState(t.schema.optimizer);
+    const float initial_state = InitialState(t.schema.optimizer);
+    const size_t state_size = static_cast<size_t>(t.layout.state_size);
     for (size_t i = 0; i < run.size(); ++i) {
       char* row = cache_.Row(lookup->slots[i]);
-      EncodeWeights(t.layout.weight_type, t.layout.dim, weights + (first + i) * dim, row + kPayloadOffset);
-      std::fill_n(RowState(row, t.layout), t.layout.state_size, state);
+      if (weights != nullptr) {
+        EncodeWeights(t.layout.weight_type, t.layout.dim, weights + (first + i) * dim, row + kPayloadOffset);
+      }
+      if (state != nullptr) {
+        std::copy_n(state + (first + i) * state_size, state_size, RowState(row, t.layout));
+      } else {
+        std::fill_n(RowState(row, t.layout), state_size, initial_state);
+      }
       uint32_t* counters = RowCounters(row, t.layout);
       counters[0] = t.schema.iter;
       counters[1] = 0;

@@ -152,7 +152,9 @@ class Store {
   // ---- rows by id; ids are any int64, in any order, with duplicates
 
   void Get(uint16_t table, std::span<const int64_t> ids, UnseenRows unseen, float* weights);  // (n, dim)
-  void Set(uint16_t table, std::span<const int64_t> ids, const float* weights);               // the last one wins
+  // Sets weights (n, dim), and state (n, state_size) or, with nullptr, that of new rows. With nullptr for weights,
+  // state alone. Of equal ids the last one wins.
+  void Set(uint16_t table, std::span<const int64_t> ids, const float* weights, const float* state = nullptr);
   void Delete(uint16_t table, std::span<const int64_t> ids);
   void Contains(uint16_t table, std::span<const int64_t> ids, uint8_t* contains);
   // A snapshot of the table; flushes first. Once the store is closed, the iterator throws kClosed.

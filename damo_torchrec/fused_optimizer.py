@@ -1,11 +1,25 @@
 """The optimizer that a collection shows: its updates happen in backward, its learning rates are set here."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torchrec.optim.fused import FusedOptimizer
 
 from damo_torchrec.optim.spec import OptimizerSpec
+
+# Rules whose state is what FBGEMM keeps under that name.
+_HAVE_MOMENTUM_1 = ("ADAGRAD", "ROWWISE_ADAGRAD")
+
+
+def _moments(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """TorchRec's ``momentum_1`` by table: those of ``{"T.weight": {"T.weight.momentum_1": ...}}``."""
+    moments = {}
+    for key, state in state_dict.get("state", {}).items():
+        for name, value in state.items():
+            if name.endswith(".momentum_1"):
+                moments[key.removesuffix(".weight").rpartition(".")[2]] = value
+    return moments
 
 
 class _LearningRate:
@@ -30,9 +44,12 @@ class FusedTableOptimizer(FusedOptimizer):
     Args:
         specs: by table.
         prefix: what keys begin with, as in TorchRec: ``"embedding_bags"`` or ``"embeddings"``.
+        set_state: called with a table's name and the state of its rows 0 to n − 1.
     """
 
-    def __init__(self, specs: dict[str, OptimizerSpec], prefix: str) -> None:
+    def __init__(
+        self, specs: dict[str, OptimizerSpec], prefix: str, set_state: Callable[[str, torch.Tensor], None]
+    ) -> None:
         # Stand-ins without elements: rows are not parameters, but an optimizer is keyed by some.
         params = {f"{prefix}.{table}.weight": torch.nn.Parameter(torch.empty(0, device="cpu")) for table in specs}
         groups: list[dict[str, Any]] = [
@@ -42,6 +59,28 @@ class FusedTableOptimizer(FusedOptimizer):
         state = {g["params"][0]: {"lr": _LearningRate(g)} for g in groups}
         super().__init__(params, state, groups)
         self._specs = specs
+        self._set_state = set_state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes learning rates from a state dict of ours, or rows' state from one of TorchRec's fused collections.
+
+        TorchRec's has no learning rates. What it calls ``momentum_1`` becomes the state of the rows 0 to n − 1.
+
+        Raises:
+            ValueError: the state is none that the table's rule has.
+            KeyError: a table is missing, or is one too many.
+        """
+        moments = _moments(state_dict)
+        if not moments:
+            super().load_state_dict(state_dict)
+            return
+        if moments.keys() != self._specs.keys():
+            raise KeyError(f"the state dict has state of tables {sorted(moments)}, needed is {sorted(self._specs)}")
+        for table in moments:
+            if self._specs[table].kind not in _HAVE_MOMENTUM_1:
+                raise ValueError(f"table {table!r}: {self._specs[table].kind} has no state of TorchRec's momentum_1")
+        for table, state in moments.items():
+            self._set_state(table, state)
 
     def __call__(self) -> "FusedTableOptimizer":
         """Itself: TorchRec's fused modules have ``fused_optimizer()`` where its sharded ones have a property."""

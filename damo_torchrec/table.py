@@ -116,7 +116,7 @@ class Table:
             raise ValueError(f"table {self.name!r}: weights must be finite, those of id {ids[~finite][0]} are not")
         with self._store._mutex:
             self._store._note_change()
-            self._store._engine.set(self._index, ids.data_ptr(), len(ids), weights.data_ptr())
+            self._store._engine.set(self._index, ids.data_ptr(), len(ids), weights.data_ptr(), 0)
 
     def delete(self, ids: torch.Tensor) -> None:
         """Deletes rows; ids without a row are passed over. An update still to come creates a row anew."""
@@ -156,6 +156,12 @@ class Table:
             return torch.empty(0, dtype=torch.int64), torch.empty(0, self.dim)
         ids, weights = zip(*batches, strict=True)
         return torch.cat(ids), torch.cat(weights)
+
+    def _set_state(self, ids: torch.Tensor, state: torch.Tensor) -> None:
+        """Sets the optimizer state of rows: int64 ``(n,)``, and float32 ``(n, k)`` as the table's rule has it."""
+        with self._store._mutex:
+            self._store._note_change()
+            self._store._engine.set(self._index, ids.data_ptr(), len(ids), 0, state.data_ptr())
 
     def _set_optimizer(self, spec: OptimizerSpec) -> None:
         """Has the next update use these hyperparameters."""

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torchrec
 from torch import nn
+from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
 import damo_torchrec as damo
-from support import config, kjt, small_store
+from support import config, kjt, random_kjt, small_store
 
 
 def model(store, name="t", dim=4, seed_lr=0.1):
@@ -96,3 +97,45 @@ def test_to_torch_of_an_empty_table(memory_store):
     damo.EmbeddingBagCollection([config("a", 4)], store=memory_store)
     ids, rows = memory_store.table("a").to_torch()
     assert (ids.shape, rows.shape) == ((0,), (0, 4))
+
+
+@pytest.mark.parametrize("optimizer_type", [torch.optim.Adagrad, torchrec.optim.RowWiseAdagrad])
+def test_a_fused_torchrec_models_training_goes_on(store, optimizer_type):
+    """Weights and optimizer state move along: the next steps are the same."""
+    configs = [config(name, 4, num_embeddings=30) for name in "ab"]
+    theirs = FusedEmbeddingBagCollection(configs, optimizer_type, {"lr": 0.3}, device=torch.device("cpu"))
+    ours = damo.EmbeddingBagCollection(configs, optimizer_type, {"lr": 0.3, "eps": 1e-8}, store=store)
+    generator = torch.Generator().manual_seed(0)
+
+    def step(*collections):
+        features = random_kjt(generator, ["a", "b"], 8, 30)
+        grad = torch.randn(8, 8, generator=generator)
+        for collection in collections:
+            collection(features).values().backward(grad)
+
+    for _ in range(5):
+        step(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    ours.fused_optimizer.load_state_dict(theirs.fused_optimizer().state_dict())
+    for _ in range(5):
+        step(theirs, ours)
+    for table in ours.tables():
+        weight = theirs.embedding_bags[table.name].weight.detach()
+        torch.testing.assert_close(table.get(torch.arange(30)), weight, rtol=1e-4, atol=1e-5)
+
+
+def test_optimizer_state_that_does_not_fit_is_refused(memory_store):
+    configs = [config(name, 4, num_embeddings=30) for name in "ab"]
+    theirs = FusedEmbeddingBagCollection(configs, torch.optim.Adagrad, {"lr": 0.3}, device=torch.device("cpu"))
+    state = theirs.fused_optimizer().state_dict()
+    rowwise = damo.EmbeddingBagCollection(configs, torchrec.optim.RowWiseAdagrad, store=memory_store)
+    with pytest.raises(ValueError, match="a row has 1 floats of state, got 4"):
+        rowwise.fused_optimizer.load_state_dict(state)
+    with small_store() as other:
+        adam = damo.EmbeddingBagCollection(configs, torchrec.optim.Adam, store=other)
+        with pytest.raises(ValueError, match="ADAM has no state of TorchRec's momentum_1"):
+            adam.fused_optimizer.load_state_dict(state)
+    with small_store() as other:
+        one = damo.EmbeddingBagCollection(configs[:1], torch.optim.Adagrad, store=other)
+        with pytest.raises(KeyError, match=r"\['a', 'b'\], needed is \['a'\]"):
+            one.fused_optimizer.load_state_dict(state)

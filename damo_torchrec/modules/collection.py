@@ -50,7 +50,7 @@ class Collection(nn.Module):
         specs = {c.name: _spec(options[c.name], *optimizer) for c in self._configs}
         self._definitions = [_define(config, options[config.name], specs[config.name]) for config in self._configs]
         self._prefix = prefix
-        self._optimizer = FusedTableOptimizer(specs, prefix)
+        self._optimizer = FusedTableOptimizer(specs, prefix, self._set_state)
         self._unseen_in_eval = [options[config.name].unseen_in_eval for config in self._configs]
         self._names_by_table = get_embedding_names_by_table(self._configs)
         self._dims = [config.embedding_dim for config in self._configs for _ in config.feature_names]
@@ -205,6 +205,11 @@ class Collection(nn.Module):
         return f"tables={{{tables}}}, {where}"
 
     # ------------------------------------------------------------------ state dicts
+
+    def _set_state(self, table: str, rows: torch.Tensor) -> None:
+        """Makes row i of an optimizer's state, ``(n,)`` or ``(n, k)``, that of the row with id i."""
+        of_name = {t.name: t for t in self._tables}[table]
+        state.copy_state(rows, of_name)
 
     def get_extra_state(self) -> torch.Tensor:
         """Which store the rows are in, at which step and with which schema: uint8 ``(n,)``, some hundred bytes."""
