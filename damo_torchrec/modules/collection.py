@@ -2,12 +2,11 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from torchrec.modules.embedding_configs import BaseEmbeddingConfig, DataType, EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -15,16 +14,11 @@ from damo_torchrec import _core
 from damo_torchrec.autograd import Batch, Call, lookup, make_lookup
 from damo_torchrec.default_store import default_store
 from damo_torchrec.fused_optimizer import FusedTableOptimizer
-from damo_torchrec.init import from_config
 from damo_torchrec.modules import state
-from damo_torchrec.optim.rules import optimizer_spec
-from damo_torchrec.optim.spec import OptimizerSpec
+from damo_torchrec.modules.definitions import POOLING, check_options, definition_of, pooling_of, spec_of
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store import EmbeddingStore
-from damo_torchrec.table import Table, TableDefinition
-
-_POOLING = {PoolingType.SUM: _core.Pooling.SUM, PoolingType.MEAN: _core.Pooling.MEAN}
-_ROW_DTYPES = {DataType.FP32: "float32", DataType.FP16: "float16", DataType.BF16: "bfloat16"}
+from damo_torchrec.table import Table
 
 
 class Collection(nn.Module):
@@ -40,15 +34,15 @@ class Collection(nn.Module):
     ) -> None:
         """Works out what the tables are. What `EmbeddingBagCollection` says of its arguments holds."""
         self._device = _check_device(device)
-        options = _check_options(tables, table_options or {})
+        options = check_options(tables, table_options or {})
         # Copies: the caller's configs stay as they are.
         self._configs: list[Any] = [copy.copy(config) for config in tables]
         for config in self._configs:
             config.feature_names = list(config.feature_names) or [config.name]
         self._optimizer_type, kwargs = optimizer
         self._optimizer_kwargs = dict(kwargs or {})
-        specs = {c.name: _spec(options[c.name], *optimizer) for c in self._configs}
-        self._definitions = [_define(config, options[config.name], specs[config.name]) for config in self._configs]
+        specs = {c.name: spec_of(options[c.name], *optimizer) for c in self._configs}
+        self._definitions = [definition_of(c, options[c.name], specs[c.name]) for c in self._configs]
         self._prefix = prefix
         self._optimizer = FusedTableOptimizer(specs, prefix, self._set_state)
         self._unseen_in_eval = [options[config.name].unseen_in_eval for config in self._configs]
@@ -149,7 +143,7 @@ class Collection(nn.Module):
                 features.append(
                     _core.Feature(
                         table=table._index,
-                        pooling=_POOLING[_pooling(config)],
+                        pooling=POOLING[pooling_of(config)],
                         unseen=_core.UnseenRows[mode.upper()],
                         key=position[name],
                         column=column,
@@ -282,59 +276,3 @@ def _check_device(device: torch.device | str | None) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device} is not there: torch.cuda.is_available() is False")
     return device
-
-
-def _pooling(config: BaseEmbeddingConfig) -> PoolingType:
-    return config.pooling if isinstance(config, EmbeddingBagConfig) else PoolingType.SUM
-
-
-def _check_options(
-    tables: Sequence[BaseEmbeddingConfig], options: Mapping[str, TableOptions]
-) -> dict[str, TableOptions]:
-    names = [config.name for config in tables]
-    for name in names:
-        if not name:
-            raise ValueError("every table needs a name, got an empty one")
-        if names.count(name) > 1:
-            raise ValueError(f"Duplicate table name {name}")
-    for name, given in options.items():
-        if not isinstance(given, TableOptions):
-            raise TypeError(f"table_options[{name!r}] must be TableOptions, got {type(given).__name__}")
-    unknown = sorted(set(options) - set(names))
-    if unknown:
-        raise ValueError(f"table_options names tables that are not there: {unknown}; there are {names}")
-    return {name: options.get(name, TableOptions()) for name in names}
-
-
-def _spec(
-    options: TableOptions, optimizer_type: type[torch.optim.Optimizer], optimizer_kwargs: Mapping[str, Any] | None
-) -> OptimizerSpec:
-    """The table's own optimizer, or the collection's, with the table's clipping."""
-    spec = optimizer_spec(*(options.optimizer or (optimizer_type, optimizer_kwargs)))
-    if options.clip_grad_value is not None:
-        spec = replace(spec, clip_value=options.clip_grad_value)
-    if options.clip_grad_norm is not None:
-        spec = replace(spec, clip_norm=options.clip_grad_norm)
-    return spec
-
-
-def _define(config: BaseEmbeddingConfig, options: TableOptions, spec: OptimizerSpec) -> TableDefinition:
-    if _pooling(config) not in _POOLING:
-        raise ValueError(f"table {config.name!r}: pooling must be SUM or MEAN, got {_pooling(config)}")
-    if config.data_type not in _ROW_DTYPES:
-        raise ValueError(f"table {config.name!r}: data_type must be FP32, FP16 or BF16, got {config.data_type}")
-    if config.virtual_table_eviction_policy is not None:
-        raise ValueError(f"table {config.name!r}: virtual_table_eviction_policy is not supported: rows never expire")
-    if config.embedding_dim < 1:
-        raise ValueError(f"table {config.name!r}: embedding_dim must be positive, got {config.embedding_dim}")
-    if config.num_embeddings < 1:
-        raise ValueError(f"table {config.name!r}: num_embeddings must be positive, got {config.num_embeddings}")
-    return TableDefinition(
-        name=config.name,
-        dim=config.embedding_dim,
-        num_embeddings=config.num_embeddings,
-        optimizer=spec,
-        initializer=options.initializer or from_config(config),
-        unseen_in_eval=options.unseen_in_eval,
-        row_dtype=str(options.row_dtype).removeprefix("torch.") if options.row_dtype else _ROW_DTYPES[config.data_type],
-    )

@@ -1,0 +1,82 @@
+"""From TorchRec's configs, and options of ours, to the definitions of tables."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, DataType, EmbeddingBagConfig, PoolingType
+
+from damo_torchrec import _core
+from damo_torchrec.init import from_config
+from damo_torchrec.optim.rules import optimizer_spec
+from damo_torchrec.optim.spec import OptimizerSpec
+from damo_torchrec.options import TableOptions
+from damo_torchrec.table import TableDefinition
+
+POOLING = {PoolingType.SUM: _core.Pooling.SUM, PoolingType.MEAN: _core.Pooling.MEAN}
+_ROW_DTYPES = {DataType.FP32: "float32", DataType.FP16: "float16", DataType.BF16: "bfloat16"}
+
+
+def pooling_of(config: BaseEmbeddingConfig) -> PoolingType:
+    """How a table's rows are pooled: each id is a bag of its own where they are not."""
+    return config.pooling if isinstance(config, EmbeddingBagConfig) else PoolingType.SUM
+
+
+def check_options(
+    tables: Sequence[BaseEmbeddingConfig], options: Mapping[str, TableOptions]
+) -> dict[str, TableOptions]:
+    """The options of each table, by name.
+
+    Raises:
+        ValueError: a name is empty, or there twice, or has options but no table.
+        TypeError: options are none.
+    """
+    names = [config.name for config in tables]
+    for name in names:
+        if not name:
+            raise ValueError("every table needs a name, got an empty one")
+        if names.count(name) > 1:
+            raise ValueError(f"Duplicate table name {name}")
+    for name, given in options.items():
+        if not isinstance(given, TableOptions):
+            raise TypeError(f"table_options[{name!r}] must be TableOptions, got {type(given).__name__}")
+    unknown = sorted(set(options) - set(names))
+    if unknown:
+        raise ValueError(f"table_options names tables that are not there: {unknown}; there are {names}")
+    return {name: options.get(name, TableOptions()) for name in names}
+
+
+def spec_of(
+    options: TableOptions, optimizer_type: type[torch.optim.Optimizer], optimizer_kwargs: Mapping[str, Any] | None
+) -> OptimizerSpec:
+    """The table's own optimizer, or the collection's, with the table's clipping."""
+    spec = optimizer_spec(*(options.optimizer or (optimizer_type, optimizer_kwargs)))
+    if options.clip_grad_value is not None:
+        spec = replace(spec, clip_value=options.clip_grad_value)
+    if options.clip_grad_norm is not None:
+        spec = replace(spec, clip_norm=options.clip_grad_norm)
+    return spec
+
+
+def definition_of(config: BaseEmbeddingConfig, options: TableOptions, spec: OptimizerSpec) -> TableDefinition:
+    """What a table of this config is. Raises ValueError for what has no counterpart here."""
+    if pooling_of(config) not in POOLING:
+        raise ValueError(f"table {config.name!r}: pooling must be SUM or MEAN, got {pooling_of(config)}")
+    if config.data_type not in _ROW_DTYPES:
+        raise ValueError(f"table {config.name!r}: data_type must be FP32, FP16 or BF16, got {config.data_type}")
+    if config.virtual_table_eviction_policy is not None:
+        raise ValueError(f"table {config.name!r}: virtual_table_eviction_policy is not supported: rows never expire")
+    if config.embedding_dim < 1:
+        raise ValueError(f"table {config.name!r}: embedding_dim must be positive, got {config.embedding_dim}")
+    if config.num_embeddings < 1:
+        raise ValueError(f"table {config.name!r}: num_embeddings must be positive, got {config.num_embeddings}")
+    return TableDefinition(
+        name=config.name,
+        dim=config.embedding_dim,
+        num_embeddings=config.num_embeddings,
+        optimizer=spec,
+        initializer=options.initializer or from_config(config),
+        unseen_in_eval=options.unseen_in_eval,
+        row_dtype=str(options.row_dtype).removeprefix("torch.") if options.row_dtype else _ROW_DTYPES[config.data_type],
+    )
