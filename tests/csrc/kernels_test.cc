@@ -181,12 +181,18 @@ TEST_P(KernelsTest, WeightGradientsAreAsInFloat64AndToTheSameBits) {
 struct Updates {
   static constexpr size_t kRows = 30;
 
-  Updates(OptimizerKind kind, int dim, uint64_t seed)
-      : dim(dim), rows({dim, StateSize(kind, dim)}, kRows), random(seed), grads(200 * static_cast<size_t>(dim) + 1) {
+  Updates(OptimizerKind kind, int dim, uint64_t seed, WeightType type = WeightType::kFloat32)
+      : dim(dim),
+        type(type),
+        rows({dim, StateSize(kind, dim), type}, kRows),
+        random(seed),
+        grads(200 * static_cast<size_t>(dim) + 1) {
     for (float& grad : grads) grad = AnyFloat(&random);
     for (size_t r = 0; r < kRows; ++r) {
       slots.push_back(rows.slot(r));
-      for (int j = 0; j < dim; ++j) rows.weights(r)[j] = AnyFloat(&random);
+      std::vector<float> weights;
+      for (int j = 0; j < dim; ++j) weights.push_back(AnyFloat(&random));
+      EncodeWeights(type, dim, weights.data(), rows.row(r) + kPayloadOffset);
       for (int j = 0; j < StateSize(kind, dim); ++j) rows.state(r)[j] = std::abs(AnyFloat(&random));
       SetRowFlags(rows.row(r), static_cast<uint8_t>(r % 3 == 0 ? kAbsent : r % 3 == 1 ? kDirty : kPinned));
       rows.counters(r)[1] = r % 5 == 0 ? UINT32_MAX - 1 : static_cast<uint32_t>(r);
@@ -203,12 +209,14 @@ struct Updates {
   const float* grad(size_t i) const { return grads.data() + 1 + i * static_cast<size_t>(dim); }
 
   size_t Apply(const Kernels& kernels, const OptimizerConfig& config, uint32_t iter) {
-    std::vector<float> buffer(static_cast<size_t>(dim));
+    std::vector<float> buffer(2 * static_cast<size_t>(dim));
     return kernels.apply[static_cast<int>(config.kind)]({rows.arena(), slots.data(), begin.data(), occurrences.data(),
-                                                         kRows, dim, MakeStep(config, iter), iter, buffer.data()});
+                                                         kRows, dim, MakeStep(config, iter), iter, buffer.data(), type,
+                                                         /*stream_key=*/17});
   }
 
   int dim;
+  WeightType type;
   RowBlock rows;
   std::mt19937_64 random;
   std::vector<float> grads;
@@ -234,6 +242,35 @@ TEST_P(KernelsTest, AppliesEveryOptimizerToTheSameBits) {
         ASSERT_EQ(updates.rows, expected.rows) << "optimizer " << kind << ", dim " << dim;
       }
     }
+  }
+}
+
+TEST_P(KernelsTest, AppliesToRowsOf16BitsTheSameBits) {
+  for (const WeightType type : {WeightType::kFloat16, WeightType::kBfloat16}) {
+    for (int kind = 0; kind < kOptimizerKinds; ++kind) {
+      OptimizerConfig config;
+      config.kind = static_cast<OptimizerKind>(kind);
+      for (const int dim : {1, 2, 7, 16, 33, 64}) {
+        Updates updates(config.kind, dim, static_cast<uint64_t>(dim), type), expected = updates;
+        for (uint32_t iter = 1; iter <= 3; ++iter) {
+          EXPECT_EQ(updates.Apply(kernels_, config, iter), expected.Apply(plain_, config, iter));
+        }
+        ASSERT_EQ(updates.rows, expected.rows) << "optimizer " << kind << ", dim " << dim;
+      }
+    }
+  }
+}
+
+TEST_P(KernelsTest, ClipsAndTurnsGradientsToTheSameBits) {
+  OptimizerConfig config;
+  config.maximize = true;
+  config.clip_value = 0.5;
+  config.clip_norm = 0.75;
+  for (const int dim : Dims()) {
+    Updates updates(config.kind, dim, static_cast<uint64_t>(dim)), expected = updates;
+    updates.Apply(kernels_, config, 1);
+    expected.Apply(plain_, config, 1);
+    ASSERT_EQ(updates.rows, expected.rows) << "dim " << dim;
   }
 }
 

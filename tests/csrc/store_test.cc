@@ -322,5 +322,56 @@ TEST(StoreStatsTest, OccurrencesAreHitsOrMisses) {
   EXPECT_EQ(store->table_stats(1).misses, 0u);
 }
 
+// Keys with a number of bags of their own are what each key is alone.
+TEST(RaggedBatchTest, OutputsStandOneBehindTheOtherAndTheirGradientsToo) {
+  for (const int threads : {1, 4}) {
+    const auto together = OpenStore({.num_threads = threads}), alone = OpenStore({.num_threads = threads});
+    for (Store* store : {together.get(), alone.get()}) {
+      for (const int dim : {3, 5}) {
+        TableSchema schema = PlainTable(std::to_string(dim), static_cast<uint32_t>(dim), dim);
+        schema.initializer.distribution = Distribution::kUniform;
+        schema.initializer.b = 1;
+        store->OpenTable(schema);
+      }
+    }
+    const std::vector<int64_t> ids = {1, 2, 3, 1, 9, 4, 1, 1}, lengths = {2, 0, 1, 1, 1, 3}, bags = {3, 0, 1, 2};
+    const std::vector<Feature> features = {{0, Pooling::kSum, UnseenRows::kInitial, 0, 0},
+                                           {1, Pooling::kMean, UnseenRows::kInitial, 3, 0},
+                                           {1, Pooling::kSum, UnseenRows::kInitial, 1, 0},
+                                           {1, Pooling::kSum, UnseenRows::kInitial, 2, 0}};
+    std::mt19937_64 random(1);
+    for (int step = 0; step < 3; ++step) {
+      const std::unique_ptr<Lookup> ragged =
+          Store::MakeLookup(features, {ids.data(), lengths.data(), nullptr, ids.size(), bags.size(), 0, bags.data()});
+      std::vector<float> out(3 * 3 + 2 * 5 + 0 + 1 * 5, -77);
+      together->Forward(ragged.get(), out.data(), 0);
+      const std::vector<float> grads = testing::RandomFloats(&random, out.size());
+      const GradientPart part{ragged.get(), grads.data(), 0};
+      ASSERT_TRUE(together->Backward({&part, 1}, 1, NonFinite::kRaise));
+
+      // The same keys, each as a batch of its own; one update of a table has to have all of its keys.
+      const testing::Batch first = {{1, 2, 3}, {2, 0, 1}, {}, false, 1, 3};
+      const testing::Batch third = {{1}, {1}, {}, false, 1, 1};
+      const testing::Batch fourth = {{9, 4, 1, 1}, {1, 3}, {}, false, 1, 2};
+      const std::vector<std::tuple<const testing::Batch*, Feature, size_t, size_t>> parts = {
+          {&first, {0, Pooling::kSum, UnseenRows::kInitial, 0, 0}, 0, 3},
+          {&fourth, {1, Pooling::kMean, UnseenRows::kInitial, 0, 0}, 9, 5},
+          {&third, {1, Pooling::kSum, UnseenRows::kInitial, 0, 0}, 19, 5}};
+      std::vector<std::unique_ptr<Lookup>> lookups;
+      for (const auto& [batch, feature, begin, dim] : parts) {
+        lookups.push_back(batch->lookup({feature}));
+        const std::vector<float> expected = Forward(alone.get(), lookups.back().get(), dim);
+        for (size_t i = 0; i < expected.size(); ++i) EXPECT_EQ(out[begin + i], expected[i]) << begin + i;
+      }
+      const GradientPart of_first{lookups[0].get(), grads.data(), 3};
+      ASSERT_TRUE(alone->Backward({&of_first, 1}, 1, NonFinite::kRaise));
+      const GradientPart of_second[] = {{lookups[1].get(), grads.data() + 9, 5},
+                                        {lookups[2].get(), grads.data() + 19, 5}};
+      ASSERT_TRUE(alone->Backward(of_second, 1, NonFinite::kRaise));
+    }
+    for (const uint16_t table : {0, 1}) EXPECT_EQ(Contents(together.get(), table), Contents(alone.get(), table));
+  }
+}
+
 }  // namespace
 }  // namespace damo
