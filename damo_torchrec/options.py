@@ -113,6 +113,8 @@ class TableOptions:
             raise TypeError(f"optimizer must be (optimizer_type, optimizer_kwargs), got {self.optimizer!r}")
         for name in ("clip_grad_value", "clip_grad_norm"):
             limit = getattr(self, name)
+            if limit is not None and not isinstance(limit, int | float):
+                raise TypeError(f"{name} must be a number, got {limit!r}")
             if limit is not None and not 0 < limit < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {limit}")
         if self.row_dtype not in (None, torch.float32, torch.float16, torch.bfloat16):

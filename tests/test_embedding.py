@@ -144,6 +144,22 @@ def test_what_is_not_known_is_refused_by_name():
         Embedding(4, initializer=3)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "what"),
+    [
+        ({"dim": 2.5}, TypeError, "dim must be an int, got 2.5"),
+        ({"group": "a"}, TypeError, "group must be an int, got 'a'"),
+        ({"dim": 0}, ValueError, "embedding_dim must be positive, got 0"),
+        ({"optimizer": "adam"}, TypeError, "optimizer must be a dict or .*got 'adam'"),
+        ({"optimizer": {"name": "adam", "gamma": "x"}}, ValueError, "lr must be a number, got 'x'"),
+        ({"initializer": {"name": "normal", "mean": "x"}}, ValueError, "mean must be a number, got 'x'"),
+    ],
+)
+def test_wrong_arguments_are_refused(memory_store, arguments, error, what):
+    with pytest.raises(error, match=what):
+        Embedding(**{"dim": 2, "store": memory_store, **arguments})
+
+
 def test_unknown_keys_and_keywords_warn(memory_store):
     with pytest.warns(UserWarning, match="optimizer 'sgd': momentum has no effect"):
         Embedding(4, optimizer={"name": "sgd", "momentum": 0.9}, store=memory_store)

@@ -159,3 +159,15 @@ def test_a_missing_feature_and_wrong_ids_are_refused(memory_store):
     bad = KeyedJaggedTensor(["item", "seen", "user"], torch.rand(3), lengths=torch.ones(3).long())
     with pytest.raises(TypeError, match=r"values must be int64 or int32, got torch.float32"):
         ours(bad)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "what"),
+    [([3, -1, 0], "must not be negative, got -1"), ([1, 1, 2], "must sum to the number of values, 3, got 4")],
+)
+def test_lengths_that_do_not_fit_are_refused(memory_store, lengths, what):
+    _, ours = both(memory_store)
+    features = KeyedJaggedTensor(["item", "seen", "user"], torch.arange(3), lengths=torch.tensor(lengths))
+    with pytest.raises(ValueError, match=what):
+        ours(features)
+    assert memory_store.step == 0

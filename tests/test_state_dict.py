@@ -42,6 +42,12 @@ def test_a_store_of_another_model_is_refused(memory_store):
         model(other, "u").load_state_dict(state)
 
 
+@pytest.mark.parametrize("extra", [torch.tensor([1, 2], dtype=torch.uint8), "x", torch.tensor(list(b"{}"))])
+def test_an_extra_state_of_something_else_is_refused(memory_store, extra):
+    with pytest.raises(ValueError, match="_extra_state is none of a collection's"):
+        model(memory_store)["ebc"].load_state_dict({"_extra_state": extra})
+
+
 def test_another_step_is_logged(memory_store, caplog):
     m = model(memory_store)
     state = m.state_dict()

@@ -103,3 +103,17 @@ def test_a_gradient_that_is_not_finite_is_found_wherever_it_is(memory_store):
         with pytest.raises(damo.NonFiniteGradientError):
             ours(features).values().backward(grad)
     assert memory_store.step == 0
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_inverse_indices_out_of_range_are_refused(memory_store, index):
+    ours = damo.EmbeddingBagCollection([config("a", 4)], store=memory_store)
+    features = KeyedJaggedTensor(
+        keys=["a"],
+        values=torch.arange(3),
+        lengths=torch.ones(3, dtype=torch.int64),
+        stride_per_key_per_rank=[[3]],
+        inverse_indices=(["a"], torch.tensor([[0, index]])),
+    )
+    with pytest.raises(ValueError, match=r"inverse_indices of feature 'a' must be in 0..2"):
+        ours(features)

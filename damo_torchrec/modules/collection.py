@@ -211,9 +211,10 @@ class Collection(nn.Module):
             return torch.empty(0, dtype=torch.uint8, device="cpu")
         return state.describe(self._store, self._tables)
 
-    def set_extra_state(self, extra: torch.Tensor) -> None:
+    def set_extra_state(self, extra: Any) -> None:
         """Raises SchemaMismatchError if a state dict comes from a model over other tables, or of another seed."""
-        if extra.numel() > 0 and self._device.type != "meta":
+        said_nothing = isinstance(extra, torch.Tensor) and extra.numel() == 0
+        if not said_nothing and self._device.type != "meta":
             state.check(extra, self.store, self._tables)
 
     def _load_from_state_dict(

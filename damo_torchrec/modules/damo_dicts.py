@@ -83,7 +83,7 @@ def initializer(given: Mapping[str, Any] | init.Initializer | None, dim: int) ->
     if not isinstance(given, Mapping):
         raise TypeError(f"initializer must be a dict or one of damo.init's, got {type(given).__name__}")
     name = given.get("name")
-    numbers = {key: float(value) for key, value in given.items() if key in ("min", "max", "mean", "stddev")}
+    numbers = {key: _number(key, value) for key, value in given.items() if key in ("min", "max", "mean", "stddev")}
     mean, std = numbers.get("mean", 0.0), numbers.get("stddev", 1.0)
     bound = math.sqrt(1 / dim) if dim > 0 else 1.0
     match name:
@@ -110,6 +110,13 @@ def initializer(given: Mapping[str, Any] | init.Initializer | None, dim: int) ->
             raise ValueError(f"an initializer's name must be one of {names}, got {name!r}")
     _warn_of_others("initializer", given, {"name", *known})
     return result
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"an initializer's {key} must be a number, got {value!r}") from None
 
 
 def _warn_of_others(what: str, given: Mapping[str, Any], known: set[str]) -> None:

@@ -69,6 +69,9 @@ class Embedding(Collection):
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        for name, value in (("dim", dim), ("group", group)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {value!r}")
         if not 0 <= group < _GROUPS:
             raise ValueError(f"group must be in 0..{_GROUPS - 1}, got {group}")
         if kwargs:
@@ -80,6 +83,9 @@ class Embedding(Collection):
             optimizer = (torchrec.optim.RowWiseAdagrad, {})
         elif isinstance(optimizer, Mapping):
             optimizer = damo_dicts.optimizer(optimizer)
+        given: object = optimizer
+        if not isinstance(given, tuple) or len(given) != 2:
+            raise TypeError(f"optimizer must be a dict or (optimizer_type, optimizer_kwargs), got {optimizer!r}")
         config = EmbeddingConfig(
             name=f"group_{group}_dim_{dim}", embedding_dim=dim, num_embeddings=1, feature_names=[_FEATURE]
         )

@@ -162,6 +162,12 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
             )
         of_features = reorder_inverse_indices(indices, self.feature_names()).to(values.device)
         outputs = self._outputs(values, batch)
+        for name, output, index in zip(self.feature_names(), outputs, of_features, strict=True):
+            if index.numel() > 0 and not 0 <= int(index.min()) <= int(index.max()) < len(output):
+                raise ValueError(
+                    f"inverse_indices of feature {name!r} must be in 0..{len(output) - 1}, "
+                    f"got {int(index.min())} to {int(index.max())}"
+                )
         return torch.cat([output[index] for output, index in zip(outputs, of_features, strict=True)], dim=1)
 
     def _check_weights(self, weights: torch.Tensor | None, n: int) -> torch.Tensor | None:

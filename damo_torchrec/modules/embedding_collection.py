@@ -94,13 +94,13 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
         features = maybe_td_to_kjt(features, None)
         if operators.is_fx_proxy(features):
             return self._traced_forward(features)
+        if self._device.type != "meta":
+            batch = self._batch(features)
+            outputs = self._outputs(self._lookup(batch), batch)
         ids = _by_key(features, features.values(), features.length_per_key())
         lengths = _by_key(features, features.lengths(), features.stride_per_key())
         if self._device.type == "meta":
             outputs = [torch.empty(len(ids[name]), self._embedding_dim, device="meta") for name in self.feature_names()]
-        else:
-            batch = self._batch(features)
-            outputs = self._outputs(self._lookup(batch), batch)
         return {
             name: JaggedTensor(
                 values=values,
@@ -136,6 +136,9 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
         return [name for names in self._names_by_table for name in names]
 
     def _batch(self, features: KeyedJaggedTensor) -> Batch:
+        lengths = features.lengths()
+        if bool((lengths < 0).any()):
+            raise ValueError(f"lengths must not be negative, got {int(lengths.min())}")
         return self._make_batch(features.values(), features.length_per_key(), features.keys())
 
     def _make_batch(self, values: torch.Tensor, ids_per_key: list[int], keys: list[str]) -> Batch:

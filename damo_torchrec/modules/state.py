@@ -28,8 +28,17 @@ def describe(store: EmbeddingStore, tables: Sequence[Table]) -> torch.Tensor:
 
 
 def check(state: torch.Tensor, store: EmbeddingStore, tables: Sequence[Table]) -> None:
-    """Raises SchemaMismatchError if `state` was not made over a store like this one. Another step is logged."""
-    saved = json.loads(bytes(state.to("cpu").tolist()))
+    """Compares what `describe` said of another store with this one. Another step is logged.
+
+    Raises:
+        SchemaMismatchError: the seed or the tables differ.
+        ValueError: `state` is nothing that `describe` returns.
+    """
+    try:
+        saved = json.loads(bytes(state.to("cpu").tolist()))
+        _ = saved["store"], saved["seed"], saved["step"], saved["tables"]
+    except (AttributeError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"the state dict's _extra_state is none of a collection's: {error!r}") from error
     now = json.loads(bytes(describe(store, tables).tolist()))
     for what in ("seed", "tables"):
         if saved[what] != now[what]:
