@@ -34,6 +34,10 @@ std::unique_ptr<Lookup> Store::MakeLookup(std::vector<Feature> features, const J
   lookup->batch = batch;
   lookup->first_bag.assign(1, 0);
   for (size_t key = 0; key < batch.keys; ++key) {
+    if (batch.bags != nullptr && batch.bags[key] < 0) {
+      throw Error(ErrorCode::kInvalidArgument, "key " + std::to_string(key) + " has " +
+                                                   std::to_string(batch.bags[key]) + " bags: it must not be negative");
+    }
     lookup->first_bag.push_back(lookup->first_bag.back() + batch.bags_of(key));
   }
   const size_t bags = lookup->first_bag.back();

@@ -32,8 +32,10 @@ DAMO_INLINE float FloatOf(uint32_t bits) {
   return x;
 }
 
-// The types, for templates. Store rounds by 32 random bits, StoreNearest to nearest, ties to even. A finite float stays
-// finite.
+constexpr uint32_t kInfinity = 0x7F800000;
+
+// The types, for templates. Store rounds by 32 random bits, StoreNearest to nearest, ties to even. What is too large
+// becomes the largest number, and NaN stays NaN.
 struct Float32Weights {
   static constexpr bool kExact = true;
   DAMO_INLINE float Load(const char* weights, int j) {
@@ -56,33 +58,37 @@ struct Float16Weights {
     __builtin_memcpy(&half, weights + sizeof half * static_cast<size_t>(j), sizeof half);
     const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
     const uint32_t magnitude = half & 0x7FFFu;
-    // Both ways are taken, so that the loop has no branch: as a normal number, and as a multiple of 2^-24.
-    const float normal = FloatOf(((magnitude << 13) + 0x38000000u) | sign);
-    const float subnormal = FloatOf(FloatBits(static_cast<float>(magnitude) * 0x1p-24f) | sign);
-    return magnitude < 0x0400 ? subnormal : normal;
+    // All ways are taken, so that the loop has no branch: as a normal number, a multiple of 2^-24, and not a number.
+    const uint32_t normal = (magnitude << 13) + 0x38000000u;
+    const uint32_t subnormal = FloatBits(static_cast<float>(magnitude) * 0x1p-24f);
+    return FloatOf(sign | (magnitude < 0x0400 ? subnormal : magnitude > 0x7C00 ? 0x7FC00000u : normal));
   }
   DAMO_INLINE void Store(char* weights, int j, float x, uint32_t random) {
-    // In steps of 2^-24 a subnormal is an integer.
-    const float in_steps = FloatOf(FloatBits(x) & 0x7FFFFFFFu) * 0x1p24f + static_cast<float>(random >> 8) * 0x1p-24f;
-    Put(weights, j, x, random & 0x1FFF, in_steps);
+    // In steps of 2^-24 a subnormal is an integer, and the difference to the one below is exact.
+    const float in_steps = Steps(x);
+    const uint32_t below = static_cast<uint32_t>(static_cast<int32_t>(in_steps));
+    const float rest = in_steps - static_cast<float>(static_cast<int32_t>(below));
+    Put(weights, j, x, random & 0x1FFF, below + (static_cast<float>(random >> 8) * 0x1p-24f < rest ? 1 : 0));
   }
   DAMO_INLINE void StoreNearest(char* weights, int j, float x) {
-    const uint32_t bits = FloatBits(x) & 0x7FFFFFFFu;
-    const float in_steps = (FloatOf(bits) * 0x1p24f + 0x1p23f) - 0x1p23f;  // ties to even
-    Put(weights, j, x, 0x0FFF + (bits >> 13 & 1), in_steps);
+    const float nearest = (Steps(x) + 0x1p23f) - 0x1p23f;  // ties to even
+    Put(weights, j, x, 0x0FFF + (FloatBits(x) >> 13 & 1), static_cast<uint32_t>(static_cast<int32_t>(nearest)));
   }
 
  private:
-  // `add` goes to the 13 bits that a normal number loses; `in_steps` is what a subnormal one is rounded down from.
-  DAMO_INLINE void Put(char* weights, int j, float x, uint32_t add, float in_steps) {
+  // Of what is smaller than any normal number; 0 for the others.
+  DAMO_INLINE float Steps(float x) {
+    const uint32_t bits = FloatBits(x) & 0x7FFFFFFFu;
+    return bits < kSmallestNormal ? FloatOf(bits) * 0x1p24f : 0.0f;
+  }
+  // `add` goes to the 13 bits that a normal number loses; a smaller one becomes `steps` times 2^-24.
+  DAMO_INLINE void Put(char* weights, int j, float x, uint32_t add, uint32_t steps) {
     const uint32_t sign = FloatBits(x) >> 16 & 0x8000;
     const uint32_t bits = FloatBits(x) & 0x7FFFFFFFu;
     uint32_t rounded = bits + add;
     rounded = rounded > kLargest + 0x1FFF ? kLargest : rounded;
-    const uint32_t normal = (rounded - 0x38000000u) >> 13;
-    const bool tiny = bits < kSmallestNormal;
-    const uint32_t subnormal = static_cast<uint32_t>(static_cast<int32_t>(tiny ? in_steps : 0.0f));
-    const uint16_t half = static_cast<uint16_t>(sign | (tiny ? subnormal : normal));
+    const uint32_t normal = bits > kInfinity ? 0x7E00 : (rounded - 0x38000000u) >> 13;
+    const uint16_t half = static_cast<uint16_t>(sign | (bits < kSmallestNormal ? steps : normal));
     __builtin_memcpy(weights + sizeof half * static_cast<size_t>(j), &half, sizeof half);
   }
 };
@@ -106,6 +112,7 @@ struct Bfloat16Weights {
     const uint32_t sign = FloatBits(x) >> 16 & 0x8000;
     uint32_t rounded = (FloatBits(x) & 0x7FFFFFFFu) + add;
     rounded = rounded > kLargest + 0xFFFF ? kLargest : rounded;
+    rounded = (FloatBits(x) & 0x7FFFFFFFu) > kInfinity ? 0x7FC00000 : rounded;
     const uint16_t half = static_cast<uint16_t>(sign | rounded >> 16);
     __builtin_memcpy(weights + sizeof half * static_cast<size_t>(j), &half, sizeof half);
   }

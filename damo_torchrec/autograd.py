@@ -143,7 +143,7 @@ class _Lookup(torch.autograd.Function):
         if tensors[2] is not None and ctx.needs_input_grad[3]:
             weight_grad = weight_gradient(call, ctx.lookup, grad)
         if call.update:
-            update(call, Part(ctx.lookup, ctx.generation, tensors, grad))
+            update(call, Part(ctx.lookup, ctx.generation, ctx.kept, grad))
         return None, None, None, weight_grad, None, None
 
 
@@ -177,6 +177,19 @@ class Part:
     generation: int
     tensors: tuple[torch.Tensor | None, ...]
     grad: torch.Tensor
+    versions: tuple[int, ...] = ()
+
+    def waiting(self) -> Part:
+        """As it is kept for a later call: autograd may go on to use the gradient's memory."""
+        return replace(self, grad=self.grad.clone(), versions=self._versions())
+
+    def check_unchanged(self) -> None:
+        """Raises RuntimeError, as autograd does, if the batch was changed in place while its gradient waited."""
+        if self.versions and self.versions != self._versions():
+            raise RuntimeError("ids, lengths or weights were changed in place while accumulate(n) waits to use them")
+
+    def _versions(self) -> tuple[int, ...]:
+        return tuple(tensor._version for tensor in self.tensors if tensor is not None)
 
 
 def update(call: Call, part: Part) -> None:
@@ -187,11 +200,12 @@ def update(call: Call, part: Part) -> None:
         waiting = store._pending.get(call.collection, [])
         parts = [*waiting, part]
         if len(parts) < store._accumulate:
-            # Autograd may go on to use the gradient's memory.
-            store._pending[call.collection] = [*waiting, replace(part, grad=part.grad.clone())]
+            store._pending[call.collection] = [*waiting, part.waiting()]
             return
         # Gone with a gradient that raises, too: half of an accumulation cannot be made whole.
         store._pending.pop(call.collection, None)
+        for earlier in waiting:
+            earlier.check_unchanged()
         call.set_optimizers()
         store._note_change()
         applied = store._engine.backward(

@@ -24,7 +24,6 @@ from damo_torchrec.modules import Collection
 from damo_torchrec.store import EmbeddingStore
 
 MODEL_FILE = "model.pt"
-_EXTRA_STATE = "_extra_state"  # ends the names of what collections tell of their store
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def save_model(
         dense = {
             "checkpoint_id": manifest.id,
             "step": manifest.step if step is None else step,
-            "model": {name: value for name, value in model.state_dict().items() if not name.endswith(_EXTRA_STATE)},
+            "model": _dense_state(model),
             "optimizer": optimizer.state_dict() if optimizer is not None else None,
             "random": _random_state(),
             "extra": dict(extra or {}),
@@ -133,7 +132,8 @@ def load_model(
     store = _store_of(model)
     if store._changed or store._pending or store._catalog.manifest.id != dense["checkpoint_id"]:
         store.restore(path)
-    told = {name: value for name, value in model.state_dict().items() if name.endswith(_EXTRA_STATE)}
+    own = _own_state(model)
+    told = {name: value for name, value in model.state_dict().items() if name in own}
     model.load_state_dict({**told, **dense["model"]})
     if optimizer is not None:
         optimizer.load_state_dict(dense["optimizer"])
@@ -197,7 +197,7 @@ def _read_dense(path: Path) -> dict[str, Any]:
 
 
 def _check_model(model: nn.Module, saved: dict[str, torch.Tensor], path: Path) -> None:
-    now, then = _shapes(model.state_dict()), _shapes(saved)
+    now, then = _shapes(_dense_state(model)), _shapes(saved)
     if now == then:
         return
     names = sorted(n for n in {*now, *then} if now.get(n) != then.get(n))
@@ -205,13 +205,19 @@ def _check_model(model: nn.Module, saved: dict[str, torch.Tensor], path: Path) -
     raise SchemaMismatchError(f"the model differs from the one saved in {path}: {differences}")
 
 
+def _own_state(model: nn.Module) -> set[str]:
+    """Names of what collections tell of their store: a checkpoint says that by itself."""
+    collections = [name for name, module in model.named_modules() if isinstance(module, Collection)]
+    return {f"{name}._extra_state" if name else "_extra_state" for name in collections}
+
+
+def _dense_state(model: nn.Module) -> dict[str, Any]:
+    own = _own_state(model)
+    return {name: value for name, value in model.state_dict().items() if name not in own}
+
+
 def _shapes(state_dict: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """By name, but for what collections tell of the store: that has no shape of its own, and once was not there."""
-    return {
-        name: tuple(getattr(value, "shape", ()))
-        for name, value in state_dict.items()
-        if not name.endswith(_EXTRA_STATE)
-    }
+    return {name: tuple(getattr(value, "shape", ())) for name, value in state_dict.items()}
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], path: Path) -> None:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from damo_torchrec.modules.collection import Collection
 
 _library: Any = torch.library.Library("damo_torchrec", "DEF")  # type: ignore[no-untyped-call]
-_ARGUMENTS = "Tensor ids, Tensor lengths, Tensor? weights, str[] keys, SymInt batch, int collection, bool update"
+_ARGUMENTS = (
+    "Tensor ids, Tensor lengths, Tensor? weights, str[] keys, SymInt batch, SymInt[] sizes, int collection, bool update"
+)
 _library.define(f"embedding_bag_collection(Tensor rows, {_ARGUMENTS}) -> Tensor")
 _library.define(f"embedding_bag_collection_backward(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor)")
 _SEQUENCES = "Tensor ids, SymInt[] ids_per_key, str[] keys, int collection, bool update"
@@ -27,9 +29,14 @@ _collections: weakref.WeakValueDictionary[int, Collection] = weakref.WeakValueDi
 _numbers = itertools.count(1)
 
 
-def is_traced(features: object) -> bool:
-    """Whether a forward that is given these features is being traced."""
-    return torch.compiler.is_compiling() or is_fx_proxy(features)
+def is_traced(features: Any) -> bool:
+    """Whether a forward that is given these features is to be one operator of a graph.
+
+    With a batch size for each feature it is not: torch.compile breaks the graph then.
+    """
+    if is_fx_proxy(features):
+        return True
+    return torch.compiler.is_compiling() and not features.variable_stride_per_key()
 
 
 def is_fx_proxy(features: object) -> bool:
@@ -73,9 +80,12 @@ def _forward(
     weights: torch.Tensor | None,
     keys: list[str],
     batch: int,
+    sizes: list[int],
     collection: int,
     update: bool,
 ) -> torch.Tensor:
+    if any(size != batch for size in sizes):
+        raise ValueError(f"batches with a size for each feature cannot be traced by torch.fx, got sizes {sizes}")
     output: torch.Tensor = _collection(collection)._graph_forward(ids, lengths, weights, keys, batch, update)
     return output
 
@@ -87,6 +97,7 @@ def _backward(
     weights: torch.Tensor | None,
     keys: list[str],
     batch: int,
+    sizes: list[int],
     collection: int,
     update: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,6 +126,7 @@ def _fake_forward(
     weights: torch.Tensor | None,
     keys: list[str],
     batch: int,
+    sizes: list[int],
     collection: int,
     update: bool,
 ) -> torch.Tensor:
@@ -142,7 +154,7 @@ def _autograd(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     rows_grad, weight_grad = torch.ops.damo_torchrec.embedding_bag_collection_backward(
         grad, ids, lengths, weights, *ctx.rest
     )
-    return rows_grad, None, None, weight_grad if weights is not None else None, None, None, None, None
+    return rows_grad, None, None, weight_grad if weights is not None else None, *[None] * 6
 
 
 torch.library.register_fake("damo_torchrec::embedding_bag_collection", _fake_forward, lib=_library)

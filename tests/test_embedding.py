@@ -150,6 +150,8 @@ def test_what_is_not_known_is_refused_by_name():
         ({"dim": 2.5}, TypeError, "dim must be an int, got 2.5"),
         ({"group": "a"}, TypeError, "group must be an int, got 'a'"),
         ({"dim": 0}, ValueError, "embedding_dim must be positive, got 0"),
+        ({"padding_idx": 0.5}, TypeError, "padding_idx must be an int or None, got 0.5"),
+        ({"optimizer": {"name": ["x"]}}, ValueError, "optimizer's name must be one of"),
         ({"optimizer": "adam"}, TypeError, "optimizer must be a dict or .*got 'adam'"),
         ({"optimizer": {"name": "adam", "gamma": "x"}}, ValueError, "lr must be a number, got 'x'"),
         ({"initializer": {"name": "normal", "mean": "x"}}, ValueError, "mean must be a number, got 'x'"),
@@ -247,3 +249,26 @@ def test_saved_and_loaded_with_the_model(default, tmp_path):
         damo.set_default_store(other)
         again = damo.load_model(tmp_path / "saved", Model())
         assert torch.equal(again(torch.tensor([[1, 2, 9]])).detach(), expected)
+
+
+def test_loading_a_state_dict_opens_no_store(tmp_path):
+    with small_store(tmp_path / "a") as store:
+        state = Embedding(8, optimizer={"name": "adam", "gamma": 0.01}, store=store).state_dict()
+    later = Model()
+    later.v.load_state_dict(state)
+    with damo.damo_embedding_init(later, tmp_path / "b") as store:
+        assert later.v.store is store
+
+
+def test_damo_embedding_init_that_fails_can_be_tried_again(tmp_path):
+    model = nn.ModuleList([Embedding(4, optimizer={"name": "sgd"}), Embedding(4, optimizer={"name": "adam"})])
+    with pytest.raises(damo.SchemaMismatchError):
+        damo.damo_embedding_init(model, tmp_path / "a")
+    with damo.damo_embedding_init(model[:1], tmp_path / "b") as store:
+        assert model[0].store is store
+
+
+def test_ftrl_stays_finite_where_the_square_of_a_gradient_is_none(memory_store):
+    embedding = Embedding(4, optimizer={"name": "ftrl"}, store=memory_store)
+    (embedding(torch.tensor([1])).sum() * 1e-23).backward()
+    assert bool(torch.isfinite(embedding(torch.tensor([1]))).all())

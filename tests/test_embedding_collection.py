@@ -171,3 +171,10 @@ def test_lengths_that_do_not_fit_are_refused(memory_store, lengths, what):
     with pytest.raises(ValueError, match=what):
         ours(features)
     assert memory_store.step == 0
+
+
+def test_an_output_can_be_changed_in_place(memory_store):
+    _, ours = both(memory_store)
+    output = ours(next(iter(batches())))
+    torch.relu_(output["user"].values()).sum().backward()
+    assert memory_store.step == 1

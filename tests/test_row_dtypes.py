@@ -166,3 +166,24 @@ def test_weights_of_ids_get_their_gradient(memory_store, dtype):
     grad = torch.randn(2, 6)
     output.backward(grad)
     torch.testing.assert_close(features.weights().grad, (rows * grad[[0, 0, 1]]).sum(1))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_zero_gradients_change_no_bit(memory_store, dtype):
+    ebc = collection(memory_store, dtype, 256)
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    rows = torch.where(torch.isfinite(every), every, torch.zeros((), dtype=dtype)).view(256, 256).float()
+    memory_store.table("t").set(torch.arange(256), rows)
+    for _ in range(5):
+        ebc(kjt({"t": [[i] for i in range(256)]})).values().backward(torch.zeros(256, 256))
+    assert torch.equal(memory_store.table("t").get(torch.arange(256)), rows)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_what_is_no_number_stays_none(memory_store, dtype):
+    options = damo.TableOptions(row_dtype=dtype)
+    ebc = damo.EmbeddingBagCollection(
+        [config("t", 3)], torch.optim.Adagrad, {"eps": 0.0}, store=memory_store, table_options={"t": options}
+    )
+    ebc(kjt({"t": [[1]]})).values().backward(torch.zeros(1, 3))  # 0 / 0
+    assert bool(torch.isnan(memory_store.table("t").get([1])).all())

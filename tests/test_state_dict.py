@@ -145,3 +145,44 @@ def test_optimizer_state_that_does_not_fit_is_refused(memory_store):
         one = damo.EmbeddingBagCollection(configs[:1], torch.optim.Adagrad, store=other)
         with pytest.raises(KeyError, match=r"\['a', 'b'\], needed is \['a'\]"):
             one.fused_optimizer.load_state_dict(state)
+
+
+class Other(nn.Module):
+    """Has a state of its own beside its parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.my_extra_state = nn.Parameter(torch.ones(1))
+        self.count = 0
+
+    def get_extra_state(self):
+        return {"count": self.count}
+
+    def set_extra_state(self, state):
+        self.count = state["count"]
+
+
+def test_other_modules_extra_state_is_saved_and_loaded(tmp_path):
+    with small_store(tmp_path / "store") as store:
+        m = nn.ModuleDict({"ebc": model(store)["ebc"], "other": Other()})
+        m["other"].count = 5
+        m["other"].my_extra_state.data.fill_(3)
+        damo.save_model(m, tmp_path / "saved")
+    with small_store(tmp_path / "again") as store:
+        m = nn.ModuleDict({"ebc": model(store)["ebc"], "other": Other()})
+        damo.load_model(tmp_path / "saved", m)
+        assert (m["other"].count, m["other"].my_extra_state.item()) == (5, 3)
+
+
+def test_a_closed_store_leaves_the_dense_state_readable(memory_store):
+    m = model(memory_store)
+    memory_store.close()
+    assert m.state_dict()["linear.weight"].shape == (1, 2)
+
+
+def test_weights_that_are_not_finite_change_no_table(memory_store):
+    ours = damo.EmbeddingBagCollection([config("a", 4), config("b", 4)], store=memory_store)
+    weights = {"a": torch.ones(3, 4), "b": torch.full((3, 4), float("nan"))}
+    with pytest.raises(RuntimeError, match=r"b.weight must be finite"):
+        ours.load_state_dict({f"embedding_bags.{name}.weight": w for name, w in weights.items()})
+    assert len(memory_store.table("a")) == 0

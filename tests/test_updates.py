@@ -1,10 +1,13 @@
 """docs/design.md, "Semantics of a row": which backward calls make which updates, and who owns a table."""
 
+import gc
 import threading
 
 import pytest
 import torch
 import torchrec
+from torch.utils.checkpoint import checkpoint
+from torchrec import KeyedJaggedTensor
 
 import damo_torchrec as damo
 from support import config, kjt
@@ -291,3 +294,42 @@ def test_a_scale_that_turns_zero_gradients_into_nan_raises(store):
     with pytest.raises(damo.NonFiniteGradientError, match='table "t", id 1'):
         update(ebc, {"t": [[1]]}, 0.0)
     assert len(store.table("t")) == 0
+
+
+def test_gradients_that_wait_have_their_batch_whatever_hooks_do_with_saved_tensors(store):
+    """Checkpointed activations compute ids and weights anew for each backward, and drop them."""
+    ebc = damo.EmbeddingBagCollection([config("w", 4)], torch.optim.SGD, {"lr": 1.0}, is_weighted=True, store=store)
+    store.accumulate(2)
+
+    def forward(ids, weights):
+        features = KeyedJaggedTensor(["w"], ids.int(), weights.double(), lengths=torch.ones(2, dtype=torch.int32))
+        return ebc(features).values().sum()
+
+    start = ebc(KeyedJaggedTensor(["w"], torch.tensor([7]), torch.ones(1), lengths=torch.ones(1).long())).values()
+    for _ in range(2):
+        weights = torch.ones(2, requires_grad=True)
+        checkpoint(forward, torch.tensor([7, 8]), weights, use_reentrant=False).backward()
+    torch.testing.assert_close(store.table("w").get([7]), start.detach() - 2)
+
+
+def test_a_batch_that_is_changed_while_its_gradient_waits_is_refused(store):
+    ebc = damo.EmbeddingBagCollection([config("w", 4)], torch.optim.SGD, {"lr": 1.0}, is_weighted=True, store=store)
+    store.accumulate(2)
+    weights, ids = torch.ones(1), torch.tensor([7])
+    features = KeyedJaggedTensor(["w"], ids, weights, lengths=torch.ones(1).long())
+    ebc(features).values().sum().backward()
+    weights.fill_(10)
+    with pytest.raises(RuntimeError, match="changed in place while accumulate"):
+        ebc(features).values().sum().backward()
+    assert store.step == 0
+
+
+def test_gradients_that_wait_go_with_their_collection(store):
+    store.accumulate(2)
+    for _ in range(5):
+        ebc = damo.EmbeddingBagCollection([config("w", 4)], torch.optim.SGD, {"lr": 1.0}, store=store)
+        ebc(KeyedJaggedTensor(["w"], torch.tensor([7]), lengths=torch.ones(1).long())).values().sum().backward()
+        del ebc
+        gc.collect()
+    assert store.step == 0
+    store.accumulate(1)  # nothing waits

@@ -105,6 +105,29 @@ def test_a_gradient_that_is_not_finite_is_found_wherever_it_is(memory_store):
     assert memory_store.step == 0
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # Dynamo looks at it
+def test_a_traced_model_is_right_or_refuses(memory_store):
+    ours = damo.EmbeddingBagCollection(tables(torchrec.PoolingType.SUM), store=memory_store)
+    features = batch(torch.Generator().manual_seed(1))
+    compiled = torch.compile(ours, backend="eager")
+    assert torch.equal(compiled(features).values(), ours(features).values())
+    with pytest.raises(ValueError, match=r"cannot be traced by torch.fx"):
+        torch.fx.symbolic_trace(ours)(features)
+
+
+def test_a_negative_size_is_refused(memory_store):
+    ours = damo.EmbeddingBagCollection([config("a", 4), config("b", 4)], store=memory_store)
+    features = KeyedJaggedTensor(
+        keys=["a", "b"],
+        values=torch.arange(3),
+        lengths=torch.ones(3, dtype=torch.int64),
+        stride_per_key_per_rank=[[-1], [4]],
+        inverse_indices=(["a", "b"], torch.zeros(2, 2, dtype=torch.int64)),
+    )
+    with pytest.raises(ValueError, match=r"must not be negative, got \[-1, 4\]"):
+        ours(features)
+
+
 @pytest.mark.parametrize("index", [-1, 3])
 def test_inverse_indices_out_of_range_are_refused(memory_store, index):
     ours = damo.EmbeddingBagCollection([config("a", 4)], store=memory_store)

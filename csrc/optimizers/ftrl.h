@@ -24,8 +24,10 @@ struct Ftrl {
       const float root = __builtin_sqrtf(n[j]);
       z[j] += g[j] - (root - old_root) / s.lr * w[j];
       const float excess = __builtin_fabsf(z[j]) - s.lambda1;
-      const float size = excess / ((s.beta + root) / s.lr + s.lambda2);
-      w[j] = excess <= 0 ? 0.0f : z[j] > 0 ? -size : size;
+      // Zero only without beta and lambda2, and where g^2 is too small for a float.
+      const float below = (s.beta + root) / s.lr + s.lambda2;
+      const float size = excess / below;
+      w[j] = excess <= 0 || below == 0 ? 0.0f : z[j] > 0 ? -size : size;
     }
   }
 };

@@ -1,6 +1,8 @@
 """What the collections have in common: tables of one store, and the batches that they are asked for."""
 
 import copy
+import itertools
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -10,7 +12,7 @@ from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from damo_torchrec import _core
+from damo_torchrec import _core, operators
 from damo_torchrec.autograd import Batch, Call, lookup, make_lookup
 from damo_torchrec.default_store import default_store
 from damo_torchrec.fused_optimizer import FusedTableOptimizer
@@ -43,6 +45,7 @@ class Collection(nn.Module):
         self._optimizer_kwargs = dict(kwargs or {})
         specs = {c.name: spec_of(options[c.name], *optimizer) for c in self._configs}
         self._definitions = [definition_of(c, options[c.name], specs[c.name]) for c in self._configs]
+        self._number = operators.register(self)
         self._prefix = prefix
         self._optimizer = FusedTableOptimizer(specs, prefix, self._set_state)
         self._unseen_in_eval = [options[config.name].unseen_in_eval for config in self._configs]
@@ -58,8 +61,11 @@ class Collection(nn.Module):
             raise TypeError(f"store must be an EmbeddingStore, got {type(store).__name__}")
         if self._device.type == "meta":
             return
-        self._store = store if store is not None else default_store()
-        self._tables = self._store._open_tables(self._definitions)
+        store = store if store is not None else default_store()
+        self._tables = store._open_tables(self._definitions)
+        self._store = store
+        # What it has not applied goes with it.
+        weakref.finalize(self, store._pending.pop, self._number, None)
 
     # ------------------------------------------------------------------ batches
 
@@ -88,7 +94,7 @@ class Collection(nn.Module):
     def _call(self, batch: Batch, training: bool) -> Call:
         return Call(
             store=self.store,
-            collection=id(self),
+            collection=self._number,
             features=self._engine_features(batch.keys, training),
             shape=self._output_shape(batch),
             update=training,
@@ -118,8 +124,12 @@ class Collection(nn.Module):
     def _outputs(self, values: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
         """Each output's ``(bags, dim)``, of a lookup whose keys differ in their number of bags."""
         bags = self._bags_of_outputs(batch)
-        sizes = [n * dim for n, dim in zip(bags, self._dims, strict=True)]
-        return [part.view(n, dim) for part, n, dim in zip(torch.split(values, sizes), bags, self._dims, strict=True)]
+        ends = itertools.accumulate(n * dim for n, dim in zip(bags, self._dims, strict=True))
+        # Not split: of what comes of that, not even one output could be changed in place.
+        return [
+            values.narrow(0, end - n * dim, n * dim).view(n, dim)
+            for end, n, dim in zip(ends, bags, self._dims, strict=True)
+        ]
 
     def _engine_features(self, keys: tuple[str, ...], training: bool) -> list[_core.Feature]:
         """Which key goes from which table to which columns, for the engine that is open now."""
@@ -202,19 +212,20 @@ class Collection(nn.Module):
 
     def _set_state(self, table: str, rows: torch.Tensor) -> None:
         """Makes row i of an optimizer's state, ``(n,)`` or ``(n, k)``, that of the row with id i."""
+        _ = self.store  # an Embedding finds its store at its first use
         of_name = {t.name: t for t in self._tables}[table]
         state.copy_state(rows, of_name)
 
     def get_extra_state(self) -> torch.Tensor:
         """Which store the rows are in, at which step and with which schema: uint8 ``(n,)``, some hundred bytes."""
-        if self._store is None:
+        if self._store is None or self._store.closed:
             return torch.empty(0, dtype=torch.uint8, device="cpu")
         return state.describe(self._store, self._tables)
 
     def set_extra_state(self, extra: Any) -> None:
         """Raises SchemaMismatchError if a state dict comes from a model over other tables, or of another seed."""
         said_nothing = isinstance(extra, torch.Tensor) and extra.numel() == 0
-        if not said_nothing and self._device.type != "meta":
+        if not said_nothing and self._store is not None:
             state.check(extra, self.store, self._tables)
 
     def _load_from_state_dict(

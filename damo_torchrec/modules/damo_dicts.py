@@ -58,7 +58,7 @@ def optimizer(given: Mapping[str, Any]) -> tuple[type[torch.optim.Optimizer], di
         ValueError: the name is not known. A key that is not known warns.
     """
     name = given.get("name")
-    if name not in _OPTIMIZERS:
+    if not isinstance(name, str) or name not in _OPTIMIZERS:
         raise ValueError(f"an optimizer's name must be one of {', '.join(_OPTIMIZERS)}, got {name!r}")
     optimizer_type, kwargs, keys = _OPTIMIZERS[name]
     values: dict[str, Any] = dict(keys.values())

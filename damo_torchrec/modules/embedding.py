@@ -72,6 +72,8 @@ class Embedding(Collection):
         for name, value in (("dim", dim), ("group", group)):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} must be an int, got {value!r}")
+        if padding_idx is not None and (isinstance(padding_idx, bool) or not isinstance(padding_idx, int)):
+            raise TypeError(f"padding_idx must be an int or None, got {padding_idx!r}")
         if not 0 <= group < _GROUPS:
             raise ValueError(f"group must be in 0..{_GROUPS - 1}, got {group}")
         if kwargs:
@@ -164,6 +166,8 @@ def damo_embedding_init(model: nn.Module, workdir: str | os.PathLike[str], ttl: 
         for module in found:
             module._attach(store)
     except BaseException:
+        for module in found:
+            module._store, module._tables = None, []
         store.close()
         raise
     set_default_store(store)

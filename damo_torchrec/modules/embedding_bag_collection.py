@@ -69,7 +69,6 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
         self._define(tables, "embedding_bags", (optimizer_type, optimizer_kwargs), device, table_options)
         self._attach(store)
         self._embedding_names = [name for names in self._names_by_table for name in names]
-        self._number = operators.register(self)
         # Stand for the rows in a graph: what has no input that needs a gradient has no backward.
         self._rows = torch.empty(0, device="cpu", requires_grad=True)
         self._rows_in_eval = torch.empty(0, device="cpu")
@@ -104,15 +103,19 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
                 features.weights_or_none() if self._is_weighted else None,
                 features.keys(),
                 features.stride(),
+                features.stride_per_key() if operators.is_fx_proxy(features) else [],
                 self._number,
                 self.training,
             )
         else:
-            batch = self._batch(features)
-            values = self._lookup(batch)
-            if batch.bags is not None:
-                values = self._expand(features, values, batch)
+            values = self._eager_forward(features)
         return KeyedTensor(keys=self._embedding_names, length_per_key=self._dims, values=values)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _eager_forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
+        batch = self._batch(features)
+        values = self._lookup(batch)
+        return values if batch.bags is None else self._expand(features, values, batch)
 
     def _batch(self, features: KeyedJaggedTensor) -> Batch:
         bags = None
@@ -139,6 +142,8 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
         check_device("values", values, self._device)
         ids = as_int64("values", values)
         lengths = as_int64("lengths", lengths)
+        if bags is not None and bool((bags < 0).any()):
+            raise ValueError(f"batch sizes of features must not be negative, got {bags.tolist()}")
         expected = len(keys) * size if bags is None else int(bags.sum())
         if lengths.numel() != expected:
             samples = f"{size} samples" if bags is None else f"its samples, {expected} in all"

@@ -72,7 +72,6 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
         self._use_gather_select_per_sharding = use_gather_select_per_sharding
         self._define(tables, "embeddings", (optimizer_type, optimizer_kwargs), device, table_options)
         self._attach(store)
-        self._number = operators.register(self)
         self._rows = torch.empty(0, device="cpu", requires_grad=True)
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
@@ -137,6 +136,8 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
 
     def _batch(self, features: KeyedJaggedTensor) -> Batch:
         lengths = features.lengths()
+        if lengths.numel() != sum(features.stride_per_key()):
+            raise ValueError(f"lengths must be one for each key and sample, got {lengths.numel()}")
         if bool((lengths < 0).any()):
             raise ValueError(f"lengths must not be negative, got {int(lengths.min())}")
         return self._make_batch(features.values(), features.length_per_key(), features.keys())

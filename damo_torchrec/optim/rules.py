@@ -163,7 +163,7 @@ def _from_fbgemm(values: dict[str, Any]) -> dict[str, Any]:
             raise ValueError("give either lr or learning_rate, got both")
         values["lr"] = values.pop("learning_rate")
     if "beta1" in values or "beta2" in values:
-        beta1, beta2 = values.get("betas", _FBGEMM_DEFAULTS["betas"])
+        beta1, beta2 = _betas(values.get("betas", _FBGEMM_DEFAULTS["betas"]))
         values["betas"] = (values.pop("beta1", beta1), values.pop("beta2", beta2))
     return values
 

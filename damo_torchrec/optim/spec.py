@@ -40,6 +40,8 @@ class OptimizerSpec:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be finite and not negative, got {value}")
+        if not math.isfinite(self.dampening):
+            raise ValueError(f"dampening must be finite, got {self.dampening}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
