@@ -305,6 +305,7 @@ void RegisterStore(py::module_& m) {
       .def("iter", &Store::iter, ReleaseGil())
       .def("rows", &Store::rows, ReleaseGil())
       .def("payload_size", [](Store& s, uint16_t table) { return s.layout(table).payload_size(); })
+      .def("state_size", [](Store& s, uint16_t table) { return s.layout(table).state_size; })
       .def(
           "forward",
           [](Store& s, Lookup& lookup, Address out, size_t stride) { s.Forward(&lookup, At<float>(out), stride); },

@@ -208,6 +208,11 @@ class Store {
     size_t offset;
     size_t stride;
   };
+  struct PlacedPart {
+    const Lookup* lookup;
+    const float* grad;
+    std::vector<Place> places;
+  };
   struct Scratch;
   struct OpenScan;
   struct LoadRun;
@@ -246,7 +251,7 @@ class Store {
   void LoadWaiting(std::vector<Unit>* units, Lock& lock, F use);
   void ResolveAll(std::span<Lookup* const> lookups, Lock& lock);
   void ReadAbsentAsZeros(const Unit& unit);
-  std::vector<Place> PlacesOf(const Lookup& lookup, size_t stride) const;
+  std::vector<Place> PlacesOf(const Lookup& lookup, size_t stride) const;  // by feature
   PoolArgs BagsOf(const Unit& unit) const;
 
   // loading.cc
@@ -271,7 +276,7 @@ class Store {
 
   // update.cc
   float GradientBound(std::span<const GradientPart> parts, float grad_scale);
-  void Gather(uint16_t table, size_t share, size_t shares, std::span<const GradientPart> parts, float grad_scale,
+  void Gather(uint16_t table, size_t share, size_t shares, std::span<const PlacedPart> parts, float grad_scale,
               Scratch* scratch) const;
   std::string DescribeNonFinite(uint16_t table, const Scratch& scratch) const;
 

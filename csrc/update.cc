@@ -39,19 +39,18 @@ void ForEachOccurrence(const Lookup& lookup, const Feature& feature, F f) {
 
 // Groups by row what `table` gets from all parts, in the order (part, the table's features, sample, position). Takes
 // the rows of share `share` of `shares`, so that several threads can work on one table.
-void Store::Gather(uint16_t table, size_t share, size_t shares, std::span<const GradientPart> parts, float grad_scale,
+void Store::Gather(uint16_t table, size_t share, size_t shares, std::span<const PlacedPart> parts, float grad_scale,
                    Scratch* s) const {
   s->slots.clear();
   s->gathered.clear();
-  for (const GradientPart& part : parts) {
+  for (const PlacedPart& part : parts) {
     const Lookup& lookup = *part.lookup;
-    const std::vector<Place> places = PlacesOf(lookup, part.stride);
     for (size_t f = 0; f < lookup.features.size(); ++f) {
       const Feature& feature = lookup.features[f];
       if (feature.table != table) continue;
       const Slot* slots = lookup.slots.data() + lookup.first_slot[f];
-      const float* grad = part.grad + places[f].offset;
-      const size_t stride = places[f].stride;
+      const float* grad = part.grad + part.places[f].offset;
+      const size_t stride = part.places[f].stride;
       ForEachOccurrence(lookup, feature, [&](size_t i, size_t bag, float scale) {
         if (shares > 1 && (slots[i] * 0x9E3779B1u >> 16) % shares != share) return;
         s->slots.push_back(slots[i]);
@@ -165,9 +164,11 @@ bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonF
   }
   cache_.BeginOperation();
   std::vector<Lookup*> lookups;
+  std::vector<PlacedPart> placed;
   bool slots_valid = true;
   for (const GradientPart& part : parts) {
     lookups.push_back(part.lookup);
+    placed.push_back({part.lookup, part.grad, PlacesOf(*part.lookup, part.stride)});
     slots_valid &= part.lookup->epoch == cache_.epoch();
   }
   if (!slots_valid) ResolveAll(lookups, lock);
@@ -215,7 +216,7 @@ bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonF
     std::vector<std::string> faults(work.size());
     threads_.ParallelFor(work.size(), [&](size_t w, int thread) {
       Scratch* scratch = scratch_[static_cast<size_t>(thread)].get();
-      Gather(work[w].table, work[w].share, work[w].shares, parts, grad_scale, scratch);
+      Gather(work[w].table, work[w].share, work[w].shares, placed, grad_scale, scratch);
       faults[w] = DescribeNonFinite(work[w].table, *scratch);
     });
     for (const std::string& fault : faults) {
@@ -227,7 +228,7 @@ bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonF
   std::vector<std::atomic<int64_t>> created(tables_.size());
   threads_.ParallelFor(work.size(), [&](size_t w, int thread) {
     Scratch* s = scratch_[static_cast<size_t>(thread)].get();
-    Gather(work[w].table, work[w].share, work[w].shares, parts, grad_scale, s);
+    Gather(work[w].table, work[w].share, work[w].shares, placed, grad_scale, s);
     const Table& table = tables_[work[w].table];
     for (Slot slot : s->rows) cache_.MarkSegmentDirty(slot);
     const size_t n = kernels_.apply[static_cast<size_t>(table.schema.optimizer.kind)](

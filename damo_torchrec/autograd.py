@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from damo_torchrec import _core
 from damo_torchrec.errors import StoreClosedError
+from damo_torchrec.operators import eager
 from damo_torchrec.store import EmbeddingStore
 
 
@@ -65,7 +66,7 @@ class Batch:
 
 
 # The engine is no graph: what surrounds it is compiled.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@eager
 def lookup(call: Call, batch: Batch) -> torch.Tensor:
     """Looks up and pools a batch: float32 of the call's shape.
 
@@ -75,7 +76,7 @@ def lookup(call: Call, batch: Batch) -> torch.Tensor:
     """
     # Rows are no tensor that could require a gradient: this stands for them.
     rows = torch.empty(0, device="cpu", requires_grad=call.update and torch.is_grad_enabled())
-    output: torch.Tensor = _Lookup.apply(  # type: ignore[no-untyped-call]
+    output: torch.Tensor = _Lookup.apply(  # type: ignore[no-untyped-call]  # torch's
         rows, batch.ids, batch.lengths, batch.weights, batch, call
     )
     return output

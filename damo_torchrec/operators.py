@@ -9,24 +9,57 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 
 if TYPE_CHECKING:
     from damo_torchrec.modules.collection import Collection
 
-_library: Any = torch.library.Library("damo_torchrec", "DEF")  # type: ignore[no-untyped-call]
+_library: Any = torch.library.Library("damo_torchrec", "DEF")  # type: ignore[no-untyped-call]  # torch's
 _ARGUMENTS = (
     "Tensor ids, Tensor lengths, Tensor? weights, str[] keys, SymInt batch, SymInt[] sizes, int collection, bool update"
 )
 _library.define(f"embedding_bag_collection(Tensor rows, {_ARGUMENTS}) -> Tensor")
 _library.define(f"embedding_bag_collection_backward(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor)")
-_SEQUENCES = "Tensor ids, SymInt[] ids_per_key, str[] keys, int collection, bool update"
-_library.define(f"embedding_collection(Tensor rows, {_SEQUENCES}) -> Tensor[]")
+_library.define(
+    "embedding_collection(Tensor ids, SymInt[] ids_per_key, str[] keys, int collection, bool update) -> Tensor[]"
+)
 
 _collections: weakref.WeakValueDictionary[int, Collection] = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class GraphBatch(NamedTuple):
+    """A batch as a graph hands it over, in the order of the operator's arguments.
+
+    Args:
+        ids: of all features.
+        lengths: of all bags.
+        weights: one for each id, or None.
+        keys: features.
+        batch: bags of each feature.
+        sizes: the same by feature, where only running the graph can tell whether they differ.
+        collection: its number.
+        update: whether the gradient updates rows.
+    """
+
+    ids: torch.Tensor
+    lengths: torch.Tensor
+    weights: torch.Tensor | None
+    keys: list[str]
+    batch: int
+    sizes: list[int]
+    collection: int
+    update: bool
+
+
+def eager(function: F) -> F:
+    """Has torch.compile call `function` as it is, between two graphs."""
+    called: F = torch.compiler.disable(function)  # type: ignore[no-untyped-call]  # torch's
+    return called
 
 
 def is_traced(features: Any) -> bool:
@@ -73,40 +106,21 @@ def _collection(number: int) -> Any:
         ) from None
 
 
-def _forward(
-    rows: torch.Tensor,
-    ids: torch.Tensor,
-    lengths: torch.Tensor,
-    weights: torch.Tensor | None,
-    keys: list[str],
-    batch: int,
-    sizes: list[int],
-    collection: int,
-    update: bool,
-) -> torch.Tensor:
-    if any(size != batch for size in sizes):
-        raise ValueError(f"batches with a size for each feature cannot be traced by torch.fx, got sizes {sizes}")
-    output: torch.Tensor = _collection(collection)._graph_forward(ids, lengths, weights, keys, batch, update)
+def _forward(rows: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    batch = GraphBatch(*arguments)
+    if any(size != batch.batch for size in batch.sizes):
+        raise ValueError(f"batches with a size for each feature cannot be traced by torch.fx, got sizes {batch.sizes}")
+    output: torch.Tensor = _collection(batch.collection)._graph_forward(batch)
     return output
 
 
-def _backward(
-    grad: torch.Tensor,
-    ids: torch.Tensor,
-    lengths: torch.Tensor,
-    weights: torch.Tensor | None,
-    keys: list[str],
-    batch: int,
-    sizes: list[int],
-    collection: int,
-    update: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    weight_grad = _collection(collection)._graph_backward(grad, ids, lengths, weights, keys, batch, update)
-    return torch.empty(0, device="cpu"), weight_grad
+def _backward(grad: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    batch = GraphBatch(*arguments)
+    return torch.empty(0, device="cpu"), _collection(batch.collection)._graph_backward(grad, batch)
 
 
 def _forward_sequences(
-    rows: torch.Tensor, ids: torch.Tensor, ids_per_key: list[int], keys: list[str], collection: int, update: bool
+    ids: torch.Tensor, ids_per_key: list[int], keys: list[str], collection: int, update: bool
 ) -> list[torch.Tensor]:
     # Through the collection's own autograd: what it looks up stays valid for its backward.
     outputs: list[torch.Tensor] = _collection(collection)._graph_sequences(ids, ids_per_key, keys, update)
@@ -119,28 +133,17 @@ for _key in ("CPU", "CUDA"):
     _library.impl("embedding_bag_collection_backward", _backward, _key)
 
 
-def _fake_forward(
-    rows: torch.Tensor,
-    ids: torch.Tensor,
-    lengths: torch.Tensor,
-    weights: torch.Tensor | None,
-    keys: list[str],
-    batch: int,
-    sizes: list[int],
-    collection: int,
-    update: bool,
-) -> torch.Tensor:
-    return ids.new_empty(batch, _collection(collection)._columns(), dtype=torch.float32)
+def _fake_forward(rows: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    batch = GraphBatch(*arguments)
+    collection = _collection(batch.collection)
+    return torch.empty(batch.batch, collection._columns(), dtype=torch.float32, device=collection.device)
 
 
-def _fake_backward(
-    grad: torch.Tensor,
-    ids: torch.Tensor,
-    lengths: torch.Tensor,
-    weights: torch.Tensor | None,
-    *_: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty(0, device="cpu"), ids.new_empty(ids.shape if weights is not None else 0, dtype=torch.float32)
+def _fake_backward(grad: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    batch = GraphBatch(*arguments)
+    n = 0 if batch.weights is None else batch.weights.shape[0]
+    device = batch.ids.device if batch.weights is None else batch.weights.device
+    return torch.empty(0, device="cpu"), torch.empty(n, dtype=torch.float32, device=device)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

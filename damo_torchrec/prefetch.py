@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, Generic, TypeVar
 
 from torch import nn
@@ -72,7 +72,9 @@ class PrefetchIterator(Generic[Batch]):
 
     def __len__(self) -> int:
         """Of the iterable; TypeError if it has none."""
-        return len(self._batches)  # type: ignore[arg-type]
+        if not isinstance(self._batches, Sized):
+            raise TypeError(f"batches have no length: {type(self._batches).__name__}")
+        return len(self._batches)
 
     def _prefetch(self, batch: Batch) -> None:
         found = False

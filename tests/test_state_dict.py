@@ -84,19 +84,32 @@ def test_a_torchrec_models_weights_become_rows(store, sequence):
         assert torch.equal(rows, weights[table.name].weight.detach())
 
 
-def test_weights_that_do_not_fit_are_refused_and_change_nothing(memory_store):
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.ones(3, 5), r"b.weight must be floating point \(n, 4\), got torch.float32 \(3, 5\)"),
+        (torch.ones(3, 4).long(), r"b.weight must be floating point"),
+        (torch.full((3, 4), float("nan")), r"b.weight must be finite"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_and_change_no_table(memory_store, bad, message):
     ours = damo.EmbeddingBagCollection([config("a", 4), config("b", 4)], store=memory_store)
-    good, bad = torch.ones(3, 4), torch.ones(3, 5)
-    cases = [
-        ({"a": good, "b": bad}, r"b.weight must be floating point \(n, 4\), got torch.float32 \(3, 5\)"),
-        ({"a": good, "b": good.long()}, r"b.weight must be floating point"),
-        ({"a": good}, r"Missing key.*embedding_bags.b.weight"),
-        ({"a": good, "b": good, "c": good}, r"Unexpected key.*embedding_bags.c.weight"),
-    ]
-    for weights, message in cases:
-        with pytest.raises(RuntimeError, match=message):
-            ours.load_state_dict({f"embedding_bags.{name}.weight": w for name, w in weights.items()})
-    assert len(memory_store.table("b")) in (0, 3)
+    with pytest.raises(RuntimeError, match=message):
+        ours.load_state_dict({"embedding_bags.a.weight": torch.ones(3, 4), "embedding_bags.b.weight": bad})
+    assert [len(memory_store.table(name)) for name in "ab"] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [("a", r"Missing key.*embedding_bags.b.weight"), ("abc", r"Unexpected key.*embedding_bags.c.weight")],
+)
+def test_a_strict_load_tells_of_tables_too_few_or_too_many(memory_store, names, message):
+    ours = damo.EmbeddingBagCollection([config("a", 4), config("b", 4)], store=memory_store)
+    weights = {f"embedding_bags.{name}.weight": torch.ones(3, 4) for name in names}
+    with pytest.raises(RuntimeError, match=message):
+        ours.load_state_dict(weights)
+    ours.load_state_dict(weights, strict=False)
+    assert len(memory_store.table("a")) == 3
 
 
 def test_to_torch_of_an_empty_table(memory_store):
@@ -178,11 +191,3 @@ def test_a_closed_store_leaves_the_dense_state_readable(memory_store):
     m = model(memory_store)
     memory_store.close()
     assert m.state_dict()["linear.weight"].shape == (1, 2)
-
-
-def test_weights_that_are_not_finite_change_no_table(memory_store):
-    ours = damo.EmbeddingBagCollection([config("a", 4), config("b", 4)], store=memory_store)
-    weights = {"a": torch.ones(3, 4), "b": torch.full((3, 4), float("nan"))}
-    with pytest.raises(RuntimeError, match=r"b.weight must be finite"):
-        ours.load_state_dict({f"embedding_bags.{name}.weight": w for name, w in weights.items()})
-    assert len(memory_store.table("a")) == 0

@@ -1,5 +1,6 @@
 """What the collections have in common: tables of one store, and the batches that they are asked for."""
 
+import abc
 import copy
 import itertools
 import weakref
@@ -10,7 +11,6 @@ import torch
 from torch import nn
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from damo_torchrec import _core, operators
 from damo_torchrec.autograd import Batch, Call, lookup, make_lookup
@@ -23,7 +23,7 @@ from damo_torchrec.store import EmbeddingStore
 from damo_torchrec.table import Table
 
 
-class Collection(nn.Module):
+class Collection(abc.ABC, nn.Module):
     """Tables of one store with a fused optimizer. Rows are no parameters: a state dict holds none."""
 
     def _define(
@@ -69,8 +69,8 @@ class Collection(nn.Module):
 
     # ------------------------------------------------------------------ batches
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def prefetch(self, features: KeyedJaggedTensor) -> None:
+    @operators.eager
+    def prefetch(self, features: Any) -> None:
         """Begins to read the rows of a later batch, and returns.
 
         The forward of that batch finds them in memory. They take up to a quarter of the store's cache until then; what
@@ -82,14 +82,12 @@ class Collection(nn.Module):
         Raises:
             KeyError, TypeError, ValueError: as `forward`.
         """
-        self._prefetch(self._batch(features))
-
-    def _prefetch(self, batch: Batch) -> None:
+        batch = self._batch(features)
         self.store._engine.prefetch(make_lookup(batch, self._engine_features(batch.keys, self.training)))
 
+    @abc.abstractmethod
     def _batch(self, features: Any) -> Batch:
         """What the engine is to look up for these features."""
-        raise NotImplementedError
 
     def _call(self, batch: Batch, training: bool) -> Call:
         return Call(
@@ -102,10 +100,9 @@ class Collection(nn.Module):
             pinned=self._device.type == "cuda",
         )
 
-    def _lookup(self, batch: Batch) -> torch.Tensor:
+    def _lookup(self, batch: Batch, training: bool) -> torch.Tensor:
         """The output: float32 ``(batch, ΣD)`` if all keys have as many bags, and ``(Σ bags·dim,)`` otherwise."""
-        output: torch.Tensor = lookup(self._call(batch, self.training), batch)
-        return output.to(self._device, non_blocking=True)
+        return lookup(self._call(batch, training), batch).to(self._device, non_blocking=True)
 
     def _output_shape(self, batch: Batch) -> tuple[int, ...]:
         if batch.bags is None:

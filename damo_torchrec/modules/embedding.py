@@ -120,11 +120,7 @@ class Embedding(Collection):
             raise TypeError(f"ids must be a tensor, got {type(ids).__name__}")
         if self._device.type == "meta":
             return torch.empty(*ids.shape, self.dim, device="meta")
-        return self._lookup(self._batch(ids)).view(*ids.shape, self.dim)
-
-    def prefetch(self, ids: torch.Tensor) -> None:
-        """Begins to read the rows of later ids, as `EmbeddingBagCollection.prefetch` does."""
-        self._prefetch(self._batch(ids))
+        return self._lookup(self._batch(ids), self.training).view(*ids.shape, self.dim)
 
     def _batch(self, ids: torch.Tensor) -> Batch:
         check_device("ids", ids, self._device)

@@ -11,7 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
 from damo_torchrec import operators
-from damo_torchrec.autograd import Batch, Part, lookup, make_lookup, readable, update, weight_gradient
+from damo_torchrec.autograd import Batch, Part, make_lookup, readable, update, weight_gradient
 from damo_torchrec.modules.collection import Collection, as_int64, check_device
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store import EmbeddingStore
@@ -111,10 +111,10 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
             values = self._eager_forward(features)
         return KeyedTensor(keys=self._embedding_names, length_per_key=self._dims, values=values)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @operators.eager
     def _eager_forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
         batch = self._batch(features)
-        values = self._lookup(batch)
+        values = self._lookup(batch, self.training)
         return values if batch.bags is None else self._expand(features, values, batch)
 
     def _batch(self, features: KeyedJaggedTensor) -> Batch:
@@ -187,43 +187,27 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
         check_device("weights", weights, self._device)
         return weights.to("cpu", torch.float32).contiguous()
 
-    def _graph_forward(
-        self,
-        ids: torch.Tensor,
-        lengths: torch.Tensor,
-        weights: torch.Tensor | None,
-        keys: list[str],
-        size: int,
-        training: bool,
-    ) -> torch.Tensor:
+    def _graph_forward(self, graph: operators.GraphBatch) -> torch.Tensor:
         """What operators.py's operator computes."""
-        batch = self._make_batch(ids, lengths, weights, keys, size)
         with torch.no_grad():
-            output: torch.Tensor = lookup(self._call(batch, training), batch)
-        return output.to(ids.device)
+            return self._lookup(self._of_graph(graph), graph.update)
 
-    def _graph_backward(
-        self,
-        grad: torch.Tensor,
-        ids: torch.Tensor,
-        lengths: torch.Tensor,
-        weights: torch.Tensor | None,
-        keys: list[str],
-        size: int,
-        training: bool,
-    ) -> torch.Tensor:
+    def _graph_backward(self, grad: torch.Tensor, graph: operators.GraphBatch) -> torch.Tensor:
         """Its backward: updates rows, and returns the gradient of the weights if there are any."""
-        batch = self._make_batch(ids, lengths, weights, keys, size)
-        call = self._call(batch, training)
+        batch = self._of_graph(graph)
+        call = self._call(batch, graph.update)
         generation = self.store._generation
         found = make_lookup(batch, call.features)
         grad = readable(grad)
         weight_grad = torch.empty(0, device="cpu")
         if batch.weights is not None:
             weight_grad = weight_gradient(call, found, grad)
-        if training:
+        if graph.update:
             update(call, Part(found, generation, (batch.ids, batch.lengths, batch.weights), grad))
-        return weight_grad.to(ids.device)
+        return weight_grad.to(graph.ids.device if graph.weights is None else graph.weights.device)
+
+    def _of_graph(self, graph: operators.GraphBatch) -> Batch:
+        return self._make_batch(graph.ids, graph.lengths, graph.weights, graph.keys, graph.batch)
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         """The tables' configs."""

@@ -11,7 +11,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
 from damo_torchrec import operators
-from damo_torchrec.autograd import Batch, lookup
+from damo_torchrec.autograd import Batch
 from damo_torchrec.modules.collection import Collection, as_int64, check_device
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store import EmbeddingStore
@@ -72,7 +72,6 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
         self._use_gather_select_per_sharding = use_gather_select_per_sharding
         self._define(tables, "embeddings", (optimizer_type, optimizer_kwargs), device, table_options)
         self._attach(store)
-        self._rows = torch.empty(0, device="cpu", requires_grad=True)
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         """Looks up.
@@ -95,7 +94,7 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
             return self._traced_forward(features)
         if self._device.type != "meta":
             batch = self._batch(features)
-            outputs = self._outputs(self._lookup(batch), batch)
+            outputs = self._outputs(self._lookup(batch, self.training), batch)
         ids = _by_key(features, features.values(), features.length_per_key())
         lengths = _by_key(features, features.lengths(), features.stride_per_key())
         if self._device.type == "meta":
@@ -112,7 +111,7 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
     def _traced_forward(self, features: Any) -> dict[str, JaggedTensor]:
         """What torch.fx sees of `forward`: nothing that depends on the proxy's values."""
         outputs = operators.embedding_collection(
-            self._rows, features.values(), features.length_per_key(), features.keys(), self._number, self.training
+            features.values(), features.length_per_key(), features.keys(), self._number, self.training
         )
         jagged = features.to_dict()
         return {
@@ -129,7 +128,7 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
     ) -> list[torch.Tensor]:
         """What operators.py's operator computes."""
         batch = self._make_batch(ids, ids_per_key, keys)
-        return self._outputs(lookup(self._call(batch, training), batch).to(ids.device), batch)
+        return self._outputs(self._lookup(batch, training), batch)
 
     def _output_names(self) -> list[str]:
         return [name for names in self._names_by_table for name in names]

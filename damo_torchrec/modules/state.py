@@ -101,16 +101,12 @@ def copy_state(rows: torch.Tensor, table: Table) -> None:
         ValueError: k is not what the table's rule has.
     """
     rows = rows.detach().to("cpu", torch.float32).reshape(len(rows), -1)
-    size = (table._store._engine.payload_size(table._index) - 8 - _weight_bytes(table)) // 4
+    size = table._store._engine.state_size(table._index)
     if rows.shape[1] != size:
         raise ValueError(f"table {table.name!r}: a row has {size} floats of state, got {rows.shape[1]}")
     for begin in range(0, len(rows), _ROWS_PER_CALL):
         part = rows[begin : begin + _ROWS_PER_CALL].contiguous()
         table._set_state(torch.arange(begin, begin + len(part)), part)
-
-
-def _weight_bytes(table: Table) -> int:
-    return (table.dim * table.row_dtype.itemsize + 3) // 4 * 4
 
 
 def split(state_dict: Mapping[str, Any], prefix: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

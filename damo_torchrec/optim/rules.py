@@ -138,9 +138,9 @@ def _kind(rule: Rule, values: Mapping[str, Any]) -> str:
     return rule.kind
 
 
-def _number(name: str, value: object) -> float:
+def _number(name: str, value: Any) -> float:
     try:
-        return float(value)  # type: ignore[arg-type]
+        return float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a number, got {value!r}") from None
 
@@ -183,7 +183,7 @@ def _weight_decay_mode(values: dict[str, Any], mode: str) -> tuple[dict[str, Any
 def _defaults(optimizer_type: type) -> dict[str, Any]:
     if _is_fbgemms(optimizer_type):
         return _FBGEMM_DEFAULTS
-    parameters = inspect.signature(optimizer_type.__init__).parameters.values()  # type: ignore[misc]
+    parameters = inspect.signature(optimizer_type).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
