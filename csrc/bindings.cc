@@ -291,6 +291,9 @@ void RegisterStore(py::module_& m) {
   py::class_<RowCounts>(m, "RowCounts")
       .def_readonly("read", &RowCounts::read)
       .def_readonly("written", &RowCounts::written);
+  py::class_<TableState>(m, "TableState")
+      .def_readonly("iter", &TableState::iter)
+      .def_readonly("rows", &TableState::rows);
   py::class_<TableStats>(m, "TableStats")
       .def_readonly("hits", &TableStats::hits)
       .def_readonly("misses", &TableStats::misses)
@@ -349,7 +352,9 @@ void RegisterStore(py::module_& m) {
           },
           ReleaseGil())
       .def("flush", &Store::Flush, ReleaseGil())
-      .def("checkpoint", &Store::Checkpoint, py::arg("path"), py::arg("link"), ReleaseGil())
+      .def("begin_checkpoint", &Store::BeginCheckpoint, ReleaseGil())
+      .def("write_checkpoint", &Store::WriteCheckpoint, py::arg("path"), py::arg("link"), ReleaseGil())
+      .def("abandon_checkpoint", &Store::AbandonCheckpoint, ReleaseGil())
       .def("close", &Store::Close, ReleaseGil())
       .def("table_stats", &Store::table_stats, ReleaseGil())
       .def("row_store_stats", &Store::row_store_stats, ReleaseGil())

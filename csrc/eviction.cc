@@ -86,11 +86,20 @@ void Store::Trim(Lock& lock) {
 
 // Evicts the first of `victims`, with one write for what is dirty in all of them if that one needs it.
 void Store::EvictFirst(const std::vector<uint32_t>& victims, Lock& lock) {
-  write_back_->WaitUntil(lock.data, [&] { return !cache_.Pinned(victims[0]); });
+  snapshot_->Hurry(victims[0]);
+  write_back_->WaitUntil(lock.data, [&] { return !cache_.Pinned(victims[0]) && !cache_.InSnapshot(victims[0]); });
   std::vector<Slot> dirty;
   cache_.CollectDirty(victims[0], true, &dirty);
-  if (!dirty.empty()) write_back_->Write(victims, true, lock.data);
+  if (!dirty.empty()) {
+    AwaitNoSnapshot(lock);
+    write_back_->Write(victims, true, lock.data);
+  }
   cache_.Evict(victims[0]);
+}
+
+// A snapshot ends when its checkpoint is complete.
+void Store::AwaitNoSnapshot(Lock& lock) {
+  progress_.wait(lock.data, [&] { return !snapshot_->active(); });
 }
 
 }  // namespace damo

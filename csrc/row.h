@@ -36,6 +36,8 @@ constexpr uint8_t kDead = 4;
 constexpr uint8_t kPinned = 8;
 // The row's payload is being read from the RowStore: nobody may look at it.
 constexpr uint8_t kLoading = 16;
+// In a segment of a snapshot (snapshot.h): what the row was at its moment is kept elsewhere.
+constexpr uint8_t kKept = 32;
 
 struct RowLayout {
   int dim = 0;

@@ -202,6 +202,20 @@ void RowCache::CollectDirty(uint32_t segment, bool evictable_only, std::vector<S
   });
 }
 
+void RowCache::EndSnapshot(uint32_t segment, std::vector<Slot>* slots) {
+  segments_[segment].in_snapshot = segments_[segment].dirty = false;
+  ForEachRow(segment, [&](char* row, Slot slot) {
+    const uint8_t flags = RowFlags(row);
+    if (!(flags & (kKept | kDirty))) return;
+    if (!(flags & kKept)) {
+      slots->push_back(slot);
+      return;
+    }
+    SetRowFlags(row, static_cast<uint8_t>(flags & ~kKept));
+    segments_[segment].dirty = true;
+  });
+}
+
 void RowCache::Evict(uint32_t segment) {
   const bool in_main = segments_[segment].in_main;
   (in_main ? main_ : probation_).pop_front();

@@ -113,6 +113,15 @@ class RowCache {
     SetRowFlags(row, RowFlags(row) | kDirty);
     MarkSegmentDirty(slot);
   }
+  // A write has taken these rows, or has failed to; those that were removed meanwhile are passed over.
+  void MarkRowsClean(const std::vector<Slot>& slots) {
+    for (Slot slot : slots) SetRowFlags(Row(slot), static_cast<uint8_t>(RowFlags(Row(slot)) & ~kDirty));
+  }
+  void MarkRowsDirty(const std::vector<Slot>& slots) {
+    for (Slot slot : slots) {
+      if (!(RowFlags(Row(slot)) & kDead)) MarkDirty(slot);
+    }
+  }
   // For kernels that set kDirty in rows themselves. Safe from several threads.
   void MarkSegmentDirty(Slot slot) {
     std::atomic_ref<bool>(segments_[SegmentOf(slot)].dirty).store(true, std::memory_order_relaxed);
@@ -134,7 +143,8 @@ class RowCache {
   void CollectDirty(uint32_t segment, bool evictable_only, std::vector<Slot>* slots) const;
   // Sealed segments that an eviction may take without reaching rows that are awaited.
   size_t spare_segments() const;
-  // Evicts `segment`. REQUIRES: it is NextVictims(1)[0], not pinned, and CollectDirty(segment, true) finds nothing.
+  // Evicts `segment`. REQUIRES: it is NextVictims(1)[0], not pinned, in no snapshot, and CollectDirty(segment, true)
+  // finds nothing.
   void Evict(uint32_t segment);
   // Gives the memory of segments that are not in use back to the system.
   void ReleaseFreeSegments();
@@ -150,6 +160,14 @@ class RowCache {
   // Its evictable rows need no second look ahead of eviction: few rows become dirty from now on and do not survive.
   void MarkCleaned(uint32_t segment) { segments_[segment].cleaned = true; }
   bool NeedsCleaning(uint32_t segment) const { return segments_[segment].dirty && !segments_[segment].cleaned; }
+
+  // ---- a snapshot
+
+  // From now on `segment` is in the snapshot, if it holds dirty rows; returns whether it does.
+  bool BeginSnapshot(uint32_t segment) { return segments_[segment].in_snapshot = segments_[segment].dirty; }
+  bool InSnapshot(uint32_t segment) const { return segments_[segment].in_snapshot; }
+  // Ends that, and appends the slots of its rows that are dirty and not kKept. Those count as clean for the segment.
+  void EndSnapshot(uint32_t segment, std::vector<Slot>* slots);
 
   uint32_t SegmentOf(Slot slot) const { return slot >> slot_to_segment_shift_; }
   std::vector<uint32_t> SegmentsInUse() const;
@@ -179,6 +197,7 @@ class RowCache {
     bool dirty = false;
     bool cleaned = false;  // its evictable rows were written since it became a victim
     bool in_main = false;
+    bool in_snapshot = false;
   };
   using Queue = std::deque<uint32_t>;  // segments, oldest first; the last one is open
 

@@ -17,7 +17,7 @@ namespace {
 constexpr size_t kMiB = size_t{1} << 20;
 constexpr size_t kLeastRowStore = 24 * kMiB;
 constexpr size_t kMostRowStore = 1024 * kMiB;
-// Slots, groups, sorted ids and write-back copies of a batch.
+// Slots, groups, sorted ids and write-back copies of a batch, and the reserve of a snapshot.
 constexpr size_t kLeastStaging = 16 * kMiB;
 constexpr size_t kMostIdsPerRun = 16384;
 
@@ -51,7 +51,7 @@ BudgetShares DivideBudget(size_t memory_budget) {
   const size_t row_store = std::min(kLeastRowStore + (memory_budget - kLeastMemoryBudget) / 8, kMostRowStore);
   const size_t outputs = memory_budget / 32;
   const size_t staging = kLeastStaging + (memory_budget - kLeastMemoryBudget) / 16;
-  return {row_store, memory_budget - row_store - outputs - staging, outputs};
+  return {row_store, memory_budget - row_store - outputs - staging, outputs, staging / 4};
 }
 
 Store::Store(std::unique_ptr<RowStore> rows, const BudgetShares& shares, const StoreOptions& options)
@@ -65,15 +65,19 @@ Store::Store(std::unique_ptr<RowStore> rows, const BudgetShares& shares, const S
       reads_wait_(options.direct_io) {
   for (int i = 0; i < threads_.threads(); ++i) scratch_.push_back(std::make_unique<Scratch>());
   write_back_ = std::make_unique<WriteBack>(rows_.get(), &cache_, &tables_, &mutex_, &progress_);
+  snapshot_ = std::make_unique<Snapshot>(rows_.get(), &cache_, &tables_, &progress_, shares.reserve);
 }
 
 Store::~Store() { Close(); }
 
+void Store::CheckProcess() const {
+  if (getpid() == process_) return;
+  throw Error(ErrorCode::kClosed, "the store belongs to process " + std::to_string(process_) +
+                                      ", which opened it: a child process cannot use it after a fork");
+}
+
 Store::Lock Store::Acquire() {
-  if (getpid() != process_) {
-    throw Error(ErrorCode::kClosed, "the store belongs to process " + std::to_string(process_) +
-                                        ", which opened it: a child process cannot use it after a fork");
-  }
+  CheckProcess();
   std::unique_lock operation(operation_mutex_);
   if (closed_) throw Error(ErrorCode::kClosed, "the store is closed");
   return {std::move(operation), std::unique_lock(mutex_), {}};
@@ -160,6 +164,7 @@ void Store::Set(uint16_t table, std::span<const int64_t> ids, const float* weigh
   InRuns(table, ids, [&](size_t first, std::span<const int64_t> run) {
     const RowLookup lookup(table, run, UnseenRows::kInitial);
     Lock lock = Acquire();
+    AwaitNoSnapshot(lock);
     if (options_.read_only)
       throw Error(ErrorCode::kInvalidArgument, "the store was opened read-only: rows cannot be set");
     cache_.BeginOperation();
@@ -196,6 +201,7 @@ void Store::Delete(uint16_t table, std::span<const int64_t> ids) {
     distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
     const RowLookup lookup(table, distinct, UnseenRows::kZeros);
     Lock lock = Acquire();
+    AwaitNoSnapshot(lock);
     if (options_.read_only)
       throw Error(ErrorCode::kInvalidArgument, "the store was opened read-only: rows cannot be deleted");
     cache_.BeginOperation();
@@ -246,6 +252,7 @@ std::unique_ptr<RowIterator> Store::Scan(uint16_t table) {
   };
 
   Lock lock = Acquire();
+  AwaitNoSnapshot(lock);
   write_back_->Write(cache_.SegmentsInUse(), false, lock.data);
   auto scan = std::make_shared<OpenScan>();
   scan->rows = rows_->Scan(tables_[table].schema.number, tables_[table].layout.payload_size());
@@ -256,13 +263,49 @@ std::unique_ptr<RowIterator> Store::Scan(uint16_t table) {
 
 void Store::Flush() {
   Lock lock = Acquire();
+  AwaitNoSnapshot(lock);
   write_back_->Write(cache_.SegmentsInUse(), false, lock.data);
 }
 
-bool Store::Checkpoint(const std::string& path, bool link) {
+std::vector<TableState> Store::BeginCheckpoint() {
   Lock lock = Acquire();
-  write_back_->Write(cache_.SegmentsInUse(), false, lock.data);
-  return rows_->Checkpoint(path, link);
+  AwaitNoSnapshot(lock);
+  write_back_->Hold(lock.data);
+  snapshot_->Begin();
+  std::vector<TableState> states;
+  for (const Table& table : tables_) states.push_back({table.schema.iter, table.schema.rows});
+  return states;
+}
+
+bool Store::WriteCheckpoint(const std::string& path, bool link) {
+  CheckProcess();
+  std::unique_lock data(mutex_);
+  if (closed_ && !snapshot_->active()) throw Error(ErrorCode::kClosed, "the store is closed");
+  if (!snapshot_->active()) throw Error(ErrorCode::kInvalidArgument, "no checkpoint has begun");
+  writes_checkpoint_ = true;
+  try {
+    snapshot_->Write(data);
+    data.unlock();
+    const bool linked = rows_->Checkpoint(path, link);
+    data.lock();
+    EndCheckpoint();
+    return linked;
+  } catch (...) {
+    if (!data.owns_lock()) data.lock();
+    EndCheckpoint();
+    throw;
+  }
+}
+
+void Store::AbandonCheckpoint() {
+  std::unique_lock data(mutex_);
+  if (snapshot_->active() && !writes_checkpoint_) EndCheckpoint();
+}
+
+void Store::EndCheckpoint() {
+  writes_checkpoint_ = false;
+  snapshot_->End();
+  write_back_->Release();
 }
 
 void Store::Close() {
@@ -270,6 +313,11 @@ void Store::Close() {
   const std::lock_guard lock(operation_mutex_);
   if (closed_) return;
   closed_ = true;
+  {
+    std::unique_lock data(mutex_);
+    progress_.wait(data, [&] { return !writes_checkpoint_; });
+    if (snapshot_->active()) EndCheckpoint();
+  }
   loader_.reset();
   write_back_.reset();
   for (const std::weak_ptr<OpenScan>& open : scans_) {
@@ -294,7 +342,7 @@ RowStoreStats Store::row_store_stats() {
 
 RowCounts Store::row_counts() {
   Lock lock = Acquire();
-  return {rows_read_, write_back_->rows_written()};
+  return {rows_read_, write_back_->rows_written() + snapshot_->rows_written()};
 }
 
 size_t Store::cache_memory_bytes() {

@@ -24,6 +24,7 @@
 #include "kernels.h"
 #include "row_cache.h"
 #include "row_store.h"
+#include "snapshot.h"
 #include "table.h"
 #include "thread_pool.h"
 #include "worker.h"
@@ -49,6 +50,7 @@ struct BudgetShares {
   size_t row_store;
   size_t cache;
   size_t outputs;  // kept for the next step
+  size_t reserve;  // for rows that are updated while a checkpoint is being written
 };
 // Throws kInvalidArgument below kLeastMemoryBudget.
 BudgetShares DivideBudget(size_t memory_budget);
@@ -102,6 +104,12 @@ struct GradientPart {
   Lookup* lookup;
   const float* grad;
   size_t stride;  // floats from one sample to the next, where the output is one matrix
+};
+
+// What a table has come to.
+struct TableState {
+  uint32_t iter;
+  int64_t rows;
 };
 
 struct TableStats {
@@ -164,9 +172,16 @@ class Store {
   // ---- durability
 
   void Flush();
-  // Returns whether files were linked rather than copied.
-  bool Checkpoint(const std::string& path, bool link);
-  // Without writing anything. Idempotent.
+  // Begins a checkpoint of the rows as they are now, once the one before has ended; returns each table's state.
+  // Forward, Backward, Get, Contains and Prefetch go on while it is written; other calls that change or write rows
+  // wait.
+  std::vector<TableState> BeginCheckpoint();
+  // Writes it into the new directory `path`, which ends it, whether it throws or not. Returns whether files were linked
+  // rather than copied. REQUIRES: BeginCheckpoint. May run in a thread of its own.
+  bool WriteCheckpoint(const std::string& path, bool link);
+  // Ends it otherwise. Idempotent.
+  void AbandonCheckpoint();
+  // Without writing anything, but for a checkpoint that is being written. Idempotent.
   void Close();
 
   // Memory for outputs. It may outlive the store.
@@ -236,6 +251,8 @@ class Store {
   };
 
   Lock Acquire();
+  void CheckProcess() const;
+  void EndCheckpoint();
   template <class F>
   void InRuns(uint16_t table, std::span<const int64_t> ids, F f);
 
@@ -273,8 +290,10 @@ class Store {
   void Trim(Lock& lock);
   void RaiseTrimError();
   void EvictFirst(const std::vector<uint32_t>& victims, Lock& lock);
+  void AwaitNoSnapshot(Lock& lock);
 
   // update.cc
+  void AwaitReserve(std::span<const size_t> ids_of_table, Lock& lock);
   float GradientBound(std::span<const GradientPart> parts, float grad_scale);
   void Gather(uint16_t table, size_t share, size_t shares, std::span<const PlacedPart> parts, float grad_scale,
               Scratch* scratch) const;
@@ -283,9 +302,9 @@ class Store {
   const StoreOptions options_;
   const Kernels& kernels_;
   const pid_t process_;  // the one that opened the store: after a fork the child has no threads, and must not write
-  std::mutex operation_mutex_;  // taken first: calls run one after the other
-  std::mutex mutex_;            // guards the cache against the write-back thread
-  bool closed_ = false;
+  std::mutex operation_mutex_;        // taken first: calls run one after the other
+  std::mutex mutex_;                  // guards the cache against the write-back thread
+  std::atomic<bool> closed_ = false;  // written under operation_mutex_
   std::unique_ptr<RowStore> rows_;
   std::deque<Table> tables_;
   RowCache cache_;
@@ -304,6 +323,8 @@ class Store {
   std::unique_ptr<ThreadPool> waiting_readers_;  // from the first read on that waits
   // Last: their threads use the others.
   std::unique_ptr<WriteBack> write_back_;
+  std::unique_ptr<Snapshot> snapshot_;
+  bool writes_checkpoint_ = false;  // guarded by mutex_
   std::unique_ptr<Worker> loader_;  // from the first prefetch on
 };
 

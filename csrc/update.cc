@@ -154,6 +154,16 @@ std::string Store::DescribeNonFinite(uint16_t table, const Scratch& s) const {
   return {};
 }
 
+// Waits until the rows of this update, at most so many of each table, can be kept for a snapshot that is being written.
+void Store::AwaitReserve(std::span<const size_t> ids_of_table, Lock& lock) {
+  if (!snapshot_->keeps()) return;
+  size_t bytes = 0;
+  for (size_t t = 0; t < tables_.size(); ++t) {
+    bytes += ids_of_table[t] * (tables_[t].layout.payload_size() + sizeof(RowWrite));
+  }
+  progress_.wait(lock.data, [&] { return snapshot_->HasRoom(bytes); });
+}
+
 bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonFinite policy) {
   Lock lock = Acquire();
   RaiseTrimError();
@@ -225,11 +235,14 @@ bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonF
       throw Error(ErrorCode::kNonFinite, fault);
     }
   }
+  AwaitReserve(ids_of_table, lock);
+  const bool keeps = snapshot_->keeps();
   std::vector<std::atomic<int64_t>> created(tables_.size());
   threads_.ParallelFor(work.size(), [&](size_t w, int thread) {
     Scratch* s = scratch_[static_cast<size_t>(thread)].get();
     Gather(work[w].table, work[w].share, work[w].shares, placed, grad_scale, s);
     const Table& table = tables_[work[w].table];
+    if (keeps) snapshot_->Keep(s->rows);
     for (Slot slot : s->rows) cache_.MarkSegmentDirty(slot);
     const size_t n = kernels_.apply[static_cast<size_t>(table.schema.optimizer.kind)](
         {cache_.arena(), s->rows.data(), s->begin.data(), s->occurrences.data(), s->rows.size(), table.layout.dim,

@@ -11,15 +11,15 @@
 #include <vector>
 
 #include "row_cache.h"
+#include "row_copies.h"
 #include "row_store.h"
-#include "table.h"
 
 namespace damo {
 
 // All methods but the constructor and the destructor REQUIRE the store's mutex, and take its lock where they may wait.
 class WriteBack {
  public:
-  using Tables = std::deque<Table>;  // by the cache's table number
+  using Tables = RowCopies::Tables;
 
   // Notifies `progress`, which goes with `store_mutex`, whenever a write in the background has ended.
   WriteBack(RowStore* rows, RowCache* cache, const Tables* tables, std::mutex* store_mutex,
@@ -43,6 +43,16 @@ class WriteBack {
     WaitUntil(lock, [&] { return !busy_; });
   }
 
+  // Waits until no write is under way in the background, and lets none begin until Release.
+  void Hold(std::unique_lock<std::mutex>& lock) {
+    WaitIdle(lock);
+    ++waiting_;
+  }
+  void Release() {
+    --waiting_;
+    Wake();
+  }
+
   // By either thread.
   uint64_t rows_written() const { return rows_written_; }
 
@@ -50,10 +60,10 @@ class WriteBack {
   void Wake();
 
  private:
-  struct Copies;
+  struct Taken;
 
   void Loop();
-  bool Gather(Copies* copies);
+  Taken Take();
   size_t PayloadBytes(const std::vector<Slot>& slots, size_t first) const;
 
   RowStore* const rows_;
@@ -63,7 +73,7 @@ class WriteBack {
   std::condition_variable work_;
   std::condition_variable* const progress_;
   bool stop_ = false;
-  int waiting_ = 0;  // calls that wait for the thread: it starts nothing new then
+  int waiting_ = 0;  // calls that wait for the thread, or hold it: it starts nothing new then
   bool busy_ = false;
   bool wanted_ = false;
   uint64_t rows_written_ = 0;

@@ -10,7 +10,8 @@ except ImportError as error:  # pragma: no cover
     ) from error
 
 from damo_torchrec import init, optim
-from damo_torchrec.checkpoint import CheckpointInfo, checkpoint_info, load_model, save_model
+from damo_torchrec.checkpoint import CheckpointInfo, checkpoint_info, load_model, save_model, save_model_async
+from damo_torchrec.checkpoint_manager import CheckpointManager
 from damo_torchrec.default_store import default_store, set_default_store
 from damo_torchrec.errors import (
     CorruptionError,
@@ -34,6 +35,7 @@ __version__ = importlib.metadata.version("damo-torchrec")
 
 __all__ = [
     "CheckpointInfo",
+    "CheckpointManager",
     "CorruptionError",
     "DamoError",
     "Embedding",
@@ -59,6 +61,7 @@ __all__ = [
     "load_model",
     "optim",
     "save_model",
+    "save_model_async",
     "set_default_store",
     "swap",
 ]

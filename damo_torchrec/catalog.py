@@ -1,6 +1,7 @@
 """Which tables a store has: those of its manifest, and those that collections opened since."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from damo_torchrec import _core
@@ -100,18 +101,24 @@ class Catalog:
         stored = {name: record.iter for name, record in self.manifest.tables.items()}
         return max({**stored, **live}.values(), default=0)
 
-    def snapshot(self, sequence: int) -> Manifest:
-        """A manifest of the tables as they are now."""
+    def snapshot(self, sequence: int, states: Sequence[_core.TableState]) -> Manifest:
+        """A manifest of the tables as the engine's `states` say."""
         live = {
-            name: TableRecord(number=table._number, schema=self._schema(table), iter=table.iter, rows=len(table))
+            name: TableRecord(
+                number=table._number,
+                schema=self._schema(table),
+                iter=states[table._index].iter,
+                rows=states[table._index].rows,
+            )
             for name, table in self.open.items()
         }
+        tables = {**self.manifest.tables, **live}
         return Manifest(
             seed=self.manifest.seed,
-            step=self.step(),
+            step=max((table.iter for table in tables.values()), default=0),
             sequence=sequence,
             next_table_number=self._next_number(),
-            tables={**self.manifest.tables, **live},
+            tables=tables,
         )
 
 

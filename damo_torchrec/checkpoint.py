@@ -6,24 +6,30 @@ checkpoints are never taken for one.
 """
 
 import io
+import logging
 import os
-import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
-from damo_torchrec.directory import StoreDirectory, is_checkpoint, newest_checkpoint
+from damo_torchrec import pickled_module
+from damo_torchrec.checkpoint_directory import is_checkpoint, newest_checkpoint
+from damo_torchrec.directory import StoreDirectory
 from damo_torchrec.errors import CorruptionError, SchemaMismatchError
 from damo_torchrec.manifest import Manifest
 from damo_torchrec.modules import Collection
+from damo_torchrec.random_state import random_state, set_random_state
 from damo_torchrec.store import EmbeddingStore
 
 MODEL_FILE = "model.pt"
+MODULE_FILE = "module.pickle"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,13 +57,15 @@ def save_model(
     training: bool = True,
     *,
     optimizer: torch.optim.Optimizer | None = None,
+    schedulers: Sequence[LRScheduler] = (),
     step: int | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
     """Saves a model with its rows, to go on training with `load_model`. Returns the checkpoint's directory.
 
-    Holds the model's state dict, the optimizer's, the states of the random number generators of torch, NumPy and
-    Python, and a checkpoint of the store.
+    Holds the model's state dict, those of the optimizer and of learning-rate schedulers, the states of the random
+    number generators of torch, NumPy and Python, a checkpoint of the store, and the model's structure as a pickle, if
+    it can be pickled.
 
     Args:
         model: a module with at least one collection of this package; all of them over one store.
@@ -65,6 +73,7 @@ def save_model(
         training: must be True.
         optimizer: of the dense parameters, or a `torchrec.optim.CombinedOptimizer` of theirs and the collections'
             `fused_optimizer`, whose learning rates are then saved, too.
+        schedulers: of learning rates; they have a ``state_dict``.
         step: what to call this point of the training; the store's step if None.
         extra: more to keep, such as the position in the data: tensors, numbers, strings, and lists and dicts of them.
 
@@ -73,18 +82,61 @@ def save_model(
             `extra` holds something else.
         OutOfSpaceError, DamoError: the disk is full or refuses; nothing is left behind.
     """
+    return _save(model, path, training, _Parts(optimizer, schedulers, step, extra), background=False).result()
+
+
+def save_model_async(
+    model: nn.Module,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    schedulers: Sequence[LRScheduler] = (),
+    step: int | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Future[Path]:
+    """As `save_model`, of everything as it is now, but written by a thread of its own while training goes on.
+
+    `EmbeddingStore.checkpoint_async` tells what waits for it.
+
+    Returns:
+        Future: of the checkpoint's directory. Its ``result()`` waits, and raises what the disk refuses.
+    """
+    return _save(model, path, True, _Parts(optimizer, schedulers, step, extra), background=True)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What goes into the dense part besides the model."""
+
+    optimizer: torch.optim.Optimizer | None
+    schedulers: Sequence[LRScheduler]
+    step: int | None
+    extra: Mapping[str, Any] | None
+
+
+def _save(
+    model: nn.Module, path: str | os.PathLike[str] | None, training: bool, parts: _Parts, background: bool
+) -> Future[Path]:
     if not training:
         raise ValueError("training=False, a model for serving, is not available: save_model keeps training checkpoints")
-    store = _store_of(model)
 
-    def add(directory: Path, manifest: Manifest) -> None:
+    def files(manifest: Manifest) -> dict[str, bytes]:
+        contents = {}
+        unpicklable = None
+        try:
+            contents[MODULE_FILE] = pickled_module.dump(model)
+        except Exception as error:  # of whatever kind: it is the model's own code that pickle meets
+            unpicklable = f"{type(error).__name__}: {error}"
+            _log.debug("the model's structure is not saved: %s", unpicklable)
         dense = {
             "checkpoint_id": manifest.id,
-            "step": manifest.step if step is None else step,
+            "step": manifest.step if parts.step is None else parts.step,
             "model": _dense_state(model),
-            "optimizer": optimizer.state_dict() if optimizer is not None else None,
-            "random": _random_state(),
-            "extra": dict(extra or {}),
+            "optimizer": parts.optimizer.state_dict() if parts.optimizer is not None else None,
+            "schedulers": [scheduler.state_dict() for scheduler in parts.schedulers],
+            "random": random_state(),
+            "extra": dict(parts.extra or {}),
+            "unpicklable": unpicklable,
         }
         buffer = io.BytesIO()  # torch hides the system's errors where it writes a file itself
         try:
@@ -96,16 +148,18 @@ def save_model(
                 "extra, or a state dict, holds something that cannot be loaded without pickle: keep to tensors, "
                 f"numbers, strings, and lists and dicts of them ({error})"
             ) from error
-        (directory / MODEL_FILE).write_bytes(buffer.getbuffer())
+        return {**contents, MODEL_FILE: buffer.getvalue()}
 
-    return store._checkpoint(path, add)
+    return _store_of(model)._checkpoint(path, files, background=background)
 
 
 def load_model(
     path: str | os.PathLike[str],
-    model: nn.Module,
+    model: nn.Module | None = None,
     *,
     optimizer: torch.optim.Optimizer | None = None,
+    schedulers: Sequence[LRScheduler] = (),
+    allow_pickle: bool = False,
 ) -> nn.Module:
     """Brings a model, its rows and its optimizer to the state that `save_model` saved. Returns the model.
 
@@ -114,31 +168,60 @@ def load_model(
 
     Args:
         path: a checkpoint, or a store: its newest checkpoint.
-        model: made as it was when it was saved.
+        model: made as it was when it was saved. None: made from the pickle in the checkpoint, over `default_store()`.
         optimizer: of the dense parameters, if one was saved.
+        schedulers: as many as were saved, in the same order.
+        allow_pickle: whether that pickle may be read. Doing so runs any code that its author put in: only for
+            checkpoints that you trust. The classes of the model must be importable.
 
     Raises:
-        ValueError: `path` is no checkpoint, or has no dense part, or no optimizer though one is given.
+        ValueError: `path` is no checkpoint, or has no dense part, or no optimizer though one is given; there is no
+            model, and pickle is not allowed or cannot make one.
         CorruptionError: parts of it are of different checkpoints, or damaged.
         SchemaMismatchError: the model or its tables differ from those saved. Neither model nor store was changed.
     """
     path = _resolve(path)
+    if model is None and not allow_pickle:
+        raise ValueError(
+            "load_model without a model has to read a pickle, which runs any code that its author put in: give it the "
+            "model to load into, or, for a checkpoint that you trust, allow_pickle=True"
+        )
     dense = _read_dense(path)
+    if model is None:
+        model = _unpickle(path, dense)
     if optimizer is not None and dense["optimizer"] is None:
         raise ValueError(f"{path} was saved without an optimizer")
+    saved_schedulers = dense.get("schedulers", [])
+    if schedulers and len(schedulers) != len(saved_schedulers):
+        raise ValueError(f"{path} was saved with {len(saved_schedulers)} schedulers, got {len(schedulers)}")
     _check_model(model, dense["model"], path)
     if optimizer is not None:
         _check_optimizer(optimizer, dense["optimizer"], path)
     store = _store_of(model)
-    if store._changed or store._pending or store._catalog.manifest.id != dense["checkpoint_id"]:
-        store.restore(path)
+    store._restore_unless_at(path, dense["checkpoint_id"])
     own = _own_state(model)
     told = {name: value for name, value in model.state_dict().items() if name in own}
     model.load_state_dict({**told, **dense["model"]})
     if optimizer is not None:
         optimizer.load_state_dict(dense["optimizer"])
-    _set_random_state(dense["random"])
+    for scheduler, state in zip(schedulers, saved_schedulers, strict=False):
+        scheduler.load_state_dict(state)
+    set_random_state(dense["random"])
     return model
+
+
+def _unpickle(path: Path, dense: Mapping[str, Any]) -> nn.Module:
+    file = path / MODULE_FILE
+    if not file.is_file():
+        reason = dense.get("unpicklable") or "an earlier release saved it"
+        raise ValueError(f"{path} holds no pickle of the model: {reason}. Give load_model a model to load into")
+    try:
+        return pickled_module.load(file.read_bytes())
+    except Exception as error:  # of whatever kind: the pickle runs code of the model's own
+        raise ValueError(
+            f"the model in {file} cannot be made here ({type(error).__name__}: {error}): import its classes where they "
+            "were when it was saved, or give load_model a model to load into"
+        ) from error
 
 
 def checkpoint_info(path: str | os.PathLike[str]) -> CheckpointInfo:
@@ -231,30 +314,3 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], pa
         raise SchemaMismatchError(
             f"the optimizer differs from the one saved in {path}: parameters by parameter group were {then}, are {now}"
         )
-
-
-def _random_state() -> dict[str, Any]:
-    version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": [version, list(words), gauss],
-        "numpy": [
-            kind,
-            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-            position,
-            has_gauss,
-            cached,
-        ],
-    }
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))

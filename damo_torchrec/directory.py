@@ -11,76 +11,15 @@ The live rows are scratch: a directory under ``checkpoints`` is complete, becaus
 renamed, and it is all that a later opening needs.
 """
 
-import errno
 import fcntl
-import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from damo_torchrec import _core
-from damo_torchrec.errors import CorruptionError, DamoError, OutOfSpaceError, StoreLockedError
-from damo_torchrec.manifest import FILE_NAME, Manifest
-
-ROWS = "rows"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_log = logging.getLogger(__name__)
-
-
-@contextmanager
-def os_errors(what: str) -> Iterator[None]:
-    """Turns an OSError into OutOfSpaceError or DamoError that says what was being done."""
-    try:
-        yield
-    except OSError as error:
-        kind = OutOfSpaceError if error.errno in _FULL else DamoError
-        raise kind(f"{what}: {error}") from error
-
-
-def sync_directory(path: Path) -> None:
-    """Waits until the entries of the directory are on the device."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def build_checkpoint(target: Path, fill: Callable[[Path], None]) -> None:
-    """Makes the directory `target` whole or not at all: `fill` gets a directory beside it, which is then renamed.
-
-    Raises:
-        ValueError: `target` exists, or its parent does not.
-        OutOfSpaceError, DamoError: the disk is full or refuses.
-    """
-    if target.exists():
-        raise ValueError(f"{target} exists already: a checkpoint needs a new directory")
-    if not target.parent.is_dir():
-        raise ValueError(f"{target.parent} is not a directory: a checkpoint needs an existing parent")
-    staged = target.parent / f".{target.name}.{os.getpid()}.tmp"
-    with os_errors(f"cannot write the checkpoint {target}"):
-        if staged.exists():
-            shutil.rmtree(staged)
-        try:
-            staged.mkdir()
-            fill(staged)
-            for file in staged.iterdir():
-                if file.is_file():
-                    with file.open("rb") as opened:
-                        os.fsync(opened.fileno())
-            sync_directory(staged)
-            os.rename(staged, target)
-        except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
-        sync_directory(target.parent)
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether `path` is a directory that holds a checkpoint."""
-    return (path / FILE_NAME).is_file()
+from damo_torchrec.checkpoint_directory import CHECKPOINTS, ROWS
+from damo_torchrec.errors import StoreLockedError
+from damo_torchrec.files import os_errors, sync_directory
 
 
 class StoreDirectory:
@@ -109,7 +48,7 @@ class StoreDirectory:
     @staticmethod
     def is_store(path: Path) -> bool:
         """Whether `path` looks like a store's directory."""
-        return (path / "LOCK").is_file() or (path / "checkpoints").is_dir()
+        return (path / "LOCK").is_file() or (path / CHECKPOINTS).is_dir()
 
     def _acquire(self) -> int:
         lock_path = self.path / "LOCK"
@@ -144,26 +83,7 @@ class StoreDirectory:
     @property
     def checkpoints_path(self) -> Path:
         """Where checkpoints are by default."""
-        return self.path / "checkpoints"
-
-    def checkpoints(self) -> list[Path]:
-        """The complete checkpoints inside the store, oldest first."""
-        return checkpoints_in(self.path)
-
-    def default_checkpoint(self, step: int) -> Path:
-        """A new name for a checkpoint at `step`: ``step_N``, or ``step_N.1`` and so on where that exists."""
-        target = self.checkpoints_path / f"step_{step}"
-        suffix = 0
-        while target.exists():
-            suffix += 1
-            target = self.checkpoints_path / f"step_{step}.{suffix}"
-        return target
-
-    def clear_staged(self) -> None:
-        """Removes what an interrupted checkpoint left: it was never complete."""
-        for staged in self.checkpoints_path.glob(".*.tmp"):
-            _log.info("removing the unfinished checkpoint %s", staged)
-            shutil.rmtree(staged)
+        return self.path / CHECKPOINTS
 
     def set_live_aside(self) -> Path:
         """Renames the live rows, which a crash left behind, and returns their new place."""
@@ -193,78 +113,3 @@ class StoreDirectory:
             self.remove_live()
             os.rename(fresh, self.live)
             sync_directory(self.path)
-
-
-def has_checkpoints(store: Path) -> bool:
-    """Whether the store directory `store` holds a checkpoint, readable or not."""
-    return any(is_checkpoint(path) for path in (store / "checkpoints").glob("[!.]*"))
-
-
-def checkpoints_in(store: Path) -> list[Path]:
-    """The complete checkpoints inside the store directory `store`, oldest first, without those that are damaged."""
-    sequences, damaged = _read_checkpoints(store)
-    for path, error in damaged.items():
-        _log.warning("passing over the checkpoint %s: %s", path, error)
-    return sorted(sequences, key=lambda path: sequences[path])
-
-
-def newest_checkpoint(store: Path) -> Path:
-    """The newest checkpoint inside a store.
-
-    Raises:
-        CorruptionError: there is none, or one is damaged, which may have been the newest.
-    """
-    sequences, damaged = _read_checkpoints(store)
-    for path, error in damaged.items():
-        raise CorruptionError(
-            f"{error}. It may be the newest checkpoint of the store: name another one by restore=, or move {path} away"
-        )
-    if not sequences:
-        raise CorruptionError(f"the store {store} has no complete checkpoint")
-    return max(sequences, key=lambda path: sequences[path])
-
-
-def _read_checkpoints(store: Path) -> tuple[dict[Path, int], dict[Path, CorruptionError]]:
-    """Sequence numbers of a store's checkpoints, and what is wrong with the others."""
-    sequences: dict[Path, int] = {}
-    damaged: dict[Path, CorruptionError] = {}
-    for path in (store / "checkpoints").glob("[!.]*"):
-        if is_checkpoint(path):
-            try:
-                sequences[path] = Manifest.read(path).sequence
-            except CorruptionError as error:
-                damaged[path] = error
-    return sequences, damaged
-
-
-def find_checkpoint(store: Path, which: str | int | os.PathLike[str] | None) -> Path:
-    """The checkpoint that `which` names: ``"latest"``, a step, a name inside the store, or a path.
-
-    Raises:
-        ValueError: there is none of that name.
-        CorruptionError: there is none at all.
-    """
-    if which is None or which == "latest":
-        return newest_checkpoint(store)
-    candidates = [store / "checkpoints" / f"step_{which}"]
-    if not isinstance(which, int):
-        candidates = [Path(which), store / "checkpoints" / which]
-    for candidate in candidates:
-        if is_checkpoint(candidate):
-            return candidate.absolute()
-    names = ", ".join(p.name for p in checkpoints_in(store)) or "none"
-    raise ValueError(f"the store {store} has no checkpoint {which!r}; it has {names}")
-
-
-def on_tmpfs(path: str) -> bool:
-    """Whether `path` lies on a file system in memory, as far as the system tells."""
-    try:
-        mounts = Path("/proc/self/mounts").read_text().splitlines()
-    except OSError:
-        return False
-    kinds = {fields[1]: fields[2] for fields in (line.split() for line in mounts) if len(fields) > 2}
-    where = Path(path).resolve()
-    return next((kinds[str(p)] for p in [where, *where.parents] if str(p) in kinds), "") in (
-        "tmpfs",
-        "ramfs",
-    )

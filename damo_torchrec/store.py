@@ -10,26 +10,29 @@ import tempfile
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from damo_torchrec import _core
 from damo_torchrec.catalog import Catalog, check_seed
-from damo_torchrec.directory import (
+from damo_torchrec.checkpoint_directory import (
     ROWS,
-    StoreDirectory,
-    build_checkpoint,
+    check_target,
     checkpoints_in,
+    clear_unfinished,
     find_checkpoint,
+    free_name,
     has_checkpoints,
     is_checkpoint,
     newest_checkpoint,
-    on_tmpfs,
-    sync_directory,
 )
+from damo_torchrec.checkpoint_writer import CheckpointWriter
+from damo_torchrec.directory import StoreDirectory
 from damo_torchrec.errors import StoreClosedError, UncleanStoreError
+from damo_torchrec.files import on_tmpfs, sync_directory
 from damo_torchrec.manifest import Manifest
 from damo_torchrec.options import StoreOptions, parse_bytes
 from damo_torchrec.stats import StoreStats, TableStats
@@ -100,6 +103,7 @@ class EmbeddingStore:
         # Gradients that wait for `accumulate`, by collection; autograd.py fills and empties it.
         self._pending: dict[int, list[Any]] = {}
         self._mutex = threading.RLock()
+        self._writer = CheckpointWriter()
         self._temporary = path is None
         if path is not None and self._options.backend == "memory":
             raise ValueError('backend="memory" keeps nothing on disk: it takes no path')
@@ -133,7 +137,7 @@ class EmbeddingStore:
     def _open(self, seed: int | None, restore: str | int | os.PathLike[str] | None) -> None:
         assert self._directory is not None
         directory = self._directory
-        directory.clear_staged()
+        clear_unfinished(directory.checkpoints_path)
         latest = restore is None or restore == "latest"
         if not has_checkpoints(self._path):
             if latest:
@@ -142,11 +146,12 @@ class EmbeddingStore:
             if not is_checkpoint(Path(str(restore))):
                 raise ValueError(f"the new store {self._path} has no checkpoint {restore!r}")
         source = newest_checkpoint(self._path) if latest else find_checkpoint(self._path, restore)
-        newest = directory.checkpoints()[-1] if directory.checkpoints() else None
+        checkpoints = self.checkpoints()
+        newest = checkpoints[-1] if checkpoints else None
         manifest = Manifest.read(source)
         check_seed(self._path, manifest.seed, seed)
         if directory.live.exists():
-            names = ", ".join(p.name for p in directory.checkpoints())
+            names = ", ".join(p.name for p in checkpoints)
             if restore is None:
                 raise UncleanStoreError(
                     f"the store {self._path} was not closed; its checkpoints are {names}. Open it with "
@@ -334,53 +339,86 @@ class EmbeddingStore:
         """Hands all changed rows to RocksDB. No durability by itself: that is what `checkpoint` is for."""
         self._engine.flush()
 
-    def checkpoint(self, path: str | os.PathLike[str] | None = None) -> Path:
+    def checkpoint(self, path: str | os.PathLike[str] | None = None, *, link: bool = True) -> Path:
         """Makes a checkpoint of all tables and returns its directory.
-
-        Unchanged files are shared with other checkpoints by hard links where the file system allows it.
 
         Args:
             path: a new directory. None: ``checkpoints/step_N`` inside the store, or the last one if nothing changed
                 since.
+            link: share unchanged files with other checkpoints by hard links where the file system allows it; else
+                copy them.
 
         Raises:
             ValueError: `path` exists, or gradients of `accumulate` wait.
             OutOfSpaceError, DamoError: the disk is full or refuses; the store goes on as it was.
         """
         with self._mutex:
-            _ = self._engine
-            if path is None and not self._changed and self.checkpoints():
-                return self.checkpoints()[-1]
-            return self._checkpoint(path)
+            return self._newest_if_unchanged(path) or self._checkpoint(path, link=link).result()
+
+    def checkpoint_async(self, path: str | os.PathLike[str] | None = None, *, link: bool = True) -> Future[Path]:
+        """As `checkpoint`, of the rows as they are now, but written by a thread of its own while training goes on.
+
+        Rows that are updated meanwhile are copied first, within the memory budget. What the thread has not come to by
+        then waits for it: another checkpoint, `close`, `Table.set`, and an update that needs to write rows to make
+        room.
+
+        Returns:
+            Future: of the checkpoint's directory. Its ``result()`` waits, and raises what `checkpoint` would.
+
+        Raises:
+            ValueError: `path` exists, or gradients of `accumulate` wait.
+        """
+        with self._mutex:
+            newest = self._newest_if_unchanged(path)
+            if newest is None:
+                return self._checkpoint(path, link=link, background=True)
+            done: Future[Path] = Future()
+            done.set_result(newest)
+            return done
+
+    def _newest_if_unchanged(self, path: str | os.PathLike[str] | None) -> Path | None:
+        _ = self._engine
+        self._writer.wait()
+        checkpoints = self.checkpoints() if path is None and not self._changed else []
+        return checkpoints[-1] if checkpoints else None
 
     def _checkpoint(
         self,
         path: str | os.PathLike[str] | None,
-        add: Callable[[Path, Manifest], None] | None = None,
-    ) -> Path:
-        """A checkpoint that `add` may put more files into."""
+        files: Callable[[Manifest], Mapping[str, bytes]] = lambda _: {},
+        *,
+        link: bool = True,
+        background: bool = False,
+    ) -> Future[Path]:
+        """A checkpoint with more files, whose contents `files` gives as they are now."""
         with self._mutex:
             engine = self._engine
             directory = self._writable_directory()
             self._check_nothing_pending("checkpoint")
+            self._writer.wait()
             existing = self.checkpoints()
             newest = Manifest.read(existing[-1]).sequence if existing else -1
             sequence = max(newest, self._catalog.manifest.sequence) + 1
-            manifest = self._catalog.snapshot(sequence)
-            target = Path(path).absolute() if path is not None else directory.default_checkpoint(manifest.step)
+            states = engine.begin_checkpoint()
+            try:
+                manifest = self._catalog.snapshot(sequence, states)
+                default = free_name(directory.checkpoints_path, manifest.step)
+                target = Path(path).absolute() if path is not None else default
+                check_target(target)
+                contents = files(manifest)
+            except BaseException:
+                engine.abandon_checkpoint()
+                raise
+            changed = self._changed
+            self._changed = changed and target.parent != directory.checkpoints_path
 
-            def fill(staged: Path) -> None:
-                linked = engine.checkpoint(str(staged / ROWS), True)
-                if add is not None:
-                    add(staged, manifest)
-                manifest.write(staged)
-                _log.info("checkpoint %s: files %s", target, "linked" if linked else "copied")
+            def ended(succeeded: bool) -> None:
+                if succeeded:
+                    self._catalog.manifest = manifest
+                else:
+                    self._changed |= changed
 
-            build_checkpoint(target, fill)
-            if target.parent == directory.checkpoints_path:
-                self._changed = False
-            self._catalog.manifest = manifest
-            return target
+            return self._writer.write(engine, target, link, manifest, contents, ended, background)
 
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints inside the store, oldest first."""
@@ -399,6 +437,7 @@ class EmbeddingStore:
         with self._mutex:
             engine = self._engine
             directory = self._writable_directory()
+            self._writer.wait()
             source = find_checkpoint(self._path, which)
             manifest = Manifest.read(source)
             self._catalog.check_restorable(manifest, source)
@@ -419,6 +458,13 @@ class EmbeddingStore:
                 raise
             self._changed = source != self.checkpoints()[-1]
 
+    def _restore_unless_at(self, path: Path, checkpoint_id: str) -> None:
+        """Goes to the checkpoint `path`, whose id is given, unless the rows are exactly it already."""
+        with self._mutex:
+            self._writer.wait()
+            if self._changed or self._pending or self._catalog.manifest.id != checkpoint_id:
+                self.restore(path)
+
     def close(self) -> None:
         """Makes a checkpoint if anything changed since the last one, and releases files and memory. Idempotent.
 
@@ -427,6 +473,7 @@ class EmbeddingStore:
         if self._core is None or os.getpid() != self._process:
             return
         with self._mutex:
+            self._writer.wait()
             if self._pending:
                 _log.warning(
                     "the store %s closes while gradients wait for accumulate(%d): they are dropped",
@@ -438,6 +485,7 @@ class EmbeddingStore:
             if durable and self._changed:
                 self._checkpoint(None)
             engine, self._core = self._engine, None
+            self._writer.close()
             engine.close()
             _open_stores.discard(self)
             if self._directory is not None:

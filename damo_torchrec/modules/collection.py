@@ -5,7 +5,7 @@ import copy
 import itertools
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
@@ -22,9 +22,21 @@ from damo_torchrec.options import TableOptions
 from damo_torchrec.store import EmbeddingStore
 from damo_torchrec.table import Table
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class Collection(abc.ABC, nn.Module):
     """Tables of one store with a fused optimizer. Rows are no parameters: a state dict holds none."""
+
+    # The constructor's arguments, to make the collection again over another store.
+    _made_with: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Self":
+        """Notes the constructor's arguments."""
+        collection = super().__new__(cls)
+        collection.__dict__["_made_with"] = (args, kwargs)  # nn.Module's own __setattr__ needs its __init__ first
+        return collection
 
     def _define(
         self,

@@ -165,7 +165,8 @@ TEST(PrefetchLoadingTest, CallsThatDoNotNeedTheRowsDoNotWait) {
   EXPECT_EQ(store->rows(0), 19);
   store->Flush();
   EXPECT_EQ(Contents(store.get(), 0).size(), 19u);
-  store->Checkpoint(directory / "checkpoint", false);
+  store->BeginCheckpoint();
+  store->WriteCheckpoint(directory / "checkpoint", false);
   TableSchema other = PlainTable("other", 2, 1);  // smaller rows: the cache's index is made anew
   EXPECT_EQ(store->OpenTable(other), 1);
   Step(store.get(), 1, {1, 2, 3}, 1);

@@ -203,7 +203,8 @@ TEST_P(StoreRowsTest, ACheckpointIsTheStoreAsOfTheCall) {
   schema.optimizer.kind = OptimizerKind::kAdam;
   store_->OpenTable(schema);
   for (int i = 0; i < 3; ++i) Step(store_.get(), 0, Range(100 * i, 100 * i + 500), 1);
-  store_->Checkpoint(directory / "checkpoint", true);
+  store_->BeginCheckpoint();
+  store_->WriteCheckpoint(directory / "checkpoint", true);
   const testing::Table contents = Contents(store_.get(), 0);
   Step(store_.get(), 0, Range(0, 1000), 1);
   schema.iter = 3;
@@ -260,7 +261,8 @@ TEST_P(StoreRowsTest, AClosedStoreRefusesCalls) {
       [&] { store_->rows(0); },
       [&] { store_->iter(0); },
       [&] { store_->Flush(); },
-      [&] { store_->Checkpoint("unused", true); },
+      [&] { store_->BeginCheckpoint(); },
+      [&] { store_->WriteCheckpoint("unused", true); },
       [&] { store_->table_stats(0); },
       [&] { store_->row_store_stats(); },
       [&] { store_->cache_memory_bytes(); },

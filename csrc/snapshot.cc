@@ -1,0 +1,108 @@
+#include "snapshot.h"
+
+#include <algorithm>
+#include <exception>
+#include <utility>
+
+namespace damo {
+
+void Snapshot::Begin() {
+  active_ = true;
+  for (uint32_t segment : cache_->SegmentsInUse()) {
+    if (cache_->BeginSnapshot(segment)) segments_.push_back(segment);
+  }
+}
+
+void Snapshot::Keep(std::span<const Slot> slots) {
+  std::vector<Slot> dirty;
+  for (Slot slot : slots) {
+    if (!cache_->InSnapshot(cache_->SegmentOf(slot))) continue;
+    char* row = cache_->Row(slot);
+    if (RowFlags(row) & kKept) continue;
+    if (RowFlags(row) & kDirty) dirty.push_back(slot);
+    SetRowFlags(row, RowFlags(row) | kKept);
+  }
+  if (dirty.empty()) return;
+  RowCopies copies(*cache_, *tables_, dirty);
+  const std::lock_guard lock(kept_mutex_);
+  kept_bytes_ += copies.bytes();
+  kept_.push_back(std::move(copies));
+}
+
+void Snapshot::Hurry(uint32_t segment) {
+  const auto found = std::find(segments_.begin(), segments_.end(), segment);
+  if (found == segments_.end()) return;
+  segments_.erase(found);
+  segments_.push_front(segment);
+}
+
+void Snapshot::Write(std::unique_lock<std::mutex>& lock) {
+  while (!kept_.empty() || !segments_.empty()) {
+    if (!kept_.empty()) {
+      WriteKept(lock);
+    } else {
+      WriteSegment(lock);
+    }
+    progress_->notify_all();
+  }
+}
+
+void Snapshot::WriteKept(std::unique_lock<std::mutex>& lock) {
+  std::vector<RowCopies> copies = std::exchange(kept_, {});
+  const size_t bytes = kept_bytes_;
+  lock.unlock();
+  std::exception_ptr error;
+  uint64_t rows = 0;
+  try {
+    for (RowCopies& part : copies) {
+      rows_->Write(part.Sorted());
+      rows += part.rows();
+    }
+  } catch (...) {
+    error = std::current_exception();
+  }
+  copies.clear();
+  lock.lock();
+  kept_bytes_ -= bytes;
+  rows_written_ += rows;
+  if (error) std::rethrow_exception(error);
+}
+
+void Snapshot::WriteSegment(std::unique_lock<std::mutex>& lock) {
+  const uint32_t segment = segments_.front();
+  segments_.pop_front();
+  std::vector<Slot> slots;
+  cache_->EndSnapshot(segment, &slots);
+  if (slots.empty()) return;
+  // They count as clean from here on: an update that comes before the write is over makes them dirty again.
+  RowCopies copies(*cache_, *tables_, slots);
+  cache_->MarkRowsClean(slots);
+  cache_->Pin(segment);
+  lock.unlock();
+  std::exception_ptr error;
+  try {
+    rows_->Write(copies.Sorted());
+  } catch (...) {
+    error = std::current_exception();
+  }
+  lock.lock();
+  cache_->Unpin(segment);
+  if (error) {
+    cache_->MarkRowsDirty(slots);
+    std::rethrow_exception(error);
+  }
+  rows_written_ += slots.size();
+}
+
+void Snapshot::End() {
+  std::vector<Slot> unwritten;
+  for (uint32_t segment : segments_) cache_->EndSnapshot(segment, &unwritten);
+  cache_->MarkRowsDirty(unwritten);
+  segments_.clear();
+  kept_.clear();
+  kept_bytes_ = 0;
+  active_ = false;
+  progress_->notify_all();
+}
+
+}  // namespace damo

@@ -1,0 +1,44 @@
+"""What the system says of files, in this package's errors."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from damo_torchrec.errors import DamoError, OutOfSpaceError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def os_errors(what: str) -> Iterator[None]:
+    """Turns an OSError into OutOfSpaceError or DamoError that says what was being done."""
+    try:
+        yield
+    except OSError as error:
+        kind = OutOfSpaceError if error.errno in _FULL else DamoError
+        raise kind(f"{what}: {error}") from error
+
+
+def sync_directory(path: Path) -> None:
+    """Waits until the entries of the directory are on the device."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def on_tmpfs(path: str) -> bool:
+    """Whether `path` lies on a file system in memory, as far as the system tells."""
+    try:
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return False
+    kinds = {fields[1]: fields[2] for fields in (line.split() for line in mounts) if len(fields) > 2}
+    where = Path(path).resolve()
+    return next((kinds[str(p)] for p in [where, *where.parents] if str(p) in kinds), "") in (
+        "tmpfs",
+        "ramfs",
+    )
