@@ -23,9 +23,8 @@ from damo_torchrec.checkpoint_directory import is_checkpoint, newest_checkpoint
 from damo_torchrec.directory import StoreDirectory
 from damo_torchrec.errors import CorruptionError, SchemaMismatchError
 from damo_torchrec.manifest import Manifest
-from damo_torchrec.modules import Collection
+from damo_torchrec.modules import Collection, store_of
 from damo_torchrec.random_state import random_state, set_random_state
-from damo_torchrec.store import EmbeddingStore
 
 MODEL_FILE = "model.pt"
 MODULE_FILE = "module.pickle"
@@ -150,7 +149,7 @@ def _save(
             ) from error
         return {**contents, MODEL_FILE: buffer.getvalue()}
 
-    return _store_of(model)._checkpoint(path, files, background=background)
+    return store_of(model)._checkpoint(path, files, background=background)
 
 
 def load_model(
@@ -197,7 +196,7 @@ def load_model(
     _check_model(model, dense["model"], path)
     if optimizer is not None:
         _check_optimizer(optimizer, dense["optimizer"], path)
-    store = _store_of(model)
+    store = store_of(model)
     store._restore_unless_at(path, dense["checkpoint_id"])
     own = _own_state(model)
     told = {name: value for name, value in model.state_dict().items() if name in own}
@@ -244,14 +243,6 @@ def checkpoint_info(path: str | os.PathLike[str]) -> CheckpointInfo:
         extra=dense.get("extra", {}),
         rows={name: table.rows for name, table in manifest.tables.items()},
     )
-
-
-def _store_of(model: nn.Module) -> EmbeddingStore:
-    stores = {m.store for m in model.modules() if isinstance(m, Collection)}
-    if len(stores) != 1:
-        found = ", ".join(str(store.path) for store in stores) or "none"
-        raise ValueError(f"the model's collections must be over one store, found {found}")
-    return stores.pop()
 
 
 def _resolve(path: str | os.PathLike[str]) -> Path:

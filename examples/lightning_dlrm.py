@@ -3,10 +3,12 @@
 import lightning
 import torch
 import torchrec
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchmetrics.classification import BinaryAUROC
 
 import damo_torchrec as damo
+from damo_torchrec.lightning import StoreCheckpoint
 from dlrm_data.census import Census
 from dlrm_train import build_model, dense_optimizer, table_configs
 
@@ -43,9 +45,6 @@ class LitDLRM(lightning.LightningModule):
     def configure_optimizers(self):
         return dense_optimizer(self.dlrm, lr=0.001)
 
-    def on_train_epoch_end(self):
-        damo.save_model(self, optimizer=self.optimizers().optimizer)  # rows and dense part, of one step
-
 
 census = Census(batch_size=256)
 loaders = [
@@ -53,5 +52,9 @@ loaders = [
     for make in (lambda: census.train_batches(epoch=0), census.test_batches)
 ]
 with damo.EmbeddingStore("examples-store/lightning", memory_budget="256MiB") as store:
-    trainer = lightning.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False)
+    checkpoints = [
+        ModelCheckpoint("examples-store/lightning-files"),
+        StoreCheckpoint("examples-store/lightning-rows", keep=2),
+    ]
+    trainer = lightning.Trainer(max_epochs=2, accelerator="cpu", logger=False, callbacks=checkpoints)
     trainer.fit(LitDLRM(store, census), *loaders)

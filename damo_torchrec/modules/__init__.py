@@ -1,8 +1,15 @@
 """TorchRec's embedding modules over a store."""
 
-from damo_torchrec.modules.collection import Collection
+from damo_torchrec.modules.collection import Collection, store_of
 from damo_torchrec.modules.embedding import Embedding, damo_embedding_init
 from damo_torchrec.modules.embedding_bag_collection import EmbeddingBagCollection
 from damo_torchrec.modules.embedding_collection import EmbeddingCollection
 
-__all__ = ["Collection", "Embedding", "EmbeddingBagCollection", "EmbeddingCollection", "damo_embedding_init"]
+__all__ = [
+    "Collection",
+    "Embedding",
+    "EmbeddingBagCollection",
+    "EmbeddingCollection",
+    "damo_embedding_init",
+    "store_of",
+]

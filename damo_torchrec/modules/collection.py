@@ -284,6 +284,15 @@ def as_int64(what: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("cpu", torch.int64).contiguous()
 
 
+def store_of(model: nn.Module) -> EmbeddingStore:
+    """The store of a model's collections. Raises ValueError if they have none, or several."""
+    stores = {m.store for m in model.modules() if isinstance(m, Collection)}
+    if len(stores) != 1:
+        found = ", ".join(str(store.path) for store in stores) or "none"
+        raise ValueError(f"the model's collections must be over one store, found {found}")
+    return stores.pop()
+
+
 def check_device(what: str, tensor: torch.Tensor, device: torch.device) -> None:
     """Raises ValueError if a tensor is neither on the CPU nor on the collection's device."""
     if tensor.device.type not in ("cpu", device.type):

@@ -1,0 +1,74 @@
+"""PyTorch Lightning: rows saved and loaded with a Trainer's own checkpoints. Needs the package ``lightning``."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from damo_torchrec.checkpoint_directory import checkpoints_at, free_name, remove_oldest
+from damo_torchrec.errors import CorruptionError
+from damo_torchrec.files import os_errors
+from damo_torchrec.manifest import Manifest
+from damo_torchrec.modules import store_of
+
+_KEY = "damo_torchrec"
+
+
+class StoreCheckpoint(Callback):
+    """Has each checkpoint of Lightning's go with one of the rows, and brings both back.
+
+    ::
+
+        trainer = lightning.Trainer(
+            callbacks=[ModelCheckpoint(every_n_train_steps=1000, save_last=True), StoreCheckpoint("run/rows")]
+        )
+        trainer.fit(model, data, ckpt_path="last")
+
+    Whatever writes a checkpoint (`ModelCheckpoint`, ``trainer.save_checkpoint``) has the rows written first; the file
+    names them. ``ckpt_path=`` loads the file and its rows, or refuses.
+
+    Args:
+        directory: where checkpoints of rows are, as ``step_N``; made if it does not exist. Relative paths are kept in
+            Lightning's files as they are resolved now.
+        keep: how many checkpoints of rows stay, the newest ones; None for all. Lightning's `ModelCheckpoint` may keep
+            older files longer if it goes by a metric: those are then refused.
+
+    Raises:
+        ValueError: `keep` is not positive.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, keep: int | None = None) -> None:
+        if keep is not None and keep <= 0:
+            raise ValueError(f"keep must be positive, got {keep}")
+        self._directory = Path(directory).absolute()
+        self._keep = keep
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Saves the rows. Lightning calls it before it writes `checkpoint`."""
+        with os_errors(f"cannot make the directory {self._directory}"):
+            self._directory.mkdir(parents=True, exist_ok=True)
+        path = store_of(pl_module).checkpoint(free_name(self._directory, trainer.global_step))
+        checkpoint[_KEY] = {"rows": str(path), "checkpoint_id": Manifest.read(path).id}
+        if self._keep is not None:
+            remove_oldest(self._directory, self._keep)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Loads the rows that `checkpoint` names.
+
+        Raises:
+            ValueError: it names none, or they are no longer there.
+            CorruptionError: others are in their place.
+        """
+        if _KEY not in checkpoint:
+            raise ValueError("the checkpoint names no rows: it was saved without StoreCheckpoint among the callbacks")
+        named = checkpoint[_KEY]
+        path = Path(named["rows"])
+        if not path.is_dir():
+            path = self._directory / path.name  # it has been moved
+        if not path.is_dir():
+            there = ", ".join(found.name for found in checkpoints_at(self._directory)) or "none"
+            raise ValueError(f"the checkpoint's rows are not in {named['rows']}; {self._directory} has {there}")
+        if Manifest.read(path).id != named["checkpoint_id"]:
+            raise CorruptionError(f"the rows in {path} are not those that the checkpoint was saved with")
+        store_of(pl_module).restore(path)
