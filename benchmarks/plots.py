@@ -5,7 +5,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +13,7 @@ from budget import MIB
 from cache_case import HINDSIGHT, Case
 from dlrm_race import DENSE, Racer
 from entries import OURS, Entry
+from measure import Spread
 from program import RefusedError, run
 from workload import Workload
 
@@ -162,8 +163,22 @@ def cache_policy(report: Report) -> "Figure":
     return figure
 
 
+def checkpoint(report: Report) -> "Figure":
+    """By how much steps exceed their median, summed over a checkpoint, by who writes it."""
+    figure, (axes,) = stacked([2])
+    spreads = []
+    for background in (True, False):
+        excess = [stall["excess"] for stall in report["stalls"] if stall["background"] is background]
+        spreads.append(asdict(Spread.of(excess)))
+    bars(axes, ["in the background", "by the caller"], spreads, [True, True])
+    axes.set(
+        title=f"a checkpoint of {report['dirty_bytes'] / MIB:,.0f} MiB of changed rows", xlabel="s above the median"
+    )
+    return figure
+
+
 PLOTS: dict[str, Callable[[Report], "Figure"]] = {
-    plot.__name__: plot for plot in (embedding_step, dlrm, cold, scale, cache_policy)
+    plot.__name__: plot for plot in (embedding_step, dlrm, cold, scale, cache_policy, checkpoint)
 }
 
 # ---------------------------------------------------------------- what they share

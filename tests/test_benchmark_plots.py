@@ -69,12 +69,20 @@ def of_cache_policy():
     return cache_policy.as_json(case, Outcome(10_000, 10, {OURS: 1100, HINDSIGHT: 1000, KNOWN: 1020, LRU: 1500}))
 
 
+def of_checkpoint():
+    return {
+        "dirty_bytes": 7 << 20,
+        "stalls": [{"background": background, "excess": 0.5} for background in (True, False) for _ in range(3)],
+    }
+
+
 REPORTS = {
     "embedding_step": of_embedding_step,
     "dlrm": of_dlrm,
     "cold": of_cold,
     "scale": of_scale,
     "cache_policy": of_cache_policy,
+    "checkpoint": of_checkpoint,
 }
 
 
@@ -105,6 +113,7 @@ def test_each_benchmark_has_a_plot():
         ("dlrm", 2, [DENSE, "10 % of the rows, page cache, prefetch off", " 40", "samples/s"]),
         ("cold", 3, ["page cache", "direct I/O", DISK, "write-back", " 2,000", "rows/s"]),
         ("scale", 2, ["hit rate of 90.0%", "ms/step", "MiB"]),
+        ("checkpoint", 1, ["7 MiB", "in the background", "by the caller", " 0.5", "s above the median"]),
         ("cache_policy", 1, ["damo_torchrec\n1.100 ×", " 11", "% of ids"]),
     ],
 )
