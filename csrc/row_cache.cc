@@ -230,7 +230,11 @@ void RowCache::Evict(uint32_t segment) {
       std::memcpy(Row(to), row, tables_[table].stride);
       uint8_t* touch = reinterpret_cast<uint8_t*>(Row(to) + kTouchOffset);
       *touch = static_cast<uint8_t>((*touch & ~3) | ((*touch & 3) > 0 && in_main ? (*touch & 3) - 1 : 0));
-      if (RowFlags(row) & kDirty) segments_[SegmentOf(to)].dirty = true;
+      if (RowFlags(row) & kDirty) {
+        segments_[SegmentOf(to)].dirty = true;
+        // It became dirty since the snapshot began, or its own segment would be in it.
+        if (segments_[SegmentOf(to)].in_snapshot) SetRowFlags(Row(to), RowFlags(row) | kKept);
+      }
       index_->Replace(tag, slot, to);
     } else {
       if (!in_main && !(RowFlags(row) & kAbsent)) {

@@ -375,6 +375,33 @@ TEST(RowCacheTest, RowsThatAnEvictionMovesStayDirty) {
   EXPECT_TRUE(d.written.empty());
 }
 
+// The first row has moved to main, whose segment is in the snapshot when the second one, dirty since, comes there.
+TEST(RowCacheTest, ARowThatMovesIntoASnapshotIsNotInIt) {
+  Driver d(64 * kSegment);
+  d.cache.AddTable(kMiddle);
+  for (const int64_t id : {1, 2}) {
+    const Slot added = d.Add(0, id);
+    d.cache.BeginOperation();
+    d.cache.Touch(added);
+    d.cache.MarkDirty(added);
+    d.StreamUntilGone(added, 0);
+    const Slot moved = d.Find(0, id);
+    ASSERT_NE(moved, kMissingSlot);
+    ASSERT_NE(moved, added);
+    if (id == 1) {
+      EXPECT_TRUE(d.cache.BeginSnapshot(d.cache.SegmentOf(moved)));
+    }
+  }
+  const uint32_t segment = d.cache.SegmentOf(d.Find(0, 1));
+  ASSERT_EQ(d.cache.SegmentOf(d.Find(0, 2)), segment);
+  std::vector<Slot> slots;
+  d.cache.EndSnapshot(segment, &slots);
+  EXPECT_EQ(slots, std::vector<Slot>{d.Find(0, 1)});
+  EXPECT_FALSE(d.cache.InSnapshot(segment));
+  d.cache.MarkRowsClean(slots);
+  EXPECT_EQ(Dirty(d.cache, segment, false), (std::vector<Slot>{d.Find(0, 2)}));
+}
+
 TEST(RowCacheTest, ErasedRowsLeaveNoTrace) {
   Driver d(16 * kSegment);
   d.cache.AddTable(kMiddle);

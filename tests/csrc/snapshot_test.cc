@@ -105,13 +105,12 @@ TEST_F(SnapshotTest, UnderPressureUpdatesWaitAndNothingIsLost) {
     store->BeginCheckpoint();
     std::future<bool> written = WriteInTheBackground(store.get(), std::to_string(round));
     for (int step = 0; step < 4; ++step) {
-      // Three times as many rows as there is room for.
-      const std::vector<int64_t> ids = Range(step * 7000, step * 7000 + 7000);
-      for (Store* s : {store.get(), same.get()}) {
-        for (size_t begin = 0; begin < ids.size(); begin += 500) {
-          Step(s, 0, {ids.begin() + static_cast<ptrdiff_t>(begin), ids.begin() + static_cast<ptrdiff_t>(begin) + 500},
-               1);
-        }
+      // Three times as many rows as there is room for, and some new ones that are updated again and again, and so
+      // survive.
+      for (int64_t begin = step * 7000; begin < step * 7000 + 7000; begin += 500) {
+        std::vector<int64_t> ids = Range(begin, begin + 500);
+        for (int64_t id = 1; id <= 200; ++id) ids.push_back(-1000 * (round + 1) - id);
+        for (Store* s : {store.get(), same.get()}) Step(s, 0, ids, 1);
       }
     }
     written.get();
