@@ -4,8 +4,6 @@
 """
 
 import contextlib
-import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import damo_torchrec as damo
 from store_model import DIM, INITIAL, CollectionModel, Gradient, TableModel, Tables, copy_of
-from support import A_HANDFUL_OF_ROWS, config, kjt, small_store
+from support import A_HANDFUL_OF_ROWS, config, directory_in_memory, kjt, small_store
 from training import INT64_MAX, INT64_MIN
 
 POOL = [INT64_MIN, INT64_MIN + 1, -(2**32), -2, -1, 0, 1, 2, 7, 2**31, 2**32 + 1, INT64_MAX - 1, INT64_MAX]
@@ -25,7 +23,6 @@ OPTIMIZERS = {"plain": (torch.optim.SGD, 0.25), "adaptive": (torch.optim.Adagrad
 FEATURES = {"plain": ["plain", "again"], "adaptive": ["adaptive"], "later": ["later"]}
 FIRST, SECOND = ["plain", "adaptive"], ["later"]
 READS = ["forward", "no_grad", "prefetch", "get", "attach"]  # the last: by a second model over the same tables
-IN_MEMORY = Path("/dev/shm")  # some thousand synced files take minutes on a busy disk
 PATTERN = torch.arange(DIM) % 5 - 2.0
 
 id_lists = st.lists(st.sampled_from(POOL), max_size=6)
@@ -71,7 +68,8 @@ class StoreMachine(RuleBasedStateMachine):
     )
     def begin(self, look_always, on_nonfinite, calls):
         self.look_always = look_always
-        self.directory = Path(tempfile.mkdtemp(dir=IN_MEMORY if IN_MEMORY.is_dir() else None))
+        self.cleanup = contextlib.ExitStack()
+        self.directory = self.cleanup.enter_context(directory_in_memory())
         self.model: Tables = {name: TableModel(*OPTIMIZERS[name]) for name in FIRST}
         self.saved: dict[Path, Tables] = {}
         self.order: list[Path] = []  # of checkpoints inside the store
@@ -103,7 +101,7 @@ class StoreMachine(RuleBasedStateMachine):
             with contextlib.suppress(damo.StoreClosedError):
                 self.look()
             self.store.close()
-            shutil.rmtree(self.directory)
+            self.cleanup.close()
 
     # ------------------------------------------------------------------ what is there
 
