@@ -62,8 +62,8 @@ def build_checkpoint(target: Path, fill: Callable[[Path], None]) -> None:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether `path` is a directory that holds a checkpoint."""
-    return (path / FILE_NAME).is_file()
+    """Whether `path` is a directory that holds a checkpoint, or one that has lost its manifest."""
+    return (path / FILE_NAME).is_file() or (path / ROWS).is_dir()
 
 
 def has_checkpoints(store: Path) -> bool:

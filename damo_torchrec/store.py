@@ -10,8 +10,9 @@ import tempfile
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,7 +32,7 @@ from damo_torchrec.checkpoint_directory import (
 )
 from damo_torchrec.checkpoint_writer import CheckpointWriter
 from damo_torchrec.directory import StoreDirectory
-from damo_torchrec.errors import StoreClosedError, UncleanStoreError
+from damo_torchrec.errors import CorruptionError, StoreClosedError, UncleanStoreError
 from damo_torchrec.files import on_tmpfs, sync_directory
 from damo_torchrec.manifest import Manifest
 from damo_torchrec.options import StoreOptions, parse_bytes
@@ -170,7 +171,8 @@ class EmbeddingStore:
         fresh = directory.prepare_live(source)
         self._live_is_ours = True
         directory.start_live(fresh)
-        self._start(manifest, directory.live)
+        with _naming(source):
+            self._start(manifest, directory.live)
         if source.parent == directory.checkpoints_path:
             self._changed = source != newest
         else:
@@ -201,7 +203,8 @@ class EmbeddingStore:
         manifest = Manifest.read(source)
         check_seed(self._path, manifest.seed, seed)
         manifest.check_files(source)
-        self._start(manifest, source)
+        with _naming(source):
+            self._start(manifest, source)
 
     def _start(self, manifest: Manifest, rows: Path, create: bool = False) -> None:
         """Starts an engine over `rows` that holds what `manifest` says."""
@@ -444,7 +447,8 @@ class EmbeddingStore:
             manifest.check_files(source)
             fresh = directory.prepare_live(source)
             # What cannot be opened is found before the rows of now are given up.
-            _core.Store(str(fresh), False, False, self._engine_options()).close()
+            with _naming(source):
+                _core.Store(str(fresh), False, False, self._engine_options()).close()
             engine.close()
             self._pending.clear()
             try:
@@ -552,6 +556,17 @@ class EmbeddingStore:
 
     def _note_change(self) -> None:
         self._changed = True
+
+
+@contextmanager
+def _naming(checkpoint: Path) -> Iterator[None]:
+    """Has errors of opening name the checkpoint: RocksDB blames its MANIFEST for what is wrong with a row file."""
+    try:
+        yield
+    except CorruptionError as error:
+        raise CorruptionError(
+            f"a file of {checkpoint / ROWS}, maybe not the one named here, is damaged: {error}"
+        ) from error
 
 
 def _parse_budget(budget: int | str) -> int:

@@ -1,9 +1,17 @@
 """Fixtures of all tests."""
 
+import os
+
 import pytest
 import torch
+from hypothesis import settings
 
 from support import A_HANDFUL_OF_ROWS, small_store
+
+# The same examples in each run, and with HYPOTHESIS_PROFILE=long many, and others each time.
+settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
+settings.register_profile("long", settings.get_profile("ci"), derandomize=False, max_examples=5000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture(autouse=True)

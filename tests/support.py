@@ -1,7 +1,10 @@
 """What several test files need: small batches, stores that evict everything, and the rows of a store as bytes."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
@@ -17,6 +20,13 @@ def small_store(path: str | os.PathLike[str] | None = None, *, seed: int = 0, **
     """A store of the least budget: in memory without a path. `options` are those of StoreOptions."""
     options = {"num_threads": 2, "backend": "memory" if path is None else "rocksdb", **options}
     return damo.EmbeddingStore(path, memory_budget="64MiB", seed=seed, options=damo.StoreOptions(**options))
+
+
+@contextlib.contextmanager
+def directory_in_memory() -> Iterator[Path]:
+    """A temporary directory where syncing costs nothing, if there is such a place: on a busy disk it takes seconds."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as directory:
+        yield Path(directory)
 
 
 def copy_rows(source: torch.nn.Module, target: damo.EmbeddingBagCollection) -> None:
