@@ -34,10 +34,10 @@ using testing::OpenStore;
 using testing::Range;
 using testing::TemporaryDirectory;
 
-constexpr int kDim = 32;
-constexpr int64_t kIds = 3000;
+constexpr int kDim = 128;
+constexpr int64_t kIds = 800;
 constexpr size_t kSteps = 12;
-constexpr size_t kIdsPerStep = 1000;
+constexpr size_t kIdsPerStep = 250;
 
 TableSchema Schema() {
   TableSchema schema = testing::PlainTable("t", 7, kDim);
@@ -242,9 +242,9 @@ void RunWith(Faults* faults) {
 TEST(RocksDbFaultsTest, WhateverFailsNothingIsLost) {
   std::vector<Fault> all;
   AddFaults(2, ENOSPC, /*for_good=*/true, &all);
-  AddFaults(4, ENOSPC, /*for_good=*/false, &all);
-  AddFaults(4, EIO, /*for_good=*/true, &all);
-  AddFaults(16, EIO, /*for_good=*/false, &all);
+  AddFaults(3, ENOSPC, /*for_good=*/false, &all);
+  AddFaults(3, EIO, /*for_good=*/true, &all);
+  AddFaults(12, EIO, /*for_good=*/false, &all);
 
   // Many at a time: where a disk is full, or RocksDB has had an error, most of a run is waiting. That takes threads of
   // RocksDB's, too, which it has one of for flushes and one for compactions otherwise.
