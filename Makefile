@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 
-CONFIGURE := $(BIN)/cmake --log-level=NOTICE -S . -G Ninja -DDAMO_BUILD_TESTS=ON -DDAMO_WARNINGS_AS_ERRORS=ON
+CONFIGURE := $(BIN)/cmake --log-level=NOTICE -S . -G Ninja -DDAMO_BUILD_TESTS=ON -DDAMO_BUILD_FUZZERS=ON \
+  -DDAMO_WARNINGS_AS_ERRORS=ON
 BUILD := $(BIN)/cmake --build
 BENCHMARKS := embedding_step dlrm cold scale cache_policy checkpoint
-CPP_FILES = $(shell find csrc tests/csrc benchmarks/csrc -name '*.h' -o -name '*.cc')
+CPP_FILES = $(shell find csrc tests/csrc tests/fuzz benchmarks/csrc -name '*.h' -o -name '*.cc')
 # Thread sanitizers of GCC before 14 cannot run where the kernel randomises addresses widely.
 FIXED_ADDRESSES = $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(uname -m) -R)
 
@@ -41,6 +42,7 @@ sanitize: venv gtest  ## run the C++ tests under the address, undefined-behaviou
 	@$(CONFIGURE) -B build/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDAMO_SANITIZE=address,undefined
 	@$(BUILD) build/asan --parallel $(JOBS)
 	@build/asan/damo_tests --gtest_brief=1
+	@$(BIN)/ctest --test-dir build/asan --quiet --output-on-failure --tests-regex RecordFuzzer
 	@$(CONFIGURE) -B build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDAMO_SANITIZE=thread
 	@$(BUILD) build/tsan --parallel $(JOBS)
 # Without the tests of RocksDB: the system's library is not instrumented, so its locks would go unseen.

@@ -87,9 +87,12 @@ class FileSystem : public rocksdb::FileSystemWrapper {
 
 }  // namespace
 
+std::unique_ptr<rocksdb::Env> NewFileSystemEnv(std::shared_ptr<rocksdb::FileSystem> below) {
+  return rocksdb::NewCompositeEnv(std::make_shared<FileSystem>(std::move(below)));
+}
+
 rocksdb::Env* FileSystemEnv() {
-  static rocksdb::Env* const env =
-      rocksdb::NewCompositeEnv(std::make_shared<FileSystem>(rocksdb::FileSystem::Default())).release();
+  static rocksdb::Env* const env = NewFileSystemEnv(rocksdb::FileSystem::Default()).release();
   return env;
 }
 

@@ -4,9 +4,14 @@
 
 #include <rocksdb/env.h>
 
+#include <memory>
+
 namespace damo {
 
-// Lives as long as the process: databases use it to their end.
+// Over the system's files. Lives as long as the process: databases use it to their end.
 rocksdb::Env* FileSystemEnv();
+
+// Over the files of `below`.
+std::unique_ptr<rocksdb::Env> NewFileSystemEnv(std::shared_ptr<rocksdb::FileSystem> below);
 
 }  // namespace damo

@@ -8,6 +8,10 @@
 
 #include "row_store.h"
 
+namespace rocksdb {
+class Env;
+}
+
 namespace damo {
 
 struct RocksDbOptions {
@@ -22,6 +26,9 @@ struct RocksDbOptions {
 
   int num_threads = 2;     // background flushes and compactions together, within 2..4
   bool direct_io = false;  // bypass the page cache
+
+  // For tests: where files are instead of FileSystemEnv() (rocksdb_file_system.h). It outlives the store.
+  rocksdb::Env* env = nullptr;
 };
 
 // Throws kCorruption, kOutOfSpace or kIo, and kInvalidArgument for options that contradict each other.

@@ -58,10 +58,11 @@ struct Float16Weights {
     __builtin_memcpy(&half, weights + sizeof half * static_cast<size_t>(j), sizeof half);
     const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
     const uint32_t magnitude = half & 0x7FFFu;
-    // All ways are taken, so that the loop has no branch: as a normal number, a multiple of 2^-24, and not a number.
+    // All ways are taken, so that the loop has no branch: as a normal number, as a multiple of 2^-24, and, with the
+    // largest exponent, as infinity or NaN.
     const uint32_t normal = (magnitude << 13) + 0x38000000u;
     const uint32_t subnormal = FloatBits(static_cast<float>(magnitude) * 0x1p-24f);
-    return FloatOf(sign | (magnitude < 0x0400 ? subnormal : magnitude > 0x7C00 ? 0x7FC00000u : normal));
+    return FloatOf(sign | (magnitude < 0x0400 ? subnormal : magnitude < 0x7C00 ? normal : normal + 0x38000000u));
   }
   DAMO_INLINE void Store(char* weights, int j, float x, uint32_t random) {
     // In steps of 2^-24 a subnormal is an integer, and the difference to the one below is exact.

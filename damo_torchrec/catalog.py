@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from damo_torchrec import _core
@@ -125,7 +126,7 @@ class Catalog:
 def _initializer(schema: TableSchema, definition: TableDefinition) -> _core.Initializer:
     """The engine's initializer, with the numbers that were worked out when the table was made."""
     core = definition.initializer.to_core(definition.num_embeddings, definition.dim)
-    for name, value in schema.numbers.items():
+    for name, value in asdict(schema.numbers).items():
         setattr(core, name, value)
     return core
 

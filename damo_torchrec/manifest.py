@@ -3,9 +3,10 @@
 import hashlib
 import json
 import uuid
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from damo_torchrec.errors import CorruptionError
 
@@ -14,24 +15,36 @@ FORMAT_VERSION = 2
 _FLOAT32 = "float32"
 FILE_NAME = "manifest.json"
 
+_Count = Annotated[int, range(2**63)]
+_Step = Annotated[int, range(2**32)]
+
 
 @dataclass(frozen=True)
 class FileRecord:
     """A file of a checkpoint."""
 
-    size: int
+    size: _Count
     sha256: str | None
+
+
+@dataclass(frozen=True)
+class InitializerNumbers:
+    """What an initializer's arguments came to where its table was made; another C library may round otherwise."""
+
+    a: float
+    b: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class TableSchema:
     """What may not change while a table has rows."""
 
-    dim: int
+    dim: Annotated[int, range(1, 2**31)]
     optimizer: dict[str, float | str]
     initializer: dict[str, float | str]
-    # What the initializer's arguments came to where the table was made; another C library may round otherwise.
-    numbers: dict[str, float] = field(compare=False)
+    numbers: InitializerNumbers = field(compare=False)
     row_dtype: str = _FLOAT32  # of the weights: "float32", "float16" or "bfloat16"
 
 
@@ -39,10 +52,10 @@ class TableSchema:
 class TableRecord:
     """A table as a checkpoint holds it. `number` is its key on disk and never given to another table."""
 
-    number: int
+    number: Annotated[int, range(2**31)]
     schema: TableSchema
-    iter: int
-    rows: int
+    iter: _Step
+    rows: _Count
 
 
 @dataclass(frozen=True)
@@ -60,10 +73,10 @@ class Manifest:
         id: tells the checkpoint from every other.
     """
 
-    seed: int
-    step: int
-    sequence: int
-    next_table_number: int
+    seed: Annotated[int, range(-(2**127), 2**127)]
+    step: _Step
+    sequence: _Count
+    next_table_number: Annotated[int, range(2**31 + 1)]
     tables: dict[str, TableRecord]
     files: dict[str, FileRecord] = field(default_factory=dict)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -105,20 +118,41 @@ class Manifest:
         try:
             document = json.loads(path.read_bytes())
             version, body = document["format_version"], document["manifest"]
-            if version not in range(1, FORMAT_VERSION + 1):
+            if type(version) is not int or version not in range(1, FORMAT_VERSION + 1):
                 raise CorruptionError(f"{path} has format version {version}; this version reads 1 to {FORMAT_VERSION}")
             if document["sha256"] != _digest(body):
                 raise CorruptionError(f"{path} is damaged: its checksum does not match")
-            tables = {
-                name: TableRecord(**{**table, "schema": TableSchema(**table["schema"])})
-                for name, table in body["tables"].items()
-            }
-            files = {name: FileRecord(**file) for name, file in body["files"].items()}
-            return Manifest(**{**body, "tables": tables, "files": files})
+            manifest: Manifest = _parse(body, Manifest, "manifest")
+            return manifest
         except FileNotFoundError as error:
             raise CorruptionError(f"{directory} is not a checkpoint: it has no {FILE_NAME}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptionError(f"{path} is damaged: {error}") from error
+
+
+def _parse(value: Any, kind: Any, where: str) -> Any:
+    """What JSON has as `kind`, the declared type of a field.
+
+    Raises:
+        ValueError: it is of another type or out of range, or lacks fields, or has others.
+    """
+    origin, args = get_origin(kind), get_args(kind)
+    if isinstance(value, dict) and isinstance(kind, type) and is_dataclass(kind):
+        kinds = get_type_hints(kind, include_extras=True)
+        required = {f.name for f in fields(kind) if f.default is MISSING}
+        if odd := required - value.keys() | value.keys() - kinds.keys():
+            raise ValueError(f"{where} lacks these fields, or should not have them: {sorted(odd)}")
+        return kind(**{name: _parse(item, kinds[name], f"{where}.{name}") for name, item in value.items()})
+    if isinstance(value, dict) and origin is dict:
+        return {name: _parse(item, args[1], f"{where}.{name}") for name, item in value.items()}
+    if origin is Annotated:
+        fits = type(value) is args[0] and value in args[1]
+    else:
+        plain = args if isinstance(kind, UnionType) else (kind,)
+        fits = type(value) in plain or (type(value) is int and float in plain)
+    if not fits:
+        raise ValueError(f"{where} is {value!r}")
+    return value
 
 
 def _file_digest(path: Path) -> str | None:

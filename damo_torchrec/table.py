@@ -10,7 +10,7 @@ import torch
 
 from damo_torchrec import _core
 from damo_torchrec.init import Initializer, describe
-from damo_torchrec.manifest import TableSchema
+from damo_torchrec.manifest import InitializerNumbers, TableSchema
 from damo_torchrec.optim.spec import OptimizerSpec
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class TableDefinition:
             dim=self.dim,
             optimizer=self.optimizer.schema(),
             initializer=describe(self.initializer, self.num_embeddings, self.dim),
-            numbers={"a": core.a, "b": core.b, "low": core.low, "high": core.high},
+            numbers=InitializerNumbers(a=core.a, b=core.b, low=core.low, high=core.high),
             row_dtype=self.row_dtype,
         )
 

@@ -1,8 +1,6 @@
 // A full disk: an exception, no lost row, and work goes on once there is space.
 #include <gtest/gtest.h>
 #include <pthread.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
@@ -15,6 +13,7 @@
 
 #include "rocksdb_store.h"
 #include "row_store_testing.h"
+#include "system_calls.h"
 
 namespace {
 
@@ -27,16 +26,12 @@ bool ThisThreadCompacts() {
   return std::string_view(name) == "rocksdb:low";
 }
 
-}  // namespace
-
-// In place of the C library's: RocksDB appends to its files through it.
-extern "C" [[gnu::visibility("default")]] ssize_t write(int fd, const void* bytes, size_t size) {
-  if (fd > 2 && (disk_is_full || (disk_is_full_for_compactions && ThisThreadCompacts()))) {
-    errno = ENOSPC;
-    return -1;
-  }
-  return ::syscall(SYS_write, fd, bytes, size);
+int FailOnFullDisk(const char* call) {
+  const bool full = disk_is_full || (disk_is_full_for_compactions && ThisThreadCompacts());
+  return full && std::string_view(call) == "write" ? ENOSPC : 0;
 }
+
+}  // namespace
 
 namespace damo {
 namespace {
@@ -53,7 +48,11 @@ constexpr size_t kSize = 1000;
 
 class RocksDbFullDiskTest : public ::testing::Test {
  protected:
-  ~RocksDbFullDiskTest() override { disk_is_full = disk_is_full_for_compactions = false; }
+  RocksDbFullDiskTest() { testing::system_call_hook = FailOnFullDisk; }
+  ~RocksDbFullDiskTest() override {
+    disk_is_full = disk_is_full_for_compactions = false;
+    testing::system_call_hook = nullptr;
+  }
 
   static std::unique_ptr<RowStore> Create(const std::string& path) {
     RocksDbOptions options;

@@ -1,0 +1,211 @@
+"""Whatever a manifest.json holds, it is read as it stands there, or refused by name."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import damo_torchrec as damo
+from damo_torchrec.manifest import FILE_NAME, InitializerNumbers, Manifest, TableRecord, TableSchema, _digest
+
+fuzz = settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # each example writes the file anew
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)
+# Values that a field's neighbours have, and the edges of its range.
+LIKELY = st.sampled_from([-1, 0, 1, 2**31, 2**32, 2**63, -(2**63) - 1, 1.0, True, None, "x", "", [], {}, math.nan])
+
+
+@pytest.fixture
+def manifest(tmp_path) -> Manifest:
+    """With a table of each kind and two files; its manifest.json lies in `tmp_path`."""
+    adam = {"name": "ADAM", "initial_accumulator_value": 0}
+    uniform = {"name": "Uniform", "low": -1, "high": 0.5}
+    numbers = InitializerNumbers(a=-1.0, b=0.5, low=0.0, high=1.0)
+    tables = {
+        "t": TableRecord(number=1, schema=TableSchema(4, adam, uniform, numbers), iter=3, rows=7),
+        "é": TableRecord(number=2, schema=TableSchema(3, adam, uniform, numbers, "float16"), iter=2, rows=0),
+    }
+    (tmp_path / "rows").mkdir()
+    for name in ("1.sst", "CURRENT"):
+        (tmp_path / "rows" / name).write_text("rows")
+    Manifest(seed=-5, step=3, sequence=2, next_table_number=3, tables=tables).write(tmp_path)
+    return Manifest.read(tmp_path)
+
+
+def body_of(directory: Path) -> dict:
+    return json.loads((directory / FILE_NAME).read_text())["manifest"]
+
+
+def write(directory: Path, body: object) -> None:
+    """With the checksum that belongs to it."""
+    document = {"format_version": 2, "sha256": _digest(body), "manifest": body}
+    (directory / FILE_NAME).write_text(json.dumps(document))
+
+
+def read_or_refuse(directory: Path) -> Manifest | None:
+    """The manifest, or None if it is refused as it should be."""
+    try:
+        return Manifest.read(directory)
+    except damo.CorruptionError as error:
+        assert str(directory / FILE_NAME) in str(error)  # noqa: PT017
+        return None
+
+
+def places(node: object, path: tuple = ()) -> list[tuple]:
+    """The paths of all values below `node`."""
+    found = []
+    for key, value in node.items() if isinstance(node, dict) else ():
+        found += [(*path, key), *places(value, (*path, key))]
+    return found
+
+
+def parent_of(body: dict, path: tuple) -> dict:
+    for key in path[:-1]:
+        body = body[key]
+    return body
+
+
+def is_int(least: int, below: int) -> Callable[[object], bool]:
+    return lambda value: type(value) is int and least <= value < below
+
+
+def is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def is_text(value: object) -> bool:
+    return type(value) is str
+
+
+def is_number_or_text(value: object) -> bool:
+    return is_number(value) or is_text(value)
+
+
+# What docs/format.md says of each field.
+FIELDS: dict[str, Callable[[object], bool]] = {
+    "id": is_text,
+    "seed": is_int(-(2**63), 2**63),
+    "step": is_int(0, 2**32),
+    "sequence": is_int(0, 2**63),
+    "next_table_number": is_int(0, 2**31 + 1),
+    "tables": lambda value: all(has(TABLE, table) for table in value.values()),
+    "files": lambda value: all(has(FILE, file) for file in value.values()),
+}
+TABLE = {
+    "number": is_int(0, 2**31),
+    "iter": is_int(0, 2**32),
+    "rows": is_int(0, 2**63),
+    "schema": lambda value: has(SCHEMA, {"row_dtype": "float32", **value}),
+}
+SCHEMA = {
+    "dim": is_int(1, 2**31),
+    "row_dtype": is_text,
+    "optimizer": lambda value: all(map(is_number_or_text, value.values())),
+    "initializer": lambda value: all(map(is_number_or_text, value.values())),
+    "numbers": lambda value: has(dict.fromkeys(("a", "b", "low", "high"), is_number), value),
+}
+FILE = {"size": is_int(0, 2**63), "sha256": lambda value: value is None or is_text(value)}
+
+
+def has(described: dict[str, Callable[[object], bool]], value: dict) -> bool:
+    """Whether `value` has these fields, and no others."""
+    return value.keys() == described.keys() and all(is_right(value[name]) for name, is_right in described.items())
+
+
+def is_valid(body: object) -> bool:
+    try:
+        return has(FIELDS, body)
+    except (AttributeError, TypeError):  # something is no dictionary
+        return False
+
+
+def check(directory: Path, body: object) -> None:
+    """Whether a manifest of this body, with the right checksum, is read if and only if it is valid, and as it is."""
+    write(directory, body)
+    manifest = read_or_refuse(directory)
+    assert (manifest is not None) == is_valid(body)
+    if manifest is not None:
+        read = asdict(manifest)
+        for name, table in body["tables"].items():
+            if "row_dtype" not in table["schema"]:
+                assert read["tables"][name]["schema"].pop("row_dtype") == "float32"
+        assert json.dumps(read, sort_keys=True) == json.dumps(body, sort_keys=True)  # NaN equals itself in text
+
+
+@fuzz
+@given(contents=st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_anything_else_is_refused(tmp_path, contents):
+    (tmp_path / FILE_NAME).write_bytes(contents)
+    assert read_or_refuse(tmp_path) is None
+
+
+@pytest.mark.parametrize("depth", [100, 100_000])
+def test_what_is_nested_without_end_is_refused(tmp_path, depth):
+    (tmp_path / FILE_NAME).write_text(
+        '{"format_version": 1, "sha256": "", "manifest": ' + "[" * depth + "]" * depth + "}"
+    )
+    assert read_or_refuse(tmp_path) is None
+
+
+@fuzz
+@given(data=st.data())
+def test_damaged_bytes_are_refused_or_mean_the_same(manifest, tmp_path, data):
+    path = tmp_path / FILE_NAME
+    whole = path.read_bytes()
+    contents = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 3))):
+        begin = data.draw(st.integers(0, len(contents)))
+        end = min(len(contents), begin + data.draw(st.integers(0, 3)))
+        contents[begin:end] = data.draw(st.binary(max_size=3))
+    path.write_bytes(contents)
+    try:
+        assert read_or_refuse(tmp_path) in (None, manifest)
+    finally:
+        path.write_bytes(whole)
+
+
+@fuzz
+@given(data=st.data())
+def test_fields_are_read_as_they_are_or_refused(manifest, tmp_path, data):
+    """Of a manifest with the right checksum, in which fields were removed, added or given another value."""
+    whole = (tmp_path / FILE_NAME).read_bytes()
+    body = body_of(tmp_path)
+    for _ in range(data.draw(st.integers(1, 2))):
+        path = data.draw(st.sampled_from(places(body) or [("seed",)]))
+        siblings, name = parent_of(body, path), path[-1]
+        change = data.draw(st.sampled_from(["remove", "add", "replace"]))
+        if change == "remove":
+            siblings.pop(name, None)
+        else:
+            siblings[name if change == "replace" else data.draw(st.text(max_size=4))] = data.draw(LIKELY | JSON)
+    try:
+        check(tmp_path, body)
+    finally:
+        (tmp_path / FILE_NAME).write_bytes(whole)
+
+
+def test_each_field_is_needed_and_has_its_type(manifest, tmp_path):
+    whole = body_of(tmp_path)
+    check(tmp_path, whole)
+    for path in places(whole):
+        for value in (None, True, -1, 0.5, "x", [], {}, 2**70):
+            body = json.loads(json.dumps(whole))
+            parent_of(body, path)[path[-1]] = value
+            check(tmp_path, body)
+        body = json.loads(json.dumps(whole))
+        del parent_of(body, path)[path[-1]]
+        check(tmp_path, body)
