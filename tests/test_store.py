@@ -107,8 +107,8 @@ def test_a_seed_is_kept_and_another_refused(path):
         assert store.seed == 11
 
 
-@pytest.mark.parametrize("seed", [-1, 2**63 - 1])
-def test_any_int64_is_a_seed(path, seed):
+@pytest.mark.parametrize("seed", [-1, 2**63 - 1, 2**127 - 1, -(2**127)])
+def test_any_number_of_128_bits_is_a_seed(path, seed):
     with damo.EmbeddingStore(path, seed=seed) as store:
         first = look_up(collection(store, "t"), {"t": [[1]]})
     with damo.EmbeddingStore(path) as store:
