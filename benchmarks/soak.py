@@ -2,6 +2,7 @@
 """Trains for hours and watches memory, descriptors, threads and disk; `--help` tells the rest."""
 
 import argparse
+import math
 import os
 import shutil
 import sys
@@ -23,10 +24,11 @@ GIB = 1 << 30
 
 DESCRIPTION = """\
 Trains a model whose rows take several times the memory budget, on ids that arrive all the time and
-are asked for again by a Zipf distribution, the newest most often; makes checkpoints and keeps the
-last few. Looks every few seconds at the memory, the descriptors and the threads of the process and
-at the disk. Ends with status 1 if memory, descriptors or threads grow once all rows are there: from
-the median of the first quarter of that time to that of the last by more than is allowed.
+are asked for again by a Zipf distribution, the newest most often; once all rows are there, the
+oldest are deleted, and arrive anew. Makes checkpoints and keeps the last few. Looks every few
+seconds at the memory, the descriptors and the threads of the process and at the disk. Ends with
+status 1 if memory, descriptors or threads grow once all rows are there: from the median of the
+first quarter of that time to that of the last by more than is allowed.
 """
 
 EPILOG = """\
@@ -51,8 +53,8 @@ def main() -> None:
     warm = [sample for sample in samples if sample.steps >= case.steps_to_fill]
     if len(warm) < LEAST_SAMPLES:
         raise RefusedError(
-            f"too few samples to tell what grows: {len(warm)} since all rows were there, after "
-            f"{case.steps_to_fill:,} steps, and {LEAST_SAMPLES} are needed; take more --minutes"
+            f"too few samples to tell what grows: {len(warm)} since all rows were there, and {LEAST_SAMPLES} are "
+            "needed; take more --minutes"
         )
     print(f"\n{len(warm)} of {len(samples)} samples, since all rows were there:\n")
     print(in_words(warm, case.memory_budget))
@@ -81,7 +83,7 @@ def check_room(case: Case, directory: Path) -> None:
 
 
 def soak(case: Case, path: Path, arguments: argparse.Namespace) -> list[Sample]:
-    """Trains for the time that is asked for."""
+    """Trains until all rows are there, and then for the time that is asked for."""
     from soak_model import Soaked
 
     model = Soaked(case, path)
@@ -89,19 +91,25 @@ def soak(case: Case, path: Path, arguments: argparse.Namespace) -> list[Sample]:
     of_steps: list[float] = []
     number = 0
     start = sampled = saved = now = time.monotonic()
-    end = start + 60 * arguments.minutes
-    with model.store, tqdm(total=round(end - start), unit="s", leave=False, disable=None) as progress:
+    end = math.inf
+    with (
+        model.store,
+        tqdm(total=case.steps_to_fill, desc="filling", unit="step", leave=False, disable=None) as progress,
+    ):
         while now < end:
             model.step(number)
             number += 1
             before, now = now, time.monotonic()
             of_steps.append(now - before)
+            progress.update()
+            if number == case.steps_to_fill:
+                end = now + 60 * arguments.minutes
+                progress.set_description(f"soaking for {arguments.minutes:g} minutes")
             if now - saved >= arguments.checkpoint_every:
                 model.save()
                 saved = now = time.monotonic()
             if now - sampled >= arguments.sample_every:
                 samples.append(Sample.take(path, now - start, number, model.rows(), of_steps))
-                progress.update(round(now - start) - progress.n)
                 of_steps.clear()
                 sampled = now = time.monotonic()
     return samples
@@ -132,11 +140,11 @@ def positive(text: str) -> float:
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     options = Options(DESCRIPTION, EPILOG, FULL, QUICK)
     add = options.parser.add_argument
-    add("--minutes", type=positive, metavar="N", help=f"how long (default: {FULL['minutes']:g})")
+    add("--minutes", type=positive, metavar="N", help=f"once all rows are there (default: {FULL['minutes']:g})")
     add("--tables", type=count, metavar="N", default=4, help=f"how many {DEFAULT}")
     add("--dim", type=count, metavar="N", default=32, help=f"weights of a row, a multiple of 4 {DEFAULT}")
     add("--batch-size", type=count, metavar="N", default=4096, help=f"samples in a step {DEFAULT}")
-    add("--new-share", type=share, metavar="PART", default=0.125, help=f"of a batch's ids that are new {DEFAULT}")
+    add("--new-share", type=share, metavar="PART", default=0.25, help=f"of a batch's ids that are new {DEFAULT}")
     add("--zipf", type=exponent, metavar="EXPONENT", default=1.05, help=f"of how old the others are {DEFAULT}")
     add("--memory-budget", type=count, metavar="MIB", default=64, help=f"of the store {DEFAULT}")
     add("--times-budget", type=positive, metavar="N", default=10.0, help=f"as many bytes of rows {DEFAULT}")

@@ -62,15 +62,21 @@ class Case:
         """At most."""
         return int(DISK_FACTOR * self.times_budget * self.memory_budget)
 
-    def batch(self, step: int) -> np.ndarray:
-        """The ids of a step: int64 (tables, batch_size).
+    def arriving(self, step: int) -> np.ndarray:
+        """The ids that arrive with a step: int64 (tables, arrivals).
 
-        Arrivals are numbered. Once as many have come as a table has rows, the one that arrived first comes again.
+        Arrivals are numbered. Once as many have come as a table has rows, the id that arrived first comes again.
         """
+        return self._ids(np.broadcast_to(np.arange(self.arrivals) + step * self.arrivals, (self.tables, self.arrivals)))
+
+    def batch(self, step: int) -> np.ndarray:
+        """The ids of a step, first those that arrive: int64 (tables, batch_size)."""
         rng = np.random.default_rng((self.seed, step))
-        first, newest = step * self.arrivals, (step + 1) * self.arrivals
+        newest = (step + 1) * self.arrivals
         again = (self.tables, self.batch_size - self.arrivals)
         ages = Zipf(min(newest, self.rows), self.zipf).sample(rng, math.prod(again)).reshape(again)
-        arriving = np.broadcast_to(np.arange(first, newest), (self.tables, self.arrivals))
-        numbers = np.concatenate([arriving, newest - ages], axis=1) % self.rows
-        return np.stack([scatter(of_table, table) for table, of_table in enumerate(numbers)])
+        return np.concatenate([self.arriving(step), self._ids(newest - ages)], axis=1)
+
+    def _ids(self, numbers: np.ndarray) -> np.ndarray:
+        """Those of arrivals: int64 (tables, n)."""
+        return np.stack([scatter(of_table % self.rows, table) for table, of_table in enumerate(numbers)])

@@ -39,7 +39,10 @@ class Soaked(torch.nn.Module):
         self.optimizer = torch.optim.Adam(self.dense.parameters(), lr=0.001)
 
     def step(self, number: int) -> None:
-        """Forward, backward and both updates."""
+        """Forward, backward and both updates; of ids that arrive again, the old rows are deleted before."""
+        if number >= self._case.steps_to_fill:
+            for name, ids in zip(self._features, self._case.arriving(number), strict=True):
+                self.store.table(name).delete(torch.from_numpy(ids))
         ids = torch.from_numpy(self._case.batch(number)).view(-1)
         batch = KeyedJaggedTensor(keys=self._features, values=ids, lengths=self._lengths)
         prediction = self.dense(self.embeddings(batch).values())

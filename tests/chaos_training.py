@@ -98,12 +98,11 @@ class Training:
         try:
             while self._model is None or self._model.number < STEPS:
                 self._train_until_closed()
+            self._connection.send(("finished",))
         except KeyboardInterrupt:
             self._connection.send(("interrupted",))
         except Exception:
             self._connection.send(("failed", traceback.format_exc()))
-        else:
-            self._connection.send(("finished",))
 
     def _enter(self, phase: str) -> None:
         self._connection.send(("phase", phase))

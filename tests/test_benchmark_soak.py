@@ -50,6 +50,7 @@ def test_each_step_brings_new_ids_until_all_rows_are_there_and_none_after():
             assert new == TINY.tables * TINY.arrivals
         elif step >= TINY.steps_to_fill:
             assert new == 0
+        assert np.array_equal(TINY.arriving(step), TINY.batch(step)[:, : TINY.arrivals])
     assert len(known) == TINY.tables * TINY.rows
 
 
@@ -202,4 +203,4 @@ def test_growth_ends_the_program_with_status_1(monkeypatch):
 
 def test_a_run_that_is_too_short_to_tell_is_refused(monkeypatch):
     with pytest.raises(RefusedError, match="too few samples"):
-        start(monkeypatch, "--new-share=0.01", "--sample-every=0.01")
+        start(monkeypatch, "--new-share=0.9", "--minutes=0.001", "--sample-every=0.01")
