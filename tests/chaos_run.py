@@ -191,19 +191,20 @@ class Run:
             AssertionError: something is wrong.
         """
         self._phase, self._killer, self._leaving = "starting", None, False
-        name = "nothing"
+        said = "nothing"
         with started(train, self._path, self._seed, life) as (process, connection):
             for message in conversation(connection, Attack(plan, process)):
-                if message[0] != "signal":
-                    name = message[0]
-                getattr(self, f"_on_{message[0]}")(*message[1:])
+                name, *values = message
+                getattr(self, f"_on_{name}")(*values)
+                if name != "signal":
+                    said = name
                 if name in ("loaded", "continued"):
                     with contextlib.suppress(OSError):  # it may be dead by now
                         connection.send("go on")
         if self._killer is not None:
             self._tally.hits[self._killer.name, self._phase] += 1
             return
-        assert name in ("finished", "interrupted"), f"the process ended by itself after {name!r} while {self._phase}"
+        assert said in ("finished", "interrupted"), f"the process ended by itself after {said!r} while {self._phase}"
         assert not self._leaving, "an interrupted store was not closed"
 
     def _on_signal(self, which: Signals) -> None:

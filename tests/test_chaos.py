@@ -20,7 +20,7 @@ from chaos_training import load_newest, with_dense_part
 from processes import run
 from support import small_store
 
-SIGNALS = 80
+SIGNALS = 60
 IN_THE_THIRD_SAVING = Plan("saving", 3, ((0.0, SIGKILL),))
 
 
