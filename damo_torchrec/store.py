@@ -438,15 +438,16 @@ class EmbeddingStore:
             if durable and self._changed:
                 self._checkpoint(None)
             engine, self._core = self._engine, None
-            engine.close()
-            _open_stores.discard(self)
-            if self._directory is not None:
-                try:
+            try:
+                engine.close()
+                if self._directory is not None:
                     self._directory.remove_live()
-                finally:
+            finally:  # interrupted or not, others can open it
+                _open_stores.discard(self)
+                if self._directory is not None:
                     self._directory.release()
-            if self._temporary:
-                shutil.rmtree(self._path, ignore_errors=True)
+                if self._temporary:
+                    shutil.rmtree(self._path, ignore_errors=True)
 
     def __enter__(self) -> EmbeddingStore:
         return self
