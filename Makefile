@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 # CMake looks for Ninja there.
 export PATH := $(abspath $(BIN)):$(PATH)
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+# Of `chaos` and `soak`.
+MINUTES ?= 60
 
 CONFIGURE := $(BIN)/cmake --log-level=NOTICE -S . -G Ninja -DDAMO_BUILD_TESTS=ON -DDAMO_BUILD_FUZZERS=ON \
   -DDAMO_WARNINGS_AS_ERRORS=ON
@@ -13,7 +15,7 @@ CPP_FILES = $(shell find csrc tests/csrc tests/fuzz benchmarks/csrc -name '*.h' 
 # Thread sanitizers of GCC before 14 cannot run where the kernel randomises addresses widely.
 FIXED_ADDRESSES = $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(uname -m) -R)
 
-.PHONY: help venv gtest example test test-cpp test-python sanitize lint format bench bench-quick clean
+.PHONY: help venv gtest example test test-cpp test-python sanitize lint format bench bench-quick chaos soak clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -74,6 +76,12 @@ bench:  ## measure speed and memory; one alone: .venv/bin/python benchmarks/NAME
 bench-quick: RESULTS := build/benchmarks/quick
 bench-quick: QUICK := --quick
 bench-quick:  ## the same at small sizes, within two minutes
+
+chaos: venv  ## kill training at random instants for MINUTES=60; options in ARGS="..."
+	@$(BIN)/python tests/chaos.py --minutes $(MINUTES) $(ARGS)
+
+soak: venv  ## train for MINUTES=60 and watch memory, descriptors and disk; options in ARGS="..."
+	@$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(ARGS)
 
 clean:  ## remove what was built, but not the virtual environment
 	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache $(VENV)/.damo/package

@@ -1,21 +1,24 @@
-"""Resident memory of this process: anonymous, of files, and shared (RssAnon + RssFile + RssShmem). Linux only."""
+"""Resident memory of this process: anonymous, of files, and shared (RssAnon + RssFile + RssShmem), and threads.
+
+Linux only.
+"""
 
 from pathlib import Path
 
 
 def resident_bytes() -> int:
     """Now."""
-    return _status("VmRSS")
+    return _bytes("VmRSS")
 
 
 def anonymous_bytes() -> int:
     """Now, without what is a file's."""
-    return _status("RssAnon")
+    return _bytes("RssAnon")
 
 
 def peak_bytes() -> int:
     """At most, since `reset_peak`."""
-    return _status("VmHWM")
+    return _bytes("VmHWM")
 
 
 def reset_peak() -> None:
@@ -23,9 +26,18 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _status(field: str) -> int:
+def threads() -> int:
+    """How many the process has."""
+    return int(_status("Threads"))
+
+
+def _bytes(field: str) -> int:
+    return int(_status(field).split()[0]) * 1024
+
+
+def _status(field: str) -> str:
     for line in Path("/proc/self/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == field:
-            return int(value.split()[0]) * 1024
+            return value
     raise LookupError(f"/proc/self/status has no {field}")

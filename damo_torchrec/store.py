@@ -489,16 +489,17 @@ class EmbeddingStore:
             if durable and self._changed:
                 self._checkpoint(None)
             engine, self._core = self._engine, None
-            self._writer.close()
-            engine.close()
-            _open_stores.discard(self)
-            if self._directory is not None:
-                try:
+            try:
+                self._writer.close()
+                engine.close()
+                if self._directory is not None:
                     self._directory.remove_live()
-                finally:
+            finally:  # interrupted or not, others can open it
+                _open_stores.discard(self)
+                if self._directory is not None:
                     self._directory.release()
-            if self._temporary:
-                shutil.rmtree(self._path, ignore_errors=True)
+                if self._temporary:
+                    shutil.rmtree(self._path, ignore_errors=True)
 
     def __enter__(self) -> EmbeddingStore:
         return self

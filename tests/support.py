@@ -67,16 +67,26 @@ def config(name: str, dim: int = 8, features: Sequence[str] = (), **more: object
     return EmbeddingBagConfig(name=name, embedding_dim=dim, feature_names=list(features) or [name], **values)
 
 
-def payloads(store: damo.EmbeddingStore, table: str) -> dict[int, bytes]:
-    """All of a table's rows, by id: the bytes of weights, optimizer state, last step and count."""
+def scan(store: damo.EmbeddingStore, table: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """A table's rows in id order, up to 1000 at a time: ids int64 (n,), and payloads uint8 (n, size).
+
+    A payload is the bytes of weights, optimizer state, last step and count.
+    """
     index = store.table(table)._index
     size = store._engine.payload_size(index)
     scan = _core.Scan(store._engine, index)
-    rows: dict[int, bytes] = {}
     while True:
         ids = torch.empty(1000, dtype=torch.int64)
         data = torch.empty(1000, size, dtype=torch.uint8)
         n = scan.next_payloads(ids.data_ptr(), data.data_ptr(), 1000)
         if n == 0:
-            return rows
-        rows.update((int(ids[i]), data[i].numpy().tobytes()) for i in range(n))
+            return
+        yield ids[:n], data[:n]
+
+
+def payloads(store: damo.EmbeddingStore, table: str) -> dict[int, bytes]:
+    """All of a table's payloads, by id."""
+    rows: dict[int, bytes] = {}
+    for ids, data in scan(store, table):
+        rows.update(zip(ids.tolist(), (row.tobytes() for row in data.numpy()), strict=True))
+    return rows

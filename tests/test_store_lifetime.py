@@ -191,3 +191,31 @@ def test_a_temporary_store_that_is_forgotten_is_removed_without_a_word(caplog):
         gc.collect()
     assert not path.exists()
     assert not [r for r in caplog.records if r.name.startswith("damo_torchrec")]
+
+
+# ------------------------------------------------------------------ interrupted
+
+
+class InterruptedOnceClosed:
+    """An engine; Ctrl-C comes while it closes, and Python raises it after that."""
+
+    def __init__(self, engine: object) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._engine, name)
+
+    def close(self) -> None:
+        self._engine.close()
+        raise KeyboardInterrupt
+
+
+def test_a_store_that_is_interrupted_while_it_closes_loses_nothing_and_is_opened_again(tmp_path):
+    store = damo.EmbeddingStore(tmp_path / "store")
+    update(collection(store, "t"), {"t": [[1]]})
+    store._core = InterruptedOnceClosed(store._core)
+    with pytest.raises(KeyboardInterrupt):
+        store.close()
+    assert store.closed
+    with damo.EmbeddingStore(tmp_path / "store") as again:
+        assert again.step == 1
