@@ -133,8 +133,9 @@ class Training:
                     yield store
                     self._tell_closing(store)
                 except KeyboardInterrupt:  # there is one at most: nothing interrupts what follows
-                    self._connection.send(("leaving",))
-                    self._tell_closing(store)
+                    if not store.closed:  # as a restore that is interrupted leaves it
+                        self._connection.send(("leaving",))
+                        self._tell_closing(store)
                     raise
         finally:
             if store.closed and self._closing is not None:
