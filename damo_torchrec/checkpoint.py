@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from damo_torchrec import pickled_module
-from damo_torchrec.checkpoint_directory import is_checkpoint, newest_checkpoint
+from damo_torchrec.checkpoint_directory import checkpoints_in, is_checkpoint, newest_checkpoint
 from damo_torchrec.directory import StoreDirectory
 from damo_torchrec.errors import CorruptionError, SchemaMismatchError
 from damo_torchrec.manifest import Manifest
@@ -166,7 +166,7 @@ def load_model(
     random number generators continue where they were. `checkpoint_info` reads the rest.
 
     Args:
-        path: a checkpoint, or a store: its newest checkpoint.
+        path: a checkpoint, or a store: the newest of its checkpoints that `save_model` made.
         model: made as it was when it was saved. None: made from the pickle in the checkpoint, over `default_store()`.
         optimizer: of the dense parameters, if one was saved.
         schedulers: as many as were saved, in the same order.
@@ -179,7 +179,7 @@ def load_model(
         CorruptionError: parts of it are of different checkpoints, or damaged.
         SchemaMismatchError: the model or its tables differ from those saved. Neither model nor store was changed.
     """
-    path = _resolve(path)
+    path = _newest_with_dense_part(_resolve(path), Path(path).absolute())
     if model is None and not allow_pickle:
         raise ValueError(
             "load_model without a model has to read a pickle, which runs any code that its author put in: give it the "
@@ -252,6 +252,19 @@ def _resolve(path: str | os.PathLike[str]) -> Path:
     if resolved.is_dir() and StoreDirectory.is_store(resolved):
         return newest_checkpoint(resolved)
     raise ValueError(f"{resolved} is neither a checkpoint nor a store")
+
+
+def _newest_with_dense_part(newest: Path, store: Path) -> Path:
+    """Itself, unless it holds rows only and `store`, which it is the newest of, has an older one with a dense part."""
+    if newest == store or MODEL_FILE in Manifest.read(newest).files:
+        return newest
+    for path in reversed(checkpoints_in(store)):
+        if MODEL_FILE in Manifest.read(path).files:
+            _log.warning(
+                "%s holds rows only, as close() leaves them: going back to %s, which save_model made", newest, path
+            )
+            return path
+    return newest
 
 
 def _read_dense(path: Path) -> dict[str, Any]:

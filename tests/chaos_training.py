@@ -10,6 +10,7 @@ import random
 import shutil
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 
 import damo_torchrec as damo
 from chaos_model import STEPS, Digests, Model, rows_digest
+from damo_torchrec.checkpoint_directory import CHECKPOINTS, remove_oldest
 from support import A_HANDFUL_OF_ROWS, small_store
 
 HANGS_AFTER = 300  # seconds
@@ -92,6 +94,7 @@ class Training:
         self._dice = random.Random(f"{seed} {life}")
         self._model: Model | None = None
         self._closing: int | None = None  # the step at which the store is being closed
+        self._saving: tuple[Future[Path], int] | None = None  # a checkpoint, and its step
 
     def run(self) -> None:
         """Returns when it has trained to the end, or was interrupted."""
@@ -126,7 +129,7 @@ class Training:
             "direct_io": self._dice.random() < 0.25,
         }
         store = small_store(self._path, seed=self._seed, **options)
-        self._closing = None
+        self._closing = self._saving = None
         try:
             with store:
                 try:
@@ -165,6 +168,7 @@ class Training:
 
     def _disturb(self, model: Model) -> bool:
         """Does something or nothing; False if the store shall be closed."""
+        self._tell_saved(wait=False)
         roll = self._dice.random()
         if roll < 0.03:
             return False
@@ -179,10 +183,19 @@ class Training:
         return True
 
     def _save(self, model: Model) -> None:
+        self._tell_saved(wait=True)
         self._enter("saving")
         self._connection.send(("begun", "saving", model.number))
-        damo.save_model(model, optimizer=model.optimizer, extra={"losses": model.losses})
-        self._connection.send(("done", "saving", model.number))
+        saving = damo.save_model_async(model, optimizer=model.optimizer, extra={"losses": model.losses})
+        self._saving = saving, model.number
+        self._tell_saved(wait=model.number == STEPS or self._dice.random() < 0.5)
+
+    def _tell_saved(self, wait: bool) -> None:
+        """That a checkpoint is complete, if it is. Training goes on while it is written."""
+        if self._saving is not None and (wait or self._saving[0].done()):
+            (saving, number), self._saving = self._saving, None
+            saving.result()
+            self._connection.send(("done", "saving", number))
 
 
 def train(connection: Connection, path: Path, seed: int, life: int) -> None:
@@ -216,16 +229,12 @@ def load_newest(model: Model) -> None:
 def prune(store: damo.EmbeddingStore, keep: int) -> None:
     """Removes what is older than the newest `keep` checkpoints with a dense part."""
     kept = with_dense_part(store)[-keep:]
-    if len(kept) < keep:
-        return
-    checkpoints = store.checkpoints()
-    for path in checkpoints[: checkpoints.index(kept[0])]:
-        removed = path.with_name(f".{path.name}.removed")
-        path.rename(removed)
-        shutil.rmtree(removed)
+    if len(kept) == keep:
+        checkpoints = store.checkpoints()
+        remove_oldest(store.path / CHECKPOINTS, len(checkpoints) - checkpoints.index(kept[0]))
 
 
 def remove_leftovers(path: Path) -> None:
-    """Of earlier lives: what was being pruned, and rows that the store has set aside."""
-    for left in [*path.glob("checkpoints/.*.removed"), *path.glob("live.unclean-*")]:
+    """Of earlier lives: rows that the store has set aside."""
+    for left in path.glob("live.unclean-*"):
         shutil.rmtree(left)

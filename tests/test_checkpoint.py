@@ -113,6 +113,23 @@ def test_a_stores_newest_checkpoint_is_what_its_path_loads(tmp_path):
         assert model.state() == expected
 
 
+def test_a_store_that_was_closed_after_more_steps_goes_back_to_its_dense_part(tmp_path, caplog):
+    """As Ctrl-C leaves it: `close` saves rows alone."""
+    with damo.EmbeddingStore(tmp_path / "store") as store:
+        model = SmallModel(store)
+        model.step()
+        path = damo.save_model(model, optimizer=model.optimizer)
+        expected = model.state()
+        model.step()
+    with damo.EmbeddingStore(tmp_path / "store") as store:
+        assert store.step == 2
+        model = SmallModel(store)
+        damo.load_model(tmp_path / "store", model, optimizer=model.optimizer)
+        assert model.state() == expected
+        assert store.step == 1
+    assert f"step_2 holds rows only, as close() leaves them: going back to {path}" in caplog.text
+
+
 def test_loading_gives_up_what_was_trained_since(tmp_path):
     with damo.EmbeddingStore(tmp_path / "store") as store:
         model = SmallModel(store)
