@@ -86,17 +86,7 @@ def save_model(
             "random": _random_state(),
             "extra": dict(extra or {}),
         }
-        buffer = io.BytesIO()  # torch hides the system's errors where it writes a file itself
-        try:
-            torch.save(dense, buffer)
-            buffer.seek(0)
-            torch.load(buffer, map_location="meta", weights_only=True)
-        except Exception as error:
-            raise ValueError(
-                "extra, or a state dict, holds something that cannot be loaded without pickle: keep to tensors, "
-                f"numbers, strings, and lists and dicts of them ({error})"
-            ) from error
-        (directory / MODEL_FILE).write_bytes(buffer.getbuffer())
+        write_dense(directory, dense)
 
     return store._checkpoint(path, add)
 
@@ -163,6 +153,38 @@ def checkpoint_info(path: str | os.PathLike[str]) -> CheckpointInfo:
     )
 
 
+def load_dense(path: Path, manifest: Manifest) -> dict[str, Any]:
+    """Reads the dense part of the checkpoint `path`.
+
+    Raises:
+        CorruptionError: it cannot be read, or is of another checkpoint than `manifest`.
+    """
+    file = path / MODEL_FILE
+    try:
+        dense: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        checkpoint_id = dense["checkpoint_id"]
+    except Exception as error:  # torch has no one exception for a damaged file
+        raise CorruptionError(f"{file} is damaged: {error}") from error
+    if checkpoint_id != manifest.id:
+        raise CorruptionError(f"{file} belongs to another checkpoint than the rows beside it")
+    return dense
+
+
+def write_dense(path: Path, dense: Mapping[str, Any]) -> None:
+    """Writes the dense part of the checkpoint `path`. Raises ValueError if `load_dense` could not read it."""
+    buffer = io.BytesIO()  # torch hides the system's errors where it writes a file itself
+    try:
+        torch.save(dense, buffer)
+        buffer.seek(0)
+        torch.load(buffer, map_location="meta", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            "extra, or a state dict, holds something that cannot be loaded without pickle: keep to tensors, "
+            f"numbers, strings, and lists and dicts of them ({error})"
+        ) from error
+    (path / MODEL_FILE).write_bytes(buffer.getbuffer())
+
+
 def _store_of(model: nn.Module) -> EmbeddingStore:
     stores = {m.store for m in model.modules() if isinstance(m, Collection)}
     if len(stores) != 1:
@@ -181,19 +203,11 @@ def _resolve(path: str | os.PathLike[str]) -> Path:
 
 
 def _read_dense(path: Path) -> dict[str, Any]:
-    file = path / MODEL_FILE
     manifest = Manifest.read(path)
     if MODEL_FILE not in manifest.files:
         raise ValueError(f"{path} holds rows only: it was made by checkpoint() or close(), not by save_model")
     manifest.check_files(path)
-    try:
-        dense: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        checkpoint_id = dense["checkpoint_id"]
-    except Exception as error:  # torch has no one exception for a damaged file
-        raise CorruptionError(f"{file} is damaged: {error}") from error
-    if checkpoint_id != manifest.id:
-        raise CorruptionError(f"{file} belongs to another checkpoint than the rows beside it")
-    return dense
+    return load_dense(path, manifest)
 
 
 def _check_model(model: nn.Module, saved: dict[str, torch.Tensor], path: Path) -> None:
