@@ -373,6 +373,7 @@ Key KeyOfBytes(std::string_view bytes) {
 void RegisterSalvage(py::module_& m) {
   py::class_<TableFile>(m, "TableFile")
       .def_readonly("name", &TableFile::name)
+      .def_readonly("size", &TableFile::size)
       .def_property_readonly("smallest", [](const TableFile& f) { return py::bytes(f.smallest); })
       .def_property_readonly("largest", [](const TableFile& f) { return py::bytes(f.largest); })
       .def_readonly("oldest", &TableFile::oldest)

@@ -105,8 +105,8 @@ std::vector<TableFile> ListTableFiles(const std::string& path) {
   db->GetLiveFilesMetaData(&files);
   std::vector<TableFile> result;
   for (const rocksdb::LiveFileMetaData& file : files) {
-    result.push_back(
-        {file.relative_filename, file.smallestkey, file.largestkey, file.smallest_seqno, file.largest_seqno});
+    result.push_back({file.relative_filename, file.size, file.smallestkey, file.largestkey, file.smallest_seqno,
+                      file.largest_seqno});
   }
   return result;
 }

@@ -27,6 +27,7 @@ void VerifyTableFile(const std::string& path);
 // the higher sequence number is the newer.
 struct TableFile {
   std::string name;
+  uint64_t size;
   std::string smallest;
   std::string largest;
   uint64_t oldest;

@@ -161,6 +161,7 @@ class Store:
 
 class TableFile:
     name: str
+    size: int
     smallest: bytes
     largest: bytes
     oldest: int

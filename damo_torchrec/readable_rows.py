@@ -30,46 +30,51 @@ class LostFile:
 
 
 def open_rows(
-    rows: Path, named: set[str] | None, payload_sizes: Mapping[int, int], scratch: Path
+    rows: Path, sizes: Mapping[str, int] | None, payload_sizes: Mapping[int, int], scratch: Path
 ) -> tuple[_core.RecordReader | None, list[LostFile]]:
     """Opens what can be opened of the rows in `rows`: all of them, or those of the table files that are left.
 
     Args:
         rows: a checkpoint's; nothing is changed there.
-        named: the table files that there should be, by name. None: not known.
+        sizes: in bytes, of the table files that there should be, by name. None: not known.
         payload_sizes: by table number.
         scratch: a new directory, for a database of the table files that are left.
 
     Returns: None for a reader if there are no records; and the files that are lost.
     """
-    there = {file.name for file in rows.glob("*.sst")}
-    listed = _listed_files(rows, there if named is None else named)
-    refused, reason = None, ""
+    there = {file.name: file.stat().st_size for file in rows.glob("*.sst")}
+    listed = _listed_files(rows, there, sizes)
+    refused, refusal = None, ""
     if listed is not None:
         try:
             return _core.RecordReader(str(rows), dict(payload_sizes)), []
         except DamoError as error:
-            refused, reason = named_table_file(rows, str(error)), str(error)
-    wanted = named if named is not None else set(listed or there)
-    kept = _rebuild([rows / name for name in wanted & there if rows / name != refused], scratch)
-    lost = []
-    for name in sorted(wanted - kept):
-        damage = _damage(rows / name)
-        if damage is None:  # a sound file of other rows than RocksDB's manifest says
-            lost.append(LostFile(rows, f"{reason}. So others may be of another checkpoint, too"))
-        lost.append(_lost_file(rows / name, damage or reason, listed, kept))
-    if named is None and listed is None:
+            refused, refusal = named_table_file(rows, str(error)), str(error)
+    lost: list[LostFile] = []
+    if sizes is None and listed is None:
         lost.append(LostFile(rows, "which table files it had is not known"))
+    if sizes is None:
+        sizes = there if listed is None else {name: file.size for name, file in listed.items()}
+    kept = _rebuild([rows / n for n, size in sizes.items() if there.get(n) == size and rows / n != refused], scratch)
+    for name, size in sorted(sizes.items()):
+        if name not in kept:
+            reason = _damage(rows / name, size)
+            if reason is None and rows / name == refused:  # its blocks are sound, but not those that it should have
+                lost.append(LostFile(rows, f"{refusal}. So others may be of another checkpoint, too"))
+            lost.append(_lost_file(rows / name, reason or refusal or "RocksDB leaves it out", listed, kept))
     return (_core.RecordReader(str(scratch), dict(payload_sizes)) if kept else None), lost
 
 
-def _listed_files(rows: Path, expected: set[str]) -> dict[str, _core.TableFile] | None:
+def _listed_files(
+    rows: Path, there: Mapping[str, int], sizes: Mapping[str, int] | None
+) -> dict[str, _core.TableFile] | None:
     """What RocksDB's manifest says of the table files, by name. None if it is unreadable, or speaks of other files."""
     try:
         listed = {file.name: file for file in _core.list_table_files(str(rows))}
     except DamoError:
         return None
-    return listed if expected <= listed.keys() else None
+    is_of_these = there.keys() <= listed.keys() if sizes is None else sizes.keys() == listed.keys()
+    return listed if is_of_these else None
 
 
 def _rebuild(files: list[Path], scratch: Path) -> set[str]:
@@ -86,9 +91,11 @@ def _rebuild(files: list[Path], scratch: Path) -> set[str]:
     return {file.name for file in _core.list_table_files(str(scratch))}
 
 
-def _damage(file: Path) -> str | None:
+def _damage(file: Path, size: int) -> str | None:
     if not file.is_file():
         return "missing"
+    if file.stat().st_size != size:
+        return f"expected {size} bytes, found {file.stat().st_size}"
     finding = table_file_finding(file)
     return None if finding is None else finding.found
 

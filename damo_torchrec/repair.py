@@ -127,9 +127,10 @@ class _Job:
 
     def _save_rows(self, target: Path, scratch: Path) -> dict[int, _core.RecordTally]:
         rows, tables = self._source / ROWS, self.manifest.tables
-        named = {Path(name).name for name in self.manifest.files if name.endswith(".sst")}
+        files = self.manifest.files.items()
+        sizes = {Path(name).name: file.size for name, file in files if name.endswith(".sst")}
         reader, lost_files = open_rows(
-            rows, named if self.has_manifest else None, payload_sizes(tables), scratch / "rebuilt"
+            rows, sizes if self.has_manifest else None, payload_sizes(tables), scratch / "rebuilt"
         )
         for lost in lost_files:
             self._lose(lost.first, lost.end, lost.path, lost.reason, lost.may_be_older)

@@ -50,7 +50,8 @@ def table_file_finding(file: Path) -> Finding | None:
     try:
         _core.verify_table_file(str(file))
     except DamoError as error:
-        return Finding(file, "a table file of RocksDB with blocks that match their checksums", str(error))
+        reason = str(error).removeprefix(f"{file}: ")
+        return Finding(file, "a table file of RocksDB with blocks that match their checksums", reason)
     # No checksum covers the format version, and RocksDB reads others as well.
     with file.open("rb") as opened:
         opened.seek(-_FOOTER_END.size, 2)
@@ -108,7 +109,8 @@ def _row_findings(
 ) -> Iterator[Finding]:
     """What is wrong with rows, but for what follows from damage of files that is known already."""
     rows = checkpoint / ROWS
-    if any(file.name.startswith(("CURRENT", "MANIFEST-")) for file in damaged):
+    named = [checkpoint / name for name in manifest.files] if manifest is not None else []
+    if any(file in damaged and file.name.startswith(("CURRENT", "MANIFEST-")) for file in named):
         return  # RocksDB may open other rows than these
     tables = manifest.tables if manifest is not None else {}
     try:

@@ -31,7 +31,9 @@ def named(path: Path) -> set[str]:
     found = findings(path)
     assert all(finding.expected and finding.found for finding in found)
     assert all(str(finding).startswith(f"{finding.path}: expected ") for finding in found)
-    return {str(finding.path.relative_to(path)) for finding in found}
+    names = [str(finding.path.relative_to(path)) for finding in found]
+    assert len(set(names)) == len(names), "a file is named twice"
+    return set(names)
 
 
 def rewrite_manifest(checkpoint: Path, **changes: object) -> None:
