@@ -12,6 +12,7 @@
 #include <mutex>
 
 #include "memory_store.h"
+#include "rocksdb_salvage.h"
 #include "rocksdb_store.h"
 #include "status.h"
 #include "store.h"
@@ -363,6 +364,66 @@ void RegisterStore(py::module_& m) {
       .def_property_readonly("instruction_set", &Store::instruction_set);
 }
 
+py::bytes KeyBytes(const Key& key) { return py::bytes(key.view()); }
+
+Key KeyOfBytes(std::string_view bytes) {
+  if (bytes.size() != kKeySize) {
+    throw Error(ErrorCode::kInvalidArgument, "a key has 12 bytes, got " + std::to_string(bytes.size()));
+  }
+  Key key;
+  std::memcpy(key.bytes.data(), bytes.data(), kKeySize);
+  return key;
+}
+
+void RegisterSalvage(py::module_& m) {
+  py::class_<TableFile>(m, "TableFile")
+      .def_readonly("name", &TableFile::name)
+      .def_readonly("size", &TableFile::size)
+      .def_property_readonly("smallest", [](const TableFile& f) { return py::bytes(f.smallest); })
+      .def_property_readonly("largest", [](const TableFile& f) { return py::bytes(f.largest); })
+      .def_readonly("oldest", &TableFile::oldest)
+      .def_readonly("newest", &TableFile::newest);
+  py::class_<MalformedRecords>(m, "MalformedRecords")
+      .def_property_readonly("first", [](const MalformedRecords& r) { return KeyBytes(r.first); })
+      .def_property_readonly("last", [](const MalformedRecords& r) { return KeyBytes(r.last); })
+      .def_readonly("reason", &MalformedRecords::reason);
+  py::class_<RecordTally>(m, "RecordTally")
+      .def_readonly("records", &RecordTally::records)
+      .def_readonly("last_step", &RecordTally::last_step);
+
+  py::class_<RecordWriter, Held<RecordWriter>>(m, "RecordWriter")
+      .def(py::init([](const std::string& scratch) {
+             LeaveForkedChildrenAtExit();
+             return Held<RecordWriter>(new RecordWriter(scratch));
+           }),
+           py::arg("scratch"), ReleaseGil())
+      .def("finish", &RecordWriter::Finish, py::arg("path"), ReleaseGil());
+  py::class_<RecordReader, Held<RecordReader>>(m, "RecordReader")
+      .def(py::init([](const std::string& path, std::map<uint32_t, size_t> payload_sizes) {
+             LeaveForkedChildrenAtExit();
+             return Held<RecordReader>(new RecordReader(path, std::move(payload_sizes)));
+           }),
+           py::arg("path"), py::arg("payload_sizes"), ReleaseGil())
+      .def(
+          "seek", [](RecordReader& r, std::string_view key) { return r.Seek(KeyOfBytes(key)); }, ReleaseGil())
+      .def("read", &RecordReader::Read, py::arg("n"), py::arg("writer"), ReleaseGil())
+      .def_property_readonly("path", &RecordReader::path)
+      .def_property_readonly("error", &RecordReader::error)
+      .def_property_readonly("last_key",
+                             [](const RecordReader& r) -> std::optional<py::bytes> {
+                               if (r.last_key() == nullptr) return std::nullopt;
+                               return KeyBytes(*r.last_key());
+                             })
+      .def_property_readonly("tallies", &RecordReader::tallies)
+      .def_property_readonly("malformed", &RecordReader::malformed);
+
+  m.def("payload_size", [](const TableSchema& schema) { return schema.layout().payload_size(); });
+  m.def("verify_table_file", &VerifyTableFile, py::arg("path"), ReleaseGil());
+  m.def("list_table_files", &ListTableFiles, py::arg("path"), ReleaseGil());
+  m.def("rebuild_rows", &RebuildRocksDb, py::arg("path"), ReleaseGil());
+  m.def("link_or_copy_rows", &LinkOrCopyRocksDb, py::arg("source"), py::arg("target"), ReleaseGil());
+}
+
 }  // namespace
 }  // namespace damo
 
@@ -373,6 +434,5 @@ PYBIND11_MODULE(_core, m) {
   damo::RegisterOptions(m);
   damo::RegisterLookup(m);
   damo::RegisterStore(m);
-  m.def("link_or_copy_rows", &damo::LinkOrCopyRocksDb, py::arg("source"), py::arg("target"),
-        py::call_guard<py::gil_scoped_release>());
+  damo::RegisterSalvage(m);
 }

@@ -167,4 +167,39 @@ class Store:
     def row_counts(self) -> RowCounts: ...
     def cache_memory_bytes(self) -> int: ...
 
+class TableFile:
+    name: str
+    size: int
+    smallest: bytes
+    largest: bytes
+    oldest: int
+    newest: int
+
+class MalformedRecords:
+    first: bytes
+    last: bytes
+    reason: str
+
+class RecordTally:
+    records: int
+    last_step: int
+
+class RecordWriter:
+    def __init__(self, scratch: str) -> None: ...
+    def finish(self, path: str) -> None: ...
+
+class RecordReader:
+    path: str
+    error: str
+    last_key: bytes | None
+    tallies: dict[int, RecordTally]
+    malformed: list[MalformedRecords]
+    def __init__(self, path: str, payload_sizes: dict[int, int]) -> None: ...
+    def seek(self, key: bytes) -> bool: ...
+    def read(self, n: int, writer: RecordWriter | None) -> int: ...
+
+def payload_size(schema: TableSchema) -> int: ...
+def verify_table_file(path: str) -> None: ...
+def list_table_files(path: str) -> list[TableFile]: ...
+def rebuild_rows(path: str) -> None: ...
 def link_or_copy_rows(source: str, target: str) -> None: ...

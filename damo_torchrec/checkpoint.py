@@ -5,7 +5,6 @@ name, so that the two are there together or not at all; and it repeats the check
 checkpoints are never taken for one.
 """
 
-import io
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -20,14 +19,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from damo_torchrec import pickled_module
 from damo_torchrec.checkpoint_directory import checkpoints_in, is_checkpoint, newest_checkpoint
+from damo_torchrec.dense_part import MODEL_FILE, MODULE_FILE, dump_dense, load_dense
 from damo_torchrec.directory import StoreDirectory
-from damo_torchrec.errors import CorruptionError, SchemaMismatchError
+from damo_torchrec.errors import SchemaMismatchError
 from damo_torchrec.manifest import Manifest
 from damo_torchrec.modules import Collection, store_of
 from damo_torchrec.random_state import random_state, set_random_state
 
-MODEL_FILE = "model.pt"
-MODULE_FILE = "module.pickle"
 _log = logging.getLogger(__name__)
 
 
@@ -137,17 +135,7 @@ def _save(
             "extra": dict(parts.extra or {}),
             "unpicklable": unpicklable,
         }
-        buffer = io.BytesIO()  # torch hides the system's errors where it writes a file itself
-        try:
-            torch.save(dense, buffer)
-            buffer.seek(0)
-            torch.load(buffer, map_location="meta", weights_only=True)
-        except Exception as error:
-            raise ValueError(
-                "extra, or a state dict, holds something that cannot be loaded without pickle: keep to tensors, "
-                f"numbers, strings, and lists and dicts of them ({error})"
-            ) from error
-        return {**contents, MODEL_FILE: buffer.getvalue()}
+        return {**contents, MODEL_FILE: dump_dense(dense)}
 
     return store_of(model)._checkpoint(path, files, background=background)
 
@@ -268,19 +256,11 @@ def _newest_with_dense_part(newest: Path, store: Path) -> Path:
 
 
 def _read_dense(path: Path) -> dict[str, Any]:
-    file = path / MODEL_FILE
     manifest = Manifest.read(path)
     if MODEL_FILE not in manifest.files:
         raise ValueError(f"{path} holds rows only: it was made by checkpoint() or close(), not by save_model")
     manifest.check_files(path)
-    try:
-        dense: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        checkpoint_id = dense["checkpoint_id"]
-    except Exception as error:  # torch has no one exception for a damaged file
-        raise CorruptionError(f"{file} is damaged: {error}") from error
-    if checkpoint_id != manifest.id:
-        raise CorruptionError(f"{file} belongs to another checkpoint than the rows beside it")
-    return dense
+    return load_dense(path, manifest)
 
 
 def _check_model(model: nn.Module, saved: dict[str, torch.Tensor], path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import uuid
+from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
@@ -17,6 +18,18 @@ FILE_NAME = "manifest.json"
 
 _Count = Annotated[int, range(2**63)]
 _Step = Annotated[int, range(2**32)]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Damage of a file, or of a directory."""
+
+    path: Path
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: expected {self.expected}, found {self.found}"
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,11 @@ class TableRecord:
     rows: _Count
 
 
+def new_id() -> str:
+    """An id that no checkpoint has."""
+    return uuid.uuid4().hex
+
+
 @dataclass(frozen=True)
 class Manifest:
     """A checkpoint's contents.
@@ -79,7 +97,7 @@ class Manifest:
     next_table_number: Annotated[int, range(2**31 + 1)]
     tables: dict[str, TableRecord]
     files: dict[str, FileRecord] = field(default_factory=dict)
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    id: str = field(default_factory=new_id)
 
     def write(self, directory: Path) -> None:
         """Writes ``manifest.json`` into `directory`, with a record of the files that are there."""
@@ -100,12 +118,32 @@ class Manifest:
 
     def check_files(self, directory: Path) -> None:
         """Raises CorruptionError if a file of the checkpoint `directory` is missing or not as it was written."""
-        for name, record in self.files.items():
-            path = directory / name
-            if not path.is_file():
-                raise CorruptionError(f"{path} is missing from the checkpoint")
-            if path.stat().st_size != record.size or _file_digest(path) != record.sha256:
-                raise CorruptionError(f"{path} is damaged, or belongs to another checkpoint")
+        for damage in self.file_findings(directory):
+            raise CorruptionError(
+                f"{damage.path} is damaged, or belongs to another checkpoint: "
+                f"expected {damage.expected}, found {damage.found}"
+            )
+
+    def file_findings(self, directory: Path) -> Iterator[Finding]:
+        """What is wrong with the files of the checkpoint `directory`: one is missing, or not as it was written."""
+        for name in self.files:
+            if (finding := self.file_finding(directory, name)) is not None:
+                yield finding
+
+    def file_finding(self, directory: Path, name: str) -> Finding | None:
+        """What is wrong with the file `name`, one of `files`, in the checkpoint `directory`."""
+        record, path = self.files[name], directory / name
+        if not path.is_file():
+            return Finding(path, "a file of the checkpoint", "none")
+        if (size := path.stat().st_size) != record.size:
+            return Finding(path, f"{record.size} bytes", f"{size} bytes")
+        try:
+            digest = _file_digest(path)
+        except OSError as error:
+            return Finding(path, "a readable file", str(error))
+        if digest != record.sha256:
+            return Finding(path, f"the SHA-256 {record.sha256}", str(digest))
+        return None
 
     @staticmethod
     def read(directory: Path) -> "Manifest":
@@ -126,6 +164,8 @@ class Manifest:
             return manifest
         except FileNotFoundError as error:
             raise CorruptionError(f"{directory} is not a checkpoint: it has no {FILE_NAME}") from error
+        except OSError as error:
+            raise CorruptionError(f"{path} cannot be read: {error}") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptionError(f"{path} is damaged: {error}") from error
 

@@ -2,41 +2,19 @@
 
 import hashlib
 import json
-import shutil
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-import rocksdict
 import torch
 import torchrec
 
 import damo_torchrec as damo
 from damo_torchrec.manifest import Manifest
+from raw_records import decode_key, opened
 from support import payloads
 from training import INT64_MAX, INT64_MIN, MixedRun, SmallModel, collection, look_up, update
 
 DELETED = 1 << 31
-
-
-@contextmanager
-def opened(checkpoint: Path, scratch: Path) -> Iterator[rocksdict.Rdict]:
-    """The rows of a checkpoint in a copy: rocksdict writes a file of its own beside them."""
-    shutil.copytree(checkpoint / "rows", scratch / "rows")
-    options = rocksdict.Options(raw_mode=True)
-    rows = rocksdict.Rdict(str(scratch / "rows"), options, access_type=rocksdict.AccessType.read_only())
-    try:
-        yield rows
-    finally:
-        rows.close()
-
-
-def decode_key(key: bytes) -> tuple[int, int]:
-    """(table number, id): big-endian u32, then big-endian u64 of the id with its sign bit flipped."""
-    number, flipped = struct.unpack(">IQ", key)
-    return number, struct.unpack(">q", struct.pack(">Q", flipped ^ (1 << 63)))[0]
 
 
 def test_the_rows_of_a_closed_store_are_those_that_rocksdict_reads(tmp_path):
