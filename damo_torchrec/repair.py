@@ -11,7 +11,7 @@ from pathlib import Path
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoint_directory import ROWS, build_checkpoint, checkpoints_in, is_checkpoint
-from damo_torchrec.dense_part import MODEL_FILE, dump_dense, load_dense
+from damo_torchrec.dense_part import MODEL_FILE, MODULE_FILE, dump_dense, load_dense
 from damo_torchrec.errors import CorruptionError
 from damo_torchrec.manifest import FILE_NAME, Finding, Manifest, TableRecord, new_id
 from damo_torchrec.readable_rows import open_rows
@@ -181,6 +181,12 @@ class _Job:
             self._find(MODEL_FILE, f"the dense part of the checkpoint {self.manifest.id}", f"{error}; it is left out")
             return
         (staged / MODEL_FILE).write_bytes(dump_dense({**dense, "checkpoint_id": repaired.id}))
+        if MODULE_FILE not in self.manifest.files:
+            return
+        if (finding := self.manifest.file_finding(self._source, MODULE_FILE)) is not None:
+            self._find(MODULE_FILE, finding.expected, f"{finding.found}: the model's pickle is left out")
+            return
+        shutil.copyfile(self._source / MODULE_FILE, staged / MODULE_FILE)
 
     def _find(self, name: str, expected: str, found: str) -> None:
         self.findings.append(Finding(self._source / name, expected, found))

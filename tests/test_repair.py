@@ -146,6 +146,15 @@ def test_a_damaged_dense_part_is_left_out_and_named(sample, tmp_path, damage):
     assert not (done.target / "model.pt").exists()
 
 
+def test_a_damaged_pickle_of_the_model_is_left_out_and_named(sample, tmp_path):
+    checkpoint = sample.copy(tmp_path / "checkpoint")
+    flip(checkpoint / "module.pickle", 10)
+    done = repaired(checkpoint)
+    assert [finding.path for finding in done.findings] == [checkpoint / "module.pickle"]
+    assert (done.target / "model.pt").exists()
+    assert not (done.target / "module.pickle").exists()
+
+
 def test_several_damaged_files_at_once(sample, tmp_path):
     """RocksDB's manifest is gone, and a block in each of two files: without it, they are lost as a whole."""
     checkpoint = sample.copy(tmp_path / "checkpoint")
@@ -336,7 +345,7 @@ def test_the_source_is_left_as_it_is_and_nothing_else_remains(sample, tmp_path):
     done = repaired(checkpoint)
     assert contents() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", done.target.name]
-    assert sorted(p.name for p in done.target.iterdir()) == ["manifest.json", "model.pt", "rows"]
+    assert sorted(p.name for p in done.target.iterdir()) == ["manifest.json", "model.pt", "module.pickle", "rows"]
 
 
 def test_an_existing_target_is_refused(sample, tmp_path):
