@@ -25,6 +25,7 @@ NEWEST = Path("checkpoints/step_3")
 FILES = [
     "manifest.json",
     "model.pt",
+    "module.pickle",
     "rows/000008.sst",  # the oldest, which the other checkpoints have, too
     "rows/000010.sst",
     "rows/CURRENT",
@@ -180,7 +181,7 @@ def test_promise_4_a_checkpoint_without_a_manifest_is_not_passed_over(store, tmp
     (path / "checkpoints" / which / "manifest.json").unlink()
     for read_only in (True, False):
         with pytest.raises(
-            damo.CorruptionError, match=rf"checkpoints/{which} .*no manifest\.json.*name another one by"
+            damo.CorruptionError, match=rf"checkpoints/{which} .*no manifest\.json.*name another one"
         ):
             open_store(path, read_only=read_only)
     with pytest.raises(damo.CorruptionError, match=r"no manifest\.json"):

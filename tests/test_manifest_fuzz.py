@@ -98,7 +98,7 @@ def is_number_or_text(value: object) -> bool:
 # What docs/format.md says of each field.
 FIELDS: dict[str, Callable[[object], bool]] = {
     "id": is_text,
-    "seed": is_int(-(2**63), 2**63),
+    "seed": is_int(-(2**127), 2**127),
     "step": is_int(0, 2**32),
     "sequence": is_int(0, 2**63),
     "next_table_number": is_int(0, 2**31 + 1),
