@@ -277,6 +277,12 @@ std::vector<TableState> Store::BeginCheckpoint() {
   return states;
 }
 
+std::pair<std::vector<TableState>, bool> Store::Checkpoint(const std::string& path, bool link) {
+  std::vector<TableState> states = BeginCheckpoint();
+  const bool linked = WriteCheckpoint(path, link);
+  return {std::move(states), linked};
+}
+
 bool Store::WriteCheckpoint(const std::string& path, bool link) {
   CheckProcess();
   std::unique_lock data(mutex_);

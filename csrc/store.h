@@ -17,6 +17,7 @@
 #include <mutex>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "buffer_pool.h"
@@ -172,9 +173,13 @@ class Store {
   // ---- durability
 
   void Flush();
-  // Begins a checkpoint of the rows as they are now, once the one before has ended; returns each table's state.
-  // Forward, Backward, Get, Contains and Prefetch go on while it is written; other calls that change or write rows
-  // wait.
+  // Writes a checkpoint of the rows as they are now into the new directory `path`; returns each table's state, and
+  // whether files were linked rather than copied.
+  std::pair<std::vector<TableState>, bool> Checkpoint(const std::string& path, bool link);
+
+  // The same in two steps. Begins a checkpoint of the rows as they are now, once the one before has ended; returns each
+  // table's state. Forward, Backward, Get, Contains and Prefetch go on while it is written; other calls that change or
+  // write rows wait.
   std::vector<TableState> BeginCheckpoint();
   // Writes it into the new directory `path`, which ends it, whether it throws or not. Returns whether files were linked
   // rather than copied. REQUIRES: BeginCheckpoint. May run in a thread of its own.

@@ -25,6 +25,7 @@ from damo_torchrec.errors import SchemaMismatchError
 from damo_torchrec.manifest import Manifest
 from damo_torchrec.modules import Collection, store_of
 from damo_torchrec.random_state import random_state, set_random_state
+from damo_torchrec.store import Files
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +80,9 @@ def save_model(
             `extra` holds something else.
         OutOfSpaceError, DamoError: the disk is full or refuses; nothing is left behind.
     """
-    return _save(model, path, training, _Parts(optimizer, schedulers, step, extra), background=False).result()
+    if not training:
+        raise ValueError("training=False, a model for serving, is not available: save_model keeps training checkpoints")
+    return store_of(model)._checkpoint(path, _files(model, _Parts(optimizer, schedulers, step, extra)))
 
 
 def save_model_async(
@@ -98,7 +101,7 @@ def save_model_async(
     Returns:
         Future: of the checkpoint's directory. Its ``result()`` waits, and raises what the disk refuses.
     """
-    return _save(model, path, True, _Parts(optimizer, schedulers, step, extra), background=True)
+    return store_of(model)._checkpoint_async(path, _files(model, _Parts(optimizer, schedulers, step, extra)))
 
 
 @dataclass(frozen=True)
@@ -111,12 +114,7 @@ class _Parts:
     extra: Mapping[str, Any] | None
 
 
-def _save(
-    model: nn.Module, path: str | os.PathLike[str] | None, training: bool, parts: _Parts, background: bool
-) -> Future[Path]:
-    if not training:
-        raise ValueError("training=False, a model for serving, is not available: save_model keeps training checkpoints")
-
+def _files(model: nn.Module, parts: _Parts) -> Files:
     def files(manifest: Manifest) -> dict[str, bytes]:
         contents = {}
         unpicklable = None
@@ -137,7 +135,7 @@ def _save(
         }
         return {**contents, MODEL_FILE: dump_dense(dense)}
 
-    return store_of(model)._checkpoint(path, files, background=background)
+    return files
 
 
 def load_model(

@@ -72,8 +72,8 @@ class StoreDirectory:
         if self._lock >= 0:
             # Closing is not enough: a forked child may have the file open still.
             fcntl.flock(self._lock, fcntl.LOCK_UN)
-            os.close(self._lock)
-            self._lock = -1
+            descriptor, self._lock = self._lock, -1
+            os.close(descriptor)
 
     @property
     def live(self) -> Path:

@@ -20,7 +20,9 @@ from typing import Any
 from damo_torchrec import _core
 from damo_torchrec.catalog import Catalog, check_seed
 from damo_torchrec.checkpoint_directory import (
+    CHECKPOINTS,
     ROWS,
+    build_checkpoint,
     check_target,
     checkpoints_in,
     clear_unfinished,
@@ -40,6 +42,8 @@ from damo_torchrec.stats import StoreStats, TableStats
 from damo_torchrec.table import Table, TableDefinition
 
 _log = logging.getLogger(__name__)
+# Contents of files beside the rows, by name, for a manifest.
+Files = Callable[[Manifest], Mapping[str, bytes]]
 
 
 # What a normal end of the interpreter closes, so that forgetting close() costs nothing.
@@ -356,7 +360,7 @@ class EmbeddingStore:
             OutOfSpaceError, DamoError: the disk is full or refuses; the store goes on as it was.
         """
         with self._mutex:
-            return self._newest_if_unchanged(path) or self._checkpoint(path, link=link).result()
+            return self._newest_if_unchanged(path) or self._checkpoint(path, link=link)
 
     def checkpoint_async(self, path: str | os.PathLike[str] | None = None, *, link: bool = True) -> Future[Path]:
         """As `checkpoint`, of the rows as they are now, but written by a thread of its own while training goes on.
@@ -374,7 +378,7 @@ class EmbeddingStore:
         with self._mutex:
             newest = self._newest_if_unchanged(path)
             if newest is None:
-                return self._checkpoint(path, link=link, background=True)
+                return self._checkpoint_async(path, link=link)
             done: Future[Path] = Future()
             done.set_result(newest)
             return done
@@ -386,42 +390,71 @@ class EmbeddingStore:
         return checkpoints[-1] if checkpoints else None
 
     def _checkpoint(
-        self,
-        path: str | os.PathLike[str] | None,
-        files: Callable[[Manifest], Mapping[str, bytes]] = lambda _: {},
-        *,
-        link: bool = True,
-        background: bool = False,
-    ) -> Future[Path]:
-        """A checkpoint with more files, whose contents `files` gives as they are now."""
+        self, path: str | os.PathLike[str] | None, files: Files | None = None, *, link: bool = True
+    ) -> Path:
+        """A checkpoint with more files: `files` gives their contents."""
         with self._mutex:
-            engine = self._engine
-            directory = self._writable_directory()
-            self._check_nothing_pending("checkpoint")
-            self._writer.wait()
-            existing = self.checkpoints()
-            newest = Manifest.read(existing[-1]).sequence if existing else -1
-            sequence = max(newest, self._catalog.manifest.sequence) + 1
-            states = engine.begin_checkpoint()
+            target = self._new_checkpoint(path)
+            made: list[Manifest] = []
+
+            def fill(staged: Path) -> None:
+                states, _ = self._engine.checkpoint(str(staged / ROWS), link)
+                made.append(self._catalog.snapshot(self._sequence(), states))
+                _write_beside_rows(staged, made[0], files(made[0]) if files else {})
+
+            build_checkpoint(target, fill)
+            self._catalog.manifest = made[0]
+            self._changed &= target.parent != self.path / CHECKPOINTS
+            return target
+
+    def _checkpoint_async(
+        self, path: str | os.PathLike[str] | None, files: Files | None = None, *, link: bool = True
+    ) -> Future[Path]:
+        """As `_checkpoint`; what `files` gives is taken now."""
+        with self._mutex:
+            target = self._new_checkpoint(path)
+            engine, changed = self._engine, self._changed
             try:
-                manifest = self._catalog.snapshot(sequence, states)
-                default = free_name(directory.checkpoints_path, manifest.step)
-                target = Path(path).absolute() if path is not None else default
-                check_target(target)
-                contents = files(manifest)
+                states = engine.begin_checkpoint()
+                manifest = self._catalog.snapshot(self._sequence(), states)
+                contents = files(manifest) if files else {}
+                self._changed = changed and target.parent != self.path / CHECKPOINTS
+
+                def fill(staged: Path) -> None:
+                    engine.write_checkpoint(str(staged / ROWS), link)
+                    _write_beside_rows(staged, manifest, contents)
+
+                def write() -> Path:
+                    try:
+                        build_checkpoint(target, fill)
+                        self._catalog.manifest = manifest
+                    except BaseException:
+                        _log.exception("the checkpoint %s failed", target)
+                        engine.abandon_checkpoint()  # if it has not come to the rows
+                        self._changed |= changed
+                        raise
+                    return target
+
+                return self._writer.begin(write)
             except BaseException:
                 engine.abandon_checkpoint()
                 raise
-            changed = self._changed
-            self._changed = changed and target.parent != directory.checkpoints_path
 
-            def ended(succeeded: bool) -> None:
-                if succeeded:
-                    self._catalog.manifest = manifest
-                else:
-                    self._changed |= changed
+    def _new_checkpoint(self, path: str | os.PathLike[str] | None) -> Path:
+        """Where one can be made now: at `path`, or at a new name inside the store."""
+        _ = self._engine
+        directory = self._writable_directory()
+        self._check_nothing_pending("checkpoint")
+        self._writer.wait()
+        target = Path(path).absolute() if path is not None else free_name(directory.checkpoints_path, self.step)
+        check_target(target)
+        return target
 
-            return self._writer.write(engine, target, link, manifest, contents, ended, background)
+    def _sequence(self) -> int:
+        """Of the next checkpoint."""
+        existing = self.checkpoints()
+        newest = Manifest.read(existing[-1]).sequence if existing else -1
+        return max(newest, self._catalog.manifest.sequence) + 1
 
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints inside the store, oldest first."""
@@ -449,9 +482,9 @@ class EmbeddingStore:
             # What cannot be opened is found before the rows of now are given up.
             with _naming(source):
                 _core.Store(str(fresh), False, False, self._engine_options()).close()
-            engine.close()
-            self._pending.clear()
             try:
+                engine.close()
+                self._pending.clear()
                 directory.start_live(fresh)
                 self._start(manifest, directory.live)
             except BaseException:
@@ -474,9 +507,11 @@ class EmbeddingStore:
 
         If the checkpoint fails, the store stays open.
         """
-        if self._core is None or os.getpid() != self._process:
+        if self.closed or os.getpid() != self._process:
             return
         with self._mutex:
+            if self._core is None:  # since another thread has closed it
+                return
             self._writer.wait()
             if self._pending:
                 _log.warning(
@@ -488,18 +523,23 @@ class EmbeddingStore:
             durable = not (self._read_only or self._temporary or self._options.backend == "memory")
             if durable and self._changed:
                 self._checkpoint(None)
-            engine, self._core = self._engine, None
             try:
                 self._writer.close()
-                engine.close()
+                self._engine.close()
                 if self._directory is not None:
                     self._directory.remove_live()
-            finally:  # interrupted or not, others can open it
-                _open_stores.discard(self)
-                if self._directory is not None:
-                    self._directory.release()
-                if self._temporary:
-                    shutil.rmtree(self._path, ignore_errors=True)
+            finally:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """Whatever has happened, others can open the store. Interrupted, it goes on where `close` is called again."""
+        self._engine.close()
+        if self._directory is not None:
+            self._directory.release()
+        if self._temporary:
+            shutil.rmtree(self._path, ignore_errors=True)
+        self._core = None
+        _open_stores.discard(self)
 
     def __enter__(self) -> EmbeddingStore:
         return self
@@ -568,6 +608,12 @@ def _naming(checkpoint: Path) -> Iterator[None]:
         raise CorruptionError(
             f"a file of {checkpoint / ROWS}, maybe not the one named here, is damaged: {error}"
         ) from error
+
+
+def _write_beside_rows(staged: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> None:
+    for name, content in contents.items():
+        (staged / name).write_bytes(content)
+    manifest.write(staged)
 
 
 def _parse_budget(budget: int | str) -> int:

@@ -180,9 +180,7 @@ def test_promise_4_a_checkpoint_without_a_manifest_is_not_passed_over(store, tmp
     path = shutil.copytree(store, tmp_path / "store")
     (path / "checkpoints" / which / "manifest.json").unlink()
     for read_only in (True, False):
-        with pytest.raises(
-            damo.CorruptionError, match=rf"checkpoints/{which} .*no manifest\.json.*name another one"
-        ):
+        with pytest.raises(damo.CorruptionError, match=rf"checkpoints/{which} .*no manifest\.json.*name another one"):
             open_store(path, read_only=read_only)
     with pytest.raises(damo.CorruptionError, match=r"no manifest\.json"):
         damo.EmbeddingStore(path, restore=which)

@@ -201,13 +201,15 @@ class InterruptedOnceClosed:
 
     def __init__(self, engine: object) -> None:
         self._engine = engine
+        self._interrupts = [KeyboardInterrupt]
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._engine, name)
 
     def close(self) -> None:
         self._engine.close()
-        raise KeyboardInterrupt
+        while self._interrupts:
+            raise self._interrupts.pop()
 
 
 def test_a_store_that_is_interrupted_while_it_closes_loses_nothing_and_is_opened_again(tmp_path):
