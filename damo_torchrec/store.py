@@ -410,9 +410,9 @@ class EmbeddingStore:
             # What cannot be opened is found before the rows of now are given up.
             with _naming(source):
                 _core.Store(str(fresh), False, False, self._engine_options()).close()
-            engine.close()
-            self._pending.clear()
             try:
+                engine.close()
+                self._pending.clear()
                 directory.start_live(fresh)
                 self._start(manifest, directory.live)
             except BaseException:
@@ -428,9 +428,11 @@ class EmbeddingStore:
 
         If the checkpoint fails, the store stays open.
         """
-        if self._core is None or os.getpid() != self._process:
+        if self.closed or os.getpid() != self._process:
             return
         with self._mutex:
+            if self._core is None:  # since another thread has closed it
+                return
             if self._pending:
                 _log.warning(
                     "the store %s closes while gradients wait for accumulate(%d): they are dropped",
@@ -441,16 +443,23 @@ class EmbeddingStore:
             durable = not (self._read_only or self._temporary or self._options.backend == "memory")
             if durable and self._changed:
                 self._checkpoint(None)
-            engine, self._core = self._engine, None
-            engine.close()
-            _open_stores.discard(self)
-            if self._directory is not None:
-                try:
+            self._engine.close()
+            # A call that is interrupted from here on leaves the rest to the next one, or to the end of the interpreter.
+            try:
+                if self._directory is not None:
                     self._directory.remove_live()
-                finally:
-                    self._directory.release()
-            if self._temporary:
-                shutil.rmtree(self._path, ignore_errors=True)
+            except OSError:
+                self._let_go()
+                raise
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._directory is not None:
+            self._directory.release()
+        if self._temporary:
+            shutil.rmtree(self._path, ignore_errors=True)
+        self._core = None
+        _open_stores.discard(self)
 
     def __enter__(self) -> EmbeddingStore:
         return self
@@ -493,7 +502,7 @@ class EmbeddingStore:
         if os.getpid() != self._process:
             raise StoreClosedError(
                 f"the store {self._path} belongs to process {self._process}, which opened it: "
-                "a child process cannot use it after a fork"
+                f"its child, process {os.getpid()}, cannot use it after a fork"
             )
         if self._core is None:
             raise StoreClosedError(f"the store {self._path} is closed")
