@@ -43,29 +43,32 @@ class StoreDirectory:
             )
         with os_errors(f"cannot make the store {path}"):
             path.mkdir(exist_ok=True, parents=True)
-        self._lock = self._acquire()
+        self._lock = -1
+        try:
+            self._acquire()
+        except BaseException:
+            self.release()
+            raise
 
     @staticmethod
     def is_store(path: Path) -> bool:
         """Whether `path` looks like a store's directory."""
         return (path / "LOCK").is_file() or (path / CHECKPOINTS).is_dir()
 
-    def _acquire(self) -> int:
+    def _acquire(self) -> None:
         lock_path = self.path / "LOCK"
         with os_errors(f"cannot open {lock_path}"):
-            descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "another process"
-            os.close(descriptor)
+            holder = os.read(self._lock, 32).decode(errors="replace").strip() or "another process"
             raise StoreLockedError(
                 f"the store {self.path} is open already, in process {holder}: close it there first, or open it "
                 "with read_only=True"
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        return descriptor
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Lets others open the store."""

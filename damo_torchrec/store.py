@@ -523,17 +523,18 @@ class EmbeddingStore:
             durable = not (self._read_only or self._temporary or self._options.backend == "memory")
             if durable and self._changed:
                 self._checkpoint(None)
+            self._writer.close()
+            self._engine.close()
+            # A call that is interrupted from here on leaves the rest to the next one, or to the end of the interpreter.
             try:
-                self._writer.close()
-                self._engine.close()
                 if self._directory is not None:
                     self._directory.remove_live()
-            finally:
+            except OSError:
                 self._let_go()
+                raise
+            self._let_go()
 
     def _let_go(self) -> None:
-        """Whatever has happened, others can open the store. Interrupted, it goes on where `close` is called again."""
-        self._engine.close()
         if self._directory is not None:
             self._directory.release()
         if self._temporary:
@@ -582,7 +583,7 @@ class EmbeddingStore:
         if os.getpid() != self._process:
             raise StoreClosedError(
                 f"the store {self._path} belongs to process {self._process}, which opened it: "
-                "a child process cannot use it after a fork"
+                f"its child, process {os.getpid()}, cannot use it after a fork"
             )
         if self._core is None:
             raise StoreClosedError(f"the store {self._path} is closed")

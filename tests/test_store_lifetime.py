@@ -218,6 +218,7 @@ def test_a_store_that_is_interrupted_while_it_closes_loses_nothing_and_is_opened
     store._core = InterruptedOnceClosed(store._core)
     with pytest.raises(KeyboardInterrupt):
         store.close()
+    store.close()
     assert store.closed
     with damo.EmbeddingStore(tmp_path / "store") as again:
         assert again.step == 1
