@@ -4,10 +4,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 #include <string>
 #include <system_error>
+#include <vector>
 
 #include "status.h"
 
@@ -15,9 +17,9 @@ namespace damo {
 namespace {
 
 [[noreturn]] void Throw(int error, const std::string& what, const std::string& path) {
-  const ErrorCode code = error == ENOSPC || error == EDQUOT ? ErrorCode::kOutOfSpace
-                         : error == EEXIST                  ? ErrorCode::kInvalidArgument
-                                                            : ErrorCode::kIo;
+  const ErrorCode code = error == ENOSPC || error == EDQUOT || error == EFBIG ? ErrorCode::kOutOfSpace
+                         : error == EEXIST                                    ? ErrorCode::kInvalidArgument
+                                                                              : ErrorCode::kIo;
   throw Error(code, what + " " + path + ": " + std::generic_category().message(error));
 }
 
@@ -36,6 +38,14 @@ class FileDescriptor {
   int fd_;
 };
 
+void Write(const FileDescriptor& file, std::string_view contents, const std::string& path) {
+  while (!contents.empty()) {
+    const ssize_t n = ::write(file.get(), contents.data(), contents.size());
+    if (n < 0 && errno != EINTR) Throw(errno, "cannot write", path);
+    if (n > 0) contents.remove_prefix(static_cast<size_t>(n));
+  }
+}
+
 }  // namespace
 
 void Sync(const std::string& path) {
@@ -46,25 +56,30 @@ void Sync(const std::string& path) {
 void WriteFile(const std::string& path, std::string_view contents) {
   {
     FileDescriptor file(path, O_WRONLY | O_CREAT | O_EXCL);
-    while (!contents.empty()) {
-      const ssize_t n = ::write(file.get(), contents.data(), contents.size());
-      if (n < 0 && errno != EINTR) Throw(errno, "cannot write", path);
-      if (n > 0) contents.remove_prefix(static_cast<size_t>(n));
-    }
+    Write(file, contents, path);
   }
   Sync(path);
 }
 
+// std::filesystem::copy_file tells of a full disk as an input/output error.
 void CopyFile(const std::string& from, const std::string& to, uint64_t size) {
-  std::error_code error;
-  std::filesystem::copy_file(from, to, error);
-  const uint64_t copied = error ? 0 : std::filesystem::file_size(to, error);
-  if (!error && copied < size) {
-    throw Error(ErrorCode::kIo, "cannot copy " + from + ": expected " + std::to_string(size) + " bytes, found " +
-                                    std::to_string(copied));
+  {
+    FileDescriptor source(from, O_RDONLY);
+    FileDescriptor target(to, O_WRONLY | O_CREAT | O_EXCL);
+    std::vector<char> buffer(size_t{1} << 20);
+    uint64_t copied = 0;
+    while (copied < size) {
+      const ssize_t n = ::read(source.get(), buffer.data(), std::min<uint64_t>(size - copied, buffer.size()));
+      if (n < 0 && errno != EINTR) Throw(errno, "cannot read", from);
+      if (n == 0) {
+        throw Error(ErrorCode::kIo, "cannot copy " + from + ": expected " + std::to_string(size) + " bytes, found " +
+                                        std::to_string(copied));
+      }
+      if (n <= 0) continue;
+      Write(target, {buffer.data(), static_cast<size_t>(n)}, to);
+      copied += static_cast<uint64_t>(n);
+    }
   }
-  if (!error && copied > size) std::filesystem::resize_file(to, size, error);
-  if (error) Throw(error.value(), "cannot copy " + from + " to", to);
   Sync(to);
 }
 

@@ -98,8 +98,9 @@ class StoreDirectory:
 
     def remove_live(self) -> None:
         """Removes the live rows. REQUIRES: a checkpoint holds them, or the user gave them up."""
-        if self.live.exists():
-            shutil.rmtree(self.live)
+        with os_errors(f"cannot remove {self.live}"):
+            if self.live.exists():
+                shutil.rmtree(self.live)
 
     def prepare_live(self, checkpoint: Path) -> Path:
         """Makes a directory with the rows of `checkpoint` beside the live ones, for `start_live`."""

@@ -34,8 +34,8 @@ from damo_torchrec.checkpoint_directory import (
 )
 from damo_torchrec.checkpoint_writer import CheckpointWriter
 from damo_torchrec.directory import StoreDirectory
-from damo_torchrec.errors import CorruptionError, StoreClosedError, UncleanStoreError
-from damo_torchrec.files import on_tmpfs, sync_directory
+from damo_torchrec.errors import CorruptionError, DamoError, StoreClosedError, UncleanStoreError
+from damo_torchrec.files import on_tmpfs, os_errors, sync_directory
 from damo_torchrec.manifest import Manifest
 from damo_torchrec.options import StoreOptions, parse_bytes
 from damo_torchrec.stats import StoreStats, TableStats
@@ -81,6 +81,7 @@ class EmbeddingStore:
         SchemaMismatchError: the store has another seed.
         UncleanStoreError: the store was not closed and ``restore=None``; lists its checkpoints.
         CorruptionError: the checkpoint is damaged.
+        OutOfSpaceError, DamoError: the disk is full or refuses.
     """
 
     def __init__(
@@ -125,11 +126,12 @@ class EmbeddingStore:
         self._catalog = Catalog(self._path, _empty_manifest(0))
         self._directory: StoreDirectory | None = None
         try:
-            if read_only:
-                self._open_read_only(seed, restore)
-            else:
-                self._directory = StoreDirectory(self._path)
-                self._open(seed, restore)
+            with os_errors(f"cannot open the store {self._path}"):
+                if read_only:
+                    self._open_read_only(seed, restore)
+                else:
+                    self._directory = StoreDirectory(self._path)
+                    self._open(seed, restore)
         except BaseException:
             self._abandon()
             if self._temporary:
@@ -529,7 +531,7 @@ class EmbeddingStore:
             try:
                 if self._directory is not None:
                     self._directory.remove_live()
-            except OSError:
+            except DamoError:
                 self._let_go()
                 raise
             self._let_go()

@@ -97,6 +97,13 @@ class Collection(abc.ABC, nn.Module):
         batch = self._batch(features)
         self.store._engine.prefetch(make_lookup(batch, self._engine_features(batch.keys, self.training)))
 
+    def _as_ids(self, what: str, ids: torch.Tensor) -> torch.Tensor:
+        """`as_int64`, but refuses more ids than could be looked up at once before it copies them."""
+        budget = self.store._memory_budget
+        if ids.numel() > budget // 8:
+            raise ValueError(f"{ids.numel()} ids at once are more than memory_budget ({budget} bytes) allows")
+        return as_int64(what, ids)
+
     @abc.abstractmethod
     def _batch(self, features: Any) -> Batch:
         """What the engine is to look up for these features."""

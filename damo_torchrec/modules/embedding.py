@@ -14,7 +14,7 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 from damo_torchrec.autograd import Batch
 from damo_torchrec.default_store import set_default_store
 from damo_torchrec.modules import damo_dicts
-from damo_torchrec.modules.collection import Collection, as_int64, check_device
+from damo_torchrec.modules.collection import Collection, check_device
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store import EmbeddingStore
 
@@ -124,7 +124,7 @@ class Embedding(Collection):
 
     def _batch(self, ids: torch.Tensor) -> Batch:
         check_device("ids", ids, self._device)
-        flat = as_int64("ids", ids.reshape(-1))
+        flat = self._as_ids("ids", ids.reshape(-1))
         n = flat.numel()
         lengths = torch.ones(n, dtype=torch.int64, device="cpu")
         if self.padding_idx is not None:

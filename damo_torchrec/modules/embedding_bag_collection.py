@@ -140,7 +140,7 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
         bags: torch.Tensor | None = None,
     ) -> Batch:
         check_device("values", values, self._device)
-        ids = as_int64("values", values)
+        ids = self._as_ids("values", values)
         lengths = as_int64("lengths", lengths)
         if bags is not None and bool((bags < 0).any()):
             raise ValueError(f"batch sizes of features must not be negative, got {bags.tolist()}")

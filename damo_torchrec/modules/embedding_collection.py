@@ -12,7 +12,7 @@ from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
 from damo_torchrec import operators
 from damo_torchrec.autograd import Batch
-from damo_torchrec.modules.collection import Collection, as_int64, check_device
+from damo_torchrec.modules.collection import Collection, check_device
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store import EmbeddingStore
 
@@ -143,7 +143,7 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
 
     def _make_batch(self, values: torch.Tensor, ids_per_key: list[int], keys: list[str]) -> Batch:
         check_device("values", values, self._device)
-        ids = as_int64("values", values)
+        ids = self._as_ids("values", values)
         bags = torch.tensor(ids_per_key, dtype=torch.int64, device="cpu")
         if int(bags.sum()) != ids.numel() or bool((bags < 0).any()):
             raise ValueError(f"lengths must sum to the number of values, {ids.numel()}, got {int(bags.sum())}")

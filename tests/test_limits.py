@@ -1,0 +1,271 @@
+"""Full disks on every way to the disk, the smallest numbers, and more ids than memory."""
+
+import errno
+import itertools
+import os
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torchrec import KeyedJaggedTensor
+
+import damo_torchrec as damo
+from processes import run
+from support import A_HANDFUL_OF_ROWS, config, kjt, payloads
+from training import SmallModel, assert_same_rows, collection, rows_of, update
+
+DIM = 256
+
+
+def open_store(path: Path | None, **arguments: object) -> damo.EmbeddingStore:
+    options = damo.StoreOptions(
+        num_threads=2, cache_bytes=A_HANDFUL_OF_ROWS, backend="memory" if path is None else "rocksdb"
+    )
+    return damo.EmbeddingStore(path, memory_budget="64MiB", options=options, **arguments)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """A process whose files cannot grow: what it writes beyond raises EFBIG, as a quota does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def step(model: SmallModel) -> None:
+    """Some kilobytes of rows, which are a function of the number of updates."""
+    n = model.ebc.store.step
+    update(model.ebc, {"t": [[i] for i in range(50 * n, 50 * n + 200)]}, gradient=n + 1.0)
+
+
+def undisturbed(steps: int) -> dict[int, bytes]:
+    with open_store(None) as store:
+        model = SmallModel(store)
+        for _ in range(steps):
+            step(model)
+        return payloads(store, "t")
+
+
+def leftovers(path: Path) -> list[str]:
+    return sorted(p.name for p in (path / "checkpoints").iterdir() if p.name.startswith("."))
+
+
+# ------------------------------------------------------------------ a full disk under an open store
+
+
+WRITES: dict[str, Callable[[damo.EmbeddingStore, SmallModel], object]] = {
+    "checkpoint": lambda store, _: store.checkpoint(),
+    "checkpoint elsewhere": lambda store, _: store.checkpoint(store.path.parent / "own"),
+    "save_model": lambda _, model: damo.save_model(model, optimizer=model.optimizer),
+    "close": lambda store, _: store.close(),
+    "restore": lambda store, _: store.restore("step_1"),
+    "load_model": lambda store, model: damo.load_model(store.path / "checkpoints" / "step_1", model),
+}
+
+
+def write_to_a_full_disk(path: Path, what: str) -> None:
+    with open_store(path) as store:
+        model = SmallModel(store)
+        step(model)
+        damo.save_model(model)
+        step(model)
+        before = rows_of(store)
+        with files_of_at_most(0):
+            # Rows that were handed over wait in memory: flushing them needs no disk yet.
+            store.flush()
+            with pytest.raises(damo.OutOfSpaceError, match=str(path)):
+                WRITES[what](store, model)
+        assert not store.closed
+        assert_same_rows(rows_of(store), before)
+        assert leftovers(path) == []
+        assert not (path.parent / "own").exists()
+        step(model)
+        WRITES[what](store, model)
+        if what in ("restore", "load_model"):
+            step(model)
+            step(model)
+    with open_store(path, restore=None) as store:
+        SmallModel(store)
+        assert store.step == 3
+        assert payloads(store, "t") == undisturbed(3)
+
+
+@pytest.mark.slow
+def test_a_full_disk_raises_and_training_goes_on_where_it_was(tmp_path):
+    """All at once: the engine waits for some seconds whether there comes to be space."""
+
+    def in_a_process(number: int, what: str) -> None:
+        run(write_to_a_full_disk, tmp_path / str(number) / "store", what)
+
+    for number in range(len(WRITES)):
+        (tmp_path / str(number)).mkdir()
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(in_a_process, range(len(WRITES)), WRITES))
+
+
+# ------------------------------------------------------------------ a full disk under a store that is opened
+
+
+def open_on_a_full_disk(path: Path, source: Path | None, steps: int, limit: int) -> None:
+    restore = "latest" if source is None else source
+    with files_of_at_most(limit), pytest.raises(damo.OutOfSpaceError, match=str(path)):
+        open_store(path, restore=restore)
+    with open_store(path, restore=restore) as store:
+        model = SmallModel(store)
+        assert store.step == steps
+        assert payloads(store, "t") == undisturbed(steps)
+        step(model)
+
+
+# Bytes that a file may have: none, enough for the shortest, and for all but rows, where those are not linked.
+@pytest.mark.parametrize(
+    ("how", "limit"),
+    [
+        *itertools.product(["new", "existing", "from a checkpoint", "from a checkpoint on another disk"], [0, 64]),
+        ("from a checkpoint on another disk", 5000),
+    ],
+)
+def test_a_store_that_does_not_fit_opens_once_it_does(tmp_path, how, limit):
+    path, source = tmp_path / "store", None
+    if how != "new":
+        with open_store(path) as store:
+            model = SmallModel(store)
+            step(model)
+            source = store.checkpoint(tmp_path / "source")
+    if how.startswith("from"):
+        path = tmp_path / "other"
+    else:
+        source = None
+    if how.endswith("another disk"):
+        elsewhere = Path("/dev/shm") / tmp_path.name
+        if not elsewhere.parent.is_dir() or elsewhere.parent.stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("there is no other file system in /dev/shm")
+        shutil.copytree(source, elsewhere)
+        source = elsewhere
+    try:
+        run(open_on_a_full_disk, path, source, 0 if how == "new" else 1, limit)
+    finally:
+        if how.endswith("another disk"):
+            shutil.rmtree(source)
+    with open_store(path, restore=None) as store:
+        SmallModel(store)
+        assert payloads(store, "t") == undisturbed(store.step)
+
+
+# ------------------------------------------------------------------ a small disk that fills up
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 64 MiB."""
+    where = tmp_path / "small"
+    where.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(where)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"only root may mount a file system: {mounted.stderr.strip()}")
+    yield where
+    subprocess.run(["umount", str(where)], check=True)
+
+
+def fill_up(where: Path) -> int:
+    """Trains until nothing fits any more, then makes room and goes on. Returns the number of updates."""
+    ballast = where / "ballast"
+    ballast.write_bytes(bytes(40 << 20))
+    with open_store(where / "store") as store:
+        ebc = collection(store, "t", dim=DIM, initial=0.0)
+        with pytest.raises(damo.OutOfSpaceError, match=str(where)) as raised:
+            train_on_new_ids(ebc, 200)
+        assert os.strerror(errno.ENOSPC) in str(raised.value)
+        assert 0 < store.step < 200
+        ballast.unlink()
+        assert_all_are_whole(store)
+        train_on_new_ids(ebc, 2)
+        return store.step
+
+
+def train_on_new_ids(ebc: damo.EmbeddingBagCollection, steps: int) -> None:
+    first = 500 * ebc.store.step
+    for i in range(first, first + 500 * steps, 500):
+        update(ebc, {"t": [[j] for j in range(i, i + 500)]})
+
+
+def assert_all_are_whole(store: damo.EmbeddingStore) -> None:
+    rows = [(ids, weights) for ids, weights in store.table("t").items()]
+    assert torch.equal(torch.cat([ids for ids, _ in rows]), torch.arange(500 * store.step))
+    assert all(torch.equal(weights, torch.full_like(weights, -1.0)) for _, weights in rows)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_in_training_raises_and_training_goes_on(small_disk):
+    steps = run(fill_up, small_disk)
+    with open_store(small_disk / "store", restore=None) as store:
+        collection(store, "t", dim=DIM, initial=0.0)
+        assert store.step == steps
+        assert_all_are_whole(store)
+
+
+# ------------------------------------------------------------------ numbers
+
+
+@pytest.mark.parametrize("flush", [False, True])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adagrad])
+def test_the_smallest_numbers_are_what_torch_makes_of_them(memory_store, optimizer, flush):
+    """They are kept whatever the caller's processor flushes to zero: torch's result without flushing is the oracle."""
+    smallest, gradients = 2.0**-149, torch.tensor([2.0**-149, -(2.0**-140), 2.0**-127, 3 * 2.0**-128])
+    weight = torch.nn.Parameter(torch.full((4,), 5 * smallest))
+    theirs = optimizer([weight], lr=1.0)
+    weight.grad = gradients.clone()
+    theirs.step()
+    ebc = collection(memory_store, "t", optimizer=optimizer, initial=5 * smallest)
+    batch = kjt({"t": [[7]]})
+    output = ebc(batch).values()
+    if flush and not torch.set_flush_denormal(True):
+        pytest.skip("this processor has no such mode")
+    try:
+        output.backward(gradients[None])
+    finally:
+        torch.set_flush_denormal(False)
+    (row,) = memory_store.table("t").get([7])
+    assert row.view(torch.int32).tolist() == weight.detach().view(torch.int32).tolist()
+    assert torch.equal(ebc.eval()(batch).values()[0], row)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 1000])
+def test_bags_that_are_all_empty_update_no_row_and_count(store, samples):
+    ebc = damo.EmbeddingBagCollection([config("a"), config("b", features=["x", "y"])], store=store)
+    batch = kjt({name: [[]] * samples for name in ("a", "x", "y")})
+    for i in range(3):
+        output = ebc(batch).values()
+        assert torch.equal(output, torch.zeros(samples, 24))
+        output.backward(torch.ones_like(output))
+        assert [(len(t), t.iter) for t in store.tables().values()] == [(0, i + 1)] * 2
+
+
+def ask_for_more_than_memory() -> str:
+    """In a process that could not allocate so many ids if it tried."""
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    n = 2**31
+    batch = KeyedJaggedTensor(["t"], torch.zeros(1, dtype=torch.int64).expand(n), lengths=torch.tensor([n]))
+    with open_store(None) as store:
+        ebc = collection(store, "t", initial=0.0)
+        for call in (ebc, ebc.prefetch, ebc.eval()):
+            with pytest.raises(ValueError, match=r"2147483648 ids.*memory_budget") as raised:
+                call(batch)
+        update(ebc.train(), {"t": [[1]]})
+        assert store.step == 1
+        return str(raised.value)
+
+
+def test_more_ids_than_memory_are_refused_before_they_are_copied():
+    assert "67108864 bytes" in run(ask_for_more_than_memory)
