@@ -137,6 +137,21 @@ def check_seed(path: Path, stored: int, seed: int | None) -> None:
         raise SchemaMismatchError(f"{path} has the seed {stored}, got seed={seed}")
 
 
+def empty_manifest(seed: int) -> Manifest:
+    """Of a store without tables, before its first checkpoint."""
+    return Manifest(seed=seed, step=0, sequence=-1, next_table_number=1, tables={})
+
+
+def check_is_seed(seed: object) -> None:
+    """Raises TypeError or ValueError for what is neither None nor a seed."""
+    if seed is None:
+        return
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int or None, got {seed!r}")
+    if not -(2**127) <= seed < 2**127:
+        raise ValueError(f"seed must fit 128 bits, got {seed}")
+
+
 def _stream_key(seed: int, table: str) -> int:
     """Where a table's random numbers begin: the first 8 bytes of BLAKE2b of its name, keyed by the seed."""
     key = seed.to_bytes(16, "little", signed=True)

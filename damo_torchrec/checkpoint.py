@@ -19,13 +19,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from damo_torchrec import pickled_module
 from damo_torchrec.checkpoint_directory import checkpoints_in, is_checkpoint, newest_checkpoint
+from damo_torchrec.checkpoint_writer import Files
 from damo_torchrec.dense_part import MODEL_FILE, MODULE_FILE, dump_dense, load_dense
 from damo_torchrec.directory import StoreDirectory
 from damo_torchrec.errors import SchemaMismatchError
 from damo_torchrec.manifest import Manifest
 from damo_torchrec.modules import Collection, store_of
 from damo_torchrec.random_state import random_state, set_random_state
-from damo_torchrec.store import Files
 
 _log = logging.getLogger(__name__)
 

@@ -1,39 +1,93 @@
-"""A thread for checkpoints that are written while training goes on."""
+"""Writes a store's checkpoints: in the calling thread, or in one of its own while training goes on."""
 
 import contextlib
+import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from damo_torchrec import _core
+from damo_torchrec.catalog import Catalog
+from damo_torchrec.checkpoint_directory import ROWS, build_checkpoint, checkpoints_in
+from damo_torchrec.manifest import Manifest
+
+# Contents of files beside the rows, by name, for a manifest.
+Files = Callable[[Manifest], Mapping[str, bytes]]
+
 _LEAST_PRIORITY = 19
-
-
-def _give_way() -> None:
-    """Has the calling thread take processor time that others leave, as far as the system knows that."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_PRIORITY)
+_log = logging.getLogger(__name__)
 
 
 class CheckpointWriter:
-    """The thread that writes a store's checkpoints while training goes on, one at a time.
+    """One checkpoint at a time. Not thread-safe: the store's mutex guards it.
 
-    Not thread-safe: the store's mutex guards it.
+    Args:
+        path: the store's.
+        catalog: of its tables.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path, catalog: Catalog) -> None:
+        self._path = path
+        self._catalog = catalog
         self._thread: ThreadPoolExecutor | None = None
         self._last: Future[Path] | None = None
 
-    def begin(self, write: Callable[[], Path]) -> "Future[Path]":
-        """Has the thread call `write`. REQUIRES: the one before has ended."""
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "damo-checkpoint", initializer=_give_way)
-        self._last = self._thread.submit(write)
-        return self._last
+    def write(self, engine: _core.Store, target: Path, files: Files | None, link: bool) -> None:
+        """Makes the checkpoint `target`, with more files. REQUIRES: none is being written."""
+        made: list[Manifest] = []
+
+        def fill(staged: Path) -> None:
+            states, _ = engine.checkpoint(str(staged / ROWS), link)
+            made.append(self._catalog.snapshot(self._next_sequence(), states))
+            _write_beside_rows(staged, made[0], files(made[0]) if files else {})
+
+        build_checkpoint(target, fill)
+        self._catalog.manifest = made[0]
+
+    def begin(
+        self,
+        engine: _core.Store,
+        target: Path,
+        files: Files | None,
+        link: bool,
+        failed: Callable[[], None] = lambda: None,
+    ) -> "Future[Path]":
+        """As `write`, of everything as it is now, in a thread of its own, which calls `failed` if it fails."""
+        try:
+            states = engine.begin_checkpoint()
+            manifest = self._catalog.snapshot(self._next_sequence(), states)
+            contents = files(manifest) if files else {}
+
+            def fill(staged: Path) -> None:
+                engine.write_checkpoint(str(staged / ROWS), link)
+                _write_beside_rows(staged, manifest, contents)
+
+            def write() -> Path:
+                try:
+                    build_checkpoint(target, fill)
+                except BaseException:
+                    _log.exception("the checkpoint %s failed", target)
+                    engine.abandon_checkpoint()  # if it has not come to the rows
+                    failed()
+                    raise
+                self._catalog.manifest = manifest
+                return target
+
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, "damo-checkpoint", initializer=_give_way)
+            self._last = self._thread.submit(write)
+            return self._last
+        except BaseException:
+            engine.abandon_checkpoint()
+            raise
+
+    def _next_sequence(self) -> int:
+        existing = checkpoints_in(self._path)
+        newest = Manifest.read(existing[-1]).sequence if existing else -1
+        return max(newest, self._catalog.manifest.sequence) + 1
 
     def wait(self) -> None:
         """Waits until no checkpoint is being written. Whether one failed is for those who asked for it."""
@@ -47,3 +101,16 @@ class CheckpointWriter:
         if self._thread is not None:
             self._thread.shutdown()
             self._thread = None
+
+
+def _write_beside_rows(staged: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> None:
+    for name, content in contents.items():
+        (staged / name).write_bytes(content)
+    manifest.write(staged)
+
+
+def _give_way() -> None:
+    """Has the calling thread take processor time that others leave, as far as the system knows that."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_PRIORITY)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from damo_torchrec import _core
 from damo_torchrec.init import Initializer
 
 _UNITS = {
@@ -33,6 +34,15 @@ def parse_bytes(size: int | str) -> int:
     if match is None or match[2] not in _UNITS:
         raise ValueError(f"a size must be a number with a unit of {', '.join(u for u in _UNITS if u)}, got {size!r}")
     return int(float(match[1]) * _UNITS[match[2]])
+
+
+def parse_budget(budget: int | str) -> int:
+    """`parse_bytes` of a memory budget. Raises ValueError below the least."""
+    size = parse_bytes(budget)
+    least = _core.LEAST_MEMORY_BUDGET
+    if size < least:
+        raise ValueError(f'memory_budget must be at least {least} bytes ("{least >> 20}MiB"), got {size}')
+    return size
 
 
 @dataclass(frozen=True, kw_only=True)

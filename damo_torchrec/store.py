@@ -10,7 +10,7 @@ import tempfile
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +18,10 @@ from types import TracebackType
 from typing import Any
 
 from damo_torchrec import _core
-from damo_torchrec.catalog import Catalog, check_seed
+from damo_torchrec.catalog import Catalog, check_is_seed, check_seed, empty_manifest
 from damo_torchrec.checkpoint_directory import (
     CHECKPOINTS,
     ROWS,
-    build_checkpoint,
     check_target,
     checkpoints_in,
     clear_unfinished,
@@ -32,18 +31,16 @@ from damo_torchrec.checkpoint_directory import (
     is_checkpoint,
     newest_checkpoint,
 )
-from damo_torchrec.checkpoint_writer import CheckpointWriter
+from damo_torchrec.checkpoint_writer import CheckpointWriter, Files
 from damo_torchrec.directory import StoreDirectory
 from damo_torchrec.errors import CorruptionError, DamoError, StoreClosedError, UncleanStoreError
 from damo_torchrec.files import on_tmpfs, os_errors, sync_directory
 from damo_torchrec.manifest import Manifest
-from damo_torchrec.options import StoreOptions, parse_bytes
+from damo_torchrec.options import StoreOptions, parse_budget
 from damo_torchrec.stats import StoreStats, TableStats
 from damo_torchrec.table import Table, TableDefinition
 
 _log = logging.getLogger(__name__)
-# Contents of files beside the rows, by name, for a manifest.
-Files = Callable[[Manifest], Mapping[str, bytes]]
 
 
 # What a normal end of the interpreter closes, so that forgetting close() costs nothing.
@@ -97,8 +94,8 @@ class EmbeddingStore:
         self._core: _core.Store | None = None
         self._process = os.getpid()
         self._options = options or StoreOptions()
-        _check_is_seed(seed)
-        self._memory_budget = _parse_budget(memory_budget)
+        check_is_seed(seed)
+        self._memory_budget = parse_budget(memory_budget)
         self._read_only = read_only
         self._generation = 0
         self._changed = False
@@ -109,7 +106,6 @@ class EmbeddingStore:
         # Gradients that wait for `accumulate`, by collection; autograd.py fills and empties it.
         self._pending: dict[int, list[Any]] = {}
         self._mutex = threading.RLock()
-        self._writer = CheckpointWriter()
         self._temporary = path is None
         if path is not None and self._options.backend == "memory":
             raise ValueError('backend="memory" keeps nothing on disk: it takes no path')
@@ -123,7 +119,8 @@ class EmbeddingStore:
                     path,
                 )
         self._path = Path(path).absolute()
-        self._catalog = Catalog(self._path, _empty_manifest(0))
+        self._catalog = Catalog(self._path, empty_manifest(0))
+        self._writer = CheckpointWriter(self._path, self._catalog)
         self._directory: StoreDirectory | None = None
         try:
             with os_errors(f"cannot open the store {self._path}"):
@@ -193,7 +190,7 @@ class EmbeddingStore:
         sync_directory(self._path)
         sync_directory(self._path.parent)
         self._live_is_ours = True
-        self._start(_empty_manifest(seed), self._directory.live, create=True)
+        self._start(empty_manifest(seed), self._directory.live, create=True)
         if self._options.backend == "rocksdb":
             self._checkpoint(None)
 
@@ -397,15 +394,7 @@ class EmbeddingStore:
         """A checkpoint with more files: `files` gives their contents."""
         with self._mutex:
             target = self._new_checkpoint(path)
-            made: list[Manifest] = []
-
-            def fill(staged: Path) -> None:
-                states, _ = self._engine.checkpoint(str(staged / ROWS), link)
-                made.append(self._catalog.snapshot(self._sequence(), states))
-                _write_beside_rows(staged, made[0], files(made[0]) if files else {})
-
-            build_checkpoint(target, fill)
-            self._catalog.manifest = made[0]
+            self._writer.write(self._engine, target, files, link)
             self._changed &= target.parent != self.path / CHECKPOINTS
             return target
 
@@ -415,31 +404,13 @@ class EmbeddingStore:
         """As `_checkpoint`; what `files` gives is taken now."""
         with self._mutex:
             target = self._new_checkpoint(path)
-            engine, changed = self._engine, self._changed
+            if not self._changed or target.parent != self.path / CHECKPOINTS:
+                return self._writer.begin(self._engine, target, files, link)
+            self._changed = False
             try:
-                states = engine.begin_checkpoint()
-                manifest = self._catalog.snapshot(self._sequence(), states)
-                contents = files(manifest) if files else {}
-                self._changed = changed and target.parent != self.path / CHECKPOINTS
-
-                def fill(staged: Path) -> None:
-                    engine.write_checkpoint(str(staged / ROWS), link)
-                    _write_beside_rows(staged, manifest, contents)
-
-                def write() -> Path:
-                    try:
-                        build_checkpoint(target, fill)
-                        self._catalog.manifest = manifest
-                    except BaseException:
-                        _log.exception("the checkpoint %s failed", target)
-                        engine.abandon_checkpoint()  # if it has not come to the rows
-                        self._changed |= changed
-                        raise
-                    return target
-
-                return self._writer.begin(write)
+                return self._writer.begin(self._engine, target, files, link, failed=self._note_change)
             except BaseException:
-                engine.abandon_checkpoint()
+                self._changed = True
                 raise
 
     def _new_checkpoint(self, path: str | os.PathLike[str] | None) -> Path:
@@ -451,12 +422,6 @@ class EmbeddingStore:
         target = Path(path).absolute() if path is not None else free_name(directory.checkpoints_path, self.step)
         check_target(target)
         return target
-
-    def _sequence(self) -> int:
-        """Of the next checkpoint."""
-        existing = self.checkpoints()
-        newest = Manifest.read(existing[-1]).sequence if existing else -1
-        return max(newest, self._catalog.manifest.sequence) + 1
 
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints inside the store, oldest first."""
@@ -611,30 +576,3 @@ def _naming(checkpoint: Path) -> Iterator[None]:
         raise CorruptionError(
             f"a file of {checkpoint / ROWS}, maybe not the one named here, is damaged: {error}"
         ) from error
-
-
-def _write_beside_rows(staged: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> None:
-    for name, content in contents.items():
-        (staged / name).write_bytes(content)
-    manifest.write(staged)
-
-
-def _parse_budget(budget: int | str) -> int:
-    size = parse_bytes(budget)
-    least = _core.LEAST_MEMORY_BUDGET
-    if size < least:
-        raise ValueError(f'memory_budget must be at least {least} bytes ("{least >> 20}MiB"), got {size}')
-    return size
-
-
-def _empty_manifest(seed: int) -> Manifest:
-    return Manifest(seed=seed, step=0, sequence=-1, next_table_number=1, tables={})
-
-
-def _check_is_seed(seed: object) -> None:
-    if seed is None:
-        return
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int or None, got {seed!r}")
-    if not -(2**127) <= seed < 2**127:
-        raise ValueError(f"seed must fit 128 bits, got {seed}")
