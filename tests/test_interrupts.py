@@ -220,6 +220,7 @@ def test_an_interrupted_restore_leaves_the_rows_of_before_or_of_a_checkpoint(dir
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the store .* was not closed:ResourceWarning")  # one that nobody has got
 def test_after_an_interrupted_opening_the_store_opens(directory, undisturbed):
     path = directory / "store"
     with open_store(path) as store:
