@@ -9,7 +9,7 @@ from damo_torchrec.dense_part import MODEL_FILE
 from damo_torchrec.errors import DamoError
 from damo_torchrec.manifest import Manifest
 from damo_torchrec.repair import repair
-from damo_torchrec.verification import checkpoints_at, verify
+from damo_torchrec.verification import checkpoints_of, verify
 
 SOUND, DAMAGED, WRONG_USAGE = 0, 1, 2
 
@@ -70,7 +70,7 @@ def _path(text: str) -> Path:
 
 
 def _info(options: argparse.Namespace) -> int:
-    checkpoints = checkpoints_at(options.path)
+    checkpoints = checkpoints_of(options.path)
     if checkpoints == [options.path]:
         _print_checkpoint(options.path, Manifest.read(options.path))
         return SOUND

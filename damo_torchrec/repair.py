@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoint_directory import ROWS, build_checkpoint, checkpoints_in, is_checkpoint
+from damo_torchrec.checkpoint_directory import CHECKPOINTS, ROWS, build_checkpoint, checkpoints_in, is_checkpoint
 from damo_torchrec.dense_part import MODEL_FILE, MODULE_FILE, dump_dense, load_dense
 from damo_torchrec.errors import CorruptionError
 from damo_torchrec.manifest import FILE_NAME, Finding, Manifest, TableRecord, new_id
@@ -24,7 +24,7 @@ from damo_torchrec.records import (
     payload_sizes,
     read_records,
 )
-from damo_torchrec.verification import checkpoints_at
+from damo_torchrec.verification import checkpoints_of
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def repair(path: Path, target: Path, progress: Progress, schemas: Path | None = 
         CorruptionError: nothing says what the tables are, or which checkpoint is the newest.
         OutOfSpaceError, DamoError: the disk is full or refuses; nothing is left behind.
     """
-    source = _newest(checkpoints_at(path))
+    source = _newest(checkpoints_of(path))
     job = _Job(source, schemas, progress)
     build_checkpoint(target, job.fill)
     expected = {name: table.rows for name, table in job.manifest.tables.items()} if job.has_manifest else {}
@@ -212,7 +212,7 @@ def _borrowed_manifest(source: Path, schemas: Path | None, error: CorruptionErro
         if not is_checkpoint(schemas):
             raise ValueError(f"{schemas} is not a checkpoint: it has no {FILE_NAME}")
         return Manifest.read(schemas)
-    in_store = source.parent.name == "checkpoints"
+    in_store = source.parent.name == CHECKPOINTS
     others = [Manifest.read(path) for path in checkpoints_in(source.parents[1])] if in_store else []
     if not others:
         raise CorruptionError(

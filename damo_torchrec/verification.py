@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoint_directory import ROWS
+from damo_torchrec.checkpoint_directory import CHECKPOINTS, ROWS, is_checkpoint
 from damo_torchrec.dense_part import MODEL_FILE, load_dense
 from damo_torchrec.directory import StoreDirectory
 from damo_torchrec.errors import CorruptionError, DamoError
@@ -26,24 +26,24 @@ def verify(path: Path, progress: Progress) -> Iterator[Finding]:
     Raises:
         ValueError: it is neither.
     """
-    checkpoints = checkpoints_at(path)
+    checkpoints = checkpoints_of(path)
     if not checkpoints:
         yield Finding(path, "a store with a checkpoint", "none")
     for checkpoint in checkpoints:
         yield from _verify_checkpoint(checkpoint, progress)
 
 
-def checkpoints_at(path: Path) -> list[Path]:
+def checkpoints_of(path: Path) -> list[Path]:
     """The checkpoint `path`, or the checkpoints of the store `path`, damaged or not, by name.
 
     Raises:
         ValueError: it is neither.
     """
-    if (path / FILE_NAME).exists() or (path / ROWS).is_dir():
+    if is_checkpoint(path):
         return [path]
     if not path.is_dir() or not StoreDirectory.is_store(path):
         raise ValueError(f"{path} is neither a store nor a checkpoint")
-    return sorted(entry for entry in (path / "checkpoints").glob("[!.]*") if entry.is_dir())
+    return sorted(entry for entry in (path / CHECKPOINTS).glob("[!.]*") if entry.is_dir())
 
 
 def table_file_finding(file: Path) -> Finding | None:

@@ -12,7 +12,7 @@ import torch
 import damo_torchrec as damo
 from damage import DAMAGES, TABLE_FILE_DAMAGES, Model, Sample, flip, make_sample
 from damo_torchrec.manifest import Finding, Manifest
-from damo_torchrec.verification import checkpoints_at, verify
+from damo_torchrec.verification import checkpoints_of, verify
 from support import small_store
 from training import collection
 
@@ -50,7 +50,7 @@ def test_the_sample_has_rows_in_several_files_and_older_ones_beneath(sample):
 
 def test_an_undamaged_store_has_no_findings(sample):
     assert findings(sample.store) == []
-    assert len(checkpoints_at(sample.store)) == 8
+    assert len(checkpoints_of(sample.store)) == 8
 
 
 @pytest.mark.parametrize("damage", TABLE_FILE_DAMAGES.values(), ids=TABLE_FILE_DAMAGES)
