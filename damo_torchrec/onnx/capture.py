@@ -23,8 +23,8 @@ from damo_torchrec.modules import Embedding, EmbeddingBagCollection
 from damo_torchrec.modules.collection import Collection
 from damo_torchrec.modules.definitions import pooling_of
 from damo_torchrec.onnx.arguments import Arguments
-from damo_torchrec.onnx.functions import DOMAIN, OPSET, VERSION
 from damo_torchrec.onnx.translations import translations
+from damo_torchrec.onnx.vocabulary import DOMAIN, OPSET, VERSION
 
 NODE = "Lookup"
 NUMBER = "number"

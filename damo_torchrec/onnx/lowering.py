@@ -10,8 +10,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 from damo_torchrec.onnx.capture import NODE, NUMBER, LookupCall, LookupOutput
-from damo_torchrec.onnx.functions import DOMAIN, IR_VERSION, LIMIT, SELECT, Lookup, functions_for
+from damo_torchrec.onnx.functions import functions_for
+from damo_torchrec.onnx.jagged_functions import LIMIT, SELECT
 from damo_torchrec.onnx.rows import RowGroup
+from damo_torchrec.onnx.vocabulary import DOMAIN, IR_VERSION, Lookup
 
 
 def lower_to_rows(

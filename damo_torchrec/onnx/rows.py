@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
 
 from damo_torchrec import _core
-from damo_torchrec.init import Constant
-from damo_torchrec.onnx.functions import RowFormat
+from damo_torchrec.onnx.vocabulary import RowFormat
 from damo_torchrec.table import Table
 
 # ONNX Runtime maps a file into memory, unless one is larger than the machine's.
@@ -137,7 +137,7 @@ class RowWriter:
         parts = np.frombuffer(group.parts, dtype=np.int64).reshape(-1, 4)
         columns = dict(zip(("first_bucket", "num_buckets", "first_row", "num_rows"), parts.T, strict=True))
         total = group.num_rows
-        rows = RowFormat(self.dtype, group.num_shards, shard_rows)
+        rows = RowFormat(dim, self.dtype, group.num_shards, shard_rows)
         files: dict[str, tuple[int, tuple[int, ...], Path]] = {
             "keys": (onnx.TensorProto.INT64, (total,), self._file(prefix, "keys")),
             "pilots": (onnx.TensorProto.UINT16, (group.num_pilots,), self._file(prefix, "pilots")),
@@ -151,7 +151,7 @@ class RowWriter:
             "first_part": np.array([table.first_part for table in written], dtype=np.int64),
             "num_parts": np.array([table.num_parts for table in written], dtype=np.int64),
             **{name: np.ascontiguousarray(column) for name, column in columns.items()},
-            "unseen_of_table": np.array([table.unseen_row for table in written], dtype=np.int64),
+            **self._draws([tables[position] for position in members]),
         }
         return RowGroup(
             dim=dim,
@@ -165,7 +165,7 @@ class RowWriter:
     def _add(
         self, group: _core.ServingRows, snapshot: _core.RowSnapshot, position: int, table: Table
     ) -> _core.ServingTable:
-        unseen = np.full(table.dim, self._unseen_value(table), dtype=np.float32)
+        unseen = np.zeros(table.dim, dtype=np.float32)
         row_filter = self.filters[table.name].to_core(snapshot.states[position].iter)
         done = 0
 
@@ -176,16 +176,35 @@ class RowWriter:
 
         return group.add(snapshot, position, unseen.ctypes.data, row_filter, progress)
 
-    def _unseen_value(self, table: Table) -> float:
-        if self.unseen[table.name] == "zeros":
-            return 0.0
-        initializer = table._definition.initializer
-        if not isinstance(initializer, Constant):
-            raise ValueError(
-                f"table {table.name!r}: unseen ids cannot read their initial value in a graph of standard operators, "
-                f'which would have to draw from {initializer}; Constant can be exported, or unseen="zeros"'
-            )
-        return initializer.value
+    def _draws(self, tables: Sequence[Table]) -> dict[str, npt.NDArray[Any]]:
+        """What ids without a row read, by table: drawn, or 0."""
+        draws = [_draw(table) if self.unseen[table.name] == "initial" else (0, 0.0, 0.0) for table in tables]
+        dtypes = (np.uint64, np.float32, np.float32)
+        keys, low, high = (np.array(c, dtype=d) for c, d in zip(zip(*draws, strict=True), dtypes, strict=True))
+        return {
+            "stream_low": (keys & np.uint64(0xFFFFFFFF)).astype(np.int64),
+            "stream_high": (keys >> np.uint64(32)).astype(np.int64),
+            "draw_low": low,
+            "draw_range": high - low,
+        }
 
     def _file(self, prefix: str, name: str) -> Path:
         return self.directory / f"{prefix}.{name}"
+
+
+def _draw(table: Table) -> tuple[int, float, float]:
+    """The stream's key and the bounds of a table's initial values.
+
+    Raises:
+        ValueError: they are not uniform, or not of float32.
+    """
+    initializer = table._store._catalog.initializer(table)
+    kinds = (_core.Distribution.UNIFORM, _core.Distribution.CONSTANT)
+    if initializer.distribution not in kinds or table.row_dtype is not torch.float32:
+        raise ValueError(
+            f"table {table.name!r}: standard operators can draw the initial values of unseen ids where those are "
+            f"uniform or constant, of float32; here they are {table._definition.initializer}, {table.row_dtype}. "
+            'unseen="zeros" goes without'
+        )
+    high = initializer.b if initializer.distribution is _core.Distribution.UNIFORM else initializer.a
+    return initializer.stream_key, initializer.a, high
