@@ -1,6 +1,8 @@
 """TorchRec embedding tables on local disk: any int64 id, a fixed memory budget, updates fused into backward."""
 
+import importlib
 import importlib.metadata
+from typing import Any
 
 try:
     from damo_torchrec import _core as _core
@@ -30,6 +32,16 @@ from damo_torchrec.stats import StoreStats, TableStats
 from damo_torchrec.store import EmbeddingStore
 from damo_torchrec.swap import swap
 from damo_torchrec.table import Table
+
+# Submodules that need more packages, imported when they are first used.
+_LAZY = ("onnx", "serving")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"damo_torchrec.{name}")
+    raise AttributeError(f"module 'damo_torchrec' has no attribute {name!r}")
+
 
 __version__ = importlib.metadata.version("damo-torchrec")
 

@@ -85,12 +85,17 @@ class Catalog:
         schema.dim = definition.dim
         schema.weight_type = _core.WeightType[definition.row_dtype.upper()]
         schema.optimizer = table._optimizer.to_core()
-        schema.initializer = _initializer(record.schema if record else definition.schema(), definition)
-        schema.initializer.stream_key = _stream_key(self.manifest.seed, definition.name)
+        schema.initializer = self.initializer(table)
         schema.iter = record.iter if record else 0
         schema.rows = record.rows if record else 0
         table._index = engine.open_table(schema)
         self.open[definition.name] = table
+
+    def initializer(self, table: Table) -> _core.Initializer:
+        """What the initial values of a table's rows are drawn from."""
+        core = _initializer(self._schema(table), table._definition)
+        core.stream_key = _stream_key(self.manifest.seed, table.name)
+        return core
 
     def _schema(self, table: Table) -> TableSchema:
         record = self.manifest.tables.get(table.name)

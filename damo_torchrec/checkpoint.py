@@ -58,6 +58,10 @@ def save_model(
     schedulers: Sequence[LRScheduler] = (),
     step: int | None = None,
     extra: Mapping[str, Any] | None = None,
+    dummy_input: Any = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    dynamic_axes: Mapping[str, Sequence[int] | Mapping[int, str]] | None = None,
 ) -> Path:
     """Saves a model with its rows, to go on training with `load_model`. Returns the checkpoint's directory.
 
@@ -68,20 +72,38 @@ def save_model(
     Args:
         model: a module with at least one collection of this package; all of them over one store.
         path: a new directory; None: ``checkpoints/step_N`` inside the store.
-        training: must be True.
+        training: False makes an ONNX file for serving instead, as `damo_torchrec.onnx.export` does, which has more
+            options: of the arguments below it takes the last four, and returns the file.
         optimizer: of the dense parameters, or a `torchrec.optim.CombinedOptimizer` of theirs and the collections'
             `fused_optimizer`, whose learning rates are then saved, too.
         schedulers: of learning rates; they have a ``state_dict``.
         step: what to call this point of the training; the store's step if None.
         extra: more to keep, such as the position in the data: tensors, numbers, strings, and lists and dicts of them.
+        dummy_input: what the model's forward is called with: a tuple, or the only argument.
+        input_names: of the inputs that are tensors.
+        output_names: of the outputs.
+        dynamic_axes: by input, dimensions of any size; the first one always is.
 
     Raises:
         ValueError: the model has no collection of this package, or collections over several stores; `path` exists;
-            `extra` holds something else.
+            `extra` holds something else; the other arguments do not go with `training`.
         OutOfSpaceError, DamoError: the disk is full or refuses; nothing is left behind.
     """
+    serving = {
+        "dummy_input": dummy_input,
+        "input_names": input_names,
+        "output_names": output_names,
+        "dynamic_axes": dynamic_axes,
+    }
+    for_training = {"optimizer": optimizer, "schedulers": schedulers or None, "step": step, "extra": extra}
+    if odd := [name for name, value in (serving if training else for_training).items() if value is not None]:
+        raise ValueError(f"save_model with training={training} takes no {', '.join(odd)}")
     if not training:
-        raise ValueError("training=False, a model for serving, is not available: save_model keeps training checkpoints")
+        if path is None or dummy_input is None:
+            raise ValueError("save_model with training=False needs a path, and dummy_input to trace the model with")
+        from damo_torchrec.onnx import export  # needs packages that training does not
+
+        return export(model, serving.pop("dummy_input"), path, **serving)
     return store_of(model)._checkpoint(path, _files(model, _Parts(optimizer, schedulers, step, extra)))
 
 

@@ -1,0 +1,153 @@
+"""`export`: a model and its rows as one ONNX graph that takes raw ids."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from torch import nn
+from tqdm.auto import tqdm
+
+from damo_torchrec.modules import store_of
+from damo_torchrec.modules.collection import Collection
+from damo_torchrec.onnx.arguments import read_arguments
+from damo_torchrec.onnx.capture import LookupCall, capture
+from damo_torchrec.onnx.card import dense_card, full_card, set_card
+from damo_torchrec.onnx.lowering import lower_to_inputs, lower_to_rows
+from damo_torchrec.onnx.publish import publish
+from damo_torchrec.onnx.rows import RowFilter, RowWriter
+from damo_torchrec.onnx.session import model_file
+from damo_torchrec.options import parse_bytes
+from damo_torchrec.store import EmbeddingStore
+from damo_torchrec.table import Table
+
+_LEAST_MEMORY = 32 << 20
+
+
+def export(
+    model: nn.Module,
+    args: Any,
+    path: str | os.PathLike[str],
+    *,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    dynamic_axes: Mapping[str, Sequence[int] | Mapping[int, str]] | None = None,
+    dtype: Literal["float32", "float16", "int8"] = "float32",
+    unseen: Literal["zeros", "initial"] | None = None,
+    dense_only: bool = False,
+    max_length: int | Mapping[str, int] | None = None,
+    min_count: int = 0,
+    expire: int | None = None,
+    top_n: int | Mapping[str, int] | None = None,
+    store: EmbeddingStore | None = None,
+    memory_budget: int | str | None = None,
+    progress: bool = False,
+) -> Path:
+    """Exports a model with its rows for serving. Returns the graph's file.
+
+    Each KeyedJaggedTensor argument ``NAME`` of the model's forward becomes the inputs ``NAME.values``, int64 ``(N,)``;
+    ``NAME.lengths``, int64 ``(F, B)`` in the order of its keys; and, if it has weights, ``NAME.weights``, float32
+    ``(N,)``. Tensors keep their names. The number of samples and of ids is free. Ids are looked up in the graph, by
+    standard operators of opset 18. Lengths that are negative or do not sum to N are refused.
+
+    The rows are those of the moment of the call, whatever happens to them meanwhile. They lie in files of a directory
+    beside the graph's, ``STEM.data-XXXXXXXX``, which goes with it. An export that was there is replaced once the new
+    one is whole.
+
+    Args:
+        model: with at least one collection of this package; it is left as it is.
+        args: what its forward is called with, as for `torch.onnx.export`: a tuple, or the only argument. Values do not
+            matter, but keys, dtypes and shapes beyond the first dimension.
+        path: a file that ends in ``.onnx``, or a directory, which gets a ``model.onnx``.
+        input_names: of the arguments that are tensors; those of forward's parameters if None.
+        output_names: of what it returns; None: a dict's keys, ``output``, or ``output_0`` and so on.
+        dynamic_axes: by input, dimensions of any size besides the first, as for `torch.onnx.export`.
+        dtype: of exported rows. int8 has a scale for each row.
+        unseen: what ids without a row read as; None: as each table's rows in eval mode. ``"initial"`` is for tables
+            with a constant initial value.
+        dense_only: without rows: what lookups give is an input, for `damo_torchrec.serving`.
+        max_length: the longest bag that the graph takes, of all features or by feature. Longer ones are refused.
+        min_count: leave out rows with fewer updates.
+        expire: leave out rows that were not updated within their table's last so many updates.
+        top_n: keep so many rows with the most updates, of each table or by table.
+        store: where the rows are; None: the model's own. It has the same tables.
+        memory_budget: what writing rows may take; None: a sixteenth of the store's, and 32 MiB at least.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: the model has no collection of this package, or an option is not possible, for example a weight that
+            float16 cannot hold.
+        TypeError: `args` do not fit the model, or hold what a graph cannot take.
+        RuntimeError: torch.onnx cannot export the dense part.
+        OutOfSpaceError, DamoError: the disk is full or refuses. As after any error, nothing is left behind, and an
+            export that was there stays.
+    """
+    for name, value, known in (
+        ("dtype", dtype, ("float32", "float16", "int8")),
+        ("unseen", unseen, (None, "zeros", "initial")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {known}, got {value!r}")
+    for name, number in (("min_count", min_count), ("expire", expire)):
+        if number is not None and number < 0:
+            raise ValueError(f"{name} must not be negative, got {number}")
+    collections = {where: module for where, module in model.named_modules() if isinstance(module, Collection)}
+    store = store or store_of(model)
+    arguments = read_arguments(model, args, {k: list(axes) for k, axes in (dynamic_axes or {}).items()}, input_names)
+    proto, calls = capture(model, arguments, output_names)
+    outputs = [output for call in calls for output in call.outputs]
+    tables = _tables(collections, calls, store)
+    unseen_of = {output.table: unseen or output.unseen for output in outputs}
+    limits = _by_name("max_length", max_length, [output.feature for output in outputs])
+    most = _by_name("top_n", top_n, [table.name for table in tables])
+    budget = max(store._memory_budget // 16, _LEAST_MEMORY) if memory_budget is None else parse_bytes(memory_budget)
+    file = model_file(path)
+
+    def fill_dense(_: Path) -> None:
+        inputs = lower_to_inputs(proto, calls)
+        set_card(proto, dense_card(store, arguments.features, calls, inputs, unseen_of))
+
+    def fill(directory: Path) -> None:
+        filters = {table.name: RowFilter(min_count, expire, most.get(table.name)) for table in tables}
+        with tqdm(total=sum(map(len, tables)), unit="rows", unit_scale=True, disable=not progress) as bar:
+            writer = RowWriter(directory, dtype, filters, unseen_of, budget, store._options.threads(), _advance(bar))
+            groups = writer.write(tables)
+        lower_to_rows(proto, calls, groups, unseen_of, limits, file.parent)
+        options = {
+            "dtype": dtype,
+            "unseen": unseen_of,
+            "max_length": limits,
+            "min_count": min_count,
+            "expire": expire,
+            "top_n": most,
+        }
+        set_card(proto, full_card(store, arguments.features, groups, options))
+
+    publish(file, proto, fill_dense if dense_only else fill)
+    return file
+
+
+def _advance(bar: "tqdm[NoReturn]") -> Callable[[int], None]:
+    def advance(rows: int) -> None:
+        bar.update(rows)
+
+    return advance
+
+
+def _tables(collections: Mapping[str, Collection], calls: Sequence[LookupCall], store: EmbeddingStore) -> list[Table]:
+    """The tables that lookups ask, each once."""
+    definitions = {definition.name: definition for call in calls for definition in collections[call.path]._definitions}
+    asked = dict.fromkeys(output.table for call in calls for output in call.outputs)
+    return store._open_tables([definitions[name] for name in asked])
+
+
+def _by_name(what: str, value: int | Mapping[str, int] | None, names: Sequence[str]) -> dict[str, int]:
+    if value is None:
+        return {}
+    by_name = dict(value) if isinstance(value, Mapping) else dict.fromkeys(names, value)
+    if unknown := sorted(set(by_name) - set(names)):
+        raise ValueError(f"{what} names {unknown}, which are not there; there are {sorted(set(names))}")
+    for name, number in by_name.items():
+        if number < 1:
+            raise ValueError(f"{what} of {name!r} must be at least 1, got {number}")
+    return by_name

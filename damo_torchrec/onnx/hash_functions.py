@@ -1,0 +1,173 @@
+"""Functions of a graph that find an id's row, or draw the one that it would begin with."""
+
+from damo_torchrec import _core
+from damo_torchrec.onnx.vocabulary import DRAW_ARRAYS, FLOAT, HASH_ARRAYS, INT64, UINT64
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def perfect_hash() -> str:
+    """The row where each id of `table` is, if it is anywhere: the function of csrc/perfect_hash.h."""
+    c1, c2, c3, c4 = (_signed(number) for number in _core.PERFECT_HASH_CONSTANTS)
+    return f"""
+PerfectHash (ids, table, {", ".join(HASH_ARRAYS)}) => (candidate, hit) {{
+  half = Constant <value = uint64 {{32}}> ()
+  c29 = Constant <value = uint64 {{29}}> ()
+  low_bits = Constant <value = int64 {{4294967295}}> ()
+  c1 = Constant <value = int64 {{{c1}}}> ()
+  c2 = Constant <value = int64 {{{c2}}}> ()
+  c3 = Constant <value = int64 {{{c3}}}> ()
+  c4 = Constant <value = int64 {{{c4}}}> ()
+
+  u0 = Cast <to = {UINT64}> (ids)
+  u0_high = BitShift <direction = "RIGHT"> (u0, half)
+  u1 = BitwiseXor (u0, u0_high)
+  i1 = Cast <to = {INT64}> (u1)
+  i2 = Mul (i1, c1)
+  u2 = Cast <to = {UINT64}> (i2)
+  u2_high = BitShift <direction = "RIGHT"> (u2, c29)
+  u3 = BitwiseXor (u2, u2_high)
+  i3 = Cast <to = {INT64}> (u3)
+  i4 = Mul (i3, c2)
+  u4 = Cast <to = {UINT64}> (i4)
+  u4_high = BitShift <direction = "RIGHT"> (u4, half)
+  mixed = BitwiseXor (u4, u4_high)
+  high = Cast <to = {INT64}> (u4_high)
+  hash = Cast <to = {INT64}> (mixed)
+  low = BitwiseAnd (hash, low_bits)
+
+  parts_of_table = Gather (num_parts, table)
+  first_part_of_table = Gather (first_part, table)
+  scaled_part = Mul (high, parts_of_table)
+  scaled_part_u = Cast <to = {UINT64}> (scaled_part)
+  part_u = BitShift <direction = "RIGHT"> (scaled_part_u, half)
+  part_in_table = Cast <to = {INT64}> (part_u)
+  part = Add (part_in_table, first_part_of_table)
+
+  buckets_of_part = Gather (num_buckets, part)
+  first_bucket_of_part = Gather (first_bucket, part)
+  scaled_bucket = Mul (low, buckets_of_part)
+  scaled_bucket_u = Cast <to = {UINT64}> (scaled_bucket)
+  bucket_u = BitShift <direction = "RIGHT"> (scaled_bucket_u, half)
+  bucket_in_part = Cast <to = {INT64}> (bucket_u)
+  bucket = Add (bucket_in_part, first_bucket_of_part)
+
+  pilot_short = Gather (pilots, bucket)
+  pilot = Cast <to = {INT64}> (pilot_short)
+  pilot_mixed = Mul (pilot, c3)
+  place = BitwiseXor (hash, pilot_mixed)
+  place_mixed = Mul (place, c4)
+  place_u = Cast <to = {UINT64}> (place_mixed)
+  place_high_u = BitShift <direction = "RIGHT"> (place_u, half)
+  place_high = Cast <to = {INT64}> (place_high_u)
+  rows_of_part = Gather (num_rows, part)
+  first_row_of_part = Gather (first_row, part)
+  scaled_row = Mul (place_high, rows_of_part)
+  scaled_row_u = Cast <to = {UINT64}> (scaled_row)
+  row_u = BitShift <direction = "RIGHT"> (scaled_row_u, half)
+  row_in_part = Cast <to = {INT64}> (row_u)
+  candidate = Add (row_in_part, first_row_of_part)
+
+  key = Gather (keys, candidate)
+  hit = Equal (key, ids)
+}}
+"""
+
+
+# Philox4x32-10's multipliers and what its key grows by (csrc/philox.h).
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+
+
+def initial_rows(dim: int) -> str:
+    """Draws ``(N, dim)`` initial rows of ids: the function of csrc/initializer.h, for uniform and constant values.
+
+    Words of 32 bits are in int64s. Their products are of 64 bits, and of those the high words are taken unsigned.
+    """
+    blocks = (dim + 3) // 4
+    rounds = "".join(_philox_round(number) for number in range(10))
+    return f"""
+InitialRows{dim} (ids, table, {", ".join(DRAW_ARRAYS)}) => (rows) {{
+  half = Constant <value = uint64 {{32}}> ()
+  word = Constant <value = int64 {{4294967295}}> ()
+  m0 = Constant <value = int64 {{{_MULTIPLIERS[0]}}}> ()
+  m1 = Constant <value = int64 {{{_MULTIPLIERS[1]}}}> ()
+  zero = Constant <value_int = 0> ()
+  one = Constant <value_int = 1> ()
+  last = Constant <value_ints = [-1]> ()
+  blocks = Constant <value_int = {blocks}> ()
+
+  block = Range (zero, blocks, one)
+  id = Unsqueeze (ids, last)
+  id_u = Cast <to = {UINT64}> (id)
+  id_high_u = BitShift <direction = "RIGHT"> (id_u, half)
+  id_high = Cast <to = {INT64}> (id_high_u)
+  id_low = BitwiseAnd (id, word)
+  nothing = Mul (id, zero)
+  a0 = Add (nothing, block)
+  b0 = Sub (a0, a0)
+  c0 = Add (b0, id_low)
+  d0 = Add (b0, id_high)
+  key_low = Gather (stream_low, table)
+  key_high = Gather (stream_high, table)
+  k0 = Unsqueeze (key_low, last)
+  l0 = Unsqueeze (key_high, last)
+{rounds}
+  a_wide = Unsqueeze (a10, last)
+  b_wide = Unsqueeze (b10, last)
+  c_wide = Unsqueeze (c10, last)
+  d_wide = Unsqueeze (d10, last)
+  words = Concat <axis = -1> (a_wide, b_wide, c_wide, d_wide)
+  flat_shape = Constant <value_ints = [-1, {4 * blocks}]> ()
+  flat = Reshape (words, flat_shape)
+  begin = Constant <value_ints = [0]> ()
+  end = Constant <value_ints = [{dim}]> ()
+  second = Constant <value_ints = [1]> ()
+  bits = Slice (flat, begin, end, second)
+  bits_u = Cast <to = {UINT64}> (bits)
+  eight = Constant <value = uint64 {{8}}> ()
+  top_u = BitShift <direction = "RIGHT"> (bits_u, eight)
+  top = Cast <to = {INT64}> (top_u)
+  numerator = Cast <to = {FLOAT}> (top)
+  unit = Constant <value = float {{{2.0**-24!r}}}> ()
+  fraction = Mul (numerator, unit)
+  range_of_id = Gather (draw_range, table)
+  low_of_id = Gather (draw_low, table)
+  range_column = Unsqueeze (range_of_id, last)
+  low_column = Unsqueeze (low_of_id, last)
+  above = Mul (fraction, range_column)
+  rows = Add (low_column, above)
+}}
+"""
+
+
+def _philox_round(i: int) -> str:
+    """Counter words a, b, c, d and key words k, l after round i."""
+    steps = (
+        ""
+        if i == 9
+        else f"""
+  ks{i} = Constant <value = int64 {{{_KEY_STEPS[0]}}}> ()
+  ls{i} = Constant <value = int64 {{{_KEY_STEPS[1]}}}> ()
+  ka{i} = Add (k{i}, ks{i})
+  la{i} = Add (l{i}, ls{i})
+  k{i + 1} = BitwiseAnd (ka{i}, word)
+  l{i + 1} = BitwiseAnd (la{i}, word)"""
+    )
+    return f"""
+  p{i} = Mul (m0, a{i})
+  q{i} = Mul (m1, c{i})
+  pu{i} = Cast <to = {UINT64}> (p{i})
+  qu{i} = Cast <to = {UINT64}> (q{i})
+  ph{i} = BitShift <direction = "RIGHT"> (pu{i}, half)
+  qh{i} = BitShift <direction = "RIGHT"> (qu{i}, half)
+  pi{i} = Cast <to = {INT64}> (ph{i})
+  qi{i} = Cast <to = {INT64}> (qh{i})
+  ax{i} = BitwiseXor (qi{i}, b{i})
+  cx{i} = BitwiseXor (pi{i}, d{i})
+  a{i + 1} = BitwiseXor (ax{i}, k{i})
+  c{i + 1} = BitwiseXor (cx{i}, l{i})
+  b{i + 1} = BitwiseAnd (q{i}, word)
+  d{i + 1} = BitwiseAnd (p{i}, word){steps}"""

@@ -1,0 +1,271 @@
+"""Functions of a graph that look up rows, and pool them."""
+
+import textwrap
+
+from damo_torchrec.onnx.vocabulary import DOMAIN, DRAW_ARRAYS, FLOAT, HASH_ARRAYS, Lookup, RowFormat
+
+
+def _fetch(index: str, result: str, rows: RowFormat) -> str:
+    """Lines that make `result`, float32 ``(..., dim)``, of row numbers `index`."""
+    if rows.shards == 1:
+        if rows.dtype == "float32":
+            return f"{result} = Gather (rows_0, {index})"
+        lines = [f"stored = Gather (rows_0, {index})"]
+        if rows.dtype == "float16":
+            return "\n".join([*lines, f"{result} = Cast <to = {FLOAT}> (stored)"])
+        lines.append(f"plain = Cast <to = {FLOAT}> (stored)")
+    else:
+        lines = [
+            "shard_zero = Constant <value_int = 0> ()",
+            "shard_last = Constant <value_ints = [-1]> ()",
+            f"shard_size = Constant <value_int = {rows.shard_rows}> ()",
+        ]
+        for shard in range(rows.shards):
+            # A row of another shard reads this one's first, times 0.
+            lines += [
+                f"begin_{shard} = Constant <value_int = {shard * rows.shard_rows}> ()",
+                f"local_{shard} = Sub ({index}, begin_{shard})",
+                f"below_{shard} = Less (local_{shard}, shard_zero)",
+                f"beyond_{shard} = GreaterOrEqual (local_{shard}, shard_size)",
+                f"elsewhere_{shard} = Or (below_{shard}, beyond_{shard})",
+                f"safe_{shard} = Where (elsewhere_{shard}, shard_zero, local_{shard})",
+                f"stored_{shard} = Gather (rows_{shard}, safe_{shard})",
+                f"float_{shard} = Cast <to = {FLOAT}> (stored_{shard})",
+                f"here_{shard} = Not (elsewhere_{shard})",
+                f"mask_{shard} = Cast <to = {FLOAT}> (here_{shard})",
+                f"wide_mask_{shard} = Unsqueeze (mask_{shard}, shard_last)",
+                f"part_{shard} = Mul (float_{shard}, wide_mask_{shard})",
+            ]
+        total = result if rows.dtype != "int8" else "plain"
+        lines.append(f"{total} = Sum ({', '.join(f'part_{shard}' for shard in range(rows.shards))})")
+        if rows.dtype != "int8":
+            return "\n".join(lines)
+    return "\n".join(
+        [
+            *lines,
+            "scale_last = Constant <value_ints = [-1]> ()",
+            f"scale = Gather (scales, {index})",
+            "wide_scale = Unsqueeze (scale, scale_last)",
+            f"{result} = Mul (plain, wide_scale)",
+        ]
+    )
+
+
+# What begins every lookup.
+_BEGIN = f"""
+  zero = Constant <value_int = 0> ()
+  one = Constant <value_int = 1> ()
+  zero_1 = Constant <value_ints = [0]> ()
+  one_1 = Constant <value_ints = [1]> ()
+  last = Constant <value_ints = [-1]> ()
+
+  flat_lengths, expected = {DOMAIN}.CheckLengths (values, lengths)
+  ids = Reshape <allowzero = 1> (values, expected)
+  ids_of_key = ReduceSum <keepdims = 0> (lengths, one_1)
+  begin_of_key = CumSum <exclusive = 1> (ids_of_key, zero)
+  key_of_id = {DOMAIN}.Segments (begin_of_key, expected)
+  table = Gather (tables, key_of_id)
+  candidate, hit = {DOMAIN}.PerfectHash (ids, table, {", ".join(HASH_ARRAYS)})"""
+
+
+def _row_of_id(lookup: Lookup) -> str:
+    """Lines that make `row` of each id, 0 for none, and for initial values the number of its draw, 0 for none."""
+    row = """
+  row = Where (hit, candidate, zero)"""
+    if not lookup.initial:
+        return row
+    draw = f"InitialRows{lookup.rows.dim}"
+    return f"""{row}
+  unseen = Not (hit)
+  unseen_position = NonZero (unseen)
+  unseen_at = Reshape (unseen_position, last)
+  unseen_id = Gather (ids, unseen_at)
+  unseen_table = Gather (table, unseen_at)
+  drawn = {DOMAIN}.{draw} (unseen_id, unseen_table, {", ".join(DRAW_ARRAYS)})
+  no_draw = Constant <value = float[1, {lookup.rows.dim}] {{{", ".join(["0.0"] * lookup.rows.dim)}}}> ()
+  padded_drawn = Concat <axis = 0> (no_draw, drawn)
+  one_for_unseen = Where (hit, zero, one)
+  rank = CumSum (one_for_unseen, zero)
+  draw = Mul (rank, one_for_unseen)
+  padded_draw = Concat <axis = 0> (zero_1, draw)"""
+
+
+def _fetch_or_draw(lookup: Lookup, index: str, draw: str, result: str) -> str:
+    """Lines that make `result` of row numbers `index` and, for initial values, numbers `draw` of draws."""
+    if not lookup.initial:
+        return _fetch(index, result, lookup.rows)
+    lines = [
+        _fetch(index, "stored_rows", lookup.rows),
+        f"drawn_rows = Gather (padded_drawn, {draw})",
+        f"{result} = Add (stored_rows, drawn_rows)",
+    ]
+    return "\n".join(lines)
+
+
+def embedding_rows(lookup: Lookup) -> str:
+    """The row of each id: ``values (N,)``, ``lengths (F, B)`` to ``looked_up (N, dim)``."""
+    return f"""
+{lookup.name} ({", ".join(lookup.inputs)}) => (looked_up) {{{_BEGIN}{_row_of_id(lookup)}
+  {_fetch_or_draw(lookup, "row", "draw", "looked_up")}
+}}
+"""
+
+
+def embedding_bags(lookup: Lookup) -> str:
+    """Pools the bags of each key: ``values (N,)``, ``lengths (F, B)`` to ``pooled (B, F * dim)``.
+
+    Key f's rows are of table `tables[f]`, and pooled as means where `means[f]` is true.
+
+    Bags are padded to the longest one if that at most doubles the work; otherwise rows are summed 4 at a time, and what
+    comes of that 4 at a time, until each bag is one row. Each element of a sum is one thread's work, so results do not
+    depend on threads, and memory is bounded by the number of ids. A scatter that adds rows would be faster, but threads
+    of ONNX Runtime's lose additions.
+    """
+    weights = """
+  checked_weights = Reshape <allowzero = 1> (weights, expected)
+  f_zero_1 = Constant <value_floats = [0.0]> ()
+  padded_weight = Concat <axis = 0> (f_zero_1, checked_weights)"""
+    return f"""
+{lookup.name} ({", ".join(lookup.inputs)}) => (pooled) {{{_BEGIN}{_row_of_id(lookup)}
+  padded_row = Concat <axis = 0> (zero_1, row){weights if lookup.weighted else ""}
+  two_1 = Constant <value_ints = [2]> ()
+  four = Constant <value_int = 4> ()
+  three = Constant <value_int = 3> ()
+
+  lengths_shape = Shape (lengths)
+  flat_begins = CumSum <exclusive = 1> (flat_lengths, zero)
+  begins = Reshape <allowzero = 1> (flat_begins, lengths_shape)
+  begins_by_bag = Transpose (begins)
+  lengths_by_bag = Transpose (lengths)
+  begin = Reshape (begins_by_bag, last)
+  length = Reshape (lengths_by_bag, last)
+
+  lengths_and_zero = Concat <axis = 0> (flat_lengths, zero_1)
+  longest = ReduceMax <keepdims = 0> (lengths_and_zero)
+  bags = Size (length)
+  padded_size = Mul (longest, bags)
+  num_ids = Squeeze (expected)
+  twice = Add (num_ids, num_ids)
+  at_most_one = LessOrEqual (longest, one)
+  even = LessOrEqual (padded_size, twice)
+  length_shape = Shape (length)
+  bag_sum = If (at_most_one) <
+    then_branch = single () => (sum_single) {{
+      some = Greater (length, zero)
+      next = Add (begin, one)
+      taken = Where (some, next, zero)
+{_indent(_weighted_sum(lookup, "taken", "sum_single", single=True), 2)}
+    }},
+    else_branch = several () => (sum_several) {{
+      sum_several = If (even) <
+        then_branch = padded () => (sum_padded) {{
+          one_each = ConstantOfShape <value = int64[1] {{1}}> (length_shape)
+          taken = {DOMAIN}.Groups (begin, length, one_each, longest)
+{_indent(_weighted_sum(lookup, "taken", "sum_padded"), 6)}
+        }},
+        else_branch = levels () => (sum_levels) {{
+          length_up = Add (length, three)
+          groups = Div (length_up, four)
+          taken = {DOMAIN}.Groups (begin, length, groups, four)
+{_indent(_weighted_sum(lookup, "taken", "sum_first"), 6)}
+          sum_shape = Shape (sum_first)
+          columns = Slice (sum_shape, one_1, two_1)
+          no_row_shape = Concat <axis = 0> (one_1, columns)
+          no_row = ConstantOfShape <value = float[1] {{0.0}}> (no_row_shape)
+          most = ReduceMax <keepdims = 0> (groups)
+          begin_with = Greater (most, one)
+          group_sum, group_count = Loop (, begin_with, sum_first, groups) <
+            body = level (int64 number, bool go_on, float[g, d] sum_in, int64[b] groups_in)
+                => (bool more, float[h, d] sum_out, int64[b] groups_out) {{
+              begin_in = CumSum <exclusive = 1> (groups_in, zero)
+              groups_up = Add (groups_in, three)
+              groups_out = Div (groups_up, four)
+              taken_in = {DOMAIN}.Groups (begin_in, groups_in, groups_out, four)
+              padded_in = Concat <axis = 0> (no_row, sum_in)
+              fours = Gather (padded_in, taken_in)
+              sum_out = ReduceSum <keepdims = 0> (fours, one_1)
+              most_out = ReduceMax <keepdims = 0> (groups_out)
+              more = Greater (most_out, one)
+            }}
+          >
+          group_begin = CumSum <exclusive = 1> (group_count, zero)
+          group_next = Add (group_begin, one)
+          not_empty = Greater (group_count, zero)
+          row_of_bag = Where (not_empty, group_next, zero)
+          padded_sum = Concat <axis = 0> (no_row, group_sum)
+          sum_levels = Gather (padded_sum, row_of_bag)
+        }}
+      >
+    }}
+  >
+{_means(lookup)}
+  dim = Shape <start = 1> (rows_0)
+  keys_1 = Shape <end = 1> (lengths)
+  width = Mul (keys_1, dim)
+  batch_1 = Shape <start = 1> (lengths)
+  pooled_shape = Concat <axis = 0> (batch_1, width)
+  pooled = Reshape <allowzero = 1> (pooled_bag, pooled_shape)
+}}
+"""
+
+
+def _indent(text: str, by: int = 0) -> str:
+    return textwrap.indent(text, " " * (4 + by))
+
+
+def _weighted_sum(lookup: Lookup, taken: str, result: str, single: bool = False) -> str:
+    """Lines that make `result` of the rows at positions `taken`: their sum over the last axis, unless it is `single`.
+
+    Where there are means of weighted rows, the sum of weights is one more column.
+    """
+    reduce = "Identity ({})" if single else "ReduceSum <keepdims = 0> ({}, one_1)"
+    lines = [f"index = Gather (padded_row, {taken})"]
+    if lookup.initial:
+        lines.append(f"draw_index = Gather (padded_draw, {taken})")
+    fetched = result if single and not lookup.weighted else "fetched"
+    lines.append(_fetch_or_draw(lookup, "index", "draw_index", fetched))
+    if not lookup.weighted:
+        return "\n".join(lines if single else [*lines, f"{result} = {reduce.format('fetched')}"])
+    lines += [
+        f"weight = Gather (padded_weight, {taken})",
+        "wide_weight = Unsqueeze (weight, last)",
+        "weighted = Mul (fetched, wide_weight)",
+    ]
+    if lookup.means:
+        lines += [
+            "with_weight = Concat <axis = -1> (weighted, wide_weight)",
+            f"{result} = {reduce.format('with_weight')}",
+        ]
+    else:
+        lines.append(f"{result} = {reduce.format('weighted')}")
+    return "\n".join(lines)
+
+
+def _means(lookup: Lookup) -> str:
+    """Lines that make `pooled_bag` of `bag_sum`: of an empty bag, or where weights cancel, a mean is 0."""
+    if not lookup.means:
+        return "  pooled_bag = Identity (bag_sum)"
+    if lookup.weighted:
+        divisor = """
+  minus_one_1 = Constant <value_ints = [-1]> ()
+  end_1 = Constant <value_ints = [9223372036854775807]> ()
+  sum = Slice (bag_sum, zero_1, minus_one_1, one_1)
+  bag_weight = Slice (bag_sum, minus_one_1, end_1, one_1)"""
+    else:
+        divisor = f"""
+  sum = Identity (bag_sum)
+  float_length = Cast <to = {FLOAT}> (length)
+  bag_weight = Unsqueeze (float_length, last)"""
+    return f"""{divisor}
+  f_zero = Constant <value_float = 0.0> ()
+  f_one = Constant <value_float = 1.0> ()
+  lengths_by_bag_shape = Shape (lengths_by_bag)
+  mean_by_bag = Expand (means, lengths_by_bag_shape)
+  flat_mean = Reshape (mean_by_bag, last)
+  is_mean = Unsqueeze (flat_mean, last)
+  cancels = Equal (bag_weight, f_zero)
+  safe_weight = Where (cancels, f_one, bag_weight)
+  some_divisor = Where (is_mean, safe_weight, f_one)
+  none = And (cancels, is_mean)
+  quotient = Div (sum, some_divisor)
+  pooled_bag = Where (none, f_zero, quotient)"""

@@ -1,0 +1,264 @@
+"""From a captured graph to one that looks rows up itself, or to one that is given them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from damo_torchrec.onnx.capture import NODE, NUMBER, LookupCall, LookupOutput
+from damo_torchrec.onnx.functions import functions_for
+from damo_torchrec.onnx.jagged_functions import LIMIT, SELECT
+from damo_torchrec.onnx.rows import RowGroup
+from damo_torchrec.onnx.vocabulary import DOMAIN, IR_VERSION, Lookup
+
+
+def lower_to_rows(
+    proto: onnx.ModelProto,
+    calls: Sequence[LookupCall],
+    groups: Mapping[int, RowGroup],
+    unseen: Mapping[str, str],
+    max_length: Mapping[str, int],
+    directory: Path,
+) -> None:
+    """Has a graph look up rows in row groups, by functions of standard operators.
+
+    Args:
+        proto: captured.
+        calls: its lookups.
+        groups: by dim.
+        unseen: by table, what ids without a row read as.
+        max_length: by feature, what a longer bag than that is refused at.
+        directory: that the graph's file will be in.
+    """
+    used: dict[Lookup, None] = {}
+    nodes: list[onnx.NodeProto] = []
+    arrays: dict[int, set[str]] = {dim: set() for dim in groups}
+    for node in proto.graph.node:
+        if node.domain != DOMAIN or node.op_type != NODE:
+            nodes.append(node)
+            continue
+        number = _number(node)
+        lowered = _Lowered(node, calls[number], f"lookup_{number}", groups, unseen, max_length)
+        nodes += lowered.nodes
+        proto.graph.initializer.extend(lowered.initializers)
+        used.update(dict.fromkeys(lowered.lookups))
+        for dim, shared in lowered.arrays:
+            arrays[dim].update(shared)
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    for dim, names in arrays.items():
+        proto.graph.initializer.extend(groups[dim].initializers(sorted(names), directory))
+    proto.functions.extend(functions_for(used))
+    proto.ir_version = IR_VERSION
+
+
+class _Lowered:
+    """What takes the place of one node."""
+
+    def __init__(
+        self,
+        node: onnx.NodeProto,
+        call: LookupCall,
+        name: str,
+        groups: Mapping[int, RowGroup],
+        unseen: Mapping[str, str],
+        max_length: Mapping[str, int],
+    ) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.lookups: list[Lookup] = []
+        self.arrays: list[tuple[int, list[str]]] = []
+        self._call = call
+        self._name = name
+        self._groups = groups
+        self._unseen = unseen
+        if call.kind == "Embedding":
+            self._embedding(node)
+            return
+        inputs = list(node.input)
+        inputs[1] = self._limit(inputs[1], max_length)
+        if call.kind == "EmbeddingBagCollection":
+            self._bags(inputs, node.output[0])
+        else:
+            self._sequences(inputs, list(node.output))
+
+    def _bags(self, inputs: list[str], output: str) -> None:
+        """One pooled lookup for each dim, and their columns in the outputs' order."""
+        by_dim: dict[int, list[int]] = {}
+        for i, wanted in enumerate(self._call.outputs):
+            by_dim.setdefault(wanted.dim, []).append(i)
+        if len(by_dim) == 1:
+            self._lookup(inputs, self._call.outputs, output, pooled=True)
+            return
+        columns = [""] * len(self._call.outputs)
+        for dim, members in by_dim.items():
+            pooled = f"{self._name}/{dim}/pooled"
+            self._lookup(inputs, [self._call.outputs[i] for i in members], pooled, pooled=True)
+            for i in members:
+                columns[i] = f"{self._name}/{i}"
+            self._node("Split", [pooled], [columns[i] for i in members], axis=1, num_outputs=len(members))
+        self._node("Concat", columns, [output], axis=1)
+
+    def _sequences(self, inputs: list[str], outputs: list[str]) -> None:
+        """One lookup of rows, which has one dim, and its rows by output."""
+        if len(outputs) == 1:
+            self._lookup(inputs, self._call.outputs, outputs[0], pooled=False)
+            return
+        rows, sizes = f"{self._name}/rows", f"{self._name}/sizes"
+        lengths = self._lookup(inputs, self._call.outputs, rows, pooled=False)
+        self._node("ReduceSum", [lengths, self._ints("second_axis", [1])], [sizes], keepdims=0)
+        self._node("Split", [rows, sizes], outputs, axis=0)
+
+    def _embedding(self, node: onnx.NodeProto) -> None:
+        ids, rows = node.input[0], f"{self._name}/rows"
+        flat, count, lengths, shape = (f"{self._name}/{part}" for part in ("ids", "count", "lengths", "shape"))
+        self._node("Reshape", [ids, self._ints("flat", [-1])], [flat])
+        self._node("Size", [ids], [count])
+        self._node("Unsqueeze", [count, self._ints("axes", [0, 1])], [lengths])
+        self._lookup([flat, lengths], self._call.outputs, rows, pooled=False)
+        ids_shape = f"{self._name}/ids_shape"
+        self._node("Shape", [ids], [ids_shape])
+        self._node("Concat", [ids_shape, self._ints("dim", [self._call.outputs[0].dim])], [shape], axis=0)
+        self._node("Reshape", [rows, shape], [node.output[0]], allowzero=1)
+
+    def _lookup(self, inputs: list[str], outputs: Sequence[LookupOutput], result: str, pooled: bool) -> str:
+        """A lookup of these outputs, of one dim. Returns the name of their lengths."""
+        group = self._groups[outputs[0].dim]
+        name = f"{self._name}/{group.dim}"
+        keys = [output.key for output in outputs]
+        if keys != list(range(self._num_keys(keys))):
+            selected, lengths, position = (f"{name}/{part}" for part in ("values", "lengths", "position"))
+            self._node(
+                SELECT, [*inputs[:2], self._ints(f"{group.dim}/keys", keys)], [selected, lengths, position], DOMAIN
+            )
+            weights = [f"{name}/weights"] if len(inputs) > 2 else []
+            if weights:
+                self._node("Gather", [inputs[2], position], weights)
+            inputs = [selected, lengths, *weights]
+        numbers = [group.tables[output.table] for output in outputs]
+        lookup = Lookup(
+            rows=group.rows,
+            pooled=pooled,
+            weighted=len(inputs) > 2,
+            means=pooled and any(output.mean for output in outputs),
+            initial=any(self._unseen[output.table] == "initial" for output in outputs),
+        )
+        own = {
+            "tables": np.array(numbers, dtype=np.int64),
+            "means": np.array([output.mean for output in outputs]),
+        }
+        arguments = list(inputs)
+        shared = []
+        for array in lookup.inputs[len(inputs) :]:
+            if array in own:
+                arguments.append(self._array(f"{group.dim}/{array}", own[array]))
+            else:
+                shared.append(array)
+                arguments.append(group.initializer(array))
+        self.arrays.append((group.dim, shared))
+        self.lookups.append(lookup)
+        self._node(lookup.name, arguments, [result], DOMAIN)
+        return inputs[1]
+
+    def _num_keys(self, keys: list[int]) -> int:
+        """How many keys the input has, as far as it matters: -1 where not all of them are asked for."""
+        return len(keys) if len(keys) == self._call.num_keys else -1
+
+    def _limit(self, lengths: str, max_length: Mapping[str, int]) -> str:
+        limits = {output.key: max_length.get(output.feature) for output in self._call.outputs}
+        if not any(limit is not None for limit in limits.values()):
+            return lengths
+        most = [limits.get(key) for key in range(self._call.num_keys)]
+        limit = np.array([[2**62 if m is None else m] for m in most], dtype=np.int64)
+        limited = f"{self._name}/limited"
+        self._node(LIMIT, [lengths, self._array("limit", limit)], [limited], DOMAIN)
+        return limited
+
+    def _node(self, kind: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any) -> None:
+        name = f"{self._name}/{kind}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, outputs, name=name, domain=domain, **attributes))
+
+    def _ints(self, name: str, values: Sequence[int]) -> str:
+        return self._array(name, np.array(values, dtype=np.int64))
+
+    def _array(self, name: str, array: npt.NDArray[Any]) -> str:
+        name = f"{self._name}/{name}"
+        self.initializers.append(numpy_helper.from_array(array, name))
+        return name
+
+
+def lower_to_inputs(proto: onnx.ModelProto, calls: Sequence[LookupCall]) -> list[list[str]]:
+    """Makes inputs of what a graph's lookups give; returns their names by call, in the order of the nodes.
+
+    Nodes and inputs that are of no use then are gone.
+    """
+    nodes = []
+    names: dict[int, list[str]] = {}
+    for node in proto.graph.node:
+        if node.domain != DOMAIN or node.op_type != NODE:
+            nodes.append(node)
+            continue
+        number = _number(node)
+        names[number] = _input_names(calls[number], number)
+        for output, name, shape in zip(node.output, names[number], _shapes(calls[number]), strict=True):
+            nodes.append(helper.make_node("Identity", [name], [output]))
+            proto.graph.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    _remove_unused(proto)
+    for domain in [d for d in proto.opset_import if d.domain == DOMAIN]:
+        proto.opset_import.remove(domain)
+    proto.ir_version = IR_VERSION
+    return [names.get(number, []) for number in range(len(calls))]
+
+
+def _input_names(call: LookupCall, number: int) -> list[str]:
+    path = call.path or f"lookup_{number}"
+    if call.kind == "EmbeddingBagCollection":
+        return [f"{path}.pooled"]
+    if call.kind == "Embedding":
+        return [f"{path}.rows"]
+    names = [output.feature for output in call.outputs]
+    several = {name for name in names if names.count(name) > 1}
+    return [f"{path}.{o.feature}" + (f"@{o.table}" if o.feature in several else "") for o in call.outputs]
+
+
+def _shapes(call: LookupCall) -> list[list[str | int] | None]:
+    if call.kind == "EmbeddingBagCollection":
+        return [["batch", sum(output.dim for output in call.outputs)]]
+    if call.kind == "Embedding":
+        return [None]
+    return [[f"{call.path}.{output.feature}.ids", output.dim] for output in call.outputs]
+
+
+def _remove_unused(proto: onnx.ModelProto) -> None:
+    needed = {output.name for output in proto.graph.output}
+    kept = []
+    for node in reversed(proto.graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(_read_by(node))
+    del proto.graph.node[:]
+    proto.graph.node.extend(reversed(kept))
+    for values in (proto.graph.input, proto.graph.initializer):
+        used = [value for value in values if value.name in needed]
+        del values[:]
+        values.extend(used)
+
+
+def _read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """What a node and its subgraphs read, and some names of their own."""
+    yield from node.input
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            for inner in attribute.g.node:
+                yield from _read_by(inner)
+            yield from (output.name for output in attribute.g.output)
+
+
+def _number(node: onnx.NodeProto) -> int:
+    return int(next(a.i for a in node.attribute if a.name == NUMBER))

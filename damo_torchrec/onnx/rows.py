@@ -1,0 +1,210 @@
+"""A store's rows as arrays of a graph: files beside it, in the order of a perfect hash.
+
+All tables of one dim are one `RowGroup`; csrc/serving_rows.h writes it and docs/serving.md describes the arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+
+from damo_torchrec import _core
+from damo_torchrec.onnx.vocabulary import RowFormat
+from damo_torchrec.table import Table
+
+# ONNX Runtime maps a file into memory, unless one is larger than the machine's.
+_SHARD_BYTES = 8 << 30
+_ROW_TYPES = {"float32": onnx.TensorProto.FLOAT, "float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}
+_ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+
+
+@dataclass(frozen=True)
+class RowFilter:
+    """Which rows of a table are exported.
+
+    Args:
+        min_count: those with at least so many updates.
+        expire: those that were updated within the table's last so many updates; None for all.
+        top_n: so many of those with the most updates; None for all.
+    """
+
+    min_count: int = 0
+    expire: int | None = None
+    top_n: int | None = None
+
+    def to_core(self, table_iter: int) -> _core.RowFilter:
+        """The engine's form of it."""
+        core = _core.RowFilter()
+        core.min_count = self.min_count
+        core.min_last_step = 0 if self.expire is None else max(table_iter - self.expire, 0)
+        core.top_n = self.top_n
+        return core
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """The rows of all tables of one dim.
+
+    Args:
+        dim: weights in a row.
+        rows: how they are stored.
+        tables: each table's number in the arrays.
+        arrays: those that are small.
+        files: dtype, shape and file of the others.
+        num_rows: rows of each table.
+    """
+
+    dim: int
+    rows: RowFormat
+    tables: dict[str, int]
+    arrays: dict[str, npt.NDArray[Any]]
+    files: dict[str, tuple[int, tuple[int, ...], Path]]
+    num_rows: dict[str, int]
+
+    def initializer(self, name: str) -> str:
+        """What the array `name` is called in a graph."""
+        return f"rows/{self.dim}/{name}"
+
+    def initializers(self, names: Sequence[str], directory: Path) -> list[onnx.TensorProto]:
+        """The arrays, for a graph in `directory`."""
+        return [self._initializer(name, directory) for name in names]
+
+    def _initializer(self, name: str, directory: Path) -> onnx.TensorProto:
+        if name in self.arrays:
+            return onnx.numpy_helper.from_array(self.arrays[name], self.initializer(name))
+        dtype, shape, file = self.files[name]
+        tensor = onnx.TensorProto(name=self.initializer(name), data_type=dtype, dims=shape)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", file.relative_to(directory).as_posix()), ("length", file.stat().st_size)):
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
+
+
+@dataclass(frozen=True)
+class RowWriter:
+    """Writes row groups.
+
+    Args:
+        directory: where their files go.
+        dtype: ``"float32"``, ``"float16"`` or ``"int8"``.
+        filters: by table.
+        unseen: by table, what an id without a row reads as: ``"zeros"`` or ``"initial"``.
+        memory_bytes: what writing may take.
+        num_threads: that build the hash.
+        progress: called with the number of rows that were written since the last call.
+    """
+
+    directory: Path
+    dtype: str
+    filters: Mapping[str, RowFilter]
+    unseen: Mapping[str, str]
+    memory_bytes: int
+    num_threads: int
+    progress: Callable[[int], None]
+
+    def write(self, tables: Sequence[Table]) -> dict[int, RowGroup]:
+        """The groups of these tables of one store, by dim, all as they are at one moment.
+
+        Raises:
+            ValueError: a weight does not fit the dtype, or a table's initial values cannot be computed in a graph.
+            OutOfSpaceError, DamoError: the disk is full or refuses.
+        """
+        engine = tables[0]._store._engine
+        snapshot = _core.RowSnapshot(engine, [table._index for table in tables])
+        positions: dict[int, list[int]] = {}
+        for position, table in enumerate(tables):
+            positions.setdefault(table.dim, []).append(position)
+        return {dim: self._write_group(snapshot, tables, members) for dim, members in positions.items()}
+
+    def _write_group(self, snapshot: _core.RowSnapshot, tables: Sequence[Table], members: Sequence[int]) -> RowGroup:
+        dim = tables[members[0]].dim
+        shard_rows = _SHARD_BYTES // (dim * _ITEM_BYTES[self.dtype])
+        row_type = _core.ServingRowType[self.dtype.upper()]
+        prefix = str(dim)
+        group = _core.ServingRows(
+            str(self.directory), prefix, dim, row_type, shard_rows, self.memory_bytes, self.num_threads
+        )
+        written = [self._add(group, snapshot, position, tables[position]) for position in members]
+        group.finish()
+        names = [tables[position].name for position in members]
+        parts = np.frombuffer(group.parts, dtype=np.int64).reshape(-1, 4)
+        columns = dict(zip(("first_bucket", "num_buckets", "first_row", "num_rows"), parts.T, strict=True))
+        total = group.num_rows
+        rows = RowFormat(dim, self.dtype, group.num_shards, shard_rows)
+        files: dict[str, tuple[int, tuple[int, ...], Path]] = {
+            "keys": (onnx.TensorProto.INT64, (total,), self._file(prefix, "keys")),
+            "pilots": (onnx.TensorProto.UINT16, (group.num_pilots,), self._file(prefix, "pilots")),
+        }
+        for shard in range(group.num_shards):
+            size = min(shard_rows, total - shard * shard_rows)
+            files[f"rows_{shard}"] = (_ROW_TYPES[self.dtype], (size, dim), self._file(prefix, f"rows.{shard}"))
+        if self.dtype == "int8":
+            files["scales"] = (onnx.TensorProto.FLOAT, (total,), self._file(prefix, "scales"))
+        arrays = {
+            "first_part": np.array([table.first_part for table in written], dtype=np.int64),
+            "num_parts": np.array([table.num_parts for table in written], dtype=np.int64),
+            **{name: np.ascontiguousarray(column) for name, column in columns.items()},
+            **self._draws([tables[position] for position in members]),
+        }
+        return RowGroup(
+            dim=dim,
+            rows=rows,
+            tables={name: i for i, name in enumerate(names)},
+            arrays=arrays,
+            files=files,
+            num_rows={name: table.rows for name, table in zip(names, written, strict=True)},
+        )
+
+    def _add(
+        self, group: _core.ServingRows, snapshot: _core.RowSnapshot, position: int, table: Table
+    ) -> _core.ServingTable:
+        unseen = np.zeros(table.dim, dtype=np.float32)
+        row_filter = self.filters[table.name].to_core(snapshot.states[position].iter)
+        done = 0
+
+        def progress(rows: int) -> None:
+            nonlocal done
+            self.progress(rows - done)
+            done = rows
+
+        return group.add(snapshot, position, unseen.ctypes.data, row_filter, progress)
+
+    def _draws(self, tables: Sequence[Table]) -> dict[str, npt.NDArray[Any]]:
+        """What ids without a row read, by table: drawn, or 0."""
+        draws = [_draw(table) if self.unseen[table.name] == "initial" else (0, 0.0, 0.0) for table in tables]
+        dtypes = (np.uint64, np.float32, np.float32)
+        keys, low, high = (np.array(c, dtype=d) for c, d in zip(zip(*draws, strict=True), dtypes, strict=True))
+        return {
+            "stream_low": (keys & np.uint64(0xFFFFFFFF)).astype(np.int64),
+            "stream_high": (keys >> np.uint64(32)).astype(np.int64),
+            "draw_low": low,
+            "draw_range": high - low,
+        }
+
+    def _file(self, prefix: str, name: str) -> Path:
+        return self.directory / f"{prefix}.{name}"
+
+
+def _draw(table: Table) -> tuple[int, float, float]:
+    """The stream's key and the bounds of a table's initial values.
+
+    Raises:
+        ValueError: they are not uniform, or not of float32.
+    """
+    initializer = table._store._catalog.initializer(table)
+    kinds = (_core.Distribution.UNIFORM, _core.Distribution.CONSTANT)
+    if initializer.distribution not in kinds or table.row_dtype is not torch.float32:
+        raise ValueError(
+            f"table {table.name!r}: standard operators can draw the initial values of unseen ids where those are "
+            f"uniform or constant, of float32; here they are {table._definition.initializer}, {table.row_dtype}. "
+            'unseen="zeros" goes without'
+        )
+    high = initializer.b if initializer.distribution is _core.Distribution.UNIFORM else initializer.a
+    return initializer.stream_key, initializer.a, high

@@ -1,0 +1,46 @@
+"""Running what was exported."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+CARD = "damo_torchrec"
+MODEL_FILE = "model.onnx"
+_OPERATORS = Path(__file__).parent.parent / "libdamo_onnxruntime_ops.so"
+
+
+def model_file(path: str | os.PathLike[str]) -> Path:
+    """The graph's file: `path` itself if it ends in ``.onnx``, else ``model.onnx`` in the directory `path`."""
+    path = Path(path).absolute()
+    return path if path.suffix == ".onnx" else path / MODEL_FILE
+
+
+def session(
+    path: str | os.PathLike[str], *, num_threads: int | None = None, operators: bool | None = None, **options: Any
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session of an exported model.
+
+    Args:
+        path: what `export` was given.
+        num_threads: that one call may use; None for as many as there are processors.
+        operators: whether to load this package's kernels for lookups, which give the same results sooner. None: if they
+            were built.
+        options: of `onnxruntime.InferenceSession`.
+
+    Raises:
+        ValueError: there is no such file; kernels are asked for, but were not built.
+    """
+    file = model_file(path)
+    if not file.is_file():
+        raise ValueError(f"{file} is not a file: export makes one")
+    if operators and not _OPERATORS.is_file():
+        raise ValueError(f"{_OPERATORS} was not built: it needs ONNX Runtime's headers, see CONTRIBUTING.md")
+    session_options = options.pop("sess_options", None) or onnxruntime.SessionOptions()
+    if num_threads is not None:
+        session_options.intra_op_num_threads = num_threads
+    if operators or (operators is None and _OPERATORS.is_file()):
+        session_options.register_custom_ops_library(str(_OPERATORS))
+    options.setdefault("providers", ["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(file), session_options, **options)

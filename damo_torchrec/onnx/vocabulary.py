@@ -1,0 +1,82 @@
+"""Names of what is in an exported graph, and what its functions are made for."""
+
+from dataclasses import dataclass
+
+import onnx
+
+DOMAIN = "damo_torchrec"
+VERSION = 1
+OPSET = 18
+# The first with functions; every runtime that has opset 18 reads it.
+IR_VERSION = 8
+
+INT64 = onnx.TensorProto.INT64
+UINT64 = onnx.TensorProto.UINT64
+FLOAT = onnx.TensorProto.FLOAT
+
+# A row group's arrays, by table and by part: those of csrc/serving_rows.h.
+HASH_ARRAYS = ["first_part", "num_parts", "first_bucket", "num_buckets", "first_row", "num_rows", "pilots", "keys"]
+# What initial values are drawn from, by table: halves of its stream's key, and the least value and the range.
+DRAW_ARRAYS = ["stream_low", "stream_high", "draw_low", "draw_range"]
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """How a group's rows are stored.
+
+    Args:
+        dim: weights in a row.
+        dtype: ``"float32"``, ``"float16"`` or ``"int8"``.
+        shards: arrays that the rows are spread over.
+        shard_rows: rows in each of them but the last; of no meaning for one.
+    """
+
+    dim: int
+    dtype: str
+    shards: int = 1
+    shard_rows: int = 0
+
+    @property
+    def arrays(self) -> list[str]:
+        """The names of its arrays in signatures."""
+        scales = ["scales"] if self.dtype == "int8" else []
+        return [f"rows_{shard}" for shard in range(self.shards)] + scales
+
+    @property
+    def suffix(self) -> str:
+        """Tells functions for it from those for other formats."""
+        name = {"float32": "", "float16": "Float16", "int8": "Int8"}[self.dtype]
+        return name + (f"Shards{self.shards}x{self.shard_rows}" if self.shards > 1 else "")
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A function that looks up rows of one group.
+
+    Args:
+        rows: how the group's rows are stored.
+        pooled: whether it sums bags; else it gives the row of each id.
+        weighted: whether ids have weights. Of pooled lookups.
+        means: whether some outputs are means. Of pooled lookups.
+        initial: whether ids without a row read what it would begin with; else they read zeros.
+    """
+
+    rows: RowFormat
+    pooled: bool
+    weighted: bool = False
+    means: bool = False
+    initial: bool = False
+
+    @property
+    def name(self) -> str:
+        """The function's, in its domain."""
+        kind = f"{'Weighted' if self.weighted else ''}EmbeddingBag{'Mean' if self.means else ''}s"
+        initial = f"Initial{self.rows.dim}" if self.initial else ""
+        return (kind if self.pooled else "EmbeddingRows") + self.rows.suffix + initial
+
+    @property
+    def inputs(self) -> list[str]:
+        """Its inputs: first those of each request, then arrays."""
+        request = ["values", "lengths", *(["weights"] if self.weighted else [])]
+        arrays = ["tables", *(["means"] if self.means else []), *(DRAW_ARRAYS if self.initial else [])]
+        return [*request, *arrays, *HASH_ARRAYS, *self.rows.arrays]
