@@ -1,0 +1,169 @@
+"""`Predictor`: answers requests from a serving checkpoint, and follows the training that goes on elsewhere."""
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from damo_torchrec.checkpoint_directory import is_checkpoint
+from damo_torchrec.manifest import Manifest
+from damo_torchrec.serving.arrays import Array
+from damo_torchrec.serving.dense import DENSE_FILE, DensePart
+from damo_torchrec.serving.histogram import Histogram
+from damo_torchrec.serving.lookups import Lookup
+from damo_torchrec.serving.requests import Argument, Signature
+from damo_torchrec.serving.states import State, States
+from damo_torchrec.serving.stats import PredictorStats
+from damo_torchrec.serving.working_copy import open_tables, open_working_copy
+
+
+class Predictor:
+    """A model that answers requests: rows on disk, cached in a memory budget, and the dense part in ONNX Runtime.
+
+    ::
+
+        with damo.serving.Predictor("checkpoints/serving", memory_budget="4GiB") as predictor:
+            predictor.predict({"dense_features": dense, "sparse_features": features})["output"]
+
+    `predict` may be called by several threads at once: lookups run one after the other, dense parts side by side.
+    Nothing is written into the checkpoint: rows are in a temporary directory beside it, which shares its files by hard
+    links, or is a copy among other temporary files where that cannot be.
+
+    Args:
+        path: a checkpoint that `damo_torchrec.serving.export` made.
+        memory_budget: bytes, or a text like ``"512MiB"``, for everything that has to do with rows. The dense part is
+            not in it.
+        num_threads: that one lookup, and one run of the dense part, may use; None for as many as this process may use.
+
+    Raises:
+        ValueError: `path` is no serving checkpoint, or the budget is below the least.
+        CorruptionError: it is damaged.
+        SchemaMismatchError: its dense part does not go with its rows.
+        OutOfSpaceError, DamoError: the disk is full or refuses.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        memory_budget: int | str = "1GiB",
+        num_threads: int | None = None,
+    ) -> None:
+        self._path = Path(path).absolute()
+        if not is_checkpoint(self._path):
+            raise ValueError(f"{self._path} is not a checkpoint: damo_torchrec.serving.export makes one to serve")
+        manifest = Manifest.read(self._path)
+        if DENSE_FILE not in manifest.files:
+            raise ValueError(
+                f"{self._path} has no {DENSE_FILE}: damo_torchrec.serving.export makes a checkpoint to serve"
+            )
+        manifest.check_files(self._path)
+        self._num_threads = num_threads
+        dense = DensePart(self._path / DENSE_FILE, num_threads)
+        dense.check(manifest.seed, manifest.tables)
+        outputs = [output for lookup in dense.card.lookups for output in lookup.outputs]
+        self._store = open_working_copy(self._path, memory_budget, num_threads)
+        try:
+            open_tables(self._store, manifest, outputs)
+            self._lookups = [Lookup(card, dense.card.features, self._store) for card in dense.card.lookups]
+        except BaseException:
+            self._store.close()
+            raise
+        self._signature = Signature(dense.card.features, dense.arguments, self._store._memory_budget // 8)
+        self._states = States(f"the predictor of {self._path}", State(dense, {}, manifest.step, (manifest.id,)))
+        self._histogram = Histogram()
+        self._closing = threading.Lock()
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint."""
+        return self._path
+
+    @property
+    def step(self) -> int:
+        """The step of the rows that the next request is answered from."""
+        return self._states.current.step
+
+    @property
+    def history(self) -> tuple[str, ...]:
+        """Ids of the checkpoint and of the deltas that were applied to it, oldest first."""
+        return self._states.current.history
+
+    @property
+    def inputs(self) -> dict[str, Argument]:
+        """The arrays of a request, by name."""
+        return self._signature.arguments
+
+    @property
+    def features(self) -> dict[str, tuple[str, ...]]:
+        """The keys of each KeyedJaggedTensor that the model takes, in order."""
+        return {name: feature.keys for name, feature in self._signature.features.items()}
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the outputs."""
+        return self._states.current.dense.outputs
+
+    def predict(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """Answers a request, all of it from one state of the model.
+
+        Args:
+            inputs: by name, what the model's forward takes. Tensors as NumPy arrays, torch tensors or nested lists. A
+                KeyedJaggedTensor ``NAME`` with F keys and B samples as such, with its keys in any order, or as
+                ``NAME.values``, integers ``(N,)``, by key, then sample; ``NAME.lengths``, integers ``(F, B)``; and if
+                it has weights ``NAME.weights``, numbers ``(N,)``. Numbers become float32 by rounding; infinities and
+                NaN are taken as they are.
+
+        Returns:
+            dict: outputs by name, the first dimension being samples.
+
+        Raises:
+            TypeError: an input is not made of numbers of its kind: ids are integers, not floats or bools.
+            ValueError: inputs are missing or not known, an id does not fit int64, shapes do not fit the model or each
+                other, lengths are negative or do not sum to N, or there are too many ids for the memory budget.
+            StoreClosedError: the predictor is closed.
+            DamoError: rows cannot be read.
+        """
+        begin = time.perf_counter()
+        request = self._signature.check(inputs)
+        with self._states.use() as state:
+            arrays = dict(request.arrays)
+            for lookup in self._lookups:
+                arrays.update(lookup.run(request, state.overlay))
+            outputs = state.dense.run(arrays)
+        self._histogram.add(time.perf_counter() - begin)
+        return outputs
+
+    def stats(self) -> PredictorStats:
+        """Figures since the predictor was made."""
+        rows = self._store.stats()
+        state = self._states.current
+        return PredictorStats(
+            latencies=self._histogram.latencies(),
+            hits=sum(table.hits for table in rows.tables.values()),
+            misses=sum(table.misses for table in rows.tables.values()),
+            memory_bytes=rows.memory_bytes,
+            memory_budget=rows.memory_budget,
+            step=state.step,
+            history=state.history,
+        )
+
+    def close(self) -> None:
+        """Waits for the requests that are being answered, and removes the temporary rows. Idempotent."""
+        with self._closing:
+            self._states.close()
+            self._store.close()
+
+    def __enter__(self) -> "Predictor":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Predictor({str(self._path)!r}, step={self.step})"
