@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -13,7 +14,7 @@ from damo_torchrec.serving.card import CARD, Card
 from damo_torchrec.serving.requests import Argument
 
 DENSE_FILE = "dense.onnx"
-_DTYPES = {
+_DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype("float32"),
     "tensor(double)": np.dtype("float64"),
     "tensor(float16)": np.dtype("float16"),
@@ -36,6 +37,8 @@ class DensePart:
 
     def __init__(self, file: Path, num_threads: int | None) -> None:
         options = onnxruntime.SessionOptions()
+        # Threads that wait in a loop take the processors from lookups, and from requests beside this one.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if num_threads is not None:
             options.intra_op_num_threads = num_threads
         try:

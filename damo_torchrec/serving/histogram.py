@@ -2,7 +2,7 @@
 
 import bisect
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _LEAST = 1e-6  # seconds
 _FACTOR = 2**0.25
@@ -20,8 +20,8 @@ class Latencies:
         total: seconds, of all calls.
     """
 
-    bounds: tuple[float, ...]
-    counts: tuple[int, ...]
+    bounds: tuple[float, ...] = field(repr=False)
+    counts: tuple[int, ...] = field(repr=False)
     total: float
 
     @property

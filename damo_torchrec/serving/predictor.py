@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from damo_torchrec.checkpoint_directory import is_checkpoint
+from damo_torchrec.errors import StoreClosedError
 from damo_torchrec.manifest import Manifest
 from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.dense import DENSE_FILE, DensePart
@@ -17,6 +18,8 @@ from damo_torchrec.serving.lookups import Lookup
 from damo_torchrec.serving.requests import Argument, Signature
 from damo_torchrec.serving.states import State, States
 from damo_torchrec.serving.stats import PredictorStats
+from damo_torchrec.serving.updates import Updates
+from damo_torchrec.serving.watcher import Watcher
 from damo_torchrec.serving.working_copy import open_tables, open_working_copy
 
 
@@ -74,7 +77,9 @@ class Predictor:
             raise
         self._signature = Signature(dense.card.features, dense.arguments, self._store._memory_budget // 8)
         self._states = States(f"the predictor of {self._path}", State(dense, {}, manifest.step, (manifest.id,)))
+        self._updates = Updates(self._store, {output.table: output for output in outputs}, self._states, num_threads)
         self._histogram = Histogram()
+        self._watchers: list[Watcher] = []
         self._closing = threading.Lock()
 
     @property
@@ -137,9 +142,55 @@ class Predictor:
         self._histogram.add(time.perf_counter() - begin)
         return outputs
 
+    def apply_delta(self, path: str | os.PathLike[str]) -> None:
+        """Goes on to the state that a delta leads to, while requests go on.
+
+        A request is answered from the state before or from the one after, as a whole: those that begin once the delta
+        is verified, from the one after. Then its rows are written into the store, which must not be moved or
+        changed until the call returns.
+
+        Args:
+            path: a delta that `EmbeddingStore.export_delta` or `DeltaPublisher` made, of the store that the checkpoint
+                is from. It may hold a new dense part.
+
+        Raises:
+            ValueError: it is no delta, or does not follow what is served, or was applied before.
+            CorruptionError: it is damaged.
+            SchemaMismatchError: its tables or its dense part are others than those that are served.
+            StoreClosedError: the predictor is closed.
+            OutOfSpaceError, DamoError: the disk is full or refuses. If that was met with in the end, the new state is
+                served, from the delta's files; the next call writes what is missing first.
+        """
+        self._updates.apply(path)
+
+    def watch(self, directory: str | os.PathLike[str], poll_seconds: float = 1.0) -> None:
+        """Applies deltas that appear in a directory from now on, and those that are there, in a thread of its own.
+
+        They are taken in the order of the steps that their names end in. What `apply_delta` refuses is logged and
+        passed over; what does not follow yet is tried again after each other delta. Those of before the checkpoint, and
+        those that were applied, may stay there. `close` ends it.
+
+        Args:
+            directory: where `DeltaPublisher` writes, for example.
+            poll_seconds: between two looks into it.
+
+        Raises:
+            ValueError: it is not a directory, or `poll_seconds` is not positive.
+            StoreClosedError: the predictor is closed.
+        """
+        directory = Path(directory).absolute()
+        if not directory.is_dir():
+            raise ValueError(f"{directory} is not a directory")
+        if not poll_seconds > 0:
+            raise ValueError(f"poll_seconds must be positive, got {poll_seconds}")
+        with self._closing:
+            if self._store.closed:
+                raise StoreClosedError(f"the predictor of {self._path} is closed")
+            self._watchers.append(Watcher(directory, poll_seconds, self.apply_delta, lambda: self.step))
+
     def stats(self) -> PredictorStats:
         """Figures since the predictor was made."""
-        rows = self._store.stats()
+        rows, updates = self._store.stats(), self._updates.stats
         state = self._states.current
         return PredictorStats(
             latencies=self._histogram.latencies(),
@@ -149,11 +200,19 @@ class Predictor:
             memory_budget=rows.memory_budget,
             step=state.step,
             history=state.history,
+            deltas_applied=updates.applied,
+            last_delta_step=updates.last_step,
+            last_delta_time=updates.last_time,
         )
 
     def close(self) -> None:
-        """Waits for the requests that are being answered, and removes the temporary rows. Idempotent."""
+        """Waits for the requests that are being answered, ends `watch`, and removes the temporary rows. Idempotent."""
         with self._closing:
+            for watcher in self._watchers:
+                watcher.stop()
+            self._updates.stop()
+            for watcher in self._watchers:
+                watcher.join()
             self._states.close()
             self._store.close()
 

@@ -17,6 +17,9 @@ class PredictorStats:
         memory_budget: what they may take.
         step: of the rows that are served.
         history: ids of the checkpoint and of the deltas that were applied to it, oldest first.
+        deltas_applied: how many.
+        last_delta_step: of the last one; None if there was none.
+        last_delta_time: when it was applied, in seconds since 1970.
     """
 
     latencies: Latencies
@@ -26,6 +29,9 @@ class PredictorStats:
     memory_budget: int
     step: int
     history: tuple[str, ...]
+    deltas_applied: int
+    last_delta_step: int | None
+    last_delta_time: float | None
 
     @property
     def requests(self) -> int:
