@@ -11,9 +11,9 @@ except ImportError as error:
 from damo_torchrec.serving.export import export
 from damo_torchrec.serving.histogram import Latencies
 from damo_torchrec.serving.predictor import Predictor
-from damo_torchrec.serving.requests import Argument
+from damo_torchrec.serving.requests import Argument, Request
 from damo_torchrec.serving.stats import PredictorStats
 
 del _onnxruntime
 
-__all__ = ["Argument", "Latencies", "Predictor", "PredictorStats", "export"]
+__all__ = ["Argument", "Latencies", "Predictor", "PredictorStats", "Request", "export"]

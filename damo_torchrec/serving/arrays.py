@@ -47,9 +47,10 @@ def _to_numpy(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
         return _of_tensor(name, value)
     if isinstance(value, list | tuple | int | float | np.generic):
         try:
-            return _of_objects(name, np.array(value, dtype=object), dtype)
-        except ValueError as error:  # of numpy, where lists hold arrays of several shapes
+            objects = np.array(value, dtype=object)
+        except ValueError as error:  # where lists hold arrays of several shapes
             raise ValueError(f"{name} must be one array, got ragged lists") from error
+        return _of_objects(name, objects, dtype)
     raise TypeError(f"{name} must be an array, a tensor or nested lists of numbers, got {type(value).__name__}")
 
 

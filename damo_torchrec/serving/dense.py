@@ -26,6 +26,12 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 class DensePart:
     """A dense graph in ONNX Runtime. `run` may be called by several threads at once.
 
+    Attributes:
+        file: the graph's.
+        card: what it says of its lookups.
+        arguments: what a request has besides KeyedJaggedTensors.
+        outputs: shapes by name: sizes, names of sizes, or None.
+
     Args:
         file: the graph's.
         num_threads: that one call may use; None for as many as there are processors.
@@ -52,7 +58,7 @@ class DensePart:
         self.file = file
         self.card = Card.parse(self._session.get_modelmeta().custom_metadata_map.get(CARD), str(file))
         self._inputs = {node.name: (node.type, node.shape) for node in self._session.get_inputs()}
-        self._outputs = [node.name for node in self._session.get_outputs()]
+        self.outputs = {node.name: tuple(size or None for size in node.shape) for node in self._session.get_outputs()}
         looked_up = {name for lookup in self.card.lookups for name in lookup.graph_inputs}
         if absent := sorted(looked_up - set(self._inputs)):
             raise CorruptionError(f"{file} says that {absent} are inputs, but they are not")
@@ -73,11 +79,6 @@ class DensePart:
                 arguments.append(Argument(lookup.input, np.dtype(np.int64), sizes))
         return arguments
 
-    @property
-    def outputs(self) -> list[str]:
-        """Names of its outputs."""
-        return list(self._outputs)
-
     def check(self, seed: int, tables: Mapping[str, TableRecord]) -> None:
         """Raises SchemaMismatchError if it is not for rows of this seed, in these tables."""
         if self.card.seed != seed:
@@ -96,7 +97,7 @@ class DensePart:
             ("features", self.card.features, other.card.features),
             ("lookups", self.card.lookups, other.card.lookups),
             ("inputs", self._inputs, other._inputs),
-            ("outputs", self._outputs, other._outputs),
+            ("outputs", self.outputs, other.outputs),
         ):
             if mine != wanted:
                 raise SchemaMismatchError(f"{self.file} has other {what} than {other.file}: {mine}, expected {wanted}")
@@ -115,4 +116,4 @@ class DensePart:
             outputs: Sequence[Array] = self._session.run(None, feed)
         except Exception as error:  # ONNX Runtime's, which have no common base
             raise ValueError(f"the model cannot take these inputs: {error}") from error
-        return dict(zip(self._outputs, outputs, strict=True))
+        return dict(zip(self.outputs, outputs, strict=True))

@@ -15,7 +15,7 @@ from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.dense import DENSE_FILE, DensePart
 from damo_torchrec.serving.histogram import Histogram
 from damo_torchrec.serving.lookups import Lookup
-from damo_torchrec.serving.requests import Argument, Signature
+from damo_torchrec.serving.requests import Argument, Request, Signature
 from damo_torchrec.serving.states import State, States
 from damo_torchrec.serving.stats import PredictorStats
 from damo_torchrec.serving.updates import Updates
@@ -108,9 +108,17 @@ class Predictor:
         return {name: feature.keys for name, feature in self._signature.features.items()}
 
     @property
-    def outputs(self) -> list[str]:
-        """Names of the outputs."""
-        return self._states.current.dense.outputs
+    def outputs(self) -> dict[str, tuple[int | str | None, ...]]:
+        """Shapes of the outputs, by name: sizes, names of sizes as in `inputs`, or None for what is not known."""
+        return dict(self._states.current.dense.outputs)
+
+    def check(self, inputs: Mapping[str, Any]) -> Request:
+        """Checks the inputs of `predict`, with the same arguments and errors, and returns them as arrays.
+
+        Returns:
+            Request: `arrays`, which `predict` takes, by name; and `batch`, the number of samples.
+        """
+        return self._signature.check(inputs)
 
     def predict(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """Answers a request, all of it from one state of the model.
@@ -133,7 +141,7 @@ class Predictor:
             DamoError: rows cannot be read.
         """
         begin = time.perf_counter()
-        request = self._signature.check(inputs)
+        request = self.check(inputs)
         with self._states.use() as state:
             arrays = dict(request.arrays)
             for lookup in self._lookups:
