@@ -1,8 +1,7 @@
-// The Python module damo_torchrec._core. Arrays come in as addresses (torch's data_ptr()) with their sizes; the package
-// checks dtypes, devices and contiguity before it calls, and keeps the tensors alive.
+// The Python module damo_torchrec._core: the store.
+#include "bindings.h"
 
 #include <pybind11/native_enum.h>
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <unistd.h>
 
@@ -17,31 +16,10 @@
 #include "status.h"
 #include "store.h"
 
-namespace py = pybind11;
-
 namespace damo {
 namespace {
 
-using Address = uintptr_t;
-using ReleaseGil = py::call_guard<py::gil_scoped_release>;
-
-template <class T>
-T* At(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
 std::span<const int64_t> Ids(Address address, size_t n) { return {At<const int64_t>(address), n}; }
-
-// In a forked child the store's threads do not exist and its files belong to the parent: it is left as it is.
-struct Forget {
-  pid_t process = getpid();
-  template <class T>
-  void operator()(T* object) const {
-    if (getpid() == process) delete object;
-  }
-};
-template <class T>
-using Held = std::unique_ptr<T, Forget>;
 
 // The class in damo_torchrec.errors.
 const char* PythonException(ErrorCode code) {
@@ -431,9 +409,10 @@ void RegisterSalvage(py::module_& m) {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The engine of damo_torchrec. Not a public interface.";
   m.attr("LEAST_MEMORY_BUDGET") = damo::kLeastMemoryBudget;
-  py::register_local_exception_translator(damo::TranslateError);
+  damo::py::register_local_exception_translator(damo::TranslateError);
   damo::RegisterOptions(m);
   damo::RegisterLookup(m);
   damo::RegisterStore(m);
   damo::RegisterSalvage(m);
+  damo::RegisterServing(m);
 }

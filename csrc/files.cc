@@ -23,64 +23,94 @@ namespace {
   throw Error(code, what + " " + path + ": " + std::generic_category().message(error));
 }
 
-class FileDescriptor {
- public:
-  FileDescriptor(const std::string& path, int flags) : fd_(::open(path.c_str(), flags | O_CLOEXEC, 0666)) {
-    if (fd_ < 0) Throw(errno, "cannot open", path);
-  }
-  ~FileDescriptor() { ::close(fd_); }
-  FileDescriptor(const FileDescriptor&) = delete;
-  FileDescriptor& operator=(const FileDescriptor&) = delete;
-
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
-
-void Write(const FileDescriptor& file, std::string_view contents, const std::string& path) {
-  while (!contents.empty()) {
-    const ssize_t n = ::write(file.get(), contents.data(), contents.size());
-    if (n < 0 && errno != EINTR) Throw(errno, "cannot write", path);
-    if (n > 0) contents.remove_prefix(static_cast<size_t>(n));
-  }
+std::string Shortfall(uint64_t expected, uint64_t found) {
+  return "expected " + std::to_string(expected) + " bytes, found " + std::to_string(found);
 }
 
 }  // namespace
 
-void Sync(const std::string& path) {
-  FileDescriptor file(path, O_RDONLY);
-  if (::fsync(file.get()) != 0) Throw(errno, "cannot sync", path);
+File::File(const std::string& path, int flags) : path_(path), fd_(::open(path.c_str(), flags | O_CLOEXEC, 0666)) {
+  if (fd_ < 0) Throw(errno, "cannot open", path);
 }
 
-void WriteFile(const std::string& path, std::string_view contents) {
-  {
-    FileDescriptor file(path, O_WRONLY | O_CREAT | O_EXCL);
-    Write(file, contents, path);
+File::~File() { ::close(fd_); }
+
+void File::Write(std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(fd_, bytes.data(), bytes.size());
+    if (n < 0 && errno != EINTR) Throw(errno, "cannot write", path_);
+    if (n > 0) bytes.remove_prefix(static_cast<size_t>(n));
   }
-  Sync(path);
+}
+
+size_t File::Read(char* to, size_t size) {
+  for (;;) {
+    const ssize_t n = ::read(fd_, to, size);
+    if (n >= 0) return static_cast<size_t>(n);
+    if (errno != EINTR) Throw(errno, "cannot read", path_);
+  }
+}
+
+void File::Sync() {
+  if (::fsync(fd_) != 0) Throw(errno, "cannot sync", path_);
+}
+
+FileWriter::FileWriter(const std::string& path, size_t buffer_bytes)
+    : file_(path, O_WRONLY | O_CREAT | O_EXCL), buffer_bytes_(buffer_bytes) {
+  buffer_.reserve(buffer_bytes);
+}
+
+void FileWriter::Append(std::string_view bytes) {
+  if (buffer_.size() + bytes.size() > buffer_bytes_) {
+    file_.Write(buffer_);
+    buffer_.clear();
+  }
+  if (bytes.size() > buffer_bytes_) {
+    file_.Write(bytes);
+  } else {
+    buffer_.append(bytes);
+  }
+}
+
+void FileWriter::Finish() {
+  file_.Write(buffer_);
+  buffer_.clear();
+  file_.Sync();
+}
+
+void Sync(const std::string& path) { File(path, O_RDONLY).Sync(); }
+
+void WriteFile(const std::string& path, std::string_view contents) {
+  File file(path, O_WRONLY | O_CREAT | O_EXCL);
+  file.Write(contents);
+  file.Sync();
+}
+
+void AppendToFile(const std::string& path, std::string_view bytes) {
+  File(path, O_WRONLY | O_CREAT | O_APPEND).Write(bytes);
+}
+
+void ReadFile(const std::string& path, char* to, size_t size) {
+  File file(path, O_RDONLY);
+  for (size_t done = 0; done < size;) {
+    const size_t n = file.Read(to + done, size - done);
+    if (n == 0) throw Error(ErrorCode::kIo, "cannot read " + path + ": " + Shortfall(size, done));
+    done += n;
+  }
 }
 
 // std::filesystem::copy_file tells of a full disk as an input/output error.
 void CopyFile(const std::string& from, const std::string& to, uint64_t size) {
-  {
-    FileDescriptor source(from, O_RDONLY);
-    FileDescriptor target(to, O_WRONLY | O_CREAT | O_EXCL);
-    std::vector<char> buffer(size_t{1} << 20);
-    uint64_t copied = 0;
-    while (copied < size) {
-      const ssize_t n = ::read(source.get(), buffer.data(), std::min<uint64_t>(size - copied, buffer.size()));
-      if (n < 0 && errno != EINTR) Throw(errno, "cannot read", from);
-      if (n == 0) {
-        throw Error(ErrorCode::kIo, "cannot copy " + from + ": expected " + std::to_string(size) + " bytes, found " +
-                                        std::to_string(copied));
-      }
-      if (n <= 0) continue;
-      Write(target, {buffer.data(), static_cast<size_t>(n)}, to);
-      copied += static_cast<uint64_t>(n);
-    }
+  File source(from, O_RDONLY);
+  File target(to, O_WRONLY | O_CREAT | O_EXCL);
+  std::vector<char> buffer(size_t{1} << 20);
+  for (uint64_t copied = 0; copied < size;) {
+    const size_t n = source.Read(buffer.data(), std::min<uint64_t>(size - copied, buffer.size()));
+    if (n == 0) throw Error(ErrorCode::kIo, "cannot copy " + from + ": " + Shortfall(size, copied));
+    target.Write({buffer.data(), n});
+    copied += n;
   }
-  Sync(to);
+  target.Sync();
 }
 
 bool LinkFile(const std::string& from, const std::string& to) {

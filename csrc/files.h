@@ -2,6 +2,7 @@
 // if something exists that was to be made, else kIo; messages name the path and give the system's reason.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -9,11 +10,53 @@
 
 namespace damo {
 
+// An open file.
+class File {
+ public:
+  // `flags` are those of open(2).
+  File(const std::string& path, int flags);
+  ~File();
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+
+  void Write(std::string_view bytes);
+  // Reads the next bytes, at most `size`; 0 at the end.
+  size_t Read(char* to, size_t size);
+  // Waits until its bytes, or the directory's entries, are on the device.
+  void Sync();
+
+ private:
+  const std::string path_;
+  const int fd_;
+};
+
+// A file that is written through a buffer, from its beginning to its end.
+class FileWriter {
+ public:
+  // REQUIRES: `path` does not exist.
+  FileWriter(const std::string& path, size_t buffer_bytes);
+
+  void Append(std::string_view bytes);
+  // Writes what is in the buffer and waits until all is on the device. Nothing may follow.
+  void Finish();
+
+ private:
+  File file_;
+  const size_t buffer_bytes_;
+  std::string buffer_;
+};
+
 // Waits until the file's bytes, or the directory's entries, are on the device.
 void Sync(const std::string& path);
 
 // Makes a synced file of these bytes. REQUIRES: `path` does not exist.
 void WriteFile(const std::string& path, std::string_view contents);
+
+// Writes these bytes behind those that the file has; makes it if it does not exist. Not synced.
+void AppendToFile(const std::string& path, std::string_view bytes);
+
+// Reads a file's first `size` bytes. REQUIRES: it has so many.
+void ReadFile(const std::string& path, char* to, size_t size);
 
 // Makes a synced copy of a file's first `size` bytes. REQUIRES: `to` does not exist, `from` has at least `size` bytes.
 void CopyFile(const std::string& from, const std::string& to, uint64_t size);

@@ -22,14 +22,17 @@ using Rows = std::map<Key, std::string>;
 // Written by Checkpoint: for each entry its key, the u32 size of its value in the machine's byte order, its value.
 std::string FileOf(const std::string& directory) { return directory + "/rows"; }
 
+// A table's, by id.
+using TableRows = std::vector<std::pair<int64_t, std::string>>;
+
 class MemoryIterator : public RowIterator {
  public:
-  MemoryIterator(uint32_t table, size_t payload_size, std::vector<std::pair<int64_t, std::string>> rows)
+  MemoryIterator(uint32_t table, size_t payload_size, std::shared_ptr<const TableRows> rows)
       : table_(table), payload_size_(payload_size), rows_(std::move(rows)) {}
 
   bool Next(int64_t* id, const char** payload) override {
-    if (next_ == rows_.size()) return false;
-    const auto& [row_id, value] = rows_[next_++];
+    if (next_ == rows_->size()) return false;
+    const auto& [row_id, value] = (*rows_)[next_++];
     *id = row_id;
     *payload = RowPayload(value, payload_size_, table_, row_id);
     return true;
@@ -38,8 +41,22 @@ class MemoryIterator : public RowIterator {
  private:
   const uint32_t table_;
   const size_t payload_size_;
-  const std::vector<std::pair<int64_t, std::string>> rows_;
+  const std::shared_ptr<const TableRows> rows_;
   size_t next_ = 0;
+};
+
+class MemorySnapshot : public RowStoreSnapshot {
+ public:
+  using Tables = std::map<uint32_t, std::shared_ptr<const TableRows>>;
+
+  explicit MemorySnapshot(Tables tables) : tables_(std::move(tables)) {}
+
+  std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size) const override {
+    return std::make_unique<MemoryIterator>(table, payload_size, tables_.at(table));
+  }
+
+ private:
+  const Tables tables_;
 };
 
 class MemoryStore : public RowStore {
@@ -74,15 +91,19 @@ class MemoryStore : public RowStore {
     }
   }
 
-  std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size) override {
-    CheckTableNumber(table);
-    std::vector<std::pair<int64_t, std::string>> rows;
+  std::unique_ptr<RowStoreSnapshot> TakeSnapshot(std::span<const uint32_t> tables) override {
+    MemorySnapshot::Tables copies;
     std::shared_lock lock(mutex_);
-    const auto end = rows_.lower_bound(EndKey(table));
-    for (auto row = rows_.lower_bound(FirstKey(table)); row != end; ++row) {
-      rows.emplace_back(DecodeId(row->first.view()), row->second);
+    for (const uint32_t table : tables) {
+      CheckTableNumber(table);
+      TableRows rows;
+      const auto end = rows_.lower_bound(EndKey(table));
+      for (auto row = rows_.lower_bound(FirstKey(table)); row != end; ++row) {
+        rows.emplace_back(DecodeId(row->first.view()), row->second);
+      }
+      copies[table] = std::make_shared<const TableRows>(std::move(rows));
     }
-    return std::make_unique<MemoryIterator>(table, payload_size, std::move(rows));
+    return std::make_unique<MemorySnapshot>(std::move(copies));
   }
 
   bool Checkpoint(const std::string& path, bool /*link*/) override {

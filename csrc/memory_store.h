@@ -8,8 +8,8 @@
 
 namespace damo {
 
-// Starts empty, or from a directory that a memory store's Checkpoint wrote. Nothing bounds its memory; a Scan copies
-// its table. Throws kIo or kCorruption.
+// Starts empty, or from a directory that a memory store's Checkpoint wrote. Nothing bounds its memory; a snapshot
+// copies its tables. Throws kIo or kCorruption.
 std::unique_ptr<RowStore> OpenMemoryStore(const std::string& checkpoint = {});
 
 }  // namespace damo

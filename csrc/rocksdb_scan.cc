@@ -4,6 +4,7 @@
 #include <rocksdb/iterator.h>
 #include <rocksdb/options.h>
 #include <rocksdb/slice.h>
+#include <rocksdb/snapshot.h>
 
 #include <string>
 #include <utility>
@@ -15,15 +16,35 @@
 namespace damo {
 namespace {
 
+class HeldSnapshot {
+ public:
+  explicit HeldSnapshot(std::shared_ptr<rocksdb::DB> db) : db_(std::move(db)), snapshot_(db_->GetSnapshot()) {}
+  ~HeldSnapshot() { db_->ReleaseSnapshot(snapshot_); }
+  HeldSnapshot(const HeldSnapshot&) = delete;
+  HeldSnapshot& operator=(const HeldSnapshot&) = delete;
+
+  rocksdb::DB* db() const { return db_.get(); }
+  const rocksdb::Snapshot* get() const { return snapshot_; }
+
+ private:
+  const std::shared_ptr<rocksdb::DB> db_;
+  const rocksdb::Snapshot* const snapshot_;
+};
+
 class RocksDbIterator : public RowIterator {
  public:
-  RocksDbIterator(std::shared_ptr<rocksdb::DB> db, uint32_t table, size_t payload_size, size_t readahead)
-      : table_(table), payload_size_(payload_size), db_(std::move(db)), end_(EndKey(table)), end_slice_(end_.view()) {
+  RocksDbIterator(std::shared_ptr<const HeldSnapshot> snapshot, uint32_t table, size_t payload_size, size_t readahead)
+      : table_(table),
+        payload_size_(payload_size),
+        snapshot_(std::move(snapshot)),
+        end_(EndKey(table)),
+        end_slice_(end_.view()) {
     rocksdb::ReadOptions options;
+    options.snapshot = snapshot_->get();
     options.iterate_upper_bound = &end_slice_;
     options.readahead_size = readahead;
     options.fill_cache = false;
-    rows_.reset(db_->NewIterator(options));
+    rows_.reset(snapshot_->db()->NewIterator(options));
     rows_->Seek(FirstKey(table).view());
   }
 
@@ -41,18 +62,31 @@ class RocksDbIterator : public RowIterator {
  private:
   const uint32_t table_;
   const size_t payload_size_;
-  const std::shared_ptr<rocksdb::DB> db_;  // outlives rows_
+  const std::shared_ptr<const HeldSnapshot> snapshot_;  // outlives rows_
   const Key end_;
   const rocksdb::Slice end_slice_;
   std::unique_ptr<rocksdb::Iterator> rows_;
   bool at_first_ = true;
 };
 
+class RocksDbSnapshot : public RowStoreSnapshot {
+ public:
+  RocksDbSnapshot(std::shared_ptr<rocksdb::DB> db, size_t readahead)
+      : snapshot_(std::make_shared<const HeldSnapshot>(std::move(db))), readahead_(readahead) {}
+
+  std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size) const override {
+    return std::make_unique<RocksDbIterator>(snapshot_, table, payload_size, readahead_);
+  }
+
+ private:
+  const std::shared_ptr<const HeldSnapshot> snapshot_;
+  const size_t readahead_;
+};
+
 }  // namespace
 
-std::unique_ptr<RowIterator> ScanRocksDb(std::shared_ptr<rocksdb::DB> db, uint32_t table, size_t payload_size,
-                                         size_t readahead) {
-  return std::make_unique<RocksDbIterator>(std::move(db), table, payload_size, readahead);
+std::unique_ptr<RowStoreSnapshot> TakeRocksDbSnapshot(std::shared_ptr<rocksdb::DB> db, size_t readahead) {
+  return std::make_unique<RocksDbSnapshot>(std::move(db), readahead);
 }
 
 }  // namespace damo

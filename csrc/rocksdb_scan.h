@@ -1,8 +1,7 @@
-// A table's rows in a RocksDB, in the order of their ids.
+// A RocksDB's rows as they are at one moment, table by table in the order of their ids.
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <memory>
 
 #include "row_store.h"
@@ -13,8 +12,7 @@ class DB;
 
 namespace damo {
 
-// See RowStore::Scan. Reads `readahead` bytes ahead, past the block cache. REQUIRES: table < 2^31.
-std::unique_ptr<RowIterator> ScanRocksDb(std::shared_ptr<rocksdb::DB> db, uint32_t table, size_t payload_size,
-                                         size_t readahead);
+// Its iterators read `readahead` bytes ahead, past the block cache. Until they and it are gone, the files stay open.
+std::unique_ptr<RowStoreSnapshot> TakeRocksDbSnapshot(std::shared_ptr<rocksdb::DB> db, size_t readahead);
 
 }  // namespace damo

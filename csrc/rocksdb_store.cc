@@ -156,9 +156,9 @@ class RocksDbStore : public RowStore {
 
   bool OverlapsReads() const override { return overlaps_reads_; }
 
-  std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size) override {
-    CheckTableNumber(table);
-    return ScanRocksDb(db_, table, payload_size, readahead_);
+  std::unique_ptr<RowStoreSnapshot> TakeSnapshot(std::span<const uint32_t> tables) override {
+    for (const uint32_t table : tables) CheckTableNumber(table);
+    return TakeRocksDbSnapshot(db_, readahead_);
   }
 
   bool Checkpoint(const std::string& path, bool link) override {

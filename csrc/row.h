@@ -68,9 +68,11 @@ struct RowCountersView {
   uint32_t last_step;
   uint32_t count;
 };
-DAMO_INLINE RowCountersView ReadCounters(const char* row, const RowLayout& layout) {
-  const uint32_t* counters = reinterpret_cast<const uint32_t*>(row + kPayloadOffset + layout.payload_size()) - 2;
-  return {counters[0], counters[1]};
+// Of a row's payload, wherever it is.
+DAMO_INLINE RowCountersView PayloadCounters(const char* payload, const RowLayout& layout) {
+  RowCountersView counters;
+  __builtin_memcpy(&counters, payload + layout.payload_size() - sizeof counters, sizeof counters);
+  return counters;
 }
 
 // A row's place in the cache's arena, in units of 1 << unit_shift bytes. The first two are never places of rows.

@@ -174,7 +174,7 @@ std::vector<uint32_t> RowCache::NextVictims(size_t n) const {
 // By its share of the table's updates so far, unless it has had none for four times as long as that lets expect.
 bool RowCache::Frequent(const char* row) const {
   const Table& table = tables_[RowTable(row)];
-  const auto [last_step, count] = ReadCounters(row, table.layout);
+  const auto [last_step, count] = PayloadCounters(row + kPayloadOffset, table.layout);
   const double rate = static_cast<double>(count) / std::max(table.iter, 1u);
   return rate >= frequent_ && rate * (static_cast<double>(table.iter) - last_step) < 4;
 }

@@ -23,13 +23,21 @@ struct RowWrite {
   uint64_t step;  // of a deletion; unused otherwise
 };
 
-// Walks one table's rows in ascending signed id order, over a snapshot taken when the iterator was made.
+// Walks one table's rows in ascending signed id order, as they are in the snapshot that it was made from.
 class RowIterator {
  public:
   virtual ~RowIterator() = default;
   // Moves to the next row; false at the end. `*payload` stays valid until the next call.
   // Throws kCorruption if a row is not exactly the payload size that the scan was opened with, kIo if a read fails.
   virtual bool Next(int64_t* id, const char** payload) = 0;
+};
+
+// The rows of some tables as they were at one moment, for as long as it and its iterators live.
+class RowStoreSnapshot {
+ public:
+  virtual ~RowStoreSnapshot() = default;
+  // Thread-safe; may be called more than once. REQUIRES: a table of the snapshot. Its iterators may outlive it.
+  virtual std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size) const = 0;
 };
 
 struct RowStoreStats {
@@ -39,7 +47,7 @@ struct RowStoreStats {
 };
 
 // Thread-safe: every method may be called from any thread at any time, and a Write that has returned is seen by every
-// later MultiGet and Scan.
+// later MultiGet and TakeSnapshot.
 class RowStore {
  public:
   virtual ~RowStore() = default;
@@ -58,7 +66,10 @@ class RowStore {
   // Applies all rows or none. REQUIRES: sorted by (table, id), distinct. Throws kOutOfSpace or kIo.
   virtual void Write(std::span<const RowWrite> rows) = 0;
 
-  virtual std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size) = 0;
+  virtual std::unique_ptr<RowStoreSnapshot> TakeSnapshot(std::span<const uint32_t> tables) = 0;
+  std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size) {
+    return TakeSnapshot({&table, 1})->Scan(table, payload_size);
+  }
 
   // Writes the state as of this call into the new directory `path`, from which Open can start. Hard links where the
   // file system allows it and `link` is set, copies otherwise; returns true if files were linked. Everything is synced.

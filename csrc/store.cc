@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 #include <string>
 
@@ -223,42 +222,21 @@ void Store::Delete(uint16_t table, std::span<const int64_t> ids) {
   });
 }
 
-// A scan that is under way, shared by its iterator and by the store, which ends it when it closes.
-struct Store::OpenScan {
-  std::mutex mutex;
-  std::unique_ptr<RowIterator> rows;  // guarded by mutex
-};
-
-std::unique_ptr<RowIterator> Store::Scan(uint16_t table) {
-  class Iterator : public RowIterator {
-   public:
-    Iterator(std::shared_ptr<OpenScan> scan, size_t payload_size) : scan_(std::move(scan)), payload_(payload_size) {}
-
-    bool Next(int64_t* id, const char** payload) override {
-      const std::lock_guard lock(scan_->mutex);
-      if (scan_->rows == nullptr) {
-        throw Error(ErrorCode::kClosed, "the store was closed, or restored, during an iteration");
-      }
-      if (!scan_->rows->Next(id, payload)) return false;
-      // The scan may end as soon as the mutex is free, and its memory with it.
-      std::memcpy(payload_.data(), *payload, payload_.size());
-      *payload = payload_.data();
-      return true;
-    }
-
-   private:
-    std::shared_ptr<OpenScan> scan_;
-    std::vector<char> payload_;
-  };
-
+RowSnapshot Store::TakeSnapshot(std::span<const uint16_t> tables) {
   Lock lock = Acquire();
   AwaitNoSnapshot(lock);
   write_back_->Write(cache_.SegmentsInUse(), false, lock.data);
-  auto scan = std::make_shared<OpenScan>();
-  scan->rows = rows_->Scan(tables_[table].schema.number, tables_[table].layout.payload_size());
-  std::erase_if(scans_, [](const std::weak_ptr<OpenScan>& other) { return other.expired(); });
-  scans_.push_back(scan);
-  return std::make_unique<Iterator>(std::move(scan), tables_[table].layout.payload_size());
+  std::vector<RowSnapshot::Table> copies;
+  std::vector<uint32_t> numbers;
+  for (const uint16_t table : tables) {
+    const TableSchema& schema = tables_[table].schema;
+    copies.push_back({schema.name, schema.number, schema.layout(), {schema.iter, schema.rows}});
+    numbers.push_back(schema.number);
+  }
+  auto open = std::make_shared<OpenSnapshot>(rows_->TakeSnapshot(numbers));
+  std::erase_if(open_snapshots_, [](const std::weak_ptr<OpenSnapshot>& other) { return other.expired(); });
+  open_snapshots_.push_back(open);
+  return {std::move(copies), std::move(open)};
 }
 
 void Store::Flush() {
@@ -326,11 +304,8 @@ void Store::Close() {
   }
   loader_.reset();
   write_back_.reset();
-  for (const std::weak_ptr<OpenScan>& open : scans_) {
-    if (const std::shared_ptr<OpenScan> scan = open.lock()) {
-      const std::lock_guard scan_lock(scan->mutex);
-      scan->rows.reset();
-    }
+  for (const std::weak_ptr<OpenSnapshot>& open : open_snapshots_) {
+    if (const std::shared_ptr<OpenSnapshot> snapshot = open.lock()) snapshot->Close();
   }
   rows_->Close();
 }

@@ -24,6 +24,7 @@
 #include "float_environment.h"
 #include "kernels.h"
 #include "row_cache.h"
+#include "row_snapshot.h"
 #include "row_store.h"
 #include "snapshot.h"
 #include "table.h"
@@ -107,12 +108,6 @@ struct GradientPart {
   size_t stride;  // floats from one sample to the next, where the output is one matrix
 };
 
-// What a table has come to.
-struct TableState {
-  uint32_t iter;
-  int64_t rows;
-};
-
 struct TableStats {
   uint64_t hits;
   uint64_t misses;
@@ -166,8 +161,9 @@ class Store {
   void Set(uint16_t table, std::span<const int64_t> ids, const float* weights, const float* state = nullptr);
   void Delete(uint16_t table, std::span<const int64_t> ids);
   void Contains(uint16_t table, std::span<const int64_t> ids, uint8_t* contains);
-  // A snapshot of the table; flushes first. Once the store is closed, the iterator throws kClosed.
-  std::unique_ptr<RowIterator> Scan(uint16_t table);
+  // The tables as they are now; flushes first.
+  RowSnapshot TakeSnapshot(std::span<const uint16_t> tables);
+  std::unique_ptr<RowIterator> Scan(uint16_t table) { return TakeSnapshot({&table, 1}).Scan(0); }
   RowLayout layout(uint16_t table);
 
   // ---- durability
@@ -234,7 +230,6 @@ class Store {
     std::vector<Place> places;
   };
   struct Scratch;
-  struct OpenScan;
   struct LoadRun;
   struct Load;
 
@@ -316,7 +311,7 @@ class Store {
   ThreadPool threads_;
   std::shared_ptr<BufferPool> outputs_;
   std::vector<std::unique_ptr<Scratch>> scratch_;  // by thread
-  std::vector<std::weak_ptr<OpenScan>> scans_;
+  std::vector<std::weak_ptr<OpenSnapshot>> open_snapshots_;
   std::exception_ptr trim_error_;
   Forecast forward_load_;
   Forecast prefetch_load_;

@@ -26,6 +26,12 @@ struct TableSchema {
   RowLayout layout() const { return {dim, StateSize(optimizer.kind, dim), weight_type}; }
 };
 
+// What a table has come to.
+struct TableState {
+  uint32_t iter;
+  int64_t rows;
+};
+
 struct Table {
   explicit Table(const TableSchema& s) : schema(s), layout(s.layout()) {}
 

@@ -1,6 +1,9 @@
 import enum
+from collections.abc import Callable
 
 LEAST_MEMORY_BUDGET: int
+LEAST_SERVING_MEMORY: int
+PERFECT_HASH_CONSTANTS: tuple[int, int, int, int]
 
 class StoreOptions:
     memory_budget: int
@@ -204,3 +207,49 @@ def verify_table_file(path: str) -> None: ...
 def list_table_files(path: str) -> list[TableFile]: ...
 def rebuild_rows(path: str) -> None: ...
 def link_or_copy_rows(source: str, target: str) -> None: ...
+
+class RowSnapshot:
+    states: list[TableState]
+    def __init__(self, store: Store, tables: list[int]) -> None: ...
+
+class ServingRowType(enum.Enum):
+    FLOAT32 = ...
+    FLOAT16 = ...
+    INT8 = ...
+
+class RowFilter:
+    min_count: int
+    min_last_step: int
+    top_n: int | None
+    def __init__(self) -> None: ...
+
+class ServingTable:
+    first_part: int
+    num_parts: int
+    unseen_row: int
+    rows: int
+
+class ServingRows:
+    num_rows: int
+    num_pilots: int
+    num_shards: int
+    parts: bytes
+    def __init__(
+        self,
+        directory: str,
+        prefix: str,
+        dim: int,
+        row_type: ServingRowType,
+        shard_rows: int,
+        memory_bytes: int,
+        num_threads: int,
+    ) -> None: ...
+    def add(
+        self,
+        snapshot: RowSnapshot,
+        position: int,
+        unseen: int,
+        row_filter: RowFilter,
+        progress: Callable[[int], object],
+    ) -> ServingTable: ...
+    def finish(self) -> None: ...

@@ -92,6 +92,14 @@ install_package() {
   mark_done package "$inputs"
 }
 
+# The oldest ONNX Runtime that pyproject.toml admits, aside, for a test; not every Python has it.
+install_oldest_onnxruntime() {
+  local version=1.19.2 target=$VENV/onnxruntime-oldest
+  done_with onnxruntime "$version" && return
+  pip --no-deps --target "$target" "onnxruntime==$version" 2>/dev/null || say "No ONNX Runtime $version for this Python"
+  mark_done onnxruntime "$version"
+}
+
 [ "$(uname -s)" = Linux ] || die "FBGEMM, which TorchRec needs, is published for Linux alone"
 if [ -x "$VENV/bin/pip" ]; then
   PYTHON=$py scripts/system_packages.sh
@@ -101,3 +109,4 @@ fi
 new_enough "$py" || die "$VENV holds a Python older than 3.10; remove it, or name another one with VENV"
 install_torchrec
 install_package
+install_oldest_onnxruntime

@@ -10,8 +10,9 @@ try:
 except ImportError as error:
     raise ImportError(f"damo_torchrec.onnx needs pip install 'damo-torchrec[onnx]': {error}") from error
 
+from damo_torchrec.onnx.card import model_card
 from damo_torchrec.onnx.export import export
-from damo_torchrec.onnx.session import model_card, session
+from damo_torchrec.onnx.session import session
 
 del _onnx, _onnxruntime, _onnxscript
 

@@ -75,6 +75,11 @@ def read_arguments(
             raise ValueError(f"input_names must name {len(of_inputs)} arguments, got {list(names)}")
         for i, name in zip(of_inputs, names, strict=True):
             named[i] = name
+    for name, arg in zip(named, args, strict=True):
+        if not (arg is None or isinstance(arg, KeyedJaggedTensor | torch.Tensor | bool | int | float | str)):
+            raise TypeError(
+                f"argument {name!r} must be a KeyedJaggedTensor, a tensor or a constant, got {type(arg).__name__}"
+            )
     batch = _batch_size(named, args)
     found = Arguments()
     makers: list[Callable[[Sequence[torch.Tensor]], Any]] = []
@@ -86,12 +91,8 @@ def read_arguments(
         elif isinstance(arg, torch.Tensor):
             _add_tensor(found, name, arg, batch, (dynamic_axes or {}).get(name, ()))
             makers.append(operator.itemgetter(first))
-        elif arg is None or isinstance(arg, bool | int | float | str):
-            makers.append(functools.partial(_constant, arg))
         else:
-            raise TypeError(
-                f"argument {name!r} must be a KeyedJaggedTensor, a tensor or a constant, got {type(arg).__name__}"
-            )
+            makers.append(functools.partial(_constant, arg))
     found.build = lambda flat: [make(flat) for make in makers]
     return found
 

@@ -1,31 +1,26 @@
 """`export`: a model and its rows as one ONNX graph that takes raw ids."""
 
-import json
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import onnx
 from torch import nn
 from tqdm.auto import tqdm
 
-from damo_torchrec.files import os_errors, sync_directory
 from damo_torchrec.modules import store_of
 from damo_torchrec.modules.collection import Collection
-from damo_torchrec.onnx.arguments import Arguments, read_arguments
+from damo_torchrec.onnx.arguments import read_arguments
 from damo_torchrec.onnx.capture import LookupCall, capture
+from damo_torchrec.onnx.card import dense_card, full_card, set_card
 from damo_torchrec.onnx.lowering import lower_to_inputs, lower_to_rows
-from damo_torchrec.onnx.rows import RowFilter, RowGroup, RowWriter
-from damo_torchrec.onnx.session import CARD, model_file
+from damo_torchrec.onnx.publish import publish
+from damo_torchrec.onnx.rows import RowFilter, RowWriter
+from damo_torchrec.onnx.session import model_file
 from damo_torchrec.options import parse_bytes
 from damo_torchrec.store import EmbeddingStore
 from damo_torchrec.table import Table
 
-_CARD_VERSION = 1
-_DTYPES = ("float32", "float16", "int8")
 _LEAST_MEMORY = 32 << 20
 
 
@@ -87,56 +82,48 @@ def export(
         OutOfSpaceError, DamoError: the disk is full or refuses. As after any error, nothing is left behind, and an
             export that was there stays.
     """
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype must be one of {_DTYPES}, got {dtype!r}")
-    if unseen not in (None, "zeros", "initial"):
-        raise ValueError(f"unseen must be 'zeros', 'initial' or None, got {unseen!r}")
-    collections = {path: module for path, module in model.named_modules() if isinstance(module, Collection)}
+    for name, value, known in (
+        ("dtype", dtype, ("float32", "float16", "int8")),
+        ("unseen", unseen, (None, "zeros", "initial")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {known}, got {value!r}")
+    for name, number in (("min_count", min_count), ("expire", expire)):
+        if number is not None and number < 0:
+            raise ValueError(f"{name} must not be negative, got {number}")
+    collections = {where: module for where, module in model.named_modules() if isinstance(module, Collection)}
     store = store or store_of(model)
     arguments = read_arguments(model, args, {k: list(axes) for k, axes in (dynamic_axes or {}).items()}, input_names)
     proto, calls = capture(model, arguments, output_names)
+    outputs = [output for call in calls for output in call.outputs]
     tables = _tables(collections, calls, store)
-    outputs = {output.table: output for call in calls for output in call.outputs}
-    unseen_of = {name: unseen or outputs[name].unseen for name in outputs}
-    file = model_file(path)
-    if dense_only:
-        inputs = lower_to_inputs(proto, calls)
-        _set_card(proto, _dense_card(store, arguments, calls, inputs, unseen_of))
-        with os_errors(f"cannot write {file}"):
-            file.parent.mkdir(parents=path != file and not file.parent.exists(), exist_ok=True)
-            _replace(file, proto)
-        return file
-    filters = _filters(tables, min_count, expire, top_n)
-    limits = _by_name(max_length, {output.feature for call in calls for output in call.outputs}, "max_length")
-    options = {
-        "dtype": dtype,
-        "unseen": unseen_of,
-        "max_length": limits,
-        "min_count": min_count,
-        "expire": expire,
-        "top_n": {name: f.top_n for name, f in filters.items() if f.top_n is not None},
-    }
+    unseen_of = {output.table: unseen or output.unseen for output in outputs}
+    limits = _by_name("max_length", max_length, [output.feature for output in outputs])
+    most = _by_name("top_n", top_n, [table.name for table in tables])
     budget = max(store._memory_budget // 16, _LEAST_MEMORY) if memory_budget is None else parse_bytes(memory_budget)
-    data = file.with_name(f"{file.stem}.data-{secrets.token_hex(4)}")
-    made = not file.parent.exists()
-    with os_errors(f"cannot write {file}"):
-        try:
-            data.mkdir(parents=True)
-            with tqdm(total=sum(map(len, tables)), unit="rows", unit_scale=True, disable=not progress) as bar:
-                writer = RowWriter(data, dtype, filters, unseen_of, budget, store._options.threads(), _advance(bar))
-                groups = writer.write(tables)
-            lower_to_rows(proto, calls, groups, unseen_of, limits, file.parent)
-            _set_card(proto, _card(store, arguments, calls, groups, options))
-            sync_directory(data)
-            _replace(file, proto)
-        except BaseException:
-            shutil.rmtree(data, ignore_errors=True)
-            if made:
-                shutil.rmtree(file.parent, ignore_errors=True)
-            raise
-        for old in file.parent.glob(f"{file.stem}.data-*"):
-            if old != data:
-                shutil.rmtree(old, ignore_errors=True)
+    file = model_file(path)
+
+    def fill_dense(_: Path) -> None:
+        inputs = lower_to_inputs(proto, calls)
+        set_card(proto, dense_card(store, arguments.features, calls, inputs, unseen_of))
+
+    def fill(directory: Path) -> None:
+        filters = {table.name: RowFilter(min_count, expire, most.get(table.name)) for table in tables}
+        with tqdm(total=sum(map(len, tables)), unit="rows", unit_scale=True, disable=not progress) as bar:
+            writer = RowWriter(directory, dtype, filters, unseen_of, budget, store._options.threads(), _advance(bar))
+            groups = writer.write(tables)
+        lower_to_rows(proto, calls, groups, unseen_of, limits, file.parent)
+        options = {
+            "dtype": dtype,
+            "unseen": unseen_of,
+            "max_length": limits,
+            "min_count": min_count,
+            "expire": expire,
+            "top_n": most,
+        }
+        set_card(proto, full_card(store, arguments.features, groups, options))
+
+    publish(file, proto, fill_dense if dense_only else fill)
     return file
 
 
@@ -154,111 +141,13 @@ def _tables(collections: Mapping[str, Collection], calls: Sequence[LookupCall], 
     return store._open_tables([definitions[name] for name in asked])
 
 
-def _filters(
-    tables: Sequence[Table], min_count: int, expire: int | None, top_n: int | Mapping[str, int] | None
-) -> dict[str, RowFilter]:
-    for name, value, least in (("min_count", min_count, 0), ("expire", expire, 0)):
-        if value is not None and value < least:
-            raise ValueError(f"{name} must not be negative, got {value}")
-    most = _by_name(top_n, {table.name for table in tables}, "top_n")
-    return {table.name: RowFilter(min_count, expire, most.get(table.name)) for table in tables}
-
-
-def _by_name(value: int | Mapping[str, int] | None, names: set[str], what: str) -> dict[str, int]:
+def _by_name(what: str, value: int | Mapping[str, int] | None, names: Sequence[str]) -> dict[str, int]:
     if value is None:
         return {}
-    by_name = dict(value) if isinstance(value, Mapping) else dict.fromkeys(sorted(names), value)
-    if unknown := sorted(set(by_name) - names):
-        raise ValueError(f"{what} names {unknown}, which are not there; there are {sorted(names)}")
+    by_name = dict(value) if isinstance(value, Mapping) else dict.fromkeys(names, value)
+    if unknown := sorted(set(by_name) - set(names)):
+        raise ValueError(f"{what} names {unknown}, which are not there; there are {sorted(set(names))}")
     for name, number in by_name.items():
         if number < 1:
             raise ValueError(f"{what} of {name!r} must be at least 1, got {number}")
     return by_name
-
-
-def _replace(file: Path, proto: onnx.ModelProto) -> None:
-    """Puts a graph in its place at once."""
-    if proto.ByteSize() >= 2**31:
-        raise ValueError(f"the dense part has {proto.ByteSize()} bytes: an ONNX file takes 2^31 - 1")
-    staged = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with staged.open("wb") as opened:
-            opened.write(proto.SerializeToString())
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(staged, file)
-    finally:
-        staged.unlink(missing_ok=True)
-    sync_directory(file.parent)
-
-
-def _set_card(proto: onnx.ModelProto, card: dict[str, Any]) -> None:
-    proto.metadata_props.add(key=CARD, value=json.dumps(card))
-
-
-def _card(
-    store: EmbeddingStore,
-    arguments: Arguments,
-    calls: Sequence[LookupCall],
-    groups: Mapping[int, RowGroup],
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
-    rows = {name: count for group in groups.values() for name, count in group.num_rows.items()}
-    dims = {name: group.dim for group in groups.values() for name in group.tables}
-    return {
-        **_about("full", store, arguments),
-        "tables": {name: {"dim": dims[name], "rows": rows[name]} for name in rows},
-        "options": dict(options),
-    }
-
-
-def _dense_card(
-    store: EmbeddingStore,
-    arguments: Arguments,
-    calls: Sequence[LookupCall],
-    inputs: Sequence[Sequence[str]],
-    unseen: Mapping[str, str],
-) -> dict[str, Any]:
-    lookups = []
-    for call, names in zip(calls, inputs, strict=True):
-        if not names:
-            continue
-        if call.source is None:
-            raise ValueError(
-                f"{call.path} is not given an argument of the model's forward as it is: it cannot be exported alone"
-            )
-        outputs = [
-            {
-                "key": output.feature,
-                "table": output.table,
-                "dim": output.dim,
-                "pooling": "MEAN" if output.mean else "SUM",
-                "unseen": unseen[output.table],
-            }
-            for output in call.outputs
-        ]
-        lookups.append(
-            {
-                "kind": call.kind,
-                "path": call.path,
-                "input": call.source,
-                "graph_inputs": list(names),
-                "weighted": call.weighted,
-                "padding": call.padding,
-                "outputs": outputs,
-            }
-        )
-    return {**_about("dense", store, arguments), "lookups": lookups}
-
-
-def _about(kind: str, store: EmbeddingStore, arguments: Arguments) -> dict[str, Any]:
-    return {
-        "format_version": _CARD_VERSION,
-        "kind": kind,
-        "store": str(store.path),
-        "seed": store.seed,
-        "step": store.step,
-        "features": {
-            feature.name: {"keys": feature.keys, "weighted": feature.weighted} for feature in arguments.features
-        },
-    }

@@ -1,11 +1,9 @@
 """Running what was exported."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnxruntime
 
 CARD = "damo_torchrec"
@@ -46,18 +44,3 @@ def session(
         session_options.register_custom_ops_library(str(_OPERATORS))
     options.setdefault("providers", ["CPUExecutionProvider"])
     return onnxruntime.InferenceSession(str(file), session_options, **options)
-
-
-def model_card(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What an exported model says of itself: store, step, tables, rows and options.
-
-    Raises:
-        ValueError: it is none that `export` made.
-    """
-    file = model_file(path)
-    proto = onnx.load(str(file), load_external_data=False)
-    for entry in proto.metadata_props:
-        if entry.key == CARD:
-            card: dict[str, Any] = json.loads(entry.value)
-            return card
-    raise ValueError(f"{file} was not made by damo_torchrec.onnx.export: it has no metadata {CARD!r}")

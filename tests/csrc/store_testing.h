@@ -202,8 +202,8 @@ class HookedStore : public RowStore {
     before_write_();
     rows_->Write(rows);
   }
-  std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size) override {
-    return rows_->Scan(table, payload_size);
+  std::unique_ptr<RowStoreSnapshot> TakeSnapshot(std::span<const uint32_t> tables) override {
+    return rows_->TakeSnapshot(tables);
   }
   bool Checkpoint(const std::string& path, bool link) override { return rows_->Checkpoint(path, link); }
   RowStoreStats Stats() const override { return rows_->Stats(); }

@@ -1,0 +1,37 @@
+// What the files of the Python module damo_torchrec._core share. Arrays come in as addresses (torch's data_ptr()) with
+// their sizes; the package checks dtypes, devices and contiguity before it calls, and keeps the tensors alive.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <memory>
+
+namespace damo {
+
+namespace py = pybind11;
+
+using Address = uintptr_t;
+using ReleaseGil = py::call_guard<py::gil_scoped_release>;
+
+template <class T>
+T* At(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// In a forked child the store's threads do not exist and its files belong to the parent: it is left as it is.
+struct Forget {
+  pid_t process = getpid();
+  template <class T>
+  void operator()(T* object) const {
+    if (getpid() == process) delete object;
+  }
+};
+template <class T>
+using Held = std::unique_ptr<T, Forget>;
+
+// bindings_serving.cc
+void RegisterServing(py::module_& m);
+
+}  // namespace damo

@@ -1,0 +1,89 @@
+// The Python module damo_torchrec._core: rows for serving.
+#include <pybind11/native_enum.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "bindings.h"
+#include "perfect_hash.h"
+#include "serving_rows.h"
+#include "store.h"
+
+namespace damo {
+namespace {
+
+Held<RowSnapshot> TakeSnapshot(Store& store, const std::vector<uint16_t>& tables) {
+  return Held<RowSnapshot>(new RowSnapshot(store.TakeSnapshot(tables)));
+}
+
+std::vector<TableState> States(const RowSnapshot& snapshot) {
+  std::vector<TableState> states;
+  for (const RowSnapshot::Table& table : snapshot.tables()) states.push_back(table.state);
+  return states;
+}
+
+// `progress` may raise; so do signals.
+ServingTable Add(ServingRows& rows, const RowSnapshot& snapshot, size_t position, Address unseen,
+                 const RowFilter& filter, const py::function& progress) {
+  const py::gil_scoped_release release;
+  return rows.Add(snapshot, position, At<const float>(unseen), filter, [&](uint64_t taken) {
+    const py::gil_scoped_acquire acquire;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    progress(taken);
+  });
+}
+
+// An int64 array with a row for each part.
+py::bytes Parts(const ServingRows& rows) {
+  static_assert(sizeof(HashPart) == 4 * sizeof(int64_t));
+  const std::vector<HashPart>& parts = rows.parts();
+  return py::bytes(reinterpret_cast<const char*>(parts.data()), parts.size() * sizeof(HashPart));
+}
+
+}  // namespace
+
+void RegisterServing(py::module_& m) {
+  py::tuple constants(4);
+  for (size_t i = 0; i < 4; ++i) constants[i] = kPerfectHashConstants[i];
+  m.attr("PERFECT_HASH_CONSTANTS") = constants;
+  m.attr("LEAST_SERVING_MEMORY") = kLeastServingMemory;
+
+  py::class_<RowSnapshot, Held<RowSnapshot>>(m, "RowSnapshot")
+      .def(py::init(&TakeSnapshot), py::arg("store"), py::arg("tables"), ReleaseGil())
+      .def_property_readonly("states", &States);
+
+  py::native_enum<ServingRowType>(m, "ServingRowType", "enum.Enum")
+      .value("FLOAT32", ServingRowType::kFloat32)
+      .value("FLOAT16", ServingRowType::kFloat16)
+      .value("INT8", ServingRowType::kInt8)
+      .finalize();
+  py::class_<RowFilter>(m, "RowFilter")
+      .def(py::init<>())
+      .def_readwrite("min_count", &RowFilter::min_count)
+      .def_readwrite("min_last_step", &RowFilter::min_last_step)
+      .def_readwrite("top_n", &RowFilter::top_n);
+  py::class_<ServingTable>(m, "ServingTable")
+      .def_readonly("first_part", &ServingTable::first_part)
+      .def_readonly("num_parts", &ServingTable::num_parts)
+      .def_readonly("unseen_row", &ServingTable::unseen_row)
+      .def_readonly("rows", &ServingTable::rows);
+  py::class_<ServingRows, Held<ServingRows>>(m, "ServingRows")
+      .def(py::init([](std::string directory, std::string prefix, int dim, ServingRowType row_type, size_t shard_rows,
+                       size_t memory_bytes, int num_threads) {
+             return Held<ServingRows>(new ServingRows(
+                 {std::move(directory), std::move(prefix), dim, row_type, shard_rows, memory_bytes, num_threads}));
+           }),
+           py::arg("directory"), py::arg("prefix"), py::arg("dim"), py::arg("row_type"), py::arg("shard_rows"),
+           py::arg("memory_bytes"), py::arg("num_threads"), ReleaseGil())
+      .def("add", &Add, py::arg("snapshot"), py::arg("position"), py::arg("unseen"), py::arg("row_filter"),
+           py::arg("progress"))
+      .def("finish", &ServingRows::Finish, ReleaseGil())
+      .def_property_readonly("num_rows", &ServingRows::num_rows)
+      .def_property_readonly("num_pilots", &ServingRows::num_pilots)
+      .def_property_readonly("num_shards", &ServingRows::num_shards)
+      .def_property_readonly("parts", &Parts);
+}
+
+}  // namespace damo

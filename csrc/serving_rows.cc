@@ -1,0 +1,205 @@
+#include "serving_rows.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "float_environment.h"
+#include "row_spill.h"
+#include "status.h"
+
+namespace damo {
+namespace {
+
+// Of a part's rows: what is in memory is a multiple of it.
+constexpr size_t kPartBytes = size_t{8} << 20;
+// So that records of a group have numbers of 32 bits.
+constexpr size_t kMostPartsPerGroup = size_t{1} << 14;
+// Of building a part, for each key.
+constexpr size_t kScratchPerKey = 40;
+constexpr uint64_t kRowsPerProgress = uint64_t{1} << 14;
+
+const ServingOptions& Checked(const ServingOptions& options) {
+  const auto check = [](bool holds, const std::string& what, size_t got) {
+    if (!holds) throw Error(ErrorCode::kInvalidArgument, what + ", got " + std::to_string(got));
+  };
+  check(options.dim >= 1, "dim must be at least 1", static_cast<size_t>(options.dim));
+  check(options.shard_rows >= 1, "shard_rows must be at least 1", options.shard_rows);
+  check(options.num_threads >= 1, "num_threads must be at least 1", static_cast<size_t>(options.num_threads));
+  check(options.memory_bytes >= kLeastServingMemory,
+        "memory_bytes must be at least " + std::to_string(kLeastServingMemory), options.memory_bytes);
+  return options;
+}
+
+size_t KeysPerPart(size_t row_bytes) {
+  return std::clamp(kPartBytes / (kRecordHeader + row_bytes), size_t{1}, kMostKeysPerPart);
+}
+
+int ThreadsFor(const ServingOptions& options, size_t keys_per_part) {
+  const size_t most = options.memory_bytes / 8 / (kScratchPerKey * keys_per_part);
+  return std::clamp(options.num_threads, 1, static_cast<int>(std::clamp<size_t>(most, 1, 1024)));
+}
+
+size_t CeilDiv(size_t a, size_t b) { return (a + b - 1) / b; }
+
+// Errors begin with name().
+template <class F>
+void Encode(const ServingOptions& options, const float* weights, char* to, float* scale, F name) {
+  try {
+    EncodeServingRow(options.row_type, options.dim, weights, to, scale);
+  } catch (const Error& error) {
+    throw Error(error.code(), name() + ": " + error.what());
+  }
+}
+
+}  // namespace
+
+struct ServingRows::EncodedRow {
+  std::vector<char> weights;
+  float scale = 0;
+};
+
+// A table of a snapshot.
+struct ServingRows::Source {
+  const RowSnapshot& snapshot;
+  const size_t position;
+  const Progress& progress;
+  uint64_t taken = 0;
+  int64_t smallest_id = 0;  // of those that are taken
+
+  const RowSnapshot::Table& table() const { return snapshot.tables().at(position); }
+  std::string name() const { return "table \"" + table().name + "\""; }
+
+  // Calls f(id, payload) for each row.
+  template <class F>
+  void ForEach(F f) const {
+    const std::unique_ptr<RowIterator> rows = snapshot.Scan(position);
+    int64_t id;
+    const char* payload;
+    for (uint64_t i = 1; rows->Next(&id, &payload); ++i) {
+      f(id, payload);
+      if (i % kRowsPerProgress == 0) progress(taken);
+    }
+  }
+};
+
+ServingRows::ServingRows(const ServingOptions& options)
+    : options_(Checked(options)),
+      row_bytes_(ServingRowBytes(options.row_type, options.dim)),
+      keys_per_part_(KeysPerPart(row_bytes_)),
+      threads_(ThreadsFor(options, keys_per_part_)),
+      files_(std::make_unique<ServingFiles>(options.directory + "/" + options.prefix, row_bytes_, options.shard_rows,
+                                            options.row_type == ServingRowType::kInt8)) {
+  files_->AppendRow(0, std::vector<char>(row_bytes_).data(), 0);
+}
+
+ServingTable ServingRows::Add(const RowSnapshot& snapshot, size_t position, const float* unseen,
+                              const RowFilter& filter, const Progress& progress) {
+  CheckOpen();
+  const DefaultFloatEnvironment environment;
+  Source rows{snapshot, position, progress};
+  try {
+    if (rows.table().layout.dim != options_.dim) {
+      throw Error(ErrorCode::kInvalidArgument, rows.name() + ": expected rows of dim " + std::to_string(options_.dim) +
+                                                   ", found " + std::to_string(rows.table().layout.dim));
+    }
+    EncodedRow unseen_row{std::vector<char>(row_bytes_), 0};
+    Encode(options_, unseen, unseen_row.weights.data(), &unseen_row.scale,
+           [&] { return rows.name() + ", row of unseen ids"; });
+    return AddTable(&rows, unseen_row, filter);
+  } catch (...) {
+    files_.reset();
+    throw;
+  }
+}
+
+ServingTable ServingRows::AddTable(Source* rows, const EncodedRow& unseen, const RowFilter& filter) {
+  const RowLayout& layout = rows->table().layout;
+  RowSelection selection(filter);
+  uint64_t expected = static_cast<uint64_t>(rows->table().state.rows);
+  if (filter.any()) {
+    rows->ForEach([&](int64_t, const char* payload) { selection.Count(PayloadCounters(payload, layout)); });
+    expected = selection.Choose();
+  }
+
+  // Half of the memory is for records, and an eighth for buffers of what goes to files.
+  const size_t record_bytes = kRecordHeader + row_bytes_;
+  const size_t num_parts = std::max(CeilDiv(expected, keys_per_part_), size_t{1});
+  const size_t parts_per_group =
+      std::clamp(options_.memory_bytes / 2 / (record_bytes + sizeof(uint32_t)) / keys_per_part_, size_t{1},
+                 std::min(num_parts, kMostPartsPerGroup));
+  const size_t groups = CeilDiv(num_parts, parts_per_group);
+  RowSpill spill(options_.directory + "/" + options_.prefix + ".spill.", record_bytes, groups,
+                 options_.memory_bytes / 8 / groups, expected);
+
+  std::vector<float> weights(static_cast<size_t>(layout.dim));
+  rows->ForEach([&](int64_t id, const char* payload) {
+    if (filter.any() && !selection.Takes(PayloadCounters(payload, layout))) return;
+    if (rows->taken++ == 0) rows->smallest_id = id;
+    DecodeWeights(layout.weight_type, layout.dim, payload, weights.data());
+    const int64_t part = PartOf(MixId(id), 0, static_cast<int64_t>(num_parts));
+    char* record = spill.Add(static_cast<size_t>(part) / parts_per_group);
+    float scale = 0;
+    Encode(options_, weights.data(), record + kRecordHeader, &scale,
+           [&] { return rows->name() + ", id " + std::to_string(id); });
+    std::memcpy(record, &id, sizeof id);
+    std::memcpy(record + sizeof id, &scale, sizeof scale);
+  });
+
+  const ServingTable table{static_cast<int64_t>(parts_.size()), static_cast<int64_t>(num_parts), files_->num_rows(),
+                           static_cast<int64_t>(rows->taken)};
+  files_->AppendRow(0, unseen.weights.data(), unseen.scale);
+  for (size_t group = 0; group < groups; ++group) {
+    const size_t first = group * parts_per_group;
+    WriteParts(*rows,
+               ServingParts(Records(spill.Take(group), record_bytes), static_cast<int64_t>(first),
+                            std::min(parts_per_group, num_parts - first), table.num_parts),
+               unseen);
+  }
+  return table;
+}
+
+void ServingRows::WriteParts(const Source& rows, const ServingParts& parts, const EncodedRow& unseen) {
+  const size_t at_a_time = 2 * static_cast<size_t>(threads_.threads());
+  for (size_t first = 0; first < parts.size(); first += at_a_time) {
+    std::vector<PlacedPart> placed(std::min(at_a_time, parts.size() - first));
+    try {
+      threads_.ParallelFor(placed.size(), [&](size_t i, int) { placed[i] = parts.Place(first + i); });
+    } catch (const Error& error) {
+      throw Error(error.code(), rows.name() + ": " + error.what());
+    }
+    for (const PlacedPart& part : placed) WritePart(rows, parts.records(), part, unseen);
+    rows.progress(rows.taken);
+  }
+}
+
+void ServingRows::WritePart(const Source& rows, const Records& records, const PlacedPart& part,
+                            const EncodedRow& unseen) {
+  parts_.push_back({files_->num_pilots(), static_cast<int64_t>(part.hash.pilots.size()), files_->num_rows(),
+                    static_cast<int64_t>(part.hash.slots)});
+  files_->AppendPilots(part.hash.pilots);
+  for (const uint32_t record : part.records) {
+    if (record == PlacedPart::kNone) {
+      files_->AppendRow(rows.smallest_id, unseen.weights.data(), unseen.scale);
+    } else {
+      files_->AppendRow(records.id(record), records.weights(record), records.scale(record));
+    }
+  }
+}
+
+void ServingRows::Finish() {
+  CheckOpen();
+  const std::unique_ptr<ServingFiles> files = std::move(files_);
+  files->Finish();
+  num_rows_ = files->num_rows();
+  num_pilots_ = files->num_pilots();
+  num_shards_ = files->num_shards();
+}
+
+void ServingRows::CheckOpen() const {
+  if (files_ == nullptr) {
+    throw Error(ErrorCode::kInvalidArgument, "the row group is finished, or was given up after an error");
+  }
+}
+
+}  // namespace damo
