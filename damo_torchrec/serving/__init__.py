@@ -11,9 +11,20 @@ except ImportError as error:
 from damo_torchrec.serving.export import export
 from damo_torchrec.serving.histogram import Latencies
 from damo_torchrec.serving.predictor import Predictor
+from damo_torchrec.serving.publisher import DeltaPublisher
+from damo_torchrec.serving.refresh import refresh_dense
 from damo_torchrec.serving.requests import Argument, Request
 from damo_torchrec.serving.stats import PredictorStats
 
 del _onnxruntime
 
-__all__ = ["Argument", "Latencies", "Predictor", "PredictorStats", "Request", "export"]
+__all__ = [
+    "Argument",
+    "DeltaPublisher",
+    "Latencies",
+    "Predictor",
+    "PredictorStats",
+    "Request",
+    "export",
+    "refresh_dense",
+]
