@@ -57,7 +57,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     limits.add_argument("--max-samples", type=int, default=4096, help=f"its samples {shown}")
     limits.add_argument("--max-ids", type=int, default=262_144, help=f"ids of one of its arguments {shown}")
     arguments = parser.parse_args(argv)
-    for name in ("batch_samples", "workers", "max_samples", "max_ids", "port"):
+    for name in ("batch_samples", "workers", "max_samples", "max_ids"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
     return arguments

@@ -194,6 +194,9 @@ def make_app(settings: Settings) -> FastAPI:
                 raise HTTPException(422, str(error)) from error
             except OverloadedError as error:
                 raise HTTPException(503, "too many requests wait", {"Retry-After": "1"}) from error
+            except damo.DamoError as error:
+                log.exception("could not answer a request")
+                raise HTTPException(500, "rows cannot be read") from error
             response = JSONResponse(to_json(answer))
         metrics.requests.labels(200).inc()
         return response

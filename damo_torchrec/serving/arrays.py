@@ -69,7 +69,7 @@ def _of_objects(name: str, objects: Array, dtype: np.dtype[Any]) -> Array:
     """Of Python's numbers: NumPy would take a bool among ints, or an int beyond int64, for what it is not."""
     if objects.size == 0:
         return np.empty(objects.shape, dtype)
-    kinds = {type(item) for item in objects.flat}
+    kinds = {type(item) for item in objects.reshape(-1)}
     if any(issubclass(kind, list | tuple | np.ndarray) for kind in kinds):
         raise ValueError(f"{name} must be one array, got ragged lists")
     accepted = {"i": (int, np.integer), "u": (int, np.integer), "b": (bool, np.bool_)}
