@@ -8,6 +8,7 @@
 
 #include "bindings.h"
 #include "perfect_hash.h"
+#include "row_changes.h"
 #include "serving_rows.h"
 #include "store.h"
 
@@ -35,6 +36,24 @@ ServingTable Add(ServingRows& rows, const RowSnapshot& snapshot, size_t position
   });
 }
 
+// Fills at most `n` ids and rows that changed; how many there were.
+size_t NextRows(RowChanges& changes, Address ids, Address weights, size_t n) {
+  const RowLayout& layout = changes.layout();
+  size_t i = 0;
+  const char* payload;
+  for (; i < n && changes.NextRow(At<int64_t>(ids) + i, &payload); ++i) {
+    DecodeWeights(layout.weight_type, layout.dim, payload, At<float>(weights) + i * static_cast<size_t>(layout.dim));
+  }
+  return i;
+}
+
+size_t NextDeleted(RowChanges& changes, Address ids, size_t n) {
+  size_t i = 0;
+  int64_t id;
+  for (; i < n && changes.NextDeleted(&id); ++i) At<int64_t>(ids)[i] = id;
+  return i;
+}
+
 // An int64 array with a row for each part.
 py::bytes Parts(const ServingRows& rows) {
   static_assert(sizeof(HashPart) == 4 * sizeof(int64_t));
@@ -53,6 +72,14 @@ void RegisterServing(py::module_& m) {
   py::class_<RowSnapshot, Held<RowSnapshot>>(m, "RowSnapshot")
       .def(py::init(&TakeSnapshot), py::arg("store"), py::arg("tables"), ReleaseGil())
       .def_property_readonly("states", &States);
+
+  py::class_<RowChanges, Held<RowChanges>>(m, "RowChanges")
+      .def(py::init([](const RowSnapshot& snapshot, size_t position, uint32_t since) {
+             return Held<RowChanges>(new RowChanges(&snapshot, position, since));
+           }),
+           py::arg("snapshot"), py::arg("position"), py::arg("since"), py::keep_alive<1, 2>(), ReleaseGil())
+      .def("next_rows", &NextRows, py::arg("ids"), py::arg("weights"), py::arg("n"), ReleaseGil())
+      .def("next_deleted", &NextDeleted, py::arg("ids"), py::arg("n"), ReleaseGil());
 
   py::native_enum<ServingRowType>(m, "ServingRowType", "enum.Enum")
       .value("FLOAT32", ServingRowType::kFloat32)

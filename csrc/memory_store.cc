@@ -51,7 +51,7 @@ class MemorySnapshot : public RowStoreSnapshot {
 
   explicit MemorySnapshot(Tables tables) : tables_(std::move(tables)) {}
 
-  std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size) const override {
+  std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size, uint64_t /*since*/) const override {
     return std::make_unique<MemoryIterator>(table, payload_size, tables_.at(table));
   }
 
@@ -96,12 +96,7 @@ class MemoryStore : public RowStore {
     std::shared_lock lock(mutex_);
     for (const uint32_t table : tables) {
       CheckTableNumber(table);
-      TableRows rows;
-      const auto end = rows_.lower_bound(EndKey(table));
-      for (auto row = rows_.lower_bound(FirstKey(table)); row != end; ++row) {
-        rows.emplace_back(DecodeId(row->first.view()), row->second);
-      }
-      copies[table] = std::make_shared<const TableRows>(std::move(rows));
+      for (const uint32_t numbered : {table, table | kDeletionBit}) copies[numbered] = CopyOf(numbered);
     }
     return std::make_unique<MemorySnapshot>(std::move(copies));
   }
@@ -132,6 +127,15 @@ class MemoryStore : public RowStore {
   }
 
  private:
+  std::shared_ptr<const TableRows> CopyOf(uint32_t table) const {
+    TableRows rows;
+    const auto end = rows_.lower_bound(EndKey(table));
+    for (auto row = rows_.lower_bound(FirstKey(table)); row != end; ++row) {
+      rows.emplace_back(DecodeId(row->first.view()), row->second);
+    }
+    return std::make_shared<const TableRows>(std::move(rows));
+  }
+
   mutable std::shared_mutex mutex_;
   Rows rows_;
 };

@@ -81,6 +81,9 @@ bool Take(std::span<const uint64_t> hashes, uint16_t pilot, const HashPart& part
 }
 
 std::optional<uint16_t> FindPilot(std::span<const uint64_t> hashes, const HashPart& part, Taken* taken) {
+  // Of n ids in m slots none share one with a probability of about exp(-n^2 / 2m): with any of 2^16 pilots below 10^-6.
+  const double n = static_cast<double>(hashes.size());
+  if (n * n > 50.0 * static_cast<double>(part.rows)) return std::nullopt;
   for (uint32_t pilot = 0; pilot <= std::numeric_limits<uint16_t>::max(); ++pilot) {
     if (Take(hashes, static_cast<uint16_t>(pilot), part, taken)) return static_cast<uint16_t>(pilot);
   }

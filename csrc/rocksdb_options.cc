@@ -13,6 +13,7 @@
 #include <limits>
 #include <memory>
 
+#include "rocksdb_changes.h"
 #include "rocksdb_file_system.h"
 
 namespace damo {
@@ -101,6 +102,8 @@ rocksdb::Options MakeOptions(const RocksDbOptions& options) {
 
   // Nearly all rows are in the last level. Filters for it would take more memory than the index, for new ids alone.
   o.optimize_filters_for_hits = true;
+
+  o.table_properties_collector_factories.push_back(StepsCollectorFactory());
 
   o.compression = rocksdb::kNoCompression;  // floats do not compress
   o.compaction_style = rocksdb::kCompactionStyleLevel;

@@ -11,6 +11,7 @@
 
 #include "key.h"
 #include "record.h"
+#include "rocksdb_changes.h"
 #include "rocksdb_status.h"
 
 namespace damo {
@@ -33,7 +34,8 @@ class HeldSnapshot {
 
 class RocksDbIterator : public RowIterator {
  public:
-  RocksDbIterator(std::shared_ptr<const HeldSnapshot> snapshot, uint32_t table, size_t payload_size, size_t readahead)
+  RocksDbIterator(std::shared_ptr<const HeldSnapshot> snapshot, uint32_t table, size_t payload_size, uint64_t since,
+                  size_t readahead)
       : table_(table),
         payload_size_(payload_size),
         snapshot_(std::move(snapshot)),
@@ -44,6 +46,7 @@ class RocksDbIterator : public RowIterator {
     options.iterate_upper_bound = &end_slice_;
     options.readahead_size = readahead;
     options.fill_cache = false;
+    if (since > 0) options.table_filter = ChangedSince(table, since);
     rows_.reset(snapshot_->db()->NewIterator(options));
     rows_->Seek(FirstKey(table).view());
   }
@@ -74,8 +77,8 @@ class RocksDbSnapshot : public RowStoreSnapshot {
   RocksDbSnapshot(std::shared_ptr<rocksdb::DB> db, size_t readahead)
       : snapshot_(std::make_shared<const HeldSnapshot>(std::move(db))), readahead_(readahead) {}
 
-  std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size) const override {
-    return std::make_unique<RocksDbIterator>(snapshot_, table, payload_size, readahead_);
+  std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size, uint64_t since) const override {
+    return std::make_unique<RocksDbIterator>(snapshot_, table, payload_size, since, readahead_);
   }
 
  private:

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "key.h"
+#include "record.h"
 #include "status.h"
 
 namespace damo {
@@ -9,8 +11,8 @@ namespace {
 
 class SnapshotIterator : public RowIterator {
  public:
-  SnapshotIterator(std::shared_ptr<OpenSnapshot> rows, uint32_t table, size_t payload_size)
-      : rows_(std::move(rows)), scan_(rows_->Begin(table, payload_size)), payload_(payload_size) {}
+  SnapshotIterator(std::shared_ptr<OpenSnapshot> rows, uint32_t table, size_t payload_size, uint64_t since)
+      : rows_(std::move(rows)), scan_(rows_->Begin(table, payload_size, since)), payload_(payload_size) {}
   ~SnapshotIterator() override { rows_->End(scan_); }
 
   bool Next(int64_t* id, const char** payload) override {
@@ -30,10 +32,10 @@ void OpenSnapshot::CheckOpen() const {
   if (rows_ == nullptr) throw Error(ErrorCode::kClosed, "the store was closed, or restored, during an iteration");
 }
 
-OpenSnapshot::Scan OpenSnapshot::Begin(uint32_t table, size_t payload_size) {
+OpenSnapshot::Scan OpenSnapshot::Begin(uint32_t table, size_t payload_size, uint64_t since) {
   const std::lock_guard lock(mutex_);
   CheckOpen();
-  scans_.push_front(rows_->Scan(table, payload_size));
+  scans_.push_front(rows_->Scan(table, payload_size, since));
   return scans_.begin();
 }
 
@@ -58,9 +60,14 @@ void OpenSnapshot::Close() {
   rows_.reset();
 }
 
-std::unique_ptr<RowIterator> RowSnapshot::Scan(size_t position) const {
+std::unique_ptr<RowIterator> RowSnapshot::Scan(size_t position, uint64_t since) const {
   const Table& table = tables_.at(position);
-  return std::make_unique<SnapshotIterator>(rows_, table.number, table.layout.payload_size());
+  return std::make_unique<SnapshotIterator>(rows_, table.number, table.layout.payload_size(), since);
+}
+
+std::unique_ptr<RowIterator> RowSnapshot::ScanDeletions(size_t position, uint64_t since) const {
+  constexpr size_t kPayload = sizeof(DeletionRecord) - 1;
+  return std::make_unique<SnapshotIterator>(rows_, tables_.at(position).number | kDeletionBit, kPayload, since);
 }
 
 }  // namespace damo

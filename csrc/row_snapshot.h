@@ -23,7 +23,7 @@ class OpenSnapshot {
   explicit OpenSnapshot(std::unique_ptr<RowStoreSnapshot> rows) : rows_(std::move(rows)) {}
 
   // These two throw kClosed once it is closed.
-  Scan Begin(uint32_t table, size_t payload_size);
+  Scan Begin(uint32_t table, size_t payload_size, uint64_t since);
   // See RowIterator::Next, but copies the payload, of `payload.size()` bytes.
   bool Next(Scan scan, int64_t* id, std::vector<char>* payload);
   void End(Scan scan);
@@ -54,7 +54,10 @@ class RowSnapshot {
 
   // The rows of tables()[position], as often as wanted. This and the iterator, which may outlive the snapshot, throw
   // kClosed once the store is closed.
-  std::unique_ptr<RowIterator> Scan(size_t position) const;
+  std::unique_ptr<RowIterator> Scan(size_t position, uint64_t since = 0) const;
+  // The same of the deletion records. Of those, and rows, of steps below `since` some may be left out, or be older than
+  // they should.
+  std::unique_ptr<RowIterator> ScanDeletions(size_t position, uint64_t since) const;
 
  private:
   std::vector<Table> tables_;

@@ -36,8 +36,10 @@ class RowIterator {
 class RowStoreSnapshot {
  public:
   virtual ~RowStoreSnapshot() = default;
-  // Thread-safe; may be called more than once. REQUIRES: a table of the snapshot. Its iterators may outlive it.
-  virtual std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size) const = 0;
+  // All rows of a table but, perhaps, some whose last step is below `since`; some may be as they were before such a
+  // step. `table` with kDeletionBit stands for the table's deletion records, of 8 bytes each. Thread-safe; may be
+  // called more than once. REQUIRES: a table of the snapshot. Its iterators may outlive it.
+  virtual std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size, uint64_t since = 0) const = 0;
 };
 
 struct RowStoreStats {

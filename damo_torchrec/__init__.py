@@ -15,6 +15,7 @@ from damo_torchrec import init, optim
 from damo_torchrec.checkpoint import CheckpointInfo, checkpoint_info, load_model, save_model, save_model_async
 from damo_torchrec.checkpoint_manager import CheckpointManager
 from damo_torchrec.default_store import default_store, set_default_store
+from damo_torchrec.delta import Delta
 from damo_torchrec.errors import (
     CorruptionError,
     DamoError,
@@ -50,6 +51,7 @@ __all__ = [
     "CheckpointManager",
     "CorruptionError",
     "DamoError",
+    "Delta",
     "Embedding",
     "EmbeddingBagCollection",
     "EmbeddingCollection",

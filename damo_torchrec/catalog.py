@@ -7,6 +7,7 @@ from pathlib import Path
 
 from damo_torchrec import _core
 from damo_torchrec.errors import SchemaMismatchError
+from damo_torchrec.line import Line
 from damo_torchrec.manifest import Manifest, TableRecord, TableSchema
 from damo_torchrec.table import Table, TableDefinition
 
@@ -25,6 +26,7 @@ class Catalog:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self._path = path
         self.manifest = manifest
+        self.line = Line()
         self.open: dict[str, Table] = {}
 
     def check(self, definition: TableDefinition, engine: _core.Store) -> None:
@@ -69,9 +71,10 @@ class Catalog:
         taken = [table._number + 1 for table in self.open.values()]
         return max([self.manifest.next_table_number, *taken])
 
-    def adopt(self, manifest: Manifest, engine: _core.Store) -> None:
-        """Goes on from `manifest`, whose rows `engine` holds, with the tables that are open."""
+    def adopt(self, manifest: Manifest, line: Line, engine: _core.Store) -> None:
+        """Goes on from `manifest`, the end of `line`, whose rows `engine` holds, with the tables that are open."""
         self.manifest = manifest
+        self.line = line
         tables = list(self.open.values())
         self.open.clear()
         for table in tables:

@@ -16,12 +16,12 @@ _STAGED, _REMOVED = ".tmp", ".removed"
 _log = logging.getLogger(__name__)
 
 
-def check_target(target: Path) -> None:
-    """Raises ValueError if no checkpoint can be made at `target`: it exists, or its parent does not."""
+def check_target(target: Path, what: str = "checkpoint") -> None:
+    """Raises ValueError if a `what` cannot be made at `target`: it exists, or its parent does not."""
     if target.exists():
-        raise ValueError(f"{target} exists already: a checkpoint needs a new directory")
+        raise ValueError(f"{target} exists already: a {what} needs a new directory")
     if not target.parent.is_dir():
-        raise ValueError(f"{target.parent} is not a directory: a checkpoint needs an existing parent")
+        raise ValueError(f"{target.parent} is not a directory: a {what} needs an existing parent")
 
 
 def free_name(where: Path, step: int) -> Path:
@@ -35,15 +35,20 @@ def free_name(where: Path, step: int) -> Path:
 
 
 def build_checkpoint(target: Path, fill: Callable[[Path], None]) -> None:
+    """`build_directory` of a checkpoint."""
+    build_directory(target, "checkpoint", fill)
+
+
+def build_directory(target: Path, what: str, fill: Callable[[Path], None]) -> None:
     """Makes the directory `target` whole or not at all: `fill` gets a directory beside it, which is then renamed.
 
     Raises:
         ValueError: `target` exists, or its parent does not.
         OutOfSpaceError, DamoError: the disk is full or refuses.
     """
-    check_target(target)
+    check_target(target, what)
     staged = target.parent / f".{target.name}.{os.getpid()}{_STAGED}"
-    with os_errors(f"cannot write the checkpoint {target}"):
+    with os_errors(f"cannot write the {what} {target}"):
         if staged.exists():
             shutil.rmtree(staged)
         try:

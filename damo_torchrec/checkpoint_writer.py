@@ -12,6 +12,7 @@ from pathlib import Path
 from damo_torchrec import _core
 from damo_torchrec.catalog import Catalog
 from damo_torchrec.checkpoint_directory import ROWS, build_checkpoint, checkpoints_in
+from damo_torchrec.line import LINE_FILE, State
 from damo_torchrec.manifest import Manifest
 
 # Contents of files beside the rows, by name, for a manifest.
@@ -42,10 +43,11 @@ class CheckpointWriter:
         def fill(staged: Path) -> None:
             states, _ = engine.checkpoint(str(staged / ROWS), link)
             made.append(self._catalog.snapshot(self._next_sequence(), states))
-            _write_beside_rows(staged, made[0], files(made[0]) if files else {})
+            _write_beside_rows(staged, made[0], self._beside_rows(made[0], files))
 
         build_checkpoint(target, fill)
         self._catalog.manifest = made[0]
+        self._catalog.line.add(State.of(made[0]))
 
     def begin(
         self,
@@ -59,7 +61,8 @@ class CheckpointWriter:
         try:
             states = engine.begin_checkpoint()
             manifest = self._catalog.snapshot(self._next_sequence(), states)
-            contents = files(manifest) if files else {}
+            contents = self._beside_rows(manifest, files)
+            self._catalog.line.add(State.of(manifest))
 
             def fill(staged: Path) -> None:
                 engine.write_checkpoint(str(staged / ROWS), link)
@@ -83,6 +86,9 @@ class CheckpointWriter:
         except BaseException:
             engine.abandon_checkpoint()
             raise
+
+    def _beside_rows(self, manifest: Manifest, files: Files | None) -> Mapping[str, bytes]:
+        return {LINE_FILE: self._catalog.line.dump(), **(files(manifest) if files else {})}
 
     def _next_sequence(self) -> int:
         existing = checkpoints_in(self._path)

@@ -102,7 +102,7 @@ class Manifest:
     def write(self, directory: Path) -> None:
         """Writes ``manifest.json`` into `directory`, with a record of the files that are there."""
         files = {
-            str(path.relative_to(directory)): FileRecord(path.stat().st_size, _file_digest(path))
+            str(path.relative_to(directory)): FileRecord(path.stat().st_size, file_digest(path))
             for path in sorted(directory.rglob("*"))
             if path.is_file()
         }
@@ -113,7 +113,7 @@ class Manifest:
                 del table["schema"]["row_dtype"]
             else:
                 version = 2
-        text = json.dumps({"format_version": version, "sha256": _digest(body), "manifest": body}, indent=1)
+        text = json.dumps({"format_version": version, "sha256": digest_of(body), "manifest": body}, indent=1)
         (directory / FILE_NAME).write_text(text + "\n")
 
     def check_files(self, directory: Path) -> None:
@@ -138,7 +138,7 @@ class Manifest:
         if (size := path.stat().st_size) != record.size:
             return Finding(path, f"{record.size} bytes", f"{size} bytes")
         try:
-            digest = _file_digest(path)
+            digest = file_digest(path)
         except OSError as error:
             return Finding(path, "a readable file", str(error))
         if digest != record.sha256:
@@ -158,9 +158,9 @@ class Manifest:
             version, body = document["format_version"], document["manifest"]
             if type(version) is not int or version not in range(1, FORMAT_VERSION + 1):
                 raise CorruptionError(f"{path} has format version {version}; this version reads 1 to {FORMAT_VERSION}")
-            if document["sha256"] != _digest(body):
+            if document["sha256"] != digest_of(body):
                 raise CorruptionError(f"{path} is damaged: its checksum does not match")
-            manifest: Manifest = _parse(body, Manifest, "manifest")
+            manifest: Manifest = parse(body, Manifest, "manifest")
             return manifest
         except FileNotFoundError as error:
             raise CorruptionError(f"{directory} is not a checkpoint: it has no {FILE_NAME}") from error
@@ -170,7 +170,7 @@ class Manifest:
             raise CorruptionError(f"{path} is damaged: {error}") from error
 
 
-def _parse(value: Any, kind: Any, where: str) -> Any:
+def parse(value: Any, kind: Any, where: str) -> Any:
     """What JSON has as `kind`, the declared type of a field.
 
     Raises:
@@ -182,9 +182,11 @@ def _parse(value: Any, kind: Any, where: str) -> Any:
         required = {f.name for f in fields(kind) if f.default is MISSING}
         if odd := required - value.keys() | value.keys() - kinds.keys():
             raise ValueError(f"{where} lacks these fields, or should not have them: {sorted(odd)}")
-        return kind(**{name: _parse(item, kinds[name], f"{where}.{name}") for name, item in value.items()})
+        return kind(**{name: parse(item, kinds[name], f"{where}.{name}") for name, item in value.items()})
+    if isinstance(value, list) and origin is list:
+        return [parse(item, args[0], f"{where}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, dict) and origin is dict:
-        return {name: _parse(item, args[1], f"{where}.{name}") for name, item in value.items()}
+        return {name: parse(item, args[1], f"{where}.{name}") for name, item in value.items()}
     if origin is Annotated:
         fits = type(value) is args[0] and value in args[1]
     else:
@@ -195,7 +197,8 @@ def _parse(value: Any, kind: Any, where: str) -> Any:
     return value
 
 
-def _file_digest(path: Path) -> str | None:
+def file_digest(path: Path) -> str | None:
+    """SHA-256 of a file; None for table files, which have checksums of their own."""
     if path.suffix == ".sst":
         return None
     digest = hashlib.sha256()
@@ -205,5 +208,6 @@ def _file_digest(path: Path) -> str | None:
     return digest.hexdigest()
 
 
-def _digest(body: dict[str, Any]) -> str:
+def digest_of(body: dict[str, Any]) -> str:
+    """SHA-256 of what JSON makes of it, keys in order."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

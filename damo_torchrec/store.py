@@ -32,9 +32,11 @@ from damo_torchrec.checkpoint_directory import (
     newest_checkpoint,
 )
 from damo_torchrec.checkpoint_writer import CheckpointWriter, Files
+from damo_torchrec.delta_writer import write_delta
 from damo_torchrec.directory import StoreDirectory
 from damo_torchrec.errors import CorruptionError, DamoError, StoreClosedError, UncleanStoreError
 from damo_torchrec.files import on_tmpfs, os_errors, sync_directory
+from damo_torchrec.line import Line
 from damo_torchrec.manifest import Manifest
 from damo_torchrec.options import StoreOptions, parse_budget
 from damo_torchrec.stats import StoreStats, TableStats
@@ -175,7 +177,7 @@ class EmbeddingStore:
         self._live_is_ours = True
         directory.start_live(fresh)
         with _naming(source):
-            self._start(manifest, directory.live)
+            self._start(manifest, Line.read(source, manifest), directory.live)
         if source.parent == directory.checkpoints_path:
             self._changed = source != newest
         else:
@@ -190,7 +192,7 @@ class EmbeddingStore:
         sync_directory(self._path)
         sync_directory(self._path.parent)
         self._live_is_ours = True
-        self._start(empty_manifest(seed), self._directory.live, create=True)
+        self._start(empty_manifest(seed), Line(), self._directory.live, create=True)
         if self._options.backend == "rocksdb":
             self._checkpoint(None)
 
@@ -207,16 +209,16 @@ class EmbeddingStore:
         check_seed(self._path, manifest.seed, seed)
         manifest.check_files(source)
         with _naming(source):
-            self._start(manifest, source)
+            self._start(manifest, Line.read(source, manifest), source)
 
-    def _start(self, manifest: Manifest, rows: Path, create: bool = False) -> None:
-        """Starts an engine over `rows` that holds what `manifest` says."""
+    def _start(self, manifest: Manifest, line: Line, rows: Path, create: bool = False) -> None:
+        """Starts an engine over `rows` that holds what `manifest`, the end of `line`, says."""
         in_memory = self._options.backend == "memory"
         options = self._engine_options()
         location = rows / ROWS if self._read_only else rows
         core = _core.Store("" if in_memory else str(location), create, in_memory, options)
         try:
-            self._catalog.adopt(manifest, core)
+            self._catalog.adopt(manifest, line, core)
         except BaseException:
             core.close()
             raise
@@ -382,6 +384,23 @@ class EmbeddingStore:
             done.set_result(newest)
             return done
 
+    def export_delta(self, path: str | os.PathLike[str], *, since: int | str | os.PathLike[str]) -> Path:
+        """Writes what changed since an earlier state of this store, for what serves from that. Returns the directory.
+
+        `Delta.read` reads it. It costs what changed, and not what the tables hold. Checkpoints made before and after it
+        are other states, that a later delta may begin from, as may this one.
+
+        Args:
+            path: a new directory.
+            since: the step of a checkpoint or of an earlier delta, or its path.
+
+        Raises:
+            ValueError: `path` exists; the store has no such state in its past; not all of its tables are open.
+            OutOfSpaceError, DamoError: the disk is full or refuses; nothing is left behind.
+        """
+        with self._mutex:
+            return write_delta(self, Path(path).absolute(), since, {})
+
     def _newest_if_unchanged(self, path: str | os.PathLike[str] | None) -> Path | None:
         _ = self._engine
         self._writer.wait()
@@ -453,7 +472,7 @@ class EmbeddingStore:
                 engine.close()
                 self._pending.clear()
                 directory.start_live(fresh)
-                self._start(manifest, directory.live)
+                self._start(manifest, Line.read(source, manifest), directory.live)
             except BaseException:
                 # The rows of before are gone, the others not in use: the next opening goes to a checkpoint.
                 self._core = None

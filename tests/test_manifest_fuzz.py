@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import damo_torchrec as damo
-from damo_torchrec.manifest import FILE_NAME, InitializerNumbers, Manifest, TableRecord, TableSchema, _digest
+from damo_torchrec.manifest import FILE_NAME, InitializerNumbers, Manifest, TableRecord, TableSchema, digest_of
 
 fuzz = settings(
     max_examples=150,
@@ -52,7 +52,7 @@ def body_of(directory: Path) -> dict:
 
 def write(directory: Path, body: object) -> None:
     """With the checksum that belongs to it."""
-    document = {"format_version": 2, "sha256": _digest(body), "manifest": body}
+    document = {"format_version": 2, "sha256": digest_of(body), "manifest": body}
     (directory / FILE_NAME).write_text(json.dumps(document))
 
 
