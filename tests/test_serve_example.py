@@ -165,7 +165,7 @@ BAD: dict[str, tuple[bytes, int, str]] = {
     "no text": (b"\xff\xfe{}", 400, "the body must be JSON"),
     "a list": (b"[1]", 400, "must be a JSON object, got a list"),
     "nested": (b"[" * 200_000, 400, "nested too deeply"),
-    "nested in an argument": (changed(dense=json.loads("[" * 500 + "]" * 500)), 422, "dense must have the shape"),
+    "nested in an argument": (changed(dense=json.loads("[" * 500 + "]" * 500)), 422, "dense must be one array"),
     "NaN": (b'{"dense": NaN}', 400, "NaN is not a number of JSON"),
     "digits without end": (b'{"dense": ' + b"9" * 5000 + b"}", 400, "the body must be JSON"),
     "empty": (b"{}", 422, "must have ['features', 'features.weights', 'dense'], got []"),

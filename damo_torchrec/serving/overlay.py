@@ -15,7 +15,7 @@ class TableOverlay:
     Args:
         ids: int64 ``(n,)``, ascending: of rows that are new or changed.
         weights: float32 ``(n, dim)``: what they are now.
-        deleted: int64 ``(m,)``, ascending, none of `ids`.
+        deleted: int64 ``(m,)``, ascending: of rows that are gone.
         unseen_rows: float32 ``(k, dim)`` of k ids: what they read as without rows.
     """
 
@@ -30,12 +30,12 @@ class TableOverlay:
 
     def patch(self, ids: Array, rows: Array) -> None:
         """Puts changes in the place of what the store has: in `rows`, float32 ``(k, dim)``, of `ids`."""
-        place, changed = _find(self.ids, ids)
-        if changed.any():
-            rows[changed] = self.weights[place[changed]]
         _, deleted = _find(self.deleted, ids)
         if deleted.any():
             rows[deleted] = self.unseen_rows(ids[deleted])
+        place, changed = _find(self.ids, ids)
+        if changed.any():
+            rows[changed] = self.weights[place[changed]]
 
 
 # By table.

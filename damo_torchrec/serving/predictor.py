@@ -174,7 +174,7 @@ class Predictor:
     def watch(self, directory: str | os.PathLike[str], poll_seconds: float = 1.0) -> None:
         """Applies deltas that appear in a directory from now on, and those that are there, in a thread of its own.
 
-        They are taken in the order of the steps that their names end in. What `apply_delta` refuses is logged and
+        They are taken in the order of the numbers in their names. What `apply_delta` refuses is logged and
         passed over; what does not follow yet is tried again after each other delta. Those of before the checkpoint, and
         those that were applied, may stay there. `close` ends it.
 

@@ -1,5 +1,6 @@
 """`DeltaPublisher`: what a training changes, every so often, for predictors that watch a directory."""
 
+import logging
 import os
 import shutil
 import time
@@ -9,12 +10,15 @@ from typing import Any
 
 from torch import nn
 
+from damo_torchrec.delta_writer import write_delta
+from damo_torchrec.errors import CorruptionError
 from damo_torchrec.files import os_errors
 from damo_torchrec.serving.dense import DENSE_FILE
 from damo_torchrec.serving.refresh import DenseGraph
 from damo_torchrec.store import EmbeddingStore
 
 _PREFIX = "delta-"
+_log = logging.getLogger(__name__)
 
 
 class DeltaPublisher:
@@ -29,13 +33,14 @@ class DeltaPublisher:
             publisher.step()
 
     A delta goes from the one before to the next: a predictor needs all of them since its checkpoint. Each is complete
-    as soon as it is there, as ``delta-N``, N being the store's step.
+    as soon as it is there, as ``delta-N``, N being the store's step. A training that goes back to a checkpoint leaves
+    deltas behind that lead nowhere: predictors that applied them refuse those that come, and need a new checkpoint.
 
     Args:
         store: where the rows are.
         directory: where deltas go; made if it does not exist. One process at a time uses it.
         since: a checkpoint of the store, or a delta, from which the first one goes on. None: the newest delta in
-            `directory`, or else the store's newest checkpoint.
+            `directory` that the store's past knows, or else its newest checkpoint.
         model: whose dense part goes with the rows; None for rows alone.
         args: what the model's forward is called with, as of `damo_torchrec.serving.export`.
         every_steps: how many calls of `step` there are from one delta to the next.
@@ -44,7 +49,7 @@ class DeltaPublisher:
 
     Raises:
         ValueError: neither `every_steps` nor `every_seconds` is given, or one of the numbers is not positive; there is
-            a model without `args`; there is nothing to go on from.
+            a model without `args`; `since` is not in the store's past.
         DamoError: the directory cannot be made.
     """
 
@@ -71,10 +76,7 @@ class DeltaPublisher:
         self._directory = Path(directory).absolute()
         with os_errors(f"cannot make the directory {self._directory}"):
             self._directory.mkdir(parents=True, exist_ok=True)
-        known = [*store.checkpoints()[-1:], *self.deltas()[-1:]]
-        if since is None and not known:
-            raise ValueError(f"the store {store.path} has no checkpoint: say since= what deltas go on from")
-        self._since = Path(since).absolute() if since is not None else known[-1]
+        self._step = self._newest_step() if since is None else store._catalog.line.find(since).step
         self._dense = DenseGraph(model, args) if model is not None else None
         self._every_steps = every_steps
         self._every_seconds = every_seconds
@@ -99,20 +101,40 @@ class DeltaPublisher:
         return self.publish() if by_steps or by_time else None
 
     def publish(self) -> Path | None:
-        """Publishes a delta now. Returns it, or None if the store's step is that of the last one.
+        """Publishes a delta now. Returns it, or None if the store is at the step of the last one.
 
         Raises:
+            ValueError: as of `EmbeddingStore.export_delta`.
             RuntimeError: torch.onnx cannot export the dense part.
             OutOfSpaceError, DamoError: the disk is full or refuses. The next delta will hold what this one would have.
         """
         self._steps = 0
         self._last = time.monotonic()
-        target = self._directory / f"{_PREFIX}{self._store.step:012}"
-        if target.exists():
-            return None
-        self._since = self._store._export_delta(target, since=self._since, files=self._files())
+        with self._store._mutex:
+            step = self._store.step
+            if step == self._step:
+                return None
+            path = write_delta(self._store, self._free_name(step), self._step, self._files())
+        self._step = step
         self._remove_oldest()
-        return self._since
+        return path
+
+    def _newest_step(self) -> int:
+        for path in reversed([*self._store.checkpoints()[-1:], *self.deltas()]):
+            try:
+                return self._store._catalog.line.find(path).step
+            except (CorruptionError, ValueError) as error:
+                _log.info("deltas cannot go on from %s: %s", path, error)
+        raise ValueError(f"the store {self._store.path} has no checkpoint: say since= what deltas go on from")
+
+    def _free_name(self, step: int) -> Path:
+        """That of the step; with a number behind it where a training that went back has left one."""
+        target = self._directory / f"{_PREFIX}{step:012}"
+        suffix = 0
+        while target.exists():
+            suffix += 1
+            target = self._directory / f"{_PREFIX}{step:012}.{suffix}"
+        return target
 
     def _files(self) -> Mapping[str, bytes]:
         return {} if self._dense is None else {DENSE_FILE: self._dense.now()}

@@ -11,10 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from damo_torchrec.delta import Delta
 from damo_torchrec.errors import CorruptionError, SchemaMismatchError, StoreClosedError
 from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.card import Output
@@ -78,8 +78,6 @@ class Updates:
             self._check_not_stopped()
             interrupted = bool(self._states.current.overlay)
             self.complete()
-            from damo_torchrec.delta import Delta
-
             delta = Delta.read(path)
             state = self._states.current
             if interrupted and delta.id == state.history[-1]:
@@ -107,15 +105,18 @@ class Updates:
         if self._stopped.is_set():
             raise StoreClosedError("the predictor is closed")
 
-    def _following(self, state: State, delta: Any) -> State:
+    def _following(self, state: State, delta: Delta) -> State:
         """The state after a delta. Raises what `Predictor.apply_delta` does if there is none."""
+        if delta.manifest.seed != self._store.seed:
+            raise SchemaMismatchError(
+                f"the delta {delta.path} is of a store with the seed {delta.manifest.seed}, expected {self._store.seed}"
+            )
         if delta.id in state.history:
             raise AlreadyAppliedError(f"the delta {delta.path} is part of what is served: it was applied before")
         if not delta.follows(state.history):
             raise OutOfOrderError(
                 f"the delta {delta.path} goes from step {delta.since_step} to {delta.step} and does not follow what is "
-                f"served, which is at step {state.step}: expected one from {state.history[-1]}, got one from "
-                f"{delta.base}",
+                f"served, which is at step {state.step}",
                 delta.step,
             )
         overlay = {}
