@@ -11,6 +11,9 @@ from damo_torchrec.line import Line
 from damo_torchrec.manifest import Manifest, TableRecord, TableSchema
 from damo_torchrec.table import Table, TableDefinition
 
+# Numbers are given out from 1 on, and this one is the last that there is.
+_NEVER_GIVEN = 2**31 - 1
+
 
 class Catalog:
     """The tables of one store.
@@ -79,20 +82,30 @@ class Catalog:
 
     def add(self, table: Table, engine: _core.Store) -> None:
         """Makes `table` known to an engine that holds the manifest's rows."""
-        definition = table._definition
-        record = self.manifest.tables.get(definition.name)
+        record = self.manifest.tables.get(table.name)
         table._number = record.number if record else self._next_number()
+        schema = self._engine_schema(table)
+        schema.number = table._number
+        schema.iter = record.iter if record else 0
+        schema.rows = record.rows if record else 0
+        table._index = engine.open_table(schema)
+        self.open[table.name] = table
+
+    def open_without_rows(self, table: Table, engine: _core.Store) -> int:
+        """Opens another table like `table` in the engine, which never has a row; returns its index."""
+        schema = self._engine_schema(table)
+        schema.number = _NEVER_GIVEN
+        return engine.open_table(schema)
+
+    def _engine_schema(self, table: Table) -> _core.TableSchema:
+        definition = table._definition
         schema = _core.TableSchema()
         schema.name = definition.name
-        schema.number = table._number
         schema.dim = definition.dim
         schema.weight_type = _core.WeightType[definition.row_dtype.upper()]
         schema.optimizer = table._optimizer.to_core()
         schema.initializer = self.initializer(table)
-        schema.iter = record.iter if record else 0
-        schema.rows = record.rows if record else 0
-        table._index = engine.open_table(schema)
-        self.open[definition.name] = table
+        return schema
 
     def initializer(self, table: Table) -> _core.Initializer:
         """What the initial values of a table's rows are drawn from."""

@@ -16,12 +16,12 @@ _STAGED, _REMOVED = ".tmp", ".removed"
 _log = logging.getLogger(__name__)
 
 
-def check_target(target: Path, what: str = "a checkpoint") -> None:
-    """Raises ValueError if `what` cannot be made at `target`: it exists, or its parent does not."""
+def check_target(target: Path, what: str = "checkpoint") -> None:
+    """Raises ValueError if a `what` cannot be made at `target`: it exists, or its parent does not."""
     if target.exists():
-        raise ValueError(f"{target} exists already: {what} needs a new directory")
+        raise ValueError(f"{target} exists already: a {what} needs a new directory")
     if not target.parent.is_dir():
-        raise ValueError(f"{target.parent} is not a directory: {what} needs an existing parent")
+        raise ValueError(f"{target.parent} is not a directory: a {what} needs an existing parent")
 
 
 def free_name(where: Path, step: int) -> Path:
@@ -36,7 +36,7 @@ def free_name(where: Path, step: int) -> Path:
 
 def build_checkpoint(target: Path, fill: Callable[[Path], None]) -> None:
     """`build_directory` of a checkpoint."""
-    build_directory(target, "a checkpoint", fill)
+    build_directory(target, "checkpoint", fill)
 
 
 def build_directory(target: Path, what: str, fill: Callable[[Path], None]) -> None:
@@ -48,7 +48,7 @@ def build_directory(target: Path, what: str, fill: Callable[[Path], None]) -> No
     """
     check_target(target, what)
     staged = target.parent / f".{target.name}.{os.getpid()}{_STAGED}"
-    with os_errors(f"cannot write {what}, {target}"):
+    with os_errors(f"cannot write the {what} {target}"):
         if staged.exists():
             shutil.rmtree(staged)
         try:

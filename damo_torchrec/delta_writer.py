@@ -21,7 +21,7 @@ from damo_torchrec.table import Table
 if TYPE_CHECKING:
     from damo_torchrec.store import EmbeddingStore
 
-_WHAT = "a delta"
+_WHAT = "delta"
 _BATCH_BYTES = 1 << 20
 
 

@@ -7,7 +7,7 @@ machine. They are drawn with Philox4x32-10 (Salmon et al. 2011).
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -140,6 +140,27 @@ def describe(initializer: Initializer, num_embeddings: int, dim: int) -> dict[st
         description["num_embeddings"] = num_embeddings
     return description
 
+
+def from_description(description: Mapping[str, float | str]) -> tuple[Initializer, int]:
+    """The inverse of `describe`: an initializer, and the expected size of the table, 1 where it does not count.
+
+    Raises:
+        ValueError: this version does not know it.
+    """
+    arguments = dict(description)
+    kind = _KINDS.get(str(arguments.pop("name", None)))
+    num_embeddings = arguments.pop("num_embeddings", 1)
+    try:
+        if kind is None:
+            raise TypeError("no initializer has this name")
+        return kind(**arguments), int(num_embeddings)
+    except TypeError as error:
+        raise ValueError(f"the initializer {dict(description)} is not known here: {error}") from error
+
+
+_KINDS: dict[str, Callable[..., Initializer]] = {
+    kind.__name__: kind for kind in (Constant, Uniform, Normal, TruncatedNormal, XavierUniform)
+}
 
 _TORCH_INIT: dict[Callable[..., torch.Tensor], Callable[[dict[str, Any]], Initializer]] = {
     torch.nn.init.uniform_: lambda a: Uniform(a["a"], a["b"]),

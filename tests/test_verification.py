@@ -70,7 +70,7 @@ def test_any_other_damaged_file_is_named(sample, tmp_path, damage):
         damage(checkpoint / file)
         expected = set() if (file, damage) == ("manifest.json", DAMAGES["longer"]) else {file}  # white space
         assert named(checkpoint) == expected
-    assert kinds == {"manifest.json", "model.pt", "module.pickle", "CURRENT", "MANIFEST", "OPTIONS"}
+    assert kinds == {"line.json", "manifest.json", "model.pt", "module.pickle", "CURRENT", "MANIFEST", "OPTIONS"}
 
 
 def test_no_bit_of_a_table_file_that_holds_something_changes_unseen(sample, tmp_path):

@@ -89,7 +89,7 @@ def capture(
     wrapper = _Wrapper(_copy(model, tracer), arguments, tracer).eval()
     for parameter in wrapper.parameters():
         parameter.requires_grad_(False)
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 wrapper,
@@ -368,9 +368,9 @@ def _name_dimensions(proto: onnx.ModelProto, arguments: Arguments) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hides what torch.onnx says of itself: of packages that it could use, and of its own deprecated calls."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx._symbolic_trace", "onnxscript")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx._symbolic_trace", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -8,13 +8,17 @@ import onnxruntime
 
 CARD = "damo_torchrec"
 MODEL_FILE = "model.onnx"
-_OPERATORS = Path(__file__).parent.parent / "libdamo_onnxruntime_ops.so"
 
 
 def model_file(path: str | os.PathLike[str]) -> Path:
     """The graph's file: `path` itself if it ends in ``.onnx``, else ``model.onnx`` in the directory `path`."""
     path = Path(path).absolute()
     return path if path.suffix == ".onnx" else path / MODEL_FILE
+
+
+def operators_file() -> Path:
+    """This package's kernels for ONNX Runtime, if they were built."""
+    return Path(__file__).parent.parent / "libdamo_onnxruntime_ops.so"
 
 
 def session(
@@ -35,12 +39,13 @@ def session(
     file = model_file(path)
     if not file.is_file():
         raise ValueError(f"{file} is not a file: export makes one")
-    if operators and not _OPERATORS.is_file():
-        raise ValueError(f"{_OPERATORS} was not built: it needs ONNX Runtime's headers, see CONTRIBUTING.md")
+    library = operators_file()
+    if operators and not library.is_file():
+        raise ValueError(f"{library} was not built: it needs ONNX Runtime's headers, see CONTRIBUTING.md")
     session_options = options.pop("sess_options", None) or onnxruntime.SessionOptions()
     if num_threads is not None:
         session_options.intra_op_num_threads = num_threads
-    if operators or (operators is None and _OPERATORS.is_file()):
-        session_options.register_custom_ops_library(str(_OPERATORS))
+    if operators or (operators is None and library.is_file()):
+        session_options.register_custom_ops_library(str(library))
     options.setdefault("providers", ["CPUExecutionProvider"])
     return onnxruntime.InferenceSession(str(file), session_options, **options)

@@ -1,0 +1,30 @@
+"""Serving: a `Predictor` answers requests from a checkpoint that `export` made.
+
+Needs ``pip install 'damo-torchrec[onnx]'``.
+"""
+
+try:
+    import onnxruntime as _onnxruntime
+except ImportError as error:
+    raise ImportError(f"damo_torchrec.serving needs pip install 'damo-torchrec[onnx]': {error}") from error
+
+from damo_torchrec.serving.export import export
+from damo_torchrec.serving.histogram import Latencies
+from damo_torchrec.serving.predictor import Predictor
+from damo_torchrec.serving.publisher import DeltaPublisher
+from damo_torchrec.serving.refresh import refresh_dense
+from damo_torchrec.serving.requests import Argument, Request
+from damo_torchrec.serving.stats import PredictorStats
+
+del _onnxruntime
+
+__all__ = [
+    "Argument",
+    "DeltaPublisher",
+    "Latencies",
+    "Predictor",
+    "PredictorStats",
+    "Request",
+    "export",
+    "refresh_dense",
+]

@@ -1,0 +1,46 @@
+"""`export`: a model and its rows as a checkpoint to serve."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from damo_torchrec.manifest import Manifest
+from damo_torchrec.modules import store_of
+from damo_torchrec.serving.dense import DENSE_FILE
+
+
+def export(model: nn.Module, args: Any, path: str | os.PathLike[str] | None = None) -> Path:
+    """Makes a checkpoint of a model's rows that holds its dense part for serving, too, both of one step.
+
+    It is a checkpoint like those of `EmbeddingStore.checkpoint`, with the dense part in eval mode as one more file,
+    ``dense.onnx``.
+
+    Args:
+        model: with at least one collection of this package, all of them over one store; it is left as it is.
+        args: what its forward is called with: a tuple, or the only argument. Values do not matter.
+        path: a new directory. None: ``checkpoints/step_N`` inside the store.
+
+    Returns: the checkpoint's directory.
+
+    Raises:
+        ValueError: the model has no collection of this package, or looks up what it made itself, or `path` exists.
+        TypeError: `args` do not fit the model, or hold what a graph cannot take.
+        RuntimeError: torch.onnx cannot export the dense part.
+        OutOfSpaceError, DamoError: the disk is full or refuses. As after any error, nothing is left behind.
+    """
+
+    def files(_: Manifest) -> dict[str, bytes]:
+        return {DENSE_FILE: dense_graph(model, args)}
+
+    return store_of(model)._checkpoint(path, files)
+
+
+def dense_graph(model: nn.Module, args: Any) -> bytes:
+    """The dense part of a model as an ONNX graph that takes what its lookups give. Arguments and errors as `export`."""
+    from damo_torchrec.onnx import export as export_graph  # needs packages that serving does not
+
+    with tempfile.TemporaryDirectory(prefix="damo_torchrec-export-") as directory:
+        return export_graph(model, args, Path(directory) / DENSE_FILE, dense_only=True).read_bytes()

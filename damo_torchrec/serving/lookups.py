@@ -1,0 +1,149 @@
+"""Lookups: from a request's ids to the inputs of the dense part."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+
+from damo_torchrec import _core
+from damo_torchrec.serving.arrays import Array
+from damo_torchrec.serving.card import Feature, LookupCard, Output
+from damo_torchrec.serving.overlay import Overlay, TableOverlay, pool
+from damo_torchrec.serving.requests import Request
+from damo_torchrec.store import EmbeddingStore
+
+
+@dataclass(frozen=True)
+class _Jagged:
+    """Ids as the engine reads them.
+
+    Args:
+        ids: int64 ``(n,)``, by key, then bag.
+        lengths: int64, by key, then bag.
+        bags: int64 ``(keys,)``: bags of each key.
+        uniform: whether each key has as many.
+        weights: float32 ``(n,)``, or None.
+    """
+
+    ids: Array
+    lengths: Array
+    bags: Array
+    uniform: bool
+    weights: Array | None = None
+
+    @cached_property
+    def _ends(self) -> tuple[Array, Array]:
+        """Of each key's bags, and of each bag's ids."""
+        return np.cumsum(self.bags), np.concatenate([[0], np.cumsum(self.lengths)])
+
+    def of_key(self, key: int) -> tuple[slice, slice]:
+        """Where its bags and its ids are."""
+        bags, ids = self._ends
+        last = int(bags[key])
+        first = last - int(self.bags[key])
+        return slice(first, last), slice(int(ids[first]), int(ids[last]))
+
+
+class Lookup:
+    """One call of a collection.
+
+    Args:
+        card: what it is.
+        features: what the model is given.
+        store: with its tables open.
+
+    Raises:
+        ValueError: it asks for a feature that its input does not have.
+    """
+
+    def __init__(self, card: LookupCard, features: Mapping[str, Feature], store: EmbeddingStore) -> None:
+        self._card = card
+        self._store = store
+        keys = features[card.input].keys if card.kind != "Embedding" else (card.outputs[0].key,)
+        if absent := sorted({output.key for output in card.outputs} - set(keys)):
+            raise ValueError(f"{card.path} looks up {absent}, which {card.input} does not have: {list(keys)}")
+        self._keys = [keys.index(output.key) for output in card.outputs]
+        self._columns = [sum(output.dim for output in card.outputs[:i]) for i in range(len(card.outputs) + 1)]
+        self._indices = [store.table(output.table)._index for output in card.outputs]
+        self._features = [
+            _core.Feature(
+                table=index,
+                pooling=_core.Pooling.MEAN if output.mean else _core.Pooling.SUM,
+                unseen=_core.UnseenRows[output.unseen.upper()],
+                key=key,
+                column=column,
+            )
+            for output, index, key, column in zip(card.outputs, self._indices, self._keys, self._columns, strict=False)
+        ]
+
+    def run(self, request: Request, overlay: Overlay) -> dict[str, Array]:
+        """The graph's inputs, float32, by name.
+
+        Raises:
+            ValueError: the batch needs more memory than the budget allows.
+            DamoError: rows cannot be read.
+        """
+        jagged = self._jagged(request)
+        out, outputs = self._output(jagged)
+        lookup = _core.Lookup(
+            features=self._features,
+            ids=jagged.ids.ctypes.data,
+            num_ids=len(jagged.ids),
+            lengths=jagged.lengths.ctypes.data,
+            keys=len(jagged.bags),
+            batch=int(jagged.bags[0]) if jagged.uniform else 0,
+            bags=0 if jagged.uniform else jagged.bags.ctypes.data,
+            weights=jagged.weights.ctypes.data if jagged.weights is not None else 0,
+        )
+        self._store._engine.forward(lookup, out.ctypes.data, out.shape[-1])
+        for i, output in enumerate(self._card.outputs):
+            if (changes := overlay.get(output.table)) is not None:
+                self._patch(i, output, changes, jagged, outputs[i])
+        if self._card.kind == "EmbeddingCollection":
+            return dict(zip(self._card.graph_inputs, outputs, strict=True))
+        if self._card.kind == "Embedding":
+            out = out.reshape(*request.arrays[self._card.input].shape, self._columns[-1])
+        return {self._card.graph_inputs[0]: out}
+
+    def _output(self, jagged: _Jagged) -> tuple[Array, list[Array]]:
+        """Memory as the engine fills it, and each output's ``(bags, dim)`` in it."""
+        if jagged.uniform:
+            out: Array = np.empty((int(jagged.bags[0]), self._columns[-1]), dtype=np.float32)
+            return out, [out[:, begin:end] for begin, end in pairwise(self._columns)]
+        shapes = [(int(jagged.bags[key]), o.dim) for key, o in zip(self._keys, self._card.outputs, strict=True)]
+        ends = np.cumsum([n * dim for n, dim in shapes])
+        out = np.empty(int(ends[-1]), dtype=np.float32)
+        parts = np.split(out, ends[:-1])
+        return out, [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _jagged(self, request: Request) -> _Jagged:
+        arrays, name = request.arrays, self._card.input
+        if self._card.kind == "Embedding":
+            ids = arrays[name].reshape(-1)
+            real = np.ones(len(ids), dtype=bool) if self._card.padding is None else ids != self._card.padding
+            return _Jagged(ids[real], real.astype(np.int64), np.array([len(ids)]), uniform=True)
+        ids, lengths = arrays[f"{name}.values"], arrays[f"{name}.lengths"]
+        if self._card.kind == "EmbeddingCollection":  # each id is a bag of its own
+            return _Jagged(ids, np.ones(len(ids), dtype=np.int64), lengths.sum(axis=1), uniform=False)
+        weights = arrays[f"{name}.weights"] if self._card.weighted else None
+        return _Jagged(ids, lengths.reshape(-1), np.full(len(lengths), lengths.shape[1]), uniform=True, weights=weights)
+
+    def _patch(self, i: int, output: Output, changes: TableOverlay, jagged: _Jagged, pooled: Array) -> None:
+        """Pools again the bags in which an id is changed."""
+        of_key, members = jagged.of_key(self._keys[i])
+        ids, lengths = jagged.ids[members], jagged.lengths[of_key]
+        changed = changes.touches(ids)
+        if not changed.any():
+            return
+        bag_of = np.repeat(np.arange(len(lengths)), lengths)
+        bags = np.unique(bag_of[changed])
+        asked = np.isin(bag_of, bags)
+        ids = np.ascontiguousarray(ids[asked])
+        rows = np.empty((len(ids), output.dim), dtype=np.float32)
+        unseen = _core.UnseenRows[output.unseen.upper()]
+        self._store._engine.get(self._indices[i], ids.ctypes.data, len(ids), unseen, rows.ctypes.data)
+        changes.patch(ids, rows)
+        weights = jagged.weights[members][asked] if jagged.weights is not None else None
+        pooled[bags] = pool(rows, lengths[bags], weights, output.mean)

@@ -1,0 +1,236 @@
+"""`Predictor`: answers requests from a serving checkpoint, and follows the training that goes on elsewhere."""
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from damo_torchrec.checkpoint_directory import is_checkpoint
+from damo_torchrec.errors import StoreClosedError
+from damo_torchrec.manifest import Manifest
+from damo_torchrec.serving.arrays import Array
+from damo_torchrec.serving.dense import DENSE_FILE, DensePart
+from damo_torchrec.serving.histogram import Histogram
+from damo_torchrec.serving.lookups import Lookup
+from damo_torchrec.serving.requests import Argument, Request, Signature
+from damo_torchrec.serving.states import State, States
+from damo_torchrec.serving.stats import PredictorStats
+from damo_torchrec.serving.updates import Updates
+from damo_torchrec.serving.watcher import Watcher
+from damo_torchrec.serving.working_copy import open_tables, open_working_copy
+
+
+class Predictor:
+    """A model that answers requests: rows on disk, cached in a memory budget, and the dense part in ONNX Runtime.
+
+    ::
+
+        with damo.serving.Predictor("checkpoints/serving", memory_budget="4GiB") as predictor:
+            predictor.predict({"dense_features": dense, "sparse_features": features})["output"]
+
+    `predict` may be called by several threads at once: lookups run one after the other, dense parts side by side.
+    Nothing is written into the checkpoint: rows are in a temporary directory beside it, which shares its files by hard
+    links, or is a copy among other temporary files where that cannot be.
+
+    Args:
+        path: a checkpoint that `damo_torchrec.serving.export` made.
+        memory_budget: bytes, or a text like ``"512MiB"``, for everything that has to do with rows. The dense part is
+            not in it.
+        num_threads: that one lookup, and one run of the dense part, may use; None for as many as this process may use.
+
+    Raises:
+        ValueError: `path` is no serving checkpoint, or the budget is below the least.
+        CorruptionError: it is damaged.
+        SchemaMismatchError: its dense part does not go with its rows.
+        OutOfSpaceError, DamoError: the disk is full or refuses.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        memory_budget: int | str = "1GiB",
+        num_threads: int | None = None,
+    ) -> None:
+        self._path = Path(path).absolute()
+        if not is_checkpoint(self._path):
+            raise ValueError(f"{self._path} is not a checkpoint: damo_torchrec.serving.export makes one to serve")
+        manifest = Manifest.read(self._path)
+        if DENSE_FILE not in manifest.files:
+            raise ValueError(
+                f"{self._path} has no {DENSE_FILE}: damo_torchrec.serving.export makes a checkpoint to serve"
+            )
+        manifest.check_files(self._path)
+        self._num_threads = num_threads
+        dense = DensePart(self._path / DENSE_FILE, num_threads)
+        dense.check(manifest.seed, manifest.tables)
+        outputs = [output for lookup in dense.card.lookups for output in lookup.outputs]
+        self._store = open_working_copy(self._path, memory_budget, num_threads)
+        try:
+            open_tables(self._store, manifest, outputs)
+            self._lookups = [Lookup(card, dense.card.features, self._store) for card in dense.card.lookups]
+        except BaseException:
+            self._store.close()
+            raise
+        self._signature = Signature(dense.card.features, dense.arguments, self._store._memory_budget // 8)
+        self._states = States(f"the predictor of {self._path}", State(dense, {}, manifest.step, (manifest.id,)))
+        self._updates = Updates(self._store, {output.table: output for output in outputs}, self._states, num_threads)
+        self._histogram = Histogram()
+        self._watchers: list[Watcher] = []
+        self._closing = threading.Lock()
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint."""
+        return self._path
+
+    @property
+    def step(self) -> int:
+        """The step of the rows that the next request is answered from."""
+        return self._states.current.step
+
+    @property
+    def history(self) -> tuple[str, ...]:
+        """Ids of the checkpoint and of the deltas that were applied to it, oldest first."""
+        return self._states.current.history
+
+    @property
+    def inputs(self) -> dict[str, Argument]:
+        """The arrays of a request, by name."""
+        return self._signature.arguments
+
+    @property
+    def features(self) -> dict[str, tuple[str, ...]]:
+        """The keys of each KeyedJaggedTensor that the model takes, in order."""
+        return {name: feature.keys for name, feature in self._signature.features.items()}
+
+    @property
+    def outputs(self) -> dict[str, tuple[int | str | None, ...]]:
+        """Shapes of the outputs, by name: sizes, names of sizes as in `inputs`, or None for what is not known."""
+        return dict(self._states.current.dense.outputs)
+
+    def check(self, inputs: Mapping[str, Any]) -> Request:
+        """Checks the inputs of `predict`, with the same arguments and errors, and returns them as arrays.
+
+        Returns:
+            Request: `arrays`, which `predict` takes, by name; and `batch`, the number of samples.
+        """
+        return self._signature.check(inputs)
+
+    def predict(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """Answers a request, all of it from one state of the model.
+
+        Args:
+            inputs: by name, what the model's forward takes. Tensors as NumPy arrays, torch tensors or nested lists. A
+                KeyedJaggedTensor ``NAME`` with F keys and B samples as such, with its keys in any order, or as
+                ``NAME.values``, integers ``(N,)``, by key, then sample; ``NAME.lengths``, integers ``(F, B)``; and if
+                it has weights ``NAME.weights``, numbers ``(N,)``. Numbers become float32 by rounding; infinities and
+                NaN are taken as they are.
+
+        Returns:
+            dict: outputs by name, the first dimension being samples.
+
+        Raises:
+            TypeError: an input is not made of numbers of its kind: ids are integers, not floats or bools.
+            ValueError: inputs are missing or not known, an id does not fit int64, shapes do not fit the model or each
+                other, lengths are negative or do not sum to N, or there are too many ids for the memory budget.
+            StoreClosedError: the predictor is closed.
+            DamoError: rows cannot be read.
+        """
+        begin = time.perf_counter()
+        request = self.check(inputs)
+        with self._states.use() as state:
+            arrays = dict(request.arrays)
+            for lookup in self._lookups:
+                arrays.update(lookup.run(request, state.overlay))
+            outputs = state.dense.run(arrays)
+        self._histogram.add(time.perf_counter() - begin)
+        return outputs
+
+    def apply_delta(self, path: str | os.PathLike[str]) -> None:
+        """Goes on to the state that a delta leads to, while requests go on.
+
+        A request is answered from the state before or from the one after, as a whole: those that begin once the delta
+        is verified, from the one after. Then its rows are written into the store, which must not be moved or
+        changed until the call returns.
+
+        Args:
+            path: a delta that `EmbeddingStore.export_delta` or `DeltaPublisher` made, of the store that the checkpoint
+                is from. It may hold a new dense part.
+
+        Raises:
+            ValueError: it is no delta, or does not follow what is served, or was applied before.
+            CorruptionError: it is damaged.
+            SchemaMismatchError: its tables or its dense part are others than those that are served.
+            StoreClosedError: the predictor is closed.
+            OutOfSpaceError, DamoError: the disk is full or refuses. If that was met with in the end, the new state is
+                served, from the delta's files; the next call writes what is missing first.
+        """
+        self._updates.apply(path)
+
+    def watch(self, directory: str | os.PathLike[str], poll_seconds: float = 1.0) -> None:
+        """Applies deltas that appear in a directory from now on, and those that are there, in a thread of its own.
+
+        They are taken in the order of the numbers in their names. What `apply_delta` refuses is logged and
+        passed over; what does not follow yet is tried again after each other delta. Those of before the checkpoint, and
+        those that were applied, may stay there. `close` ends it.
+
+        Args:
+            directory: where `DeltaPublisher` writes, for example.
+            poll_seconds: between two looks into it.
+
+        Raises:
+            ValueError: it is not a directory, or `poll_seconds` is not positive.
+            StoreClosedError: the predictor is closed.
+        """
+        directory = Path(directory).absolute()
+        if not directory.is_dir():
+            raise ValueError(f"{directory} is not a directory")
+        if not poll_seconds > 0:
+            raise ValueError(f"poll_seconds must be positive, got {poll_seconds}")
+        with self._closing:
+            if self._store.closed:
+                raise StoreClosedError(f"the predictor of {self._path} is closed")
+            self._watchers.append(Watcher(directory, poll_seconds, self.apply_delta, lambda: self.step))
+
+    def stats(self) -> PredictorStats:
+        """Figures since the predictor was made."""
+        rows, updates = self._store.stats(), self._updates.stats
+        state = self._states.current
+        return PredictorStats(
+            latencies=self._histogram.latencies(),
+            hits=sum(table.hits for table in rows.tables.values()),
+            misses=sum(table.misses for table in rows.tables.values()),
+            memory_bytes=rows.memory_bytes,
+            memory_budget=rows.memory_budget,
+            step=state.step,
+            history=state.history,
+            deltas_applied=updates.applied,
+            last_delta_step=updates.last_step,
+            last_delta_time=updates.last_time,
+        )
+
+    def close(self) -> None:
+        """Waits for the requests that are being answered, ends `watch`, and removes the temporary rows. Idempotent."""
+        with self._closing:
+            for watcher in self._watchers:
+                watcher.stop()
+            self._updates.stop()
+            for watcher in self._watchers:
+                watcher.join()
+            self._states.close()
+            self._store.close()
+
+    def __enter__(self) -> "Predictor":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Predictor({str(self._path)!r}, step={self.step})"

@@ -1,0 +1,149 @@
+"""`DeltaPublisher`: what a training changes, every so often, for predictors that watch a directory."""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from damo_torchrec.delta_writer import write_delta
+from damo_torchrec.errors import CorruptionError
+from damo_torchrec.files import os_errors
+from damo_torchrec.serving.dense import DENSE_FILE
+from damo_torchrec.serving.refresh import DenseGraph
+from damo_torchrec.store import EmbeddingStore
+
+_PREFIX = "delta-"
+_log = logging.getLogger(__name__)
+
+
+class DeltaPublisher:
+    """Exports what changed since it last did, every so many steps or seconds.
+
+    ::
+
+        served = damo.serving.export(model, args, "serving")  # for Predictor("serving").watch("deltas")
+        publisher = DeltaPublisher(store, "deltas", since=served, model=model, args=args, every_seconds=10, keep=100)
+        for batch in batches:
+            ...  # one step of training
+            publisher.step()
+
+    A delta goes from the one before to the next: a predictor needs all of them since its checkpoint. Each is complete
+    as soon as it is there, as ``delta-N``, N being the store's step. A training that goes back to a checkpoint leaves
+    deltas behind that lead nowhere: predictors that applied them refuse those that come, and need a new checkpoint.
+
+    Args:
+        store: where the rows are.
+        directory: where deltas go; made if it does not exist. One process at a time uses it.
+        since: a checkpoint of the store, or a delta, from which the first one goes on. None: the newest delta in
+            `directory` that the store's past knows, or else its newest checkpoint.
+        model: whose dense part goes with the rows; None for rows alone.
+        args: what the model's forward is called with, as of `damo_torchrec.serving.export`.
+        every_steps: how many calls of `step` there are from one delta to the next.
+        every_seconds: the least time between two deltas. With `every_steps` too, whichever comes first.
+        keep: how many deltas stay; None for all of them.
+
+    Raises:
+        ValueError: neither `every_steps` nor `every_seconds` is given, or one of the numbers is not positive; there is
+            a model without `args`; `since` is not in the store's past.
+        DamoError: the directory cannot be made.
+    """
+
+    def __init__(
+        self,
+        store: EmbeddingStore,
+        directory: str | os.PathLike[str],
+        *,
+        since: str | os.PathLike[str] | None = None,
+        model: nn.Module | None = None,
+        args: Any = None,
+        every_steps: int | None = None,
+        every_seconds: float | None = None,
+        keep: int | None = None,
+    ) -> None:
+        if every_steps is None and every_seconds is None:
+            raise ValueError("a DeltaPublisher needs every_steps, every_seconds or both")
+        for name, value in (("every_steps", every_steps), ("every_seconds", every_seconds), ("keep", keep)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if model is not None and args is None:
+            raise ValueError("a DeltaPublisher with a model needs args to trace it with")
+        self._store = store
+        self._directory = Path(directory).absolute()
+        with os_errors(f"cannot make the directory {self._directory}"):
+            self._directory.mkdir(parents=True, exist_ok=True)
+        self._step = self._newest_step() if since is None else store._catalog.line.find(since).step
+        self._dense = DenseGraph(model, args) if model is not None else None
+        self._every_steps = every_steps
+        self._every_seconds = every_seconds
+        self._keep = keep
+        self._steps = 0
+        self._last = time.monotonic()
+
+    @property
+    def directory(self) -> Path:
+        """Where the deltas are."""
+        return self._directory
+
+    def deltas(self) -> list[Path]:
+        """The deltas, oldest first."""
+        return sorted(self._directory.glob(f"{_PREFIX}*"))
+
+    def step(self) -> Path | None:
+        """To be called after each step of training. Publishes a delta if one is due; returns what `publish` does."""
+        self._steps += 1
+        by_steps = self._every_steps is not None and self._steps >= self._every_steps
+        by_time = self._every_seconds is not None and time.monotonic() - self._last >= self._every_seconds
+        return self.publish() if by_steps or by_time else None
+
+    def publish(self) -> Path | None:
+        """Publishes a delta now. Returns it, or None if the store is at the step of the last one.
+
+        Raises:
+            ValueError: as of `EmbeddingStore.export_delta`.
+            RuntimeError: torch.onnx cannot export the dense part.
+            OutOfSpaceError, DamoError: the disk is full or refuses. The next delta will hold what this one would have.
+        """
+        self._steps = 0
+        self._last = time.monotonic()
+        with self._store._mutex:
+            step = self._store.step
+            if step == self._step:
+                return None
+            path = write_delta(self._store, self._free_name(step), self._step, self._files())
+        self._step = step
+        self._remove_oldest()
+        return path
+
+    def _newest_step(self) -> int:
+        for path in reversed([*self._store.checkpoints()[-1:], *self.deltas()]):
+            try:
+                return self._store._catalog.line.find(path).step
+            except (CorruptionError, ValueError) as error:
+                _log.info("deltas cannot go on from %s: %s", path, error)
+        raise ValueError(f"the store {self._store.path} has no checkpoint: say since= what deltas go on from")
+
+    def _free_name(self, step: int) -> Path:
+        """That of the step; with a number behind it where a training that went back has left one."""
+        target = self._directory / f"{_PREFIX}{step:012}"
+        suffix = 0
+        while target.exists():
+            suffix += 1
+            target = self._directory / f"{_PREFIX}{step:012}.{suffix}"
+        return target
+
+    def _files(self) -> Mapping[str, bytes]:
+        return {} if self._dense is None else {DENSE_FILE: self._dense.now()}
+
+    def _remove_oldest(self) -> None:
+        if self._keep is None:
+            return
+        for path in self.deltas()[: -self._keep]:
+            with os_errors(f"cannot remove the delta {path}"):
+                hidden = path.with_name(f".{path.name}.removed")
+                os.rename(path, hidden)
+                shutil.rmtree(hidden)

@@ -1,0 +1,168 @@
+"""Bringing what is served from one state to the next, while requests go on.
+
+A delta is first verified as a whole. Then requests get a state in which its rows, mapped from its files, take the place
+of those in the store: from one request to the next, all of it. Once the last request of the state before has ended, the
+rows are written into the store, a few at a time, which no request can tell; and in the end the files are let go of.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from damo_torchrec.delta import Delta
+from damo_torchrec.errors import CorruptionError, SchemaMismatchError, StoreClosedError
+from damo_torchrec.serving.arrays import Array
+from damo_torchrec.serving.card import Output
+from damo_torchrec.serving.dense import DENSE_FILE, DensePart
+from damo_torchrec.serving.overlay import Overlay, TableOverlay
+from damo_torchrec.serving.states import State, States
+from damo_torchrec.serving.working_copy import UnseenRows
+from damo_torchrec.store import EmbeddingStore
+
+_log = logging.getLogger(__name__)
+# So many rows that a request that comes meanwhile does not notice.
+_ROWS_AT_A_TIME = 256
+
+
+class AlreadyAppliedError(ValueError):
+    """A delta is part of what is served."""
+
+
+class OutOfOrderError(ValueError):
+    """A delta, up to `step`, does not follow what is served."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+@dataclass(frozen=True)
+class UpdateStats:
+    """How many deltas were applied, and of the last one its step, and when, in seconds since 1970."""
+
+    applied: int = 0
+    last_step: int | None = None
+    last_time: float | None = None
+
+
+class Updates:
+    """Applies deltas, one at a time.
+
+    Args:
+        store: a working copy with its tables open.
+        outputs: of the lookups, one for each table.
+        states: what requests use.
+        num_threads: of the dense part.
+    """
+
+    def __init__(
+        self, store: EmbeddingStore, outputs: Mapping[str, Output], states: States, num_threads: int | None
+    ) -> None:
+        self._store = store
+        self._outputs = outputs
+        self._states = states
+        self._num_threads = num_threads
+        self._unseen: dict[str, UnseenRows] = {}
+        self._one_at_a_time = threading.Lock()
+        self._stopped = threading.Event()
+        self.stats = UpdateStats()
+
+    def apply(self, path: str | os.PathLike[str]) -> None:
+        """What `Predictor.apply_delta` says."""
+        with self._one_at_a_time:
+            self._check_not_stopped()
+            interrupted = bool(self._states.current.overlay)
+            self.complete()
+            delta = Delta.read(path)
+            state = self._states.current
+            if interrupted and delta.id == state.history[-1]:
+                return
+            following = self._following(state, delta)
+            self._states.publish(following)
+            self.stats = UpdateStats(self.stats.applied + 1, delta.step, time.time())
+            self.complete()
+
+    def complete(self) -> None:
+        """Writes the rows of the last delta into the store, if they are not all there. REQUIRES: no other call."""
+        state = self._states.current
+        if state.overlay:
+            self._states.wait_for_earlier()
+            self._write(state.overlay)
+            self._states.publish(replace(state, overlay={}))
+
+    def stop(self) -> None:
+        """Ends a call that is writing rows, and returns when it has ended."""
+        self._stopped.set()
+        with self._one_at_a_time:
+            pass
+
+    def _check_not_stopped(self) -> None:
+        if self._stopped.is_set():
+            raise StoreClosedError("the predictor is closed")
+
+    def _following(self, state: State, delta: Delta) -> State:
+        """The state after a delta. Raises what `Predictor.apply_delta` does if there is none."""
+        if delta.manifest.seed != self._store.seed:
+            raise SchemaMismatchError(
+                f"the delta {delta.path} is of a store with the seed {delta.manifest.seed}, expected {self._store.seed}"
+            )
+        if delta.id in state.history:
+            raise AlreadyAppliedError(f"the delta {delta.path} is part of what is served: it was applied before")
+        if not delta.follows(state.history):
+            raise OutOfOrderError(
+                f"the delta {delta.path} goes from step {delta.since_step} to {delta.step} and does not follow what is "
+                f"served, which is at step {state.step}",
+                delta.step,
+            )
+        overlay = {}
+        for name, changes in delta.tables.items():
+            if name not in self._outputs:  # of no use to this model
+                continue
+            dim = self._outputs[name].dim
+            if changes.weights.shape[1:] != (dim,):
+                raise SchemaMismatchError(
+                    f"table {name!r} has dim {dim}, but rows of the shape {changes.weights.shape[1:]} in {delta.path}"
+                )
+            if len(changes.ids) or len(changes.deleted):
+                overlay[name] = TableOverlay(changes.ids, changes.weights, changes.deleted, self._unseen_rows(name))
+        dense = state.dense
+        if DENSE_FILE in delta.files:
+            dense = DensePart(delta.path / DENSE_FILE, self._num_threads)
+            dense.check(self._store.seed, self._store._catalog.manifest.tables)
+            dense.check_replaces(state.dense)
+            if dense.card.step != delta.step:
+                raise CorruptionError(f"{dense.file} is of step {dense.card.step}, but its rows of step {delta.step}")
+        return State(dense, overlay, delta.step, (*state.history, delta.id))
+
+    def _unseen_rows(self, table: str) -> Callable[[Array], Array]:
+        if table not in self._unseen:
+            self._unseen[table] = UnseenRows(self._store, self._outputs[table])
+        return self._unseen[table]
+
+    def _write(self, overlay: Overlay) -> None:
+        engine = self._store._engine
+        # Deletions wait for rows that are on their way to the disk: before anything else there are none.
+        for name, changes in overlay.items():
+            index = self._store.table(name)._index
+            for part in self._parts(len(changes.deleted)):
+                ids = np.array(changes.deleted[part], dtype=np.int64)
+                engine.delete(index, ids.ctypes.data, len(ids))
+        for name, changes in overlay.items():
+            index = self._store.table(name)._index
+            for part in self._parts(len(changes.ids)):
+                ids = np.array(changes.ids[part], dtype=np.int64)
+                weights = np.array(changes.weights[part], dtype=np.float32)
+                engine.set(index, ids.ctypes.data, len(ids), weights.ctypes.data, 0)
+
+    def _parts(self, n: int) -> Iterator[slice]:
+        """Few rows at a time, with as much time between them for requests."""
+        for first in range(0, n, _ROWS_AT_A_TIME):
+            self._check_not_stopped()
+            begin = time.perf_counter()
+            yield slice(first, first + _ROWS_AT_A_TIME)
+            time.sleep(time.perf_counter() - begin)

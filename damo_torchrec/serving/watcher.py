@@ -1,0 +1,117 @@
+"""Applies deltas that appear in a directory."""
+
+import contextlib
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from damo_torchrec.delta import DELTA_FILE
+from damo_torchrec.errors import CorruptionError, DamoError, SchemaMismatchError, StoreClosedError
+from damo_torchrec.serving.updates import AlreadyAppliedError, OutOfOrderError
+
+_log = logging.getLogger(__name__)
+
+# Inode, size and time of a file, by name: tells a directory from another one of its name, and from itself before.
+_Files = dict[str, tuple[int, int, int]]
+
+
+class Watcher:
+    """A thread that looks into a directory every so often.
+
+    A delta that is refused is logged, and tried again if its files change; one that the disk refuses, at each look.
+
+    Args:
+        directory: where deltas appear, whole; the numbers in their names say in which order.
+        poll_seconds: between two looks.
+        apply: applies one, and raises if it cannot.
+        step: of what is served.
+    """
+
+    def __init__(
+        self, directory: Path, poll_seconds: float, apply: Callable[[Path], None], step: Callable[[], int]
+    ) -> None:
+        self._directory = directory
+        self._poll_seconds = poll_seconds
+        self._apply = apply
+        self._step = step
+        self._done: dict[Path, _Files] = {}  # their delta.json
+        self._refused: dict[Path, _Files] = {}  # all of their files: it may have been half of them
+        self._failed: dict[Path, _Files] = {}
+        self._waiting: dict[Path, tuple[_Files, int]] = {}  # out of order: with the step that was served then
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="damo-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Has the thread end, without waiting for it."""
+        self._stopped.set()
+
+    def join(self) -> None:
+        """Waits for its end. REQUIRES: `stop`."""
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._look()
+            except Exception:
+                _log.exception("could not look for deltas in %s", self._directory)
+            self._stopped.wait(self._poll_seconds)
+
+    def _look(self) -> None:
+        found = {path for path in self._directory.glob("[!.]*") if (path / DELTA_FILE).is_file()}
+        for known in (self._done, self._refused, self._failed, self._waiting):
+            for gone in known.keys() - found:
+                del known[gone]
+        for path in sorted(found, key=_order):
+            if self._stopped.is_set():
+                return
+            if self._done.get(path) != (name := _files(path, [DELTA_FILE])):
+                files = _files(path)
+                if self._refused.get(path) != files and self._waiting.get(path) != (name, self._step()):
+                    self._try(path, name, files)
+
+    def _try(self, path: Path, name: _Files, files: _Files) -> None:
+        known = path in self._waiting and self._waiting[path][0] == name
+        try:
+            self._apply(path)
+            _log.info("applied the delta %s", path)
+        except AlreadyAppliedError:
+            pass
+        except StoreClosedError:
+            self._stopped.set()
+            return
+        except OutOfOrderError as error:
+            if error.step > self._step():  # maybe later
+                if not known:
+                    _log.warning("waiting for what comes before: %s", error)
+                self._waiting[path] = name, self._step()
+                return
+            _log.info("passing over an old delta: %s", error)
+        except (CorruptionError, SchemaMismatchError, ValueError) as error:
+            _log.error("refusing the delta %s, and serving step %d on: %s", path, self._step(), error)
+            self._refused[path] = files
+            return
+        except DamoError as error:
+            if path not in self._failed:
+                _log.error("could not apply the delta %s, and will try again: %s", path, error)
+                self._failed[path] = files
+            return
+        self._done[path] = name
+
+
+def _files(path: Path, names: Sequence[str] | None = None) -> _Files:
+    files = {}
+    with contextlib.suppress(OSError):  # it has gone
+        for name in os.listdir(path) if names is None else names:
+            status = (path / name).stat()
+            files[name] = status.st_ino, status.st_size, status.st_mtime_ns
+    return files
+
+
+def _order(path: Path) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", path.name)]

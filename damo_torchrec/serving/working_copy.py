@@ -1,0 +1,127 @@
+"""Rows of a checkpoint in a store of their own, into which deltas are written: the checkpoint stays as it is."""
+
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from damo_torchrec import _core
+from damo_torchrec.directory import StoreDirectory
+from damo_torchrec.errors import DamoError
+from damo_torchrec.files import on_tmpfs
+from damo_torchrec.manifest import Manifest
+from damo_torchrec.options import StoreOptions
+from damo_torchrec.serving.arrays import Array
+from damo_torchrec.serving.card import Output
+from damo_torchrec.store import EmbeddingStore
+from damo_torchrec.table import TableDefinition
+
+_log = logging.getLogger(__name__)
+
+
+def open_working_copy(checkpoint: Path, memory_budget: int | str, num_threads: int | None) -> EmbeddingStore:
+    """A temporary store with the rows of a checkpoint, without tables. It is removed when it is closed.
+
+    It is beside the checkpoint, whose files it links, or if nothing can be written there among other temporary files.
+
+    Raises:
+        CorruptionError: the checkpoint is damaged.
+        OutOfSpaceError, DamoError: the disk is full or refuses.
+    """
+    options = StoreOptions(num_threads=num_threads)
+    with _claimed(checkpoint):
+        directory = _make_directory(checkpoint)
+        try:
+            store = EmbeddingStore(directory, memory_budget=memory_budget, restore=checkpoint, options=options)
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+    store._temporary = True
+    return store
+
+
+def open_tables(store: EmbeddingStore, manifest: Manifest, outputs: Iterable[Output]) -> None:
+    """Opens the tables that outputs are of, as the checkpoint's manifest describes them.
+
+    Raises:
+        ValueError: this version does not know an initializer.
+    """
+    unseen = {output.table: output.unseen for output in outputs}
+    definitions = [TableDefinition.of_schema(name, manifest.tables[name].schema, how) for name, how in unseen.items()]
+    store._open_tables(definitions)
+
+
+class UnseenRows:
+    """What ids of a table read as without a row, even those that still have one.
+
+    Args:
+        store: a working copy with its tables open.
+        output: of the table.
+    """
+
+    def __init__(self, store: EmbeddingStore, output: Output) -> None:
+        self._engine = store._engine
+        self._dim = output.dim
+        self._unseen = _core.UnseenRows[output.unseen.upper()]
+        self._index = store._catalog.open_without_rows(store.table(output.table), self._engine)
+
+    def __call__(self, ids: Array) -> Array:
+        """Float32 ``(n, dim)`` of int64 ``(n,)``."""
+        ids = np.ascontiguousarray(ids)
+        rows = np.empty((len(ids), self._dim), dtype=np.float32)
+        self._engine.get(self._index, ids.ctypes.data, len(ids), self._unseen, rows.ctypes.data)
+        return rows
+
+
+def _make_directory(checkpoint: Path) -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix=_prefix(checkpoint), dir=checkpoint.parent))
+    except OSError as error:
+        directory = Path(tempfile.mkdtemp(prefix="damo_torchrec-serving-"))
+        _log.warning("nothing can be written beside %s (%s): its rows are copied to %s", checkpoint, error, directory)
+        if on_tmpfs(str(directory)):
+            _log.warning("%s is on tmpfs, that is, in memory beyond memory_budget: set TMPDIR to a disk", directory)
+        return directory
+
+
+def _prefix(checkpoint: Path) -> str:
+    return f".{checkpoint.name}.serving-"
+
+
+@contextmanager
+def _claimed(checkpoint: Path) -> Iterator[None]:
+    """Removes working copies that killed processes left, while no other process makes one."""
+    descriptor = os.open(checkpoint, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _locked(descriptor):
+            for left in checkpoint.parent.glob(f"{_prefix(checkpoint)}*"):
+                _remove_if_left(left)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+        return False
+    return True
+
+
+def _remove_if_left(directory: Path) -> None:
+    try:
+        lock = StoreDirectory(directory)
+    except (DamoError, ValueError):  # in use
+        return
+    _log.info("removing %s, which was left by a process that did not end in order", directory)
+    try:
+        shutil.rmtree(directory, ignore_errors=True)
+    finally:
+        lock.release()

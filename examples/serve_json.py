@@ -1,0 +1,133 @@
+"""Requests and answers as JSON.
+
+A request for a model whose forward takes `dense_features` and the KeyedJaggedTensor
+`sparse_features` with the keys `user` and `clicks`, of two samples:
+
+    {"dense_features": [[0.5, 1.0], [0.1, 0.0]],
+     "sparse_features": {"user": [[7], [-3]], "clicks": [[1, 2, 2], []]}}
+
+Ids are integers, or their digits in a string: JavaScript's numbers end at 2^53. Where ids have
+weights, `sparse_features.weights` has them in the same shape. The answer:
+
+    {"output": [[0.25], [0.5]]}
+"""
+
+import itertools
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from damo_torchrec.serving import Predictor, Request
+
+INTEGER = re.compile(r"-?[0-9]{1,19}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may hold."""
+
+    body_bytes: int = 8 << 20
+    samples: int = 4096
+    ids: int = 262_144
+
+
+class TooLargeError(ValueError):
+    """A request is beyond the limits."""
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """What a body says. Raises ValueError if it is not a JSON object of finite numbers."""
+    try:
+        content = json.loads(body, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError("the body is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"the body must be JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"the body must be a JSON object, got {_kind(content)}")
+    return content
+
+
+def to_request(predictor: Predictor, content: dict[str, Any], limits: Limits) -> Request:
+    """A request that the predictor takes. Raises ValueError or TypeError if there is none."""
+    features = predictor.features
+    parts = {f"{name}.{part}" for name in features for part in ("values", "lengths", "weights")}
+    weights = {f"{name}.weights" for name in features} & predictor.inputs.keys()
+    expected = [*features, *sorted(weights), *(name for name in predictor.inputs if name not in parts)]
+    if content.keys() != set(expected):
+        raise ValueError(f"the body must have {expected}, got {list(content)}")
+    inputs = {name: value for name, value in content.items() if name not in features}
+    for name, keys in features.items():
+        inputs |= _jagged(name, keys, content[name])
+        if len(inputs[f"{name}.values"]) > limits.ids:
+            raise TooLargeError(f"{name} holds {len(inputs[f'{name}.values'])} ids; the limit is {limits.ids}")
+        if f"{name}.weights" in weights:
+            of_ids, lengths = _flat(f"{name}.weights", keys, content[f"{name}.weights"])
+            if not np.array_equal(_lengths(name, lengths), inputs[f"{name}.lengths"]):
+                raise ValueError(f"{name}.weights must have a weight for each id of {name}")
+            inputs[f"{name}.weights"] = of_ids
+    request = predictor.check(inputs)
+    if request.batch > limits.samples:
+        raise TooLargeError(f"the request holds {request.batch} samples; the limit is {limits.samples}")
+    if request.batch == 0:
+        raise ValueError("the request holds no sample")
+    for name, array in request.arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{name} holds a number that {array.dtype} cannot")
+    return request
+
+
+def to_json(outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    """An answer; JSON has null for what is not finite."""
+    return {
+        name: (array if np.isfinite(array).all() else np.where(np.isfinite(array), array, None)).tolist()
+        for name, array in outputs.items()
+    }
+
+
+def _jagged(name: str, keys: tuple[str, ...], value: Any) -> dict[str, Any]:
+    ids, lengths = _flat(name, keys, value)
+    return {
+        f"{name}.values": [_integer(name, each) for each in ids],
+        f"{name}.lengths": _lengths(name, lengths),
+    }
+
+
+def _lengths(name: str, lengths: list[list[int]]) -> np.ndarray:
+    sizes = sorted({len(of_key) for of_key in lengths})
+    if len(sizes) > 1:
+        raise ValueError(f"{name} must have one list for each sample in every feature, got {sizes}")
+    return np.array(lengths, dtype=np.int64).reshape(len(lengths), *sizes)
+
+
+def _flat(name: str, keys: tuple[str, ...], value: Any) -> tuple[list[Any], list[list[int]]]:
+    """Numbers by feature, then sample, and how many each sample has."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be an object of features, got {_kind(value)}")
+    if value.keys() != set(keys):
+        raise ValueError(f"{name} must have the features {list(keys)}, got {list(value)}")
+    for key in keys:
+        if not isinstance(value[key], list) or not all(isinstance(sample, list) for sample in value[key]):
+            raise ValueError(f"{name}.{key} must be a list of lists, one for each sample")
+    samples = [sample for key in keys for sample in value[key]]
+    return list(itertools.chain.from_iterable(samples)), [[len(s) for s in value[key]] for key in keys]
+
+
+def _integer(name: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if not INTEGER.fullmatch(value):
+        raise ValueError(f"{name} must hold integers, got {value!r:.40}")
+    return int(value)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a bool", type(None): "null"}
+    return kinds.get(type(value), "a number")

@@ -1,0 +1,385 @@
+"""The example of a server: what it answers, what it refuses, and how it reloads and ends."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
+
+import damo_torchrec as damo
+import serve
+from damo_torchrec.serving import Predictor
+from serve_batching import join, joinable, predict_together
+from serve_http import Settings, make_app
+from serve_json import Limits
+from serving_cases import SGD
+from support import kjt, small_store
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+KEYS = ("user", "clicks")
+
+
+class Clicks(nn.Module):
+    """Two weighted features and a number."""
+
+    def __init__(self, store: damo.EmbeddingStore) -> None:
+        super().__init__()
+        tables = [
+            EmbeddingBagConfig(name=f"t_{key}", embedding_dim=4, num_embeddings=9, feature_names=[key]) for key in KEYS
+        ]
+        self.ebc = damo.EmbeddingBagCollection(tables, is_weighted=True, store=store, **SGD)
+        self.layer = nn.Linear(9, 1)
+
+    def forward(self, dense: torch.Tensor, features: KeyedJaggedTensor) -> torch.Tensor:
+        return self.layer(torch.cat([dense, self.ebc(features).values()], dim=1))
+
+
+def body(batch: int, seed: int = 0) -> dict[str, Any]:
+    rng = np.random.default_rng((batch, seed))
+    ids = {key: [rng.integers(-9, 9, rng.integers(0, 4)).tolist() for _ in range(batch)] for key in KEYS}
+    weights = {key: [[0.5 * i for i in range(len(sample))] for sample in of_key] for key, of_key in ids.items()}
+    return {"dense": rng.standard_normal((batch, 1)).tolist(), "features": ids, "features.weights": weights}
+
+
+def expected_answer(model: nn.Module, request: dict[str, Any]) -> Any:
+    weights = [w for key in KEYS for sample in request["features.weights"][key] for w in sample]
+    features = kjt({key: request["features"][key] for key in KEYS}, weights)
+    with torch.no_grad():
+        return model(torch.tensor(request["dense"]), features).numpy()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A model, and two checkpoints of it: ``one`` and ``two``, which has other weights."""
+    path = tmp_path_factory.mktemp("served")
+    with small_store(path / "store") as store:
+        model = Clicks(store)
+        for table in store.tables().values():
+            table.set(torch.arange(-9, 9), torch.randn(18, 4))
+        args = (torch.ones(2, 1), kjt({key: [[1], [2]] for key in KEYS}, [1.0] * 4))
+        damo.serving.export(model, args, path / "one")
+        answers = [expected_answer(model, body(3))]
+        with torch.no_grad():
+            model.layer.weight.add_(1.0)
+        damo.serving.export(model, args, path / "two")
+        answers.append(expected_answer(model, body(3)))
+        yield model.eval(), path, answers
+
+
+def settings_of(path: Path, **options: Any) -> Settings:
+    return Settings(checkpoint=path, memory_budget="64MiB", num_threads=1, **options)
+
+
+@contextlib.asynccontextmanager
+async def client_of(path: Path, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+    app = make_app(settings_of(path, **options))
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=True)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://test") as c:
+        yield c
+
+
+def with_client(path: Path, use: Callable[[httpx.AsyncClient], Awaitable[None]], **options: Any) -> None:
+    async def main() -> None:
+        async with client_of(path, **options) as client:
+            await use(client)
+
+    asyncio.run(main())
+
+
+def test_predictions_are_those_of_the_model(served: Any) -> None:
+    model, path, _ = served
+
+    async def use(client: httpx.AsyncClient) -> None:
+        for batch in (1, 2, 30):
+            response = await client.post("/predict", json=body(batch))
+            assert response.status_code == 200
+            np.testing.assert_allclose(response.json()["output"], expected_answer(model, body(batch)), atol=1e-5)
+
+    with_client(path / "two", use)
+
+
+def test_requests_that_come_together_get_their_own_answers(served: Any) -> None:
+    model, path, _ = served
+    requests = [body(1 + seed % 5, seed) for seed in range(60)]
+
+    async def use(client: httpx.AsyncClient) -> None:
+        responses = await asyncio.gather(*(client.post("/predict", json=request) for request in requests))
+        for request, response in zip(requests, responses, strict=True):
+            np.testing.assert_allclose(response.json()["output"], expected_answer(model, request), atol=1e-5)
+        metrics = (await client.get("/metrics")).text
+        assert 'serve_requests_total{status="200"} 60.0' in metrics
+        batches = next(line for line in metrics.splitlines() if line.startswith("serve_batch_samples_count"))
+        assert float(batches.split()[1]) < 60
+
+    with_client(path / "two", use, batch_samples=50)
+
+
+def test_joined_requests_are_split_again(served: Any) -> None:
+    _, path, _ = served
+    with Predictor(path / "one", memory_budget="64MiB") as predictor:
+        assert joinable(predictor)
+        requests = [predictor.check(inputs_of(body(batch))) for batch in (3, 1, 7)]
+        assert predictor.check(join(predictor, requests)).batch == 11
+        for request, answer in zip(requests, predict_together(predictor, requests), strict=True):
+            np.testing.assert_allclose(answer["output"], predictor.predict(request.arrays)["output"], atol=1e-6)
+
+
+def inputs_of(request: dict[str, Any]) -> dict[str, Any]:
+    flat = {name: [x for key in KEYS for sample in request[name][key] for x in sample] for name in list(request)[1:]}
+    return {
+        "dense": request["dense"],
+        "features.values": flat["features"],
+        "features.weights": flat["features.weights"],
+        "features.lengths": [[len(sample) for sample in request["features"][key]] for key in KEYS],
+    }
+
+
+# ------------------------------------------------------------------ wrong requests
+
+
+def changed(**changes: Any) -> bytes:
+    return json.dumps({**body(2), **changes}).encode()
+
+
+ONES = {key: [[1], [2]] for key in KEYS}
+WEIGHTS = {key: [[1.0], [1.0]] for key in KEYS}
+
+BAD: dict[str, tuple[bytes, int, str]] = {
+    "nothing": (b"", 400, "the body must be JSON"),
+    "no JSON": (b"{", 400, "the body must be JSON"),
+    "no text": (b"\xff\xfe{}", 400, "the body must be JSON"),
+    "a list": (b"[1]", 400, "must be a JSON object, got a list"),
+    "nested": (b"[" * 200_000, 400, "nested too deeply"),
+    "nested in an argument": (changed(dense=json.loads("[" * 500 + "]" * 500)), 422, "dense must be one array"),
+    "NaN": (b'{"dense": NaN}', 400, "NaN is not a number of JSON"),
+    "digits without end": (b'{"dense": ' + b"9" * 5000 + b"}", 400, "the body must be JSON"),
+    "empty": (b"{}", 422, "must have ['features', 'features.weights', 'dense'], got []"),
+    "more": (changed(more=1), 422, "got ['dense', 'features', 'features.weights', 'more']"),
+    "arrays of the predictor": (changed(**{"features.values": [1]}), 422, "'features.values']"),
+    "features that are a list": (changed(features=[[1], [2]]), 422, "features must be an object of features"),
+    "a feature less": (changed(features={"user": [[1], [2]]}), 422, "must have the features ['user', 'clicks']"),
+    "ids that are no lists": (changed(features={**ONES, "user": [1, 2]}), 422, "must be a list of lists"),
+    "samples": (changed(features={**ONES, "user": [[1]]}), 422, "one list for each sample in every feature"),
+    "floats": (changed(features={**ONES, "user": [[1.0], [2]]}, **{"features.weights": WEIGHTS}), 422, "integers"),
+    "bools": (changed(features={**ONES, "user": [[True], [2]]}, **{"features.weights": WEIGHTS}), 422, "integers"),
+    "words": (changed(features={**ONES, "user": [["x"], [2]]}), 422, "must hold integers, got 'x'"),
+    "large": (changed(features={**ONES, "user": [[2**63], [2]]}, **{"features.weights": WEIGHTS}), 422, "fit int64"),
+    "weights": (changed(features=ONES, **{"features.weights": {**WEIGHTS, "user": [[], [1.0]]}}), 422, "for each id"),
+    "text weights": (changed(features=ONES, **{"features.weights": {**WEIGHTS, "user": [["1"], [1]]}}), 422, "numbers"),
+    "infinite": (changed(dense=[[1e39], [0]]), 422, "holds a number that float32 cannot"),
+    "columns": (changed(dense=[[1, 2], [3, 4]]), 422, "dense must have the shape (batch, 1), got (2, 2)"),
+    "rows": (changed(dense=[[1]]), 422, "batch is 2 in features.lengths"),
+    "no samples": (
+        changed(dense=[], features={k: [] for k in KEYS}, **{"features.weights": {k: [] for k in KEYS}}),
+        422,
+        "",
+    ),
+    "too many samples": (json.dumps(body(41)).encode(), 413, "holds 41 samples; the limit is 40"),
+    "too many ids": (changed(features={"user": [[1] * 200, []], "clicks": [[], []]}), 413, "the limit is 150"),
+    "a large body": (b" " * 70_000, 413, "larger than 66000 bytes"),
+}
+LIMITS = Limits(body_bytes=66_000, samples=40, ids=150)
+
+
+def test_wrong_requests_are_refused_with_the_reason(served: Any) -> None:
+    _, path, answers = served
+
+    async def use(client: httpx.AsyncClient) -> None:
+        for name, (content, status, reason) in BAD.items():
+            if name == "nested":
+                continue  # larger than the limit, here
+            response = await client.post("/predict", content=content)
+            assert (name, response.status_code) == (name, status)
+            assert reason in response.json()["error"]
+        assert (await client.get("/predict")).status_code == 405
+        assert (await client.get("/none")).json() == {"error": "Not Found"}
+        response = await client.post("/predict", json=body(3))
+        np.testing.assert_allclose(response.json()["output"], answers[0], atol=1e-5)
+        assert 'serve_requests_total{status="422"}' in (await client.get("/metrics")).text
+
+    with_client(path / "one", use, limits=LIMITS)
+
+
+def test_a_body_that_is_nested_too_deeply_is_refused(served: Any) -> None:
+    async def use(client: httpx.AsyncClient) -> None:
+        content, status, reason = BAD["nested"]
+        response = await client.post("/predict", content=content)
+        assert response.status_code == status
+        assert reason in response.json()["error"]
+
+    with_client(served[1] / "one", use)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([*KEYS, "x"]), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+def mangled(draw: st.DrawFn) -> bytes:
+    """A request of which one part is something else, or bytes of it are."""
+    request: Any = body(2, seed=draw(st.integers(0, 5)))
+    where = [request]
+    for _ in range(draw(st.integers(0, 4))):
+        inner = where[-1]
+        keys = list(inner) if isinstance(inner, dict) else range(len(inner)) if isinstance(inner, list) else ()
+        if not keys:
+            break
+        key = draw(st.sampled_from(list(keys)))
+        where.append(inner[key])
+        if draw(st.booleans()) or not isinstance(inner[key], dict | list):
+            inner[key] = draw(JSON)
+            break
+    content = json.dumps(request).encode()
+    if draw(st.booleans()):
+        return content
+    place = draw(st.integers(0, len(content)))
+    return content[:place] + draw(st.binary(max_size=3)) + content[place + draw(st.integers(0, 3)) :]
+
+
+def test_no_request_takes_the_server_down(served: Any) -> None:
+    """Whatever is sent is answered, or refused by a reason; the next request gets its answer."""
+    _, path, answers = served
+    with asyncio.Runner() as runner:
+        stack = contextlib.AsyncExitStack()
+        client = runner.run(stack.enter_async_context(client_of(path / "one")))
+
+        @settings(max_examples=300)
+        @given(st.composite(mangled)() | st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode()))
+        def send(content: bytes) -> None:
+            response = runner.run(client.post("/predict", content=content))
+            assert response.status_code in (200, 400, 413, 422)
+            assert ("output" if response.status_code == 200 else "error") in response.json()
+
+        send()
+        response = runner.run(client.post("/predict", json=body(3)))
+        np.testing.assert_allclose(response.json()["output"], answers[0], atol=1e-5)
+        runner.run(stack.aclose())
+
+
+# ------------------------------------------------------------------ reloading, following, ending
+
+
+def test_a_reload_drops_no_request(served: Any, tmp_path: Path) -> None:
+    """While clients ask, the link goes from one checkpoint to the other and back."""
+    _, path, answers = served
+    link = tmp_path / "current"
+    link.symlink_to(path / "one")
+
+    async def use(client: httpx.AsyncClient) -> None:
+        stop = asyncio.Event()
+
+        async def ask() -> set[int]:
+            seen = set()
+            while not stop.is_set():
+                response = await client.post("/predict", json=body(3))
+                assert response.status_code == 200
+                output = response.json()["output"]
+                seen.add(next(i for i, answer in enumerate(answers) if np.allclose(output, answer, atol=1e-5)))
+            return seen
+
+        clients = [asyncio.create_task(ask()) for _ in range(4)]
+        for name in ("two", "one", "two"):
+            link.unlink()
+            link.symlink_to(path / name)
+            response = await client.post("/reload")
+            assert response.json() == {"checkpoint": str(path / name), "step": 0}
+            for _ in range(10):
+                await client.post("/predict", json=body(1))
+        link.unlink()
+        link.symlink_to(path / "none")
+        refused = await client.post("/reload")
+        assert refused.status_code == 409
+        assert "serving on as before" in refused.json()["error"]
+        stop.set()
+        assert set.union(*await asyncio.gather(*clients)) == {0, 1}
+        health = (await client.get("/health")).json()
+        assert (health["status"], health["checkpoint"]) == ("ok", str(path / "two"))
+
+    with_client(link, use)
+    assert sorted(p.name for p in path.iterdir()) == ["one", "store", "two"]
+
+
+def test_too_many_that_wait_are_told_to_come_again(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(client: httpx.AsyncClient) -> None:
+        monkeypatch.setattr("serve_batching.predict_together", slow)
+        responses = await asyncio.gather(*(client.post("/predict", json=body(3)) for _ in range(20)))
+        codes = [response.status_code for response in responses]
+        assert set(codes) == {200, 503}
+        assert next(r for r in responses if r.status_code == 503).headers["retry-after"] == "1"
+
+    def slow(predictor: Predictor, requests: Any) -> Any:
+        time.sleep(0.05)
+        return predict_together(predictor, requests)
+
+    with_client(served[1] / "one", use, batch_samples=3, waiting_samples=9, workers=1)
+
+
+def test_a_failure_of_rows_is_told_as_such(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(client: httpx.AsyncClient) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("serve_batching.predict_together", fail)
+            response = await client.post("/predict", json=body(3))
+            assert (response.status_code, response.json()) == (500, {"error": "rows cannot be read"})
+        assert (await client.post("/predict", json=body(3))).status_code == 200
+
+    def fail(*_: Any) -> Any:
+        raise damo.DamoError("a file is gone")
+
+    with_client(served[1] / "one", use)
+
+
+def test_the_program_serves_reloads_and_ends_in_order(served: Any, tmp_path: Path) -> None:
+    _, path, answers = served
+    link = tmp_path / "current"
+    link.symlink_to(path / "one")
+    command = [sys.executable, EXAMPLES / "serve.py", link, "--port", "0", "--memory-budget", "64MiB"]
+    environment = {**os.environ, "PYTHONWARNINGS": "default"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, "")
+        address = next(line for line in lines if "running on" in line).split("running on ")[1].split()[0]
+        with httpx.Client(base_url=address) as client:
+            for number, name in enumerate(("one", "two")):
+                output = client.post("/predict", json=body(3)).json()["output"]
+                np.testing.assert_allclose(output, answers[number], atol=1e-5)
+                link.unlink()
+                link.symlink_to(path / "two")
+                process.send_signal(signal.SIGHUP)
+                if name == "one":
+                    next(line for line in lines if f"serving {path / 'two'}" in line)
+        process.send_signal(signal.SIGTERM)
+        rest = process.communicate()[1]
+    assert "Application shutdown complete" in rest
+    assert process.returncode in (0, -signal.SIGTERM)
+    assert sorted(p.name for p in path.iterdir()) == ["one", "store", "two"]
+
+
+def test_the_program_says_what_is_wrong(tmp_path: Path) -> None:
+    command = [sys.executable, EXAMPLES / "serve.py", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "is not a checkpoint: damo_torchrec.serving.export makes one to serve" in done.stderr
+
+
+@pytest.mark.parametrize("options", [["--workers", "0"], ["--batch-samples", "-1"], ["--max-ids", "0"], []])
+def test_the_command_line_refuses_what_cannot_be(options: list[str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        serve.parse_arguments([*(["checkpoint"] if options else []), *options])
+    assert "error:" in capsys.readouterr().err
