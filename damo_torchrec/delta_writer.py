@@ -62,6 +62,7 @@ def write_delta(
 
     build_directory(path, _WHAT, fill)
     catalog.line.add(state)
+    store._note_change()  # another session knows of the delta by the next checkpoint
     return path
 
 
