@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "weight_type.h"
+#include "float16.h"
 
 namespace damo {
 namespace {
@@ -10,39 +10,42 @@ namespace {
 // Of a part of a pooled lookup: enough that a thread is worth waking.
 constexpr size_t kWorkPerPart = 1024;
 
-// Rows of a format: the weights of one as they are multiplied and added.
-struct Float32Rows {
+// The weights of row i, by format, as they are multiplied and added. `buffer` has room for a row.
+struct Float32Row {
   static constexpr size_t kBytes = 4;
-  const float* row;
-  Float32Rows(const LookupArgs& args, size_t i) : row(static_cast<const float*>(args.rows) + i * args.dim) {}
-  float operator[](size_t j) const { return row[j]; }
+  const float* weights;
+  Float32Row(const LookupArgs& args, size_t i, float*) : weights(static_cast<const float*>(args.rows) + i * args.dim) {}
+  float operator[](size_t j) const { return weights[j]; }
 };
 
-struct Float16Rows {
+struct Float16Row {
   static constexpr size_t kBytes = 2;
-  const char* row;
-  Float16Rows(const LookupArgs& args, size_t i) : row(static_cast<const char*>(args.rows) + i * args.dim * kBytes) {}
-  float operator[](size_t j) const { return Float16Weights::Load(row, static_cast<int>(j)); }
+  const float* weights;
+  Float16Row(const LookupArgs& args, size_t i, float* buffer) : weights(buffer) {
+    static const DecodeFloat16 decode = SelectDecodeFloat16();
+    decode(static_cast<const char*>(args.rows) + i * args.dim * kBytes, args.dim, buffer);
+  }
+  float operator[](size_t j) const { return weights[j]; }
 };
 
-struct Int8Rows {
+struct Int8Row {
   static constexpr size_t kBytes = 1;
-  const int8_t* row;
+  const int8_t* weights;
   float scale;
-  Int8Rows(const LookupArgs& args, size_t i)
-      : row(static_cast<const int8_t*>(args.rows) + i * args.dim), scale(args.scales[i]) {}
-  float operator[](size_t j) const { return static_cast<float>(row[j]) * scale; }
+  Int8Row(const LookupArgs& args, size_t i, float*)
+      : weights(static_cast<const int8_t*>(args.rows) + i * args.dim), scale(args.scales[i]) {}
+  float operator[](size_t j) const { return static_cast<float>(weights[j]) * scale; }
 };
 
 template <class F>
 void WithRows(RowFormat format, F f) {
   switch (format) {
     case RowFormat::kFloat32:
-      return f.template operator()<Float32Rows>();
+      return f.template operator()<Float32Row>();
     case RowFormat::kFloat16:
-      return f.template operator()<Float16Rows>();
+      return f.template operator()<Float16Row>();
     case RowFormat::kInt8:
-      return f.template operator()<Int8Rows>();
+      return f.template operator()<Int8Row>();
   }
 }
 
@@ -76,24 +79,25 @@ std::vector<BagRange> Divide(const LookupArgs& args) {
 
 // Adds the next `length` rows, times their weights, to `out`, which begins as zeros; returns the sum of weights.
 template <class Row>
-float AddRows(const LookupArgs& args, RowsOfIds* rows, size_t first_id, size_t length, float* __restrict out) {
+float AddRows(const LookupArgs& args, RowsOfIds* rows, size_t first_id, size_t length, float* buffer,
+              float* __restrict out) {
   const size_t dim = args.dim;
   if (length == 1 && args.weights == nullptr) {
-    const Row row(args, rows->Next());
+    const Row row(args, rows->Next(), buffer);
     for (size_t j = 0; j < dim; ++j) out[j] = row[j];
     return 1;
   }
   std::fill_n(out, dim, 0.0f);
   if (args.weights == nullptr) {
     for (size_t i = 0; i < length; ++i) {
-      const Row row(args, rows->Next());
+      const Row row(args, rows->Next(), buffer);
       for (size_t j = 0; j < dim; ++j) out[j] += row[j];
     }
     return static_cast<float>(length);
   }
   float total = 0;
   for (size_t i = 0; i < length; ++i) {
-    const Row row(args, rows->Next());
+    const Row row(args, rows->Next(), buffer);
     const float weight = args.weights[first_id + i];
     for (size_t j = 0; j < dim; ++j) out[j] += weight * row[j];
     total += weight;
@@ -105,6 +109,7 @@ template <class Row>
 void PoolRange(const LookupArgs& args, const RequestIds& request, const BagRange& range, float* out) {
   RowsOfIds rows(args.hash, request, range.first_id, range.first_id + range.ids, range.key,
                  static_cast<const char*>(args.rows), args.dim * Row::kBytes);
+  std::vector<float> buffer(args.dim);
   size_t id = range.first_id;
   size_t key = range.key;
   size_t bag = range.first_bag;
@@ -115,7 +120,7 @@ void PoolRange(const LookupArgs& args, const RequestIds& request, const BagRange
     }
     const size_t length = static_cast<size_t>(args.lengths[key * args.batch + bag]);
     float* sum = out + (bag * args.keys + key) * args.dim;
-    const float total = AddRows<Row>(args, &rows, id, length, sum);
+    const float total = AddRows<Row>(args, &rows, id, length, buffer.data(), sum);
     id += length;
     if (args.means != nullptr && args.means[key]) {
       for (size_t j = 0; j < args.dim; ++j) sum[j] = total == 0 ? 0 : sum[j] / total;
@@ -141,8 +146,9 @@ void RowLookup::Do(size_t part) const {
   const RequestIds request{args_.values, key_end_.data(), args_.tables};
   WithRows(args_.format, [&]<class Row>() {
     RowsOfIds rows(args_.hash, request, begin, end, 0, static_cast<const char*>(args_.rows), args_.dim * Row::kBytes);
+    std::vector<float> buffer(args_.dim);
     for (size_t i = begin; i < end; ++i) {
-      const Row row(args_, rows.Next());
+      const Row row(args_, rows.Next(), buffer.data());
       float* __restrict out = out_ + i * args_.dim;
       for (size_t j = 0; j < args_.dim; ++j) out[j] = row[j];
     }
