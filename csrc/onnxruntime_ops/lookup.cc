@@ -1,0 +1,158 @@
+#include "lookup.h"
+
+#include <algorithm>
+
+#include "float16.h"
+
+namespace damo {
+namespace {
+
+// Of a part of a pooled lookup: enough that a thread is worth waking.
+constexpr size_t kWorkPerPart = 1024;
+
+// The weights of row i, by format, as they are multiplied and added. `buffer` has room for a row.
+struct Float32Row {
+  static constexpr size_t kBytes = 4;
+  const float* weights;
+  Float32Row(const LookupArgs& args, size_t i, float*) : weights(static_cast<const float*>(args.rows) + i * args.dim) {}
+  float operator[](size_t j) const { return weights[j]; }
+};
+
+struct Float16Row {
+  static constexpr size_t kBytes = 2;
+  const float* weights;
+  Float16Row(const LookupArgs& args, size_t i, float* buffer) : weights(buffer) {
+    static const DecodeFloat16 decode = SelectDecodeFloat16();
+    decode(static_cast<const char*>(args.rows) + i * args.dim * kBytes, args.dim, buffer);
+  }
+  float operator[](size_t j) const { return weights[j]; }
+};
+
+struct Int8Row {
+  static constexpr size_t kBytes = 1;
+  const int8_t* weights;
+  float scale;
+  Int8Row(const LookupArgs& args, size_t i, float*)
+      : weights(static_cast<const int8_t*>(args.rows) + i * args.dim), scale(args.scales[i]) {}
+  float operator[](size_t j) const { return static_cast<float>(weights[j]) * scale; }
+};
+
+template <class F>
+void WithRows(RowFormat format, F f) {
+  switch (format) {
+    case RowFormat::kFloat32:
+      return f.template operator()<Float32Row>();
+    case RowFormat::kFloat16:
+      return f.template operator()<Float16Row>();
+    case RowFormat::kInt8:
+      return f.template operator()<Int8Row>();
+  }
+}
+
+std::vector<int64_t> KeyEnds(const LookupArgs& args) {
+  std::vector<int64_t> ends(args.keys);
+  int64_t end = 0;
+  for (size_t key = 0; key < args.keys; ++key) {
+    const int64_t* lengths = args.lengths + key * args.batch;
+    for (size_t bag = 0; bag < args.batch; ++bag) end += lengths[bag];
+    ends[key] = end;
+  }
+  return ends;
+}
+
+std::vector<BagRange> Divide(const LookupArgs& args) {
+  std::vector<BagRange> ranges;
+  BagRange range{0, 0, 0, 0, 0};
+  for (size_t key = 0; key < args.keys; ++key) {
+    for (size_t bag = 0; bag < args.batch; ++bag) {
+      if (range.bags + range.ids >= kWorkPerPart) {
+        ranges.push_back(range);
+        range = {key, bag, 0, range.first_id + range.ids, 0};
+      }
+      ++range.bags;
+      range.ids += static_cast<size_t>(args.lengths[key * args.batch + bag]);
+    }
+  }
+  if (range.bags > 0) ranges.push_back(range);
+  return ranges;
+}
+
+// Adds the next `length` rows, times their weights, to `out`, which begins as zeros; returns the sum of weights.
+template <class Row>
+float AddRows(const LookupArgs& args, RowsOfIds* rows, size_t first_id, size_t length, float* buffer,
+              float* __restrict out) {
+  const size_t dim = args.dim;
+  if (length == 1 && args.weights == nullptr) {
+    const Row row(args, rows->Next(), buffer);
+    for (size_t j = 0; j < dim; ++j) out[j] = row[j];
+    return 1;
+  }
+  std::fill_n(out, dim, 0.0f);
+  if (args.weights == nullptr) {
+    for (size_t i = 0; i < length; ++i) {
+      const Row row(args, rows->Next(), buffer);
+      for (size_t j = 0; j < dim; ++j) out[j] += row[j];
+    }
+    return static_cast<float>(length);
+  }
+  float total = 0;
+  for (size_t i = 0; i < length; ++i) {
+    const Row row(args, rows->Next(), buffer);
+    const float weight = args.weights[first_id + i];
+    for (size_t j = 0; j < dim; ++j) out[j] += weight * row[j];
+    total += weight;
+  }
+  return total;
+}
+
+template <class Row>
+void PoolRange(const LookupArgs& args, const RequestIds& request, const BagRange& range, float* out) {
+  RowsOfIds rows(args.hash, request, range.first_id, range.first_id + range.ids, range.key,
+                 static_cast<const char*>(args.rows), args.dim * Row::kBytes);
+  std::vector<float> buffer(args.dim);
+  size_t id = range.first_id;
+  size_t key = range.key;
+  size_t bag = range.first_bag;
+  for (size_t i = 0; i < range.bags; ++i, ++bag) {
+    if (bag == args.batch) {
+      bag = 0;
+      ++key;
+    }
+    const size_t length = static_cast<size_t>(args.lengths[key * args.batch + bag]);
+    float* sum = out + (bag * args.keys + key) * args.dim;
+    const float total = AddRows<Row>(args, &rows, id, length, buffer.data(), sum);
+    id += length;
+    if (args.means != nullptr && args.means[key]) {
+      for (size_t j = 0; j < args.dim; ++j) sum[j] = total == 0 ? 0 : sum[j] / total;
+    }
+  }
+}
+
+}  // namespace
+
+PooledLookup::PooledLookup(const LookupArgs& args, float* out)
+    : args_(args), out_(out), key_end_(KeyEnds(args)), ranges_(Divide(args)) {}
+
+void PooledLookup::Do(size_t part) const {
+  const RequestIds request{args_.values, key_end_.data(), args_.tables};
+  WithRows(args_.format, [&]<class Row>() { PoolRange<Row>(args_, request, ranges_[part], out_); });
+}
+
+RowLookup::RowLookup(const LookupArgs& args, float* out) : args_(args), out_(out), key_end_(KeyEnds(args)) {}
+
+void RowLookup::Do(size_t part) const {
+  const size_t begin = part * kIdsPerPart;
+  const size_t end = std::min(begin + kIdsPerPart, args_.num_ids);
+  const RequestIds request{args_.values, key_end_.data(), args_.tables};
+  WithRows(args_.format, [&]<class Row>() {
+    RowsOfIds rows(args_.hash, request, begin, end, 0, static_cast<const char*>(args_.rows), args_.dim * Row::kBytes);
+    std::vector<float> buffer(args_.dim);
+    for (size_t i = begin; i < end; ++i) {
+      const Row row(args_, rows.Next(), buffer.data());
+      float* __restrict out = out_ + i * args_.dim;
+      for (size_t j = 0; j < args_.dim; ++j) out[j] = row[j];
+    }
+  });
+}
+
+}  // namespace damo

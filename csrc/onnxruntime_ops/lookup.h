@@ -1,0 +1,74 @@
+// The lookups of exported graphs: of pooled bags, and of the row of each id. damo_torchrec/onnx/lookup_functions.py has
+// the same in standard operators.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "rows_of_ids.h"
+
+namespace damo {
+
+enum class RowFormat : uint8_t { kFloat32, kFloat16, kInt8 };
+
+// A request and the arrays of a graph that it is looked up in. Borrowed.
+struct LookupArgs {
+  const int64_t* values;   // [num_ids], by key, then bag
+  const int64_t* lengths;  // [keys, batch], >= 0
+  const float* weights;    // [num_ids], or nullptr: all ones
+  const int64_t* tables;   // [keys]
+  const bool* means;       // [keys], or nullptr: all sums
+  size_t num_ids;
+  size_t keys;
+  size_t batch;
+
+  RowGroupHash hash;
+  RowFormat format;
+  const void* rows;     // [num_rows, dim]
+  const float* scales;  // [num_rows], of kInt8
+  size_t dim;
+};
+
+// Consecutive bags, in the order of `lengths`, and where their ids begin.
+struct BagRange {
+  size_t key;
+  size_t first_bag;  // of the key
+  size_t bags;
+  size_t first_id;
+  size_t ids;
+};
+
+// A request, divided into parts that threads may do in any order: results are the same bits.
+class PooledLookup {
+ public:
+  // Pools into `out`, [batch, keys * dim]. REQUIRES: lengths sum to num_ids.
+  PooledLookup(const LookupArgs& args, float* out);
+
+  size_t parts() const { return ranges_.size(); }
+  void Do(size_t part) const;
+
+ private:
+  const LookupArgs args_;
+  float* const out_;
+  std::vector<int64_t> key_end_;
+  std::vector<BagRange> ranges_;
+};
+
+class RowLookup {
+ public:
+  // Writes to `out`, [num_ids, dim]. REQUIRES: lengths sum to num_ids.
+  RowLookup(const LookupArgs& args, float* out);
+
+  size_t parts() const { return (args_.num_ids + kIdsPerPart - 1) / kIdsPerPart; }
+  void Do(size_t part) const;
+
+ private:
+  static constexpr size_t kIdsPerPart = 1024;
+
+  const LookupArgs args_;
+  float* const out_;
+  std::vector<int64_t> key_end_;
+};
+
+}  // namespace damo

@@ -1,0 +1,106 @@
+// ONNX Runtime's C interface, as far as the operators need it: tensors as views, failures as exceptions.
+#pragma once
+
+#include <onnxruntime_c_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace damo {
+
+// What the library asks for, whatever the headers: runtimes from 1.17 on have it.
+constexpr uint32_t kOrtApiVersion = 17;
+static_assert(ORT_API_VERSION >= kOrtApiVersion, "the operators need the headers of ONNX Runtime 1.17 or later");
+
+// A status that is not OK.
+class OrtError : public std::runtime_error {
+ public:
+  OrtError(OrtErrorCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
+  OrtErrorCode code() const { return code_; }
+
+ private:
+  OrtErrorCode code_;
+};
+
+inline void Check(const OrtApi& api, OrtStatus* status) {
+  if (status == nullptr) return;
+  const OrtError error(api.GetErrorCode(status), api.GetErrorMessage(status));
+  api.ReleaseStatus(status);
+  throw error;
+}
+
+// Calls f(); what it throws becomes a status.
+template <class F>
+OrtStatus* ToStatus(const OrtApi& api, F f) {
+  try {
+    f();
+    return nullptr;
+  } catch (const OrtError& error) {
+    return api.CreateStatus(error.code(), error.what());
+  } catch (const std::exception& error) {
+    return api.CreateStatus(ORT_FAIL, error.what());
+  }
+}
+
+struct Tensor {
+  std::vector<int64_t> shape;
+  const void* data;
+
+  template <class T>
+  const T* as() const {
+    return static_cast<const T*>(data);
+  }
+};
+
+// A call of a kernel.
+class KernelCall {
+ public:
+  KernelCall(const OrtApi& api, OrtKernelContext* context) : api_(api), context_(context) {}
+
+  Tensor Input(size_t index) const {
+    const OrtValue* value = nullptr;
+    Check(api_, api_.KernelContext_GetInput(context_, index, &value));
+    OrtTensorTypeAndShapeInfo* info = nullptr;
+    Check(api_, api_.GetTensorTypeAndShape(value, &info));
+    Tensor tensor;
+    size_t rank = 0;
+    OrtStatus* status = api_.GetDimensionsCount(info, &rank);
+    if (status == nullptr) {
+      tensor.shape.resize(rank);
+      status = api_.GetDimensions(info, tensor.shape.data(), rank);
+    }
+    api_.ReleaseTensorTypeAndShapeInfo(info);
+    Check(api_, status);
+    void* data = nullptr;
+    Check(api_, api_.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+    tensor.data = data;
+    return tensor;
+  }
+
+  float* FloatOutput(size_t index, const std::vector<int64_t>& shape) const {
+    OrtValue* value = nullptr;
+    Check(api_, api_.KernelContext_GetOutput(context_, index, shape.data(), shape.size(), &value));
+    void* data = nullptr;
+    Check(api_, api_.GetTensorMutableData(value, &data));
+    return static_cast<float*>(data);
+  }
+
+  // Calls work.Do(part) for each of work.parts() parts, on the session's threads. REQUIRES: it does not throw.
+  template <class Work>
+  void Run(const Work& work) const {
+    const size_t parts = work.parts();
+    if (parts == 1) return work.Do(0);
+    if (parts == 0) return;
+    const auto body = [](void* data, size_t part) { static_cast<const Work*>(data)->Do(part); };
+    Check(api_, api_.KernelContext_ParallelFor(context_, body, parts, 0, const_cast<Work*>(&work)));
+  }
+
+ private:
+  const OrtApi& api_;
+  OrtKernelContext* const context_;
+};
+
+}  // namespace damo

@@ -1,0 +1,191 @@
+"""Kernels for ONNX Runtime: they compute what a graph's functions of standard operators and the model do."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+from torch import nn
+
+import damo_torchrec as damo
+from damo_torchrec.onnx.session import _OPERATORS
+from serving_cases import Groups, Pooled, Sequences, TwoTowers, feed, random_features, train
+
+pytestmark = pytest.mark.skipif(not _OPERATORS.is_file(), reason="built without ONNX Runtime's headers")
+
+BATCHES = (0, 1, 33, 300, 2000)
+DTYPES = ("float32", "float16", "int8")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[damo.EmbeddingStore]:
+    with damo.EmbeddingStore(tmp_path / "store") as opened:
+        yield opened
+
+
+def ran(session: onnxruntime.InferenceSession) -> set[str]:
+    """The kernels of ours that a session ran since its beginning, by its profile."""
+    return {
+        event["args"]["op_name"]
+        for event in json.loads(Path(session.end_profiling()).read_text())
+        if "op_name" in event.get("args", {}) and event["args"]["op_name"].startswith(("Embedding", "Weighted"))
+    }
+
+
+def profiled(path: Path, directory: Path, operators: bool = True) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(directory / "profile")
+    return damo.onnx.session(path, operators=operators, sess_options=options)
+
+
+def check(model: nn.Module, requests: list[dict[str, Any]], tmp_path: Path, kernels: set[str], **options: Any) -> None:
+    train(model, *(tuple(request.values()) for request in requests[-3:]))
+    damo.onnx.export(model, tuple(requests[0].values()), tmp_path / "model", **options)
+    standard = damo.onnx.session(tmp_path / "model", operators=False)
+    one_thread = damo.onnx.session(tmp_path / "model", num_threads=1, operators=True)
+    session = profiled(tmp_path / "model", tmp_path)
+    tolerance = {"float32": 1e-5, "float16": 1e-3, "int8": 2e-2}[options.get("dtype", "float32")]
+    for request in requests:
+        answers = session.run(None, feed(**request))
+        with torch.no_grad():
+            expected = model(*request.values())
+        expected = list(expected.values()) if isinstance(expected, dict) else [expected]
+        by_body = standard.run(None, feed(**request))
+        by_one = one_thread.run(None, feed(**request))
+        for answer, wanted, other, same in zip(answers, expected, by_body, by_one, strict=True):
+            scale = max(1.0, float(wanted.abs().max())) if wanted.numel() else 1.0
+            np.testing.assert_allclose(answer, other, atol=1e-5 * scale)
+            np.testing.assert_allclose(answer, wanted.numpy(), atol=tolerance * scale)
+            np.testing.assert_array_equal(answer, same)
+    assert ran(session) == kernels
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pooled_bags(store: damo.EmbeddingStore, tmp_path: Path, weighted: bool, dtype: str) -> None:
+    suffix = {"float32": "", "float16": "Float16", "int8": "Int8"}[dtype]
+    prefix = "Weighted" if weighted else ""
+
+    requests = [
+        {"features": random_features("axbc", batch, longest=longest, weighted=weighted, seed=batch)}
+        for longest, batch in ((5, 2), *((5, batch) for batch in BATCHES), (1, 2000), (150, 100))
+    ]
+    kernels = {f"{prefix}EmbeddingBagMeans{suffix}", f"{prefix}EmbeddingBags{suffix}"}
+    check(Pooled(store, weighted), requests, tmp_path, kernels, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_ids(store: damo.EmbeddingStore, tmp_path: Path, dtype: str) -> None:
+    requests = [{"features": random_features("cd", batch, seed=batch)} for batch in BATCHES[1:]]
+    suffix = {"float32": "", "float16": "Float16", "int8": "Int8"}[dtype]
+    check(Sequences(store), requests, tmp_path, {f"EmbeddingRows{suffix}"}, dtype=dtype)
+
+
+def test_two_towers(store: damo.EmbeddingStore, tmp_path: Path) -> None:
+    requests = [
+        {"query": random_features("u", batch, seed=1), "item": random_features("i", batch, seed=2)}
+        for batch in BATCHES[1:]
+    ]
+    check(TwoTowers(store), requests, tmp_path, {"EmbeddingBags"})
+
+
+def test_damo_embedding(store: damo.EmbeddingStore, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    requests = [{"ids": torch.from_numpy(rng.integers(-30, 30, (batch, 3)))} for batch in BATCHES[1:]]
+    check(Groups(store), requests, tmp_path, {"EmbeddingRows"})
+
+
+def test_an_empty_store(store: damo.EmbeddingStore, tmp_path: Path) -> None:
+    model = Pooled(store, weighted=False).eval()
+    damo.onnx.export(model, random_features("abc", 1), tmp_path / "model")
+    session = damo.onnx.session(tmp_path / "model", operators=True)
+    (answer,) = session.run(None, feed(features=random_features("abc", 5)))
+    assert answer.shape == (5, 27)
+    assert not answer.any()
+
+
+def lookup_model(changed: dict[str, np.ndarray]) -> bytes:
+    """A graph of one lookup of weighted bags, in a table of one row, that of id 7."""
+    arrays = {
+        "tables": np.array([0]),
+        "first_part": np.array([0]),
+        "num_parts": np.array([1]),
+        "first_bucket": np.array([0]),
+        "num_buckets": np.array([1]),
+        "first_row": np.array([2]),
+        "num_rows": np.array([1]),
+        "pilots": np.array([0], np.uint16),
+        "keys": np.array([0, 0, 7]),
+        "rows_0": np.array([[0, 0], [1, 2], [3, 4]], np.float32),
+        **changed,
+    }
+    node = onnx.helper.make_node(
+        "WeightedEmbeddingBags", ["values", "lengths", "weights", *arrays], ["pooled"], domain="damo_torchrec"
+    )
+    graph = onnx.helper.make_graph(
+        [node],
+        "lookup",
+        [
+            onnx.helper.make_tensor_value_info("values", onnx.TensorProto.INT64, ["n"]),
+            onnx.helper.make_tensor_value_info("lengths", onnx.TensorProto.INT64, ["f", "b"]),
+            onnx.helper.make_tensor_value_info("weights", onnx.TensorProto.FLOAT, ["w"]),
+        ],
+        [onnx.helper.make_tensor_value_info("pooled", onnx.TensorProto.FLOAT, ["b", "d"])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("damo_torchrec", 1)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+
+
+def run_lookup(lengths: list[list[int]], weights: list[float], **changed: np.ndarray) -> np.ndarray:
+    """Of the ids 7, 8 and 7."""
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(str(_OPERATORS))
+    session = onnxruntime.InferenceSession(lookup_model(changed), options, providers=["CPUExecutionProvider"])
+    inputs = {"values": np.array([7, 8, 7]), "lengths": np.array(lengths), "weights": np.array(weights, np.float32)}
+    return session.run(None, inputs)[0]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "weights", "message"),
+    [
+        ([[1, 1]], [1, 1, 1], "lengths must sum to the number of values, 3, got 2"),
+        ([[1, 3, 1]], [1, 1, 1], "lengths must sum to the number of values, 3, got at least 4"),
+        ([[2, -1, 2]], [1, 1, 1], "lengths must be at least 0, got -1 for bag 1 of key 0"),
+        ([[2**62] * 5], [1, 1, 1], "lengths must sum to the number of values, 3, got at least"),
+        ([[2, 1]], [1, 1], r"weights must have the shape \(3\), got \(2\)"),
+        ([[2], [1]], [1, 1, 1], r"tables must have the shape \(2\), got \(1\)"),
+    ],
+)
+def test_wrong_requests_are_refused(lengths: list[list[int]], weights: list[float], message: str) -> None:
+    np.testing.assert_array_equal(run_lookup([[2, 1]], [10, 2, 3]), [[30, 40], [9, 12]])
+    with pytest.raises(InvalidArgument, match=f"WeightedEmbeddingBags: {message}"):
+        run_lookup(lengths, weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("tables", [1]),
+        ("tables", [-1]),
+        ("first_part", [1]),
+        ("num_parts", [2]),
+        ("num_parts", [0]),
+        ("first_bucket", [-1]),
+        ("num_buckets", [2]),
+        ("first_row", [3]),
+        ("num_rows", [2**62]),
+        ("num_rows", [1, 1]),
+        ("keys", [0, 0]),
+    ],
+)
+def test_arrays_that_do_not_fit_together_are_refused(name: str, array: list[int]) -> None:
+    with pytest.raises(InvalidArgument, match="WeightedEmbeddingBags: "):
+        run_lookup([[2, 1]], [1, 1, 1], **{name: np.array(array)})
