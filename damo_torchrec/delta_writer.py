@@ -31,6 +31,8 @@ def write_delta(
     """What `EmbeddingStore.export_delta` does, with more files. REQUIRES: the store's mutex."""
     engine, catalog = store._engine, store._catalog
     check_target(path, _WHAT)
+    if store._options.backend == "memory":
+        raise ValueError(f'the store {store.path} with backend="memory" has no checkpoints for a delta to begin from')
     base = catalog.line.find(since)
     if closed := sorted(set(catalog.manifest.tables) - set(catalog.open)):
         raise ValueError(f"a delta is of all tables, but {closed} are not open: make the collections that they are of")
@@ -60,6 +62,7 @@ def write_delta(
 
     build_directory(path, _WHAT, fill)
     catalog.line.add(state)
+    store._note_change()  # another session knows of the delta by the next checkpoint
     return path
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
+from damo_torchrec.checkpoint_directory import is_checkpoint
 from damo_torchrec.errors import CorruptionError
 from damo_torchrec.manifest import Manifest, parse
 
@@ -53,7 +54,8 @@ class Line:
         """The first state at a step, or that of a checkpoint's or a delta's directory.
 
         Raises:
-            ValueError: the store was not in that state, or that was too long ago.
+            ValueError: the store was not in that state, or that was too long ago; the path holds neither.
+            CorruptionError: what it holds is damaged.
         """
         if isinstance(since, bool) or not isinstance(since, int | str | os.PathLike):
             raise TypeError(f"since must be a step, or the path of a checkpoint or a delta, got {since!r}")
@@ -88,9 +90,9 @@ class Line:
         return Line([*states, State.of(manifest)])
 
 
-def _id_at(path: Path) -> str:
+def _id_at(path: Path) -> str | None:
     from damo_torchrec.delta import DELTA_FILE, Delta  # which is made of states
 
     if (path / DELTA_FILE).is_file():
         return Delta.read(path).id
-    return Manifest.read(path).id
+    return Manifest.read(path).id if is_checkpoint(path) else None

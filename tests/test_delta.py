@@ -208,7 +208,8 @@ def test_wrong_calls(model: Model, tmp_path: Path) -> None:
         (77, ValueError, "no state of this store that it remembers; those are of the steps 0, 1"),
         (True, TypeError, "must be a step, or the path"),
         (1.5, TypeError, "must be a step, or the path"),
-        (tmp_path, damo.CorruptionError, "not a checkpoint"),
+        (tmp_path, ValueError, "no state of this store"),
+        (tmp_path / "nothing", ValueError, "no state of this store"),
     ):
         with pytest.raises(error, match=message):
             model.store.export_delta(tmp_path / "d", since=since)  # type: ignore[arg-type]

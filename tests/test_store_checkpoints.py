@@ -49,7 +49,7 @@ def test_a_checkpoint_goes_to_a_path_of_ones_own(trained, tmp_path):
     update(collection(trained, "t", initial=0.0), {"t": [[4]]})
     path = trained.checkpoint(tmp_path / "mine")
     assert path == tmp_path / "mine"
-    assert sorted(p.name for p in path.iterdir()) == ["manifest.json", "rows"]
+    assert sorted(p.name for p in path.iterdir()) == ["line.json", "manifest.json", "rows"]
     assert names(trained.checkpoints()) == ["step_0", "step_1", "step_2", "step_3"]
     for taken, message in ((path, "exists already"), (tmp_path / "no" / "where", "needs an existing parent")):
         with pytest.raises(ValueError, match=message):
