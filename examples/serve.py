@@ -82,7 +82,10 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
 def main() -> int:
     arguments = parse_arguments()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    # By force: importing FBGEMM has set it up already.
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", force=True)
+    for name in ("serve", "damo_torchrec"):
+        logging.getLogger(name).setLevel(logging.INFO)
     damo.serving.Predictor(arguments.checkpoint.resolve(), memory_budget=arguments.memory_budget).close()
     uvicorn.run(
         make_app(settings_of(arguments)),

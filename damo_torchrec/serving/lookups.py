@@ -134,6 +134,13 @@ class Lookup:
         """Pools again the bags in which an id is changed."""
         of_key, members = jagged.of_key(self._keys[i])
         ids, lengths = jagged.ids[members], jagged.lengths[of_key]
+        if jagged.weights is None and lengths.max(initial=0) <= 1:  # bags are rows
+            filled = lengths == 1
+            rows = pooled if filled.all() else pooled[filled]
+            changes.patch(ids, rows)
+            if rows is not pooled:
+                pooled[filled] = rows
+            return
         changed = changes.touches(ids)
         if not changed.any():
             return

@@ -44,9 +44,10 @@ Overlay = Mapping[str, TableOverlay]
 
 def _find(ascending: Array, ids: Array) -> tuple[Array, Array]:
     """Where ids are, and whether."""
-    if len(ascending) == 0 or len(ids) == 0:
-        return np.zeros(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=bool)
-    place = np.minimum(np.searchsorted(ascending, ids), len(ascending) - 1)
+    if len(ascending) == 0:
+        return np.empty(0, dtype=np.int64), np.zeros(len(ids), dtype=bool)
+    place = ascending.searchsorted(ids)
+    place[place == len(ascending)] = 0
     return place, ascending[place] == ids
 
 

@@ -129,7 +129,12 @@ class Updates:
                     f"table {name!r} has dim {dim}, but rows of the shape {changes.weights.shape[1:]} in {delta.path}"
                 )
             if len(changes.ids) or len(changes.deleted):
-                overlay[name] = TableOverlay(changes.ids, changes.weights, changes.deleted, self._unseen_rows(name))
+                overlay[name] = TableOverlay(
+                    ids=changes.ids.view(np.ndarray),  # which costs less to index than np.memmap
+                    weights=changes.weights.view(np.ndarray),
+                    deleted=changes.deleted.view(np.ndarray),
+                    unseen_rows=self._unseen_rows(name),
+                )
         dense = state.dense
         if DENSE_FILE in delta.files:
             dense = DensePart(delta.path / DENSE_FILE, self._num_threads)
