@@ -14,10 +14,10 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from torch import nn
 
 import damo_torchrec as damo
-from damo_torchrec.onnx.session import _OPERATORS
+from damo_torchrec.onnx.session import operators_file
 from serving_cases import Groups, Pooled, Sequences, TwoTowers, feed, random_features, train
 
-pytestmark = pytest.mark.skipif(not _OPERATORS.is_file(), reason="built without ONNX Runtime's headers")
+pytestmark = pytest.mark.skipif(not operators_file().is_file(), reason="built without ONNX Runtime's headers")
 
 BATCHES = (0, 1, 33, 300, 2000)
 DTYPES = ("float32", "float16", "int8")
@@ -147,7 +147,7 @@ def lookup_model(changed: dict[str, np.ndarray]) -> bytes:
 def run_lookup(lengths: list[list[int]], weights: list[float], **changed: np.ndarray) -> np.ndarray:
     """Of the ids 7, 8 and 7."""
     options = onnxruntime.SessionOptions()
-    options.register_custom_ops_library(str(_OPERATORS))
+    options.register_custom_ops_library(str(operators_file()))
     session = onnxruntime.InferenceSession(lookup_model(changed), options, providers=["CPUExecutionProvider"])
     inputs = {"values": np.array([7, 8, 7]), "lengths": np.array(lengths), "weights": np.array(weights, np.float32)}
     return session.run(None, inputs)[0]

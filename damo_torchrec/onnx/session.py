@@ -6,6 +6,8 @@ from typing import Any
 
 import onnxruntime
 
+from damo_torchrec import _core
+
 CARD = "damo_torchrec"
 MODEL_FILE = "model.onnx"
 
@@ -18,7 +20,7 @@ def model_file(path: str | os.PathLike[str]) -> Path:
 
 def operators_file() -> Path:
     """This package's kernels for ONNX Runtime, if they were built."""
-    return Path(__file__).parent.parent / "libdamo_onnxruntime_ops.so"
+    return Path(_core.__file__).parent / "libdamo_onnxruntime_ops.so"
 
 
 def session(
