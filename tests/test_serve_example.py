@@ -256,21 +256,21 @@ def mangled(draw: st.DrawFn) -> bytes:
 def test_no_request_takes_the_server_down(served: Any) -> None:
     """Whatever is sent is answered, or refused by a reason; the next request gets its answer."""
     _, path, answers = served
-    with asyncio.Runner() as runner:
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
         stack = contextlib.AsyncExitStack()
-        client = runner.run(stack.enter_async_context(client_of(path / "one")))
+        client = loop.run_until_complete(stack.enter_async_context(client_of(path / "one")))
 
         @settings(max_examples=300)
         @given(st.composite(mangled)() | st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode()))
         def send(content: bytes) -> None:
-            response = runner.run(client.post("/predict", content=content))
+            response = loop.run_until_complete(client.post("/predict", content=content))
             assert response.status_code in (200, 400, 413, 422)
             assert ("output" if response.status_code == 200 else "error") in response.json()
 
         send()
-        response = runner.run(client.post("/predict", json=body(3)))
+        response = loop.run_until_complete(client.post("/predict", json=body(3)))
         np.testing.assert_allclose(response.json()["output"], answers[0], atol=1e-5)
-        runner.run(stack.aclose())
+        loop.run_until_complete(stack.aclose())
 
 
 # ------------------------------------------------------------------ reloading, following, ending

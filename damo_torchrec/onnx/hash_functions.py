@@ -1,4 +1,7 @@
-"""Functions of a graph that find an id's row, or draw the one that it would begin with."""
+"""Functions of a graph that find an id's row, or draw the one that it would begin with.
+
+Where arrays have one dimension GatherElements does what Gather does, and ONNX Runtime does it several times as fast.
+"""
 
 from damo_torchrec import _core
 from damo_torchrec.onnx.vocabulary import DRAW_ARRAYS, FLOAT, HASH_ARRAYS, INT64, UINT64
@@ -38,23 +41,23 @@ PerfectHash (ids, table, {", ".join(HASH_ARRAYS)}) => (candidate, hit) {{
   hash = Cast <to = {INT64}> (mixed)
   low = BitwiseAnd (hash, low_bits)
 
-  parts_of_table = Gather (num_parts, table)
-  first_part_of_table = Gather (first_part, table)
+  parts_of_table = GatherElements (num_parts, table)
+  first_part_of_table = GatherElements (first_part, table)
   scaled_part = Mul (high, parts_of_table)
   scaled_part_u = Cast <to = {UINT64}> (scaled_part)
   part_u = BitShift <direction = "RIGHT"> (scaled_part_u, half)
   part_in_table = Cast <to = {INT64}> (part_u)
   part = Add (part_in_table, first_part_of_table)
 
-  buckets_of_part = Gather (num_buckets, part)
-  first_bucket_of_part = Gather (first_bucket, part)
+  buckets_of_part = GatherElements (num_buckets, part)
+  first_bucket_of_part = GatherElements (first_bucket, part)
   scaled_bucket = Mul (low, buckets_of_part)
   scaled_bucket_u = Cast <to = {UINT64}> (scaled_bucket)
   bucket_u = BitShift <direction = "RIGHT"> (scaled_bucket_u, half)
   bucket_in_part = Cast <to = {INT64}> (bucket_u)
   bucket = Add (bucket_in_part, first_bucket_of_part)
 
-  pilot_short = Gather (pilots, bucket)
+  pilot_short = GatherElements (pilots, bucket)
   pilot = Cast <to = {INT64}> (pilot_short)
   pilot_mixed = Mul (pilot, c3)
   place = BitwiseXor (hash, pilot_mixed)
@@ -62,15 +65,15 @@ PerfectHash (ids, table, {", ".join(HASH_ARRAYS)}) => (candidate, hit) {{
   place_u = Cast <to = {UINT64}> (place_mixed)
   place_high_u = BitShift <direction = "RIGHT"> (place_u, half)
   place_high = Cast <to = {INT64}> (place_high_u)
-  rows_of_part = Gather (num_rows, part)
-  first_row_of_part = Gather (first_row, part)
+  rows_of_part = GatherElements (num_rows, part)
+  first_row_of_part = GatherElements (first_row, part)
   scaled_row = Mul (place_high, rows_of_part)
   scaled_row_u = Cast <to = {UINT64}> (scaled_row)
   row_u = BitShift <direction = "RIGHT"> (scaled_row_u, half)
   row_in_part = Cast <to = {INT64}> (row_u)
   candidate = Add (row_in_part, first_row_of_part)
 
-  key = Gather (keys, candidate)
+  key = GatherElements (keys, candidate)
   hit = Equal (key, ids)
 }}
 """
@@ -110,8 +113,8 @@ InitialRows{dim} (ids, table, {", ".join(DRAW_ARRAYS)}) => (rows) {{
   b0 = Sub (a0, a0)
   c0 = Add (b0, id_low)
   d0 = Add (b0, id_high)
-  key_low = Gather (stream_low, table)
-  key_high = Gather (stream_high, table)
+  key_low = GatherElements (stream_low, table)
+  key_high = GatherElements (stream_high, table)
   k0 = Unsqueeze (key_low, last)
   l0 = Unsqueeze (key_high, last)
 {rounds}
@@ -133,8 +136,8 @@ InitialRows{dim} (ids, table, {", ".join(DRAW_ARRAYS)}) => (rows) {{
   numerator = Cast <to = {FLOAT}> (top)
   unit = Constant <value = float {{{2.0**-24!r}}}> ()
   fraction = Mul (numerator, unit)
-  range_of_id = Gather (draw_range, table)
-  low_of_id = Gather (draw_low, table)
+  range_of_id = GatherElements (draw_range, table)
+  low_of_id = GatherElements (draw_low, table)
   range_column = Unsqueeze (range_of_id, last)
   low_column = Unsqueeze (low_of_id, last)
   above = Mul (fraction, range_column)

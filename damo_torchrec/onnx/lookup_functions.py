@@ -64,7 +64,7 @@ _BEGIN = f"""
   ids_of_key = ReduceSum <keepdims = 0> (lengths, one_1)
   begin_of_key = CumSum <exclusive = 1> (ids_of_key, zero)
   key_of_id = {DOMAIN}.Segments (begin_of_key, expected)
-  table = Gather (tables, key_of_id)
+  table = GatherElements (tables, key_of_id)
   candidate, hit = {DOMAIN}.PerfectHash (ids, table, {", ".join(HASH_ARRAYS)})"""
 
 
@@ -79,8 +79,8 @@ def _row_of_id(lookup: Lookup) -> str:
   unseen = Not (hit)
   unseen_position = NonZero (unseen)
   unseen_at = Reshape (unseen_position, last)
-  unseen_id = Gather (ids, unseen_at)
-  unseen_table = Gather (table, unseen_at)
+  unseen_id = GatherElements (ids, unseen_at)
+  unseen_table = GatherElements (table, unseen_at)
   drawn = {DOMAIN}.{draw} (unseen_id, unseen_table, {", ".join(DRAW_ARRAYS)})
   no_draw = Constant <value = float[1, {lookup.rows.dim}] {{{", ".join(["0.0"] * lookup.rows.dim)}}}> ()
   padded_drawn = Concat <axis = 0> (no_draw, drawn)
@@ -219,15 +219,15 @@ def _weighted_sum(lookup: Lookup, taken: str, result: str, single: bool = False)
     Where there are means of weighted rows, the sum of weights is one more column.
     """
     reduce = "Identity ({})" if single else "ReduceSum <keepdims = 0> ({}, one_1)"
-    lines = [f"index = Gather (padded_row, {taken})"]
+    lines = _take(taken, "padded_row", "index", single)
     if lookup.initial:
-        lines.append(f"draw_index = Gather (padded_draw, {taken})")
+        lines += _take(taken, "padded_draw", "draw_index", single)
     fetched = result if single and not lookup.weighted else "fetched"
     lines.append(_fetch_or_draw(lookup, "index", "draw_index", fetched))
     if not lookup.weighted:
         return "\n".join(lines if single else [*lines, f"{result} = {reduce.format('fetched')}"])
     lines += [
-        f"weight = Gather (padded_weight, {taken})",
+        *_take(taken, "padded_weight", "weight", single),
         "wide_weight = Unsqueeze (weight, last)",
         "weighted = Mul (fetched, wide_weight)",
     ]
@@ -239,6 +239,18 @@ def _weighted_sum(lookup: Lookup, taken: str, result: str, single: bool = False)
     else:
         lines.append(f"{result} = {reduce.format('weighted')}")
     return "\n".join(lines)
+
+
+def _take(taken: str, source: str, result: str, single: bool) -> list[str]:
+    """Lines that make `result` of the items of `source` at `taken`, which has one dimension if `single`, else two."""
+    if single:
+        return [f"{result} = GatherElements ({source}, {taken})"]
+    return [
+        f"{result}_at = Reshape ({taken}, last)",
+        f"{result}_flat = GatherElements ({source}, {result}_at)",
+        f"{result}_shape = Shape ({taken})",
+        f"{result} = Reshape <allowzero = 1> ({result}_flat, {result}_shape)",
+    ]
 
 
 def _means(lookup: Lookup) -> str:

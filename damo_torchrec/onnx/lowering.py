@@ -137,7 +137,7 @@ class _Lowered:
             )
             weights = [f"{name}/weights"] if len(inputs) > 2 else []
             if weights:
-                self._node("Gather", [inputs[2], position], weights)
+                self._node("GatherElements", [inputs[2], position], weights)
             inputs = [selected, lengths, *weights]
         numbers = [group.tables[output.table] for output in outputs]
         lookup = Lookup(
