@@ -10,7 +10,7 @@ MINUTES ?= 60
 CONFIGURE := $(BIN)/cmake --log-level=NOTICE -S . -G Ninja -DDAMO_BUILD_TESTS=ON -DDAMO_BUILD_FUZZERS=ON \
   -DDAMO_WARNINGS_AS_ERRORS=ON
 BUILD := $(BIN)/cmake --build
-BENCHMARKS := embedding_step dlrm cold scale cache_policy checkpoint serving
+BENCHMARKS := embedding_step dlrm cold scale cache_policy checkpoint serving serving_load
 CPP_FILES = $(shell find csrc tests/csrc tests/fuzz benchmarks/csrc -name '*.h' -o -name '*.cc')
 # Thread sanitizers of GCC before 14 cannot run where the kernel randomises addresses widely.
 FIXED_ADDRESSES = $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(uname -m) -R)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -211,6 +212,67 @@ class Served:
     def _features(self, batch: int) -> KeyedJaggedTensor:
         ones = torch.ones(len(self._keys) * batch, dtype=torch.int64)
         return KeyedJaggedTensor(keys=self._keys, values=ones, lengths=ones)
+
+
+class Trained:
+    """A DLRM over a store, as a checkpoint to serve, and what changes in it afterwards.
+
+    Args:
+        directory: for all of that.
+        tables: how many.
+        rows: of each.
+        dim: weights in a row.
+    """
+
+    _CHANGED = 1024  # rows of each table, at most, from one delta to the next
+
+    def __init__(self, directory: Path, tables: int, rows: int, dim: int) -> None:
+        self._rows = rows
+        self._keys = [f"f{i}" for i in range(tables)]
+        configs = [
+            EmbeddingBagConfig(name=f"t_{key}", embedding_dim=dim, num_embeddings=rows, feature_names=[key])
+            for key in self._keys
+        ]
+        self._store = damo.EmbeddingStore(
+            directory / "store", memory_budget="1GiB", options=damo.StoreOptions(num_threads=1)
+        )
+        ebc = damo.EmbeddingBagCollection(configs, store=self._store)
+        self._model = DLRM(ebc, DENSE_FEATURES, [*HIDDEN_UNITS, dim], [*HIDDEN_UNITS, 1])
+        for begin in range(0, rows, _SET_ROWS):
+            numbers = torch.arange(begin, min(begin + _SET_ROWS, rows))
+            for key in self._keys:
+                self._store.table(f"t_{key}").set(numbers, torch.rand(len(numbers), dim))
+        args = self._batch(2)
+        self.served = damo.serving.export(self._model, args, directory / "served")
+        self.deltas = directory / "deltas"
+        self._publisher = damo.serving.DeltaPublisher(
+            self._store, self.deltas, since=self.served, model=self._model, args=args, every_steps=1, keep=4
+        )
+
+    def __enter__(self) -> Trained:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._store.close()
+
+    def publish(self) -> Path | None:
+        """Trains one step and publishes what it changed."""
+        self._model.train()
+        self._model(*self._batch(self._CHANGED)).sum().backward()
+        return self._publisher.publish()
+
+    def json_request(self, batch: int, seed: int) -> dict[str, Any]:
+        """What the server takes: one id of each table."""
+        rng = np.random.default_rng(seed)
+        ids = rng.integers(0, self._rows, (len(self._keys), batch, 1)).tolist()
+        dense = rng.standard_normal((batch, DENSE_FEATURES)).round(3).tolist()
+        return {"dense_features": dense, "sparse_features": dict(zip(self._keys, ids, strict=True))}
+
+    def _batch(self, samples: int) -> tuple[torch.Tensor, KeyedJaggedTensor]:
+        n = len(self._keys) * samples
+        ids = torch.randint(0, self._rows, (n,))
+        features = KeyedJaggedTensor(self._keys, ids, lengths=torch.ones(n, dtype=torch.int64))
+        return torch.randn(samples, DENSE_FEATURES), features
 
 
 class _Values(nn.Module):

@@ -34,8 +34,8 @@ def feed(**arguments: Any) -> dict[str, np.ndarray]:
     inputs = {}
     for name, value in arguments.items():
         if isinstance(value, KeyedJaggedTensor):
-            inputs[f"{name}.values"] = value.values().numpy()
-            inputs[f"{name}.lengths"] = value.lengths().view(len(value.keys()), -1).numpy()
+            inputs[f"{name}.values"] = value.values().numpy().astype(np.int64)
+            inputs[f"{name}.lengths"] = value.lengths().view(len(value.keys()), -1).numpy().astype(np.int64)
             if value.weights_or_none() is not None:
                 inputs[f"{name}.weights"] = value.weights().numpy()
         else:

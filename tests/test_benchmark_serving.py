@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import serving
+import serving_load
 
 
 def test_contestants_take_turns_until_each_has_had_its_time(monkeypatch):
@@ -36,3 +38,22 @@ def test_a_whole_run(tmp_path, monkeypatch, capsys):
     assert {figure["batch"] for figure in figures["models"]} == {1, 16, 256}
     assert figures["large"]["rows"] == 1000
     assert "standard operators" in capsys.readouterr().out
+
+
+def test_wrong_requests_are_wrong_in_each_way():
+    body = json.dumps({"dense_features": [[1.0, 2.0]], "sparse_features": {"a": [[1]], "b": [[2]]}}).encode()
+    rng = np.random.default_rng(0)
+    made = [serving_load.wrong(body, number, rng) for number in range(8)]
+    assert len({*made, body}) == 9
+
+
+@pytest.mark.slow
+def test_a_whole_load(tmp_path, monkeypatch, capsys):
+    report = tmp_path / "report.json"
+    tiny = "--tables 2 --rows 50 --dim 4 --seconds 1.5 --clients 2 --wrong 40"
+    monkeypatch.setattr("sys.argv", ["serving_load.py", *tiny.split(), "--json", str(report)])
+    assert serving_load.run(serving_load.main) == 0
+    figures = json.loads(report.read_text())
+    assert [load["per_second"] > 0 for load in figures["load"]] == [True, True]
+    assert sum(figures["wrong"].values()) == 40
+    assert "40 wrong requests" in capsys.readouterr().out
