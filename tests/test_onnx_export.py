@@ -17,7 +17,7 @@ from torchrec.models.dlrm import DLRM, DLRM_DCN
 import damo_torchrec as damo
 from serving_cases import SGD, Groups, Pooled, Sequences, TwoTowers, bags, feed, random_features, train
 
-BATCHES = (0, 1, 2, 33, 300, 4096)
+BATCHES = (0, 1, 2, 33, 300)
 Requests = Callable[[int], dict[str, Any]]
 
 
@@ -66,17 +66,14 @@ def dlrm(store: damo.EmbeddingStore, kind: type[nn.Module] = DLRM, **options: An
     return kind(ebc, 5, [8, 8], [8, 1], **options)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [("float32", 1e-5), ("float16", 1e-3), ("int8", 2e-2)], ids=["float32", "float16", "int8"]
-)
-def test_dlrm(store: damo.EmbeddingStore, tmp_path: Path, dtype: str, tolerance: float) -> None:
+def test_dlrm(store: damo.EmbeddingStore, tmp_path: Path) -> None:
     batches = (1, 2, 33, 300, 4096)  # the interaction of no samples is more than torch can do
-    check_parity(dlrm(store), dlrm_requests(), tmp_path / "model", tolerance, batches, dtype=dtype)
+    check_parity(dlrm(store), dlrm_requests(), tmp_path / "model", batches=batches)
 
 
 def test_dlrm_dcn(store: damo.EmbeddingStore, tmp_path: Path) -> None:
     model = dlrm(store, DLRM_DCN, dcn_num_layers=2, dcn_low_rank_dim=4)
-    check_parity(model, dlrm_requests(), tmp_path / "model.onnx", batches=(1, 2, 33, 300, 4096))
+    check_parity(model, dlrm_requests(), tmp_path / "model.onnx", batches=(1, 2, 33, 300))
 
 
 def test_deepfm(store: damo.EmbeddingStore, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import onnx
 
 from damo_torchrec.onnx.arguments import FeatureInput
-from damo_torchrec.onnx.capture import LookupCall
 from damo_torchrec.onnx.rows import RowGroup
 from damo_torchrec.onnx.session import CARD, model_file
+from damo_torchrec.onnx.stand_ins import LookupCall
 from damo_torchrec.store import EmbeddingStore
 
 _FORMAT_VERSION = 1

@@ -11,12 +11,13 @@ from tqdm.auto import tqdm
 from damo_torchrec.modules import store_of
 from damo_torchrec.modules.collection import Collection
 from damo_torchrec.onnx.arguments import read_arguments
-from damo_torchrec.onnx.capture import LookupCall, capture
+from damo_torchrec.onnx.capture import capture
 from damo_torchrec.onnx.card import dense_card, full_card, set_card
 from damo_torchrec.onnx.lowering import lower_to_inputs, lower_to_rows
 from damo_torchrec.onnx.publish import publish
 from damo_torchrec.onnx.rows import RowFilter, RowWriter
 from damo_torchrec.onnx.session import model_file
+from damo_torchrec.onnx.stand_ins import LookupCall
 from damo_torchrec.options import parse_bytes
 from damo_torchrec.store import EmbeddingStore
 from damo_torchrec.table import Table

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from damo_torchrec.onnx.capture import NODE, NUMBER, LookupCall, LookupOutput
 from damo_torchrec.onnx.functions import functions_for
 from damo_torchrec.onnx.jagged_functions import LIMIT, SELECT
 from damo_torchrec.onnx.rows import RowGroup
+from damo_torchrec.onnx.stand_ins import NODE, NUMBER, LookupCall, LookupOutput
 from damo_torchrec.onnx.vocabulary import DOMAIN, IR_VERSION, Lookup
 
 
