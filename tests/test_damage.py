@@ -23,6 +23,7 @@ ROWS = 300  # set after each step
 IDS = torch.arange(-5, 3 * ROWS + 5)
 NEWEST = Path("checkpoints/step_3")
 FILES = [
+    "line.json",
     "manifest.json",
     "model.pt",
     "module.pickle",

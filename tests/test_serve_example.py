@@ -260,7 +260,7 @@ def test_no_request_takes_the_server_down(served: Any) -> None:
         stack = contextlib.AsyncExitStack()
         client = loop.run_until_complete(stack.enter_async_context(client_of(path / "one")))
 
-        @settings(max_examples=300)
+        @settings(max_examples=150)
         @given(st.composite(mangled)() | st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode()))
         def send(content: bytes) -> None:
             response = loop.run_until_complete(client.post("/predict", content=content))
