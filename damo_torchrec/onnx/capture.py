@@ -68,16 +68,16 @@ def capture(
 
 
 def _copy(model: nn.Module, tracer: Tracer) -> nn.Module:
-    stand_ins: dict[int, Any] = {}
+    stand_ins: dict[int, nn.Module] = {}
     for path, module in model.named_modules():
         if isinstance(module, Collection):
             stand_ins[id(module)] = stand_in_for(module, path, tracer)
     if not stand_ins:
         raise ValueError("the model has no collection of this package: damo.swap puts them in TorchRec's place")
     if id(model) in stand_ins:
-        return stand_ins[id(model)]  # type: ignore[no-any-return]
+        return stand_ins[id(model)]
     try:
-        return copy.deepcopy(model, stand_ins).to("cpu")
+        return copy.deepcopy(model, dict[int, Any](stand_ins)).to("cpu")
     except Exception as error:  # of whatever kind: it is the model's own code that copies
         raise ValueError(f"the dense part of {type(model).__name__} cannot be copied: {error}") from error
 

@@ -65,7 +65,7 @@ def export(
         dynamic_axes: by input, dimensions of any size besides the first, as for `torch.onnx.export`.
         dtype: of exported rows. int8 has a scale for each row.
         unseen: what ids without a row read as; None: as each table's rows in eval mode. ``"initial"`` is for tables
-            with a constant initial value.
+            of float32 with uniform or constant initial values.
         dense_only: without rows: what lookups give is an input, for `damo_torchrec.serving`.
         max_length: the longest bag that the graph takes, of all features or by feature. Longer ones are refused.
         min_count: leave out rows with fewer updates.

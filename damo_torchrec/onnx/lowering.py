@@ -130,7 +130,7 @@ class _Lowered:
         group = self._groups[outputs[0].dim]
         name = f"{self._name}/{group.dim}"
         keys = [output.key for output in outputs]
-        if keys != list(range(self._num_keys(keys))):
+        if keys != list(range(self._call.num_keys)):
             selected, lengths, position = (f"{name}/{part}" for part in ("values", "lengths", "position"))
             self._node(
                 SELECT, [*inputs[:2], self._ints(f"{group.dim}/keys", keys)], [selected, lengths, position], DOMAIN
@@ -163,10 +163,6 @@ class _Lowered:
         self.lookups.append(lookup)
         self._node(lookup.name, arguments, [result], DOMAIN)
         return inputs[1]
-
-    def _num_keys(self, keys: list[int]) -> int:
-        """How many keys the input has, as far as it matters: -1 where not all of them are asked for."""
-        return len(keys) if len(keys) == self._call.num_keys else -1
 
     def _limit(self, lengths: str, max_length: Mapping[str, int]) -> str:
         limits = {output.key: max_length.get(output.feature) for output in self._call.outputs}

@@ -72,7 +72,6 @@ class Tracer:
     def __init__(self, arguments: Arguments) -> None:
         self.calls: list[LookupCall] = []
         self.output_names: list[str] = []
-        self._given: dict[int, str] = {}
         self._names = [f.name for f in arguments.features]
         self._tensors = arguments.tensors
 
