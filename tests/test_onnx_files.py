@@ -168,12 +168,12 @@ BAD_REQUESTS = {
 }
 
 
-@pytest.mark.parametrize("bad", BAD_REQUESTS.values(), ids=BAD_REQUESTS)
-def test_wrong_requests_are_refused(model: nn.Module, tmp_path: Path, bad: dict[str, np.ndarray]) -> None:
+def test_wrong_requests_are_refused(model: nn.Module, tmp_path: Path) -> None:
     damo.onnx.export(model, REQUEST, tmp_path / "m")
     session = damo.onnx.session(tmp_path / "m", operators=False)
-    with pytest.raises(Exception, match=r"ONNXRuntimeError|Got invalid dimensions|Unexpected input"):
-        session.run(None, {f"features.{name}": value for name, value in bad.items()})
+    for bad in BAD_REQUESTS.values():
+        with pytest.raises(Exception, match=r"ONNXRuntimeError|Got invalid dimensions|Unexpected input"):
+            session.run(None, {f"features.{name}": value for name, value in bad.items()})
 
 
 def test_bags_beyond_the_declared_length_are_refused(model: nn.Module, tmp_path: Path) -> None:
