@@ -46,9 +46,9 @@ inline Key EncodeKey(uint32_t table, int64_t id) {
 
 inline Key EncodeDeletionKey(uint32_t table, int64_t id) { return EncodeKey(table | kDeletionBit, id); }
 
-// A table's keys are those in [FirstKey(table), EndKey(table)). REQUIRES: table < 2^31.
+// A table's keys are those from FirstKey(table) to LastKey(table); with kDeletionBit, those of its deletion records.
 inline Key FirstKey(uint32_t table) { return EncodeKey(table, std::numeric_limits<int64_t>::min()); }
-inline Key EndKey(uint32_t table) { return FirstKey(table + 1); }
+inline Key LastKey(uint32_t table) { return EncodeKey(table, std::numeric_limits<int64_t>::max()); }
 
 // REQUIRES: key.size() == kKeySize.
 inline int64_t DecodeId(std::string_view key) {

@@ -129,7 +129,7 @@ class MemoryStore : public RowStore {
  private:
   std::shared_ptr<const TableRows> CopyOf(uint32_t table) const {
     TableRows rows;
-    const auto end = rows_.lower_bound(EndKey(table));
+    const auto end = rows_.upper_bound(LastKey(table));
     for (auto row = rows_.lower_bound(FirstKey(table)); row != end; ++row) {
       rows.emplace_back(DecodeId(row->first.view()), row->second);
     }

@@ -39,8 +39,8 @@ class RocksDbIterator : public RowIterator {
       : table_(table),
         payload_size_(payload_size),
         snapshot_(std::move(snapshot)),
-        end_(EndKey(table)),
-        end_slice_(end_.view()) {
+        end_(std::string(LastKey(table).view()) + '\0'),
+        end_slice_(end_) {
     rocksdb::ReadOptions options;
     options.snapshot = snapshot_->get();
     options.iterate_upper_bound = &end_slice_;
@@ -66,7 +66,7 @@ class RocksDbIterator : public RowIterator {
   const uint32_t table_;
   const size_t payload_size_;
   const std::shared_ptr<const HeldSnapshot> snapshot_;  // outlives rows_
-  const Key end_;
+  const std::string end_;                               // the least key beyond the table's
   const rocksdb::Slice end_slice_;
   std::unique_ptr<rocksdb::Iterator> rows_;
   bool at_first_ = true;

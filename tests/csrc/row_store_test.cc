@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "key.h"
 #include "memory_store.h"
 #include "rocksdb_store.h"
 #include "row_store_testing.h"
@@ -112,6 +113,16 @@ TEST_P(RowStoreTest, TablesAreApart) {
     if (table != 1) expected[kMin] = Payload(size, table, kMin);
     EXPECT_EQ(ScanAll(store_.get(), table, size), expected);
     EXPECT_EQ(Get(store_.get(), table, {kMin, 0, kMax}, size), expected);
+  }
+}
+
+TEST_P(RowStoreTest, DeletionRecordsOfTheFirstAndTheLastTableAreScanned) {
+  for (const uint32_t table : {0u, 0x7fffffffu}) {
+    Write(store_.get(), table, {{kMin, Payload(kSize, table, kMin)}, {kMax, Payload(kSize, table, kMax)}});
+    Write(store_.get(), table, {{kMin, std::nullopt}, {kMax, std::nullopt}}, /*step=*/9);
+    const std::string step("\x09\0\0\0\0\0\0\0", 8);
+    const auto records = store_->TakeSnapshot({&table, 1})->Scan(table | kDeletionBit, step.size());
+    EXPECT_EQ(ReadAll(records.get(), step.size()), (Table{{kMin, step}, {kMax, step}}));
   }
 }
 

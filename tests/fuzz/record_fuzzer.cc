@@ -41,7 +41,7 @@ void CheckKey(std::string_view bytes) {
   if (table >= damo::kDeletionBit) {
     Require(damo::EncodeDeletionKey(table - damo::kDeletionBit, id).view() == key);
   } else {
-    Require(damo::FirstKey(table).view() <= key && key < damo::EndKey(table).view());
+    Require(damo::FirstKey(table).view() <= key && key <= damo::LastKey(table).view());
   }
 }
 
