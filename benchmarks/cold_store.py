@@ -43,7 +43,8 @@ def load(path: Path, workload: Workload, memory_budget: int, on_rows: Callable[[
             for ids in torch.split(torch.arange(workload.rows), ROWS_PER_CALL):
                 table.set(ids, torch.randn(len(ids), workload.dim))
                 on_rows(len(ids))
-        store.checkpoint()  # writes what is still in memory
+        store.flush()  # what is still in memory
+        store.checkpoint()
         settle(store)
     return store.checkpoints()[-1]
 

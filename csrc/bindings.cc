@@ -11,6 +11,7 @@
 #include <mutex>
 
 #include "memory_store.h"
+#include "rocksdb_log.h"
 #include "rocksdb_salvage.h"
 #include "rocksdb_store.h"
 #include "status.h"
@@ -397,6 +398,7 @@ void RegisterSalvage(py::module_& m) {
       .def_property_readonly("malformed", &RecordReader::malformed);
 
   m.def("payload_size", [](const TableSchema& schema) { return schema.layout().payload_size(); });
+  m.def("verify_log_file", &VerifyLogFile, py::arg("path"), ReleaseGil());
   m.def("verify_table_file", &VerifyTableFile, py::arg("path"), ReleaseGil());
   m.def("list_table_files", &ListTableFiles, py::arg("path"), ReleaseGil());
   m.def("rebuild_rows", &RebuildRocksDb, py::arg("path"), ReleaseGil());

@@ -92,7 +92,7 @@ void Store::EvictFirst(const std::vector<uint32_t>& victims, Lock& lock) {
   cache_.CollectDirty(victims[0], true, &dirty);
   if (!dirty.empty()) {
     AwaitNoSnapshot(lock);
-    write_back_->Write(victims, true, lock.data);
+    write_back_->WriteEvictable(victims, lock.data);
   }
   cache_.Evict(victims[0]);
 }

@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <filesystem>
+#include <new>
 #include <string>
 #include <system_error>
 #include <vector>
@@ -55,26 +57,40 @@ void File::Sync() {
   if (::fsync(fd_) != 0) Throw(errno, "cannot sync", path_);
 }
 
-FileWriter::FileWriter(const std::string& path, size_t buffer_bytes)
-    : file_(path, O_WRONLY | O_CREAT | O_EXCL), buffer_bytes_(buffer_bytes) {
-  buffer_.reserve(buffer_bytes);
+bool File::SetDirect(bool direct) {
+#ifdef O_DIRECT
+  const int flags = ::fcntl(fd_, F_GETFL);
+  return flags >= 0 && ::fcntl(fd_, F_SETFL, direct ? flags | O_DIRECT : flags & ~O_DIRECT) == 0;
+#else
+  return !direct;
+#endif
+}
+
+FileWriter::FileWriter(const std::string& path, size_t buffer_bytes, bool direct)
+    : file_(path, O_WRONLY | O_CREAT | O_EXCL),
+      buffer_bytes_(buffer_bytes),
+      buffer_(static_cast<char*>(std::aligned_alloc(kDirectAlignment, buffer_bytes))) {
+  if (buffer_ == nullptr) throw std::bad_alloc();
+  if (direct) file_.SetDirect(true);
 }
 
 void FileWriter::Append(std::string_view bytes) {
-  if (buffer_.size() + bytes.size() > buffer_bytes_) {
-    file_.Write(buffer_);
-    buffer_.clear();
-  }
-  if (bytes.size() > buffer_bytes_) {
-    file_.Write(bytes);
-  } else {
-    buffer_.append(bytes);
+  while (!bytes.empty()) {
+    if (buffered_ == buffer_bytes_) {
+      file_.Write({buffer_.get(), buffered_});
+      buffered_ = 0;
+    }
+    const size_t n = std::min(bytes.size(), buffer_bytes_ - buffered_);
+    std::memcpy(buffer_.get() + buffered_, bytes.data(), n);
+    buffered_ += n;
+    bytes.remove_prefix(n);
   }
 }
 
 void FileWriter::Finish() {
-  file_.Write(buffer_);
-  buffer_.clear();
+  file_.SetDirect(false);  // the end need not be aligned
+  file_.Write({buffer_.get(), buffered_});
+  buffered_ = 0;
   file_.Sync();
 }
 

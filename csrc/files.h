@@ -4,7 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -24,26 +26,37 @@ class File {
   size_t Read(char* to, size_t size);
   // Waits until its bytes, or the directory's entries, are on the device.
   void Sync();
+  // Whether writes are to bypass the page cache. If so, REQUIRES: they are aligned, in memory and in the file, to
+  // kDirectAlignment. False if the file system cannot.
+  bool SetDirect(bool direct);
 
  private:
   const std::string path_;
   const int fd_;
 };
 
+inline constexpr size_t kDirectAlignment = 4096;
+
 // A file that is written through a buffer, from its beginning to its end.
 class FileWriter {
  public:
-  // REQUIRES: `path` does not exist.
-  FileWriter(const std::string& path, size_t buffer_bytes);
+  // With `direct`, past the page cache where the file system can do that: for what will hardly be read again.
+  // REQUIRES: `path` does not exist; `buffer_bytes` is a multiple of kDirectAlignment.
+  FileWriter(const std::string& path, size_t buffer_bytes, bool direct = false);
 
   void Append(std::string_view bytes);
   // Writes what is in the buffer and waits until all is on the device. Nothing may follow.
   void Finish();
 
  private:
+  struct Free {
+    void operator()(char* bytes) const { std::free(bytes); }
+  };
+
   File file_;
   const size_t buffer_bytes_;
-  std::string buffer_;
+  std::unique_ptr<char, Free> buffer_;
+  size_t buffered_ = 0;
 };
 
 // Waits until the file's bytes, or the directory's entries, are on the device.

@@ -122,7 +122,7 @@ size_t ApplyRows(const ApplyArgs& a) {
     }
     const uint8_t flags = RowFlags(row);
     created += flags & kAbsent ? 1 : 0;
-    SetRowFlags(row, static_cast<uint8_t>((flags & ~kAbsent) | kDirty));
+    SetRowFlags(row, static_cast<uint8_t>((flags & ~kAbsent) | kDirty | kChanged));
   }
   return created;
 }

@@ -5,6 +5,7 @@
 #include <iterator>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <shared_mutex>
 #include <utility>
 #include <vector>
@@ -75,20 +76,31 @@ class MemoryStore : public RowStore {
   }
 
   void Write(std::span<const RowWrite> rows) override {
-    for (const RowWrite& row : rows) CheckTableNumber(row.table);
     std::unique_lock lock(mutex_);
-    for (const RowWrite& row : rows) {
-      const Key key = EncodeKey(row.table, row.id);
-      if (row.payload == nullptr) {
-        const DeletionRecord record = EncodeDeletion(row.step);
-        rows_.erase(key);
-        rows_[EncodeDeletionKey(row.table, row.id)].assign(record.data(), record.size());
+    ForEachChange(rows, [&](const Key& key, std::optional<std::string> value) {
+      if (value) {
+        rows_[key] = std::move(*value);
       } else {
-        std::string& value = rows_[key];
-        value.assign(1, kRecordVersion);
-        value.append(row.payload, row.payload_size);
+        rows_.erase(key);
       }
-    }
+    });
+  }
+
+  void AddToJournal(std::span<const RowWrite> rows) override {
+    std::unique_lock lock(mutex_);
+    ForEachChange(rows, [&](const Key& key, std::optional<std::string> value) { journal_[key] = std::move(value); });
+  }
+
+  void ClearJournal() override {
+    std::unique_lock lock(mutex_);
+    journal_.clear();
+  }
+
+  JournalSize journal_size() const override {
+    std::shared_lock lock(mutex_);
+    JournalSize size;
+    for (const auto& [key, value] : journal_) size.bytes += kKeySize + (value ? value->size() : 0);
+    return size;
   }
 
   std::unique_ptr<RowStoreSnapshot> TakeSnapshot(std::span<const uint32_t> tables) override {
@@ -105,7 +117,15 @@ class MemoryStore : public RowStore {
     std::string contents;
     {
       std::shared_lock lock(mutex_);
-      for (const auto& [key, value] : rows_) {
+      Rows rows = rows_;
+      for (const auto& [key, value] : journal_) {
+        if (value) {
+          rows[key] = *value;
+        } else {
+          rows.erase(key);
+        }
+      }
+      for (const auto& [key, value] : rows) {
         const auto size = static_cast<uint32_t>(value.size());
         contents.append(key.view()).append(reinterpret_cast<const char*>(&size), sizeof(size)).append(value);
       }
@@ -124,9 +144,26 @@ class MemoryStore : public RowStore {
   void Close() override {
     std::unique_lock lock(mutex_);
     rows_.clear();
+    journal_.clear();
   }
 
  private:
+  // Calls f(key, value), without a value where the key goes.
+  template <class F>
+  static void ForEachChange(std::span<const RowWrite> rows, F f) {
+    for (const RowWrite& row : rows) CheckTableNumber(row.table);
+    for (const RowWrite& row : rows) {
+      const Key key = EncodeKey(row.table, row.id);
+      if (row.payload == nullptr) {
+        const DeletionRecord record = EncodeDeletion(row.step);
+        f(key, std::nullopt);
+        f(EncodeDeletionKey(row.table, row.id), std::string(record.data(), record.size()));
+      } else {
+        f(key, std::string(1, kRecordVersion).append(row.payload, row.payload_size));
+      }
+    }
+  }
+
   std::shared_ptr<const TableRows> CopyOf(uint32_t table) const {
     TableRows rows;
     const auto end = rows_.upper_bound(LastKey(table));
@@ -138,6 +175,7 @@ class MemoryStore : public RowStore {
 
   mutable std::shared_mutex mutex_;
   Rows rows_;
+  std::map<Key, std::optional<std::string>> journal_;
 };
 
 Rows ReadCheckpoint(const std::string& path) {

@@ -5,6 +5,8 @@
 #include <rocksdb/options.h>
 #include <rocksdb/version.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <limits>
 #include <vector>
@@ -41,10 +43,31 @@ class KeepFiles {
   rocksdb::DB* const db_;
 };
 
+// Above those of all files in a database's directory. RocksDB applies a log unless its number is below the one that the
+// manifest says, which that of some log has been.
+uint64_t NextFileNumber(const std::string& directory) {
+  uint64_t next = 1;
+  try {
+    for (const auto& file : std::filesystem::directory_iterator(directory)) {
+      const std::string name = file.path().filename();
+      const size_t digits = std::min(name.find_first_of("0123456789"), name.size());
+      next = std::max<uint64_t>(next, std::strtoull(name.c_str() + digits, nullptr, 10) + 1);
+    }
+  } catch (const std::filesystem::filesystem_error& error) {
+    throw Error(ErrorCode::kIo, error.what());
+  }
+  return next;
+}
+
+std::string LogFileName(uint64_t number) {
+  const std::string digits = std::to_string(number);
+  return std::string(6 - std::min<size_t>(digits.size(), 6), '0') + digits + ".log";
+}
+
 }  // namespace
 
 // RocksDB's own Checkpoint always links on the same device, fails where links are refused, and relies on Flush.
-bool CopyRocksDb(rocksdb::DB* db, const std::string& path, bool link) {
+bool CopyRocksDb(rocksdb::DB* db, const std::string& path, bool link, std::span<const RocksDbJournal::LogFile> logs) {
   bool linked = link;
   BuildDirectory(path, [&] {
     KeepFiles keep(db);
@@ -65,6 +88,16 @@ bool CopyRocksDb(rocksdb::DB* db, const std::string& path, bool link) {
         CopyFile(from, to, file.size);
       }
     }
+    // Files of two journals do not get the same name, or they might be taken for each other.
+    const uint64_t number = NextFileNumber(db->GetName());
+    for (const RocksDbJournal::LogFile& log : logs) {
+      const std::string to = path + "/" + LogFileName(number + log.number);
+      if (link) {
+        linked &= LinkOrCopyFile(log.path, to, log.size);
+      } else {
+        CopyFile(log.path, to, log.size);
+      }
+    }
   });
   return linked;
 }
@@ -76,12 +109,14 @@ void LinkOrCopyRocksDb(const std::string& from, const std::string& to) {
       for (const fs::directory_entry& file : fs::directory_iterator(from)) {
         const std::string source = file.path().string(), target = to + "/" + file.path().filename().string();
         const fs::path extension = file.path().extension();
-        if (extension == ".sst" || extension == ".blob") {
+        if (extension == ".sst" || extension == ".blob" || extension == ".log") {
           LinkOrCopyFile(source, target, file.file_size());
         } else {
           CopyFile(source, target, file.file_size());
         }
       }
+      // RocksDB cuts the last log to its size when it opens the database, which would touch one that is shared.
+      WriteFile(to + "/" + LogFileName(NextFileNumber(to)), "");
     } catch (const fs::filesystem_error& error) {
       throw Error(ErrorCode::kIo, error.what());
     }

@@ -2,7 +2,10 @@
 // live one (LinkOrCopyRocksDb in rocksdb_store.h).
 #pragma once
 
+#include <span>
 #include <string>
+
+#include "rocksdb_journal.h"
 
 namespace rocksdb {
 class DB;
@@ -10,7 +13,8 @@ class DB;
 
 namespace damo {
 
-// Writes what `db` has in table files into the new directory `path`, a RocksDB, too; see RowStore::Checkpoint.
-bool CopyRocksDb(rocksdb::DB* db, const std::string& path, bool link);
+// Writes what `db` has in table files, and the changes in `logs` after that, into the new directory `path`, a RocksDB,
+// too; see RowStore::Checkpoint.
+bool CopyRocksDb(rocksdb::DB* db, const std::string& path, bool link, std::span<const RocksDbJournal::LogFile> logs);
 
 }  // namespace damo

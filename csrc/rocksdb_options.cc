@@ -80,7 +80,8 @@ rocksdb::Options MakeOptions(const RocksDbOptions& options) {
   o.paranoid_checks = true;
   o.max_open_files = MaxOpenFiles(options.direct_io);
   o.skip_stats_update_on_db_open = true;
-  o.avoid_flush_during_shutdown = true;                           // durability comes from checkpoints
+  o.wal_recovery_mode = rocksdb::WALRecoveryMode::kAbsoluteConsistency;  // of a checkpoint's journal
+  o.avoid_flush_during_shutdown = true;                                  // durability comes from checkpoints
   o.max_background_jobs = std::clamp(options.num_threads, 2, 4);  // of which one flush, on which RocksDbStore relies
   o.use_direct_reads = options.direct_io;
   o.use_direct_io_for_flush_and_compaction = options.direct_io;

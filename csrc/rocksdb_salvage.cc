@@ -100,6 +100,7 @@ void VerifyTableFile(const std::string& path) {
 std::vector<TableFile> ListTableFiles(const std::string& path) {
   rocksdb::Options options = ReaderOptions(path);
   options.paranoid_checks = false;  // opens without the files
+  options.wal_recovery_mode = rocksdb::WALRecoveryMode::kSkipAnyCorruptedRecords;
   const std::unique_ptr<rocksdb::DB> db = OpenReadOnly(options, path);
   std::vector<rocksdb::LiveFileMetaData> files;
   db->GetLiveFilesMetaData(&files);
@@ -143,7 +144,7 @@ void RecordWriter::Write() {
 void RecordWriter::Finish(const std::string& path) {
   Write();
   Check(db_->Flush(rocksdb::FlushOptions()), "write of " + path);
-  CopyRocksDb(db_.get(), path, /*link=*/true);
+  CopyRocksDb(db_.get(), path, /*link=*/true, {});
   CloseDb(&db_);
 }
 

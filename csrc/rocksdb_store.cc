@@ -25,6 +25,7 @@
 #include "record.h"
 #include "rocksdb_async_reads.h"
 #include "rocksdb_checkpoint.h"
+#include "rocksdb_journal.h"
 #include "rocksdb_options.h"
 #include "rocksdb_scan.h"
 #include "rocksdb_status.h"
@@ -98,6 +99,7 @@ class RocksDbStore : public RowStore {
   RocksDbStore(std::shared_ptr<rocksdb::DB> db, std::shared_ptr<Listener> listener, const RocksDbOptions& options)
       : db_(std::move(db)),
         listener_(std::move(listener)),
+        journal_(options.path),
         readahead_(ReadaheadBytes(options.memory_bytes)),
         overlaps_reads_(options.direct_io && HasAsyncReads()),
         rows_per_release_(kReadsPerRelease * options.memory_bytes / kBlockBytes) {}
@@ -163,8 +165,14 @@ class RocksDbStore : public RowStore {
 
   bool Checkpoint(const std::string& path, bool link) override {
     Check(WithPatience([&] { return Flush(); }), "checkpoint into " + path);
-    return CopyRocksDb(db_.get(), path, link);
+    return CopyRocksDb(db_.get(), path, link, journal_.Finish());
   }
+
+  void AddToJournal(std::span<const RowWrite> rows) override { journal_.Add(rows, db_->GetLatestSequenceNumber()); }
+
+  void ClearJournal() override { journal_.Clear(); }
+
+  JournalSize journal_size() const override { return {journal_.bytes(), journal_.files()}; }
 
   // Each read allocates a block and frees it. glibc keeps some of what is freed on each of many threads in between, up
   // to a fifth of the store's budget after some hundred steps.
@@ -178,14 +186,15 @@ class RocksDbStore : public RowStore {
 
   RowStoreStats Stats() const override {
     RowStoreStats stats;
-    stats.disk_bytes = IntProperty(rocksdb::DB::Properties::kLiveSstFilesSize);
+    stats.disk_bytes = IntProperty(rocksdb::DB::Properties::kLiveSstFilesSize) + journal_.bytes();
     stats.memory_bytes = IntProperty(rocksdb::DB::Properties::kBlockCacheUsage);
-    stats.bytes_written = listener_->bytes_written();
+    stats.bytes_written = listener_->bytes_written() + journal_.bytes_written();
     return stats;
   }
 
   void Close() override {
     if (db_ == nullptr) return;
+    journal_.Clear();
     rocksdb::CancelAllBackgroundWork(db_.get(), /*wait=*/true);
     db_.reset();
   }
@@ -250,6 +259,7 @@ class RocksDbStore : public RowStore {
 
   std::shared_ptr<rocksdb::DB> db_;  // shared with iterators
   const std::shared_ptr<Listener> listener_;
+  RocksDbJournal journal_;
   const size_t readahead_;
   const bool overlaps_reads_;
   const uint64_t rows_per_release_;

@@ -1,5 +1,6 @@
-// Rows on disk, in a RocksDB with one column family and no write-ahead log: what a crash leaves behind is the last
-// checkpoint. docs/format.md describes the bytes. This header is free of RocksDB's own; only rocksdb_*.cc include them.
+// Rows on disk, in a RocksDB with one column family that writes no write-ahead log: what a crash leaves behind is the
+// last checkpoint, whose logs are the journal. docs/format.md describes the bytes. This header is free of RocksDB's
+// own; only rocksdb_*.cc include them.
 #pragma once
 
 #include <cstddef>

@@ -38,6 +38,8 @@ constexpr uint8_t kPinned = 8;
 constexpr uint8_t kLoading = 16;
 // In a segment of a snapshot (snapshot.h): what the row was at its moment is kept elsewhere.
 constexpr uint8_t kKept = 32;
+// The row has changed since it was last in a checkpoint. REQUIRES: kDirty.
+constexpr uint8_t kChanged = 64;
 
 struct RowLayout {
   int dim = 0;

@@ -202,17 +202,17 @@ void RowCache::CollectDirty(uint32_t segment, bool evictable_only, std::vector<S
   });
 }
 
-void RowCache::EndSnapshot(uint32_t segment, std::vector<Slot>* slots) {
-  segments_[segment].in_snapshot = segments_[segment].dirty = false;
+void RowCache::EndSnapshot(uint32_t segment, uint8_t flag, std::vector<Slot>* slots) {
+  segments_[segment].in_snapshot = segments_[segment].changed = false;
   ForEachRow(segment, [&](char* row, Slot slot) {
     const uint8_t flags = RowFlags(row);
-    if (!(flags & (kKept | kDirty))) return;
-    if (!(flags & kKept)) {
+    if (flags & kKept) {
+      SetRowFlags(row, static_cast<uint8_t>(flags & ~kKept));
+      segments_[segment].changed = true;
+    } else if (flags & flag) {
+      SetRowFlags(row, static_cast<uint8_t>(flags & ~kChanged));
       slots->push_back(slot);
-      return;
     }
-    SetRowFlags(row, static_cast<uint8_t>(flags & ~kKept));
-    segments_[segment].dirty = true;
   });
 }
 
@@ -232,7 +232,8 @@ void RowCache::Evict(uint32_t segment) {
       *touch = static_cast<uint8_t>((*touch & ~3) | ((*touch & 3) > 0 && in_main ? (*touch & 3) - 1 : 0));
       if (RowFlags(row) & kDirty) {
         segments_[SegmentOf(to)].dirty = true;
-        // It became dirty since the snapshot began, or its own segment would be in it.
+        segments_[SegmentOf(to)].changed |= segments_[segment].changed;
+        // What the snapshot needs of it was taken before, or its own segment would be in it.
         if (segments_[SegmentOf(to)].in_snapshot) SetRowFlags(Row(to), RowFlags(row) | kKept);
       }
       index_->Replace(tag, slot, to);
@@ -267,7 +268,7 @@ void RowCache::Evict(uint32_t segment) {
     frequent_ = std::clamp(frequent_ * factor, kLeastFrequent, kMostFrequent);
   }
   segments_[segment].recycled_at = ++epoch_;
-  segments_[segment].dirty = segments_[segment].cleaned = false;
+  segments_[segment].dirty = segments_[segment].changed = segments_[segment].cleaned = false;
   free_.push_back(segment);
 }
 

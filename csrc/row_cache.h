@@ -107,24 +107,26 @@ class RowCache {
   void PinRow(Slot slot) { SetRowFlags(Row(slot), RowFlags(Row(slot)) | kPinned); }
   void UnpinRow(Slot slot) { SetRowFlags(Row(slot), static_cast<uint8_t>(RowFlags(Row(slot)) & ~kPinned)); }
 
-  // Sets kDirty in the row and in its segment.
+  // Sets kDirty and kChanged in the row and in its segment.
   void MarkDirty(Slot slot) {
     char* row = Row(slot);
-    SetRowFlags(row, RowFlags(row) | kDirty);
+    SetRowFlags(row, RowFlags(row) | kDirty | kChanged);
     MarkSegmentDirty(slot);
   }
   // A write has taken these rows, or has failed to; those that were removed meanwhile are passed over.
   void MarkRowsClean(const std::vector<Slot>& slots) {
-    for (Slot slot : slots) SetRowFlags(Row(slot), static_cast<uint8_t>(RowFlags(Row(slot)) & ~kDirty));
+    for (Slot slot : slots) SetRowFlags(Row(slot), static_cast<uint8_t>(RowFlags(Row(slot)) & ~(kDirty | kChanged)));
   }
   void MarkRowsDirty(const std::vector<Slot>& slots) {
     for (Slot slot : slots) {
       if (!(RowFlags(Row(slot)) & kDead)) MarkDirty(slot);
     }
   }
-  // For kernels that set kDirty in rows themselves. Safe from several threads.
+  // For kernels that set the flags in rows themselves. Safe from several threads.
   void MarkSegmentDirty(Slot slot) {
-    std::atomic_ref<bool>(segments_[SegmentOf(slot)].dirty).store(true, std::memory_order_relaxed);
+    Segment& segment = segments_[SegmentOf(slot)];
+    std::atomic_ref<bool>(segment.dirty).store(true, std::memory_order_relaxed);
+    std::atomic_ref<bool>(segment.changed).store(true, std::memory_order_relaxed);
   }
 
   // ---- eviction
@@ -156,18 +158,22 @@ class RowCache {
   void Unpin(uint32_t segment) { --segments_[segment].pins; }
   bool Pinned(uint32_t segment) const { return segments_[segment].pins > 0; }
   // No row of `segment` is dirty.
-  void MarkClean(uint32_t segment) { segments_[segment].dirty = false; }
+  void MarkClean(uint32_t segment) { segments_[segment].dirty = segments_[segment].changed = false; }
   // Its evictable rows need no second look ahead of eviction: few rows become dirty from now on and do not survive.
   void MarkCleaned(uint32_t segment) { segments_[segment].cleaned = true; }
   bool NeedsCleaning(uint32_t segment) const { return segments_[segment].dirty && !segments_[segment].cleaned; }
 
   // ---- a snapshot
 
-  // From now on `segment` is in the snapshot, if it holds dirty rows; returns whether it does.
-  bool BeginSnapshot(uint32_t segment) { return segments_[segment].in_snapshot = segments_[segment].dirty; }
+  // From now on `segment` is in the snapshot, if it may hold rows with `flag`, kDirty or kChanged; returns whether it
+  // does.
+  bool BeginSnapshot(uint32_t segment, uint8_t flag) {
+    Segment& s = segments_[segment];
+    return s.in_snapshot = flag == kChanged ? s.changed : s.dirty;
+  }
   bool InSnapshot(uint32_t segment) const { return segments_[segment].in_snapshot; }
-  // Ends that, and appends the slots of its rows that are dirty and not kKept. Those count as clean for the segment.
-  void EndSnapshot(uint32_t segment, std::vector<Slot>* slots);
+  // Ends that, and appends the slots of its rows with `flag` that are not kKept. Those are no longer kChanged.
+  void EndSnapshot(uint32_t segment, uint8_t flag, std::vector<Slot>* slots);
 
   uint32_t SegmentOf(Slot slot) const { return slot >> slot_to_segment_shift_; }
   std::vector<uint32_t> SegmentsInUse() const;
@@ -195,6 +201,7 @@ class RowCache {
     uint64_t arrival = 0;
     uint32_t pins = 0;
     bool dirty = false;
+    bool changed = false;  // since it was last in a snapshot
     bool cleaned = false;  // its evictable rows were written since it became a victim
     bool in_main = false;
     bool in_snapshot = false;

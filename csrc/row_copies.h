@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <deque>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -19,7 +20,8 @@ class RowCopies {
 
   static RowWrite WriteOf(const Tables& tables, const char* row) {
     const Table& table = tables[RowTable(row)];
-    return {table.schema.number, RowId(row), row + kPayloadOffset, table.layout.payload_size(), 0};
+    return {table.schema.number,         RowId(row), row + kPayloadOffset,
+            table.layout.payload_size(), 0,          (RowFlags(row) & kChanged) != 0};
   }
 
   // REQUIRES: the store's mutex.
@@ -30,8 +32,9 @@ class RowCopies {
       writes_.push_back(WriteOf(tables, cache.Row(slot)));
       bytes += writes_.back().payload_size;
     }
-    payloads_.resize(bytes);
-    char* to = payloads_.data();
+    payloads_ = std::make_unique_for_overwrite<char[]>(bytes);
+    bytes_ = writes_.capacity() * sizeof(RowWrite) + bytes;
+    char* to = payloads_.get();
     for (RowWrite& write : writes_) {
       std::memcpy(to, write.payload, write.payload_size);
       write.payload = to;
@@ -41,8 +44,9 @@ class RowCopies {
   RowCopies(RowCopies&&) = default;
   RowCopies& operator=(RowCopies&&) = default;
 
+  const std::vector<RowWrite>& all() const { return writes_; }
   size_t rows() const { return writes_.size(); }
-  size_t bytes() const { return writes_.capacity() * sizeof(RowWrite) + payloads_.capacity(); }
+  size_t bytes() const { return bytes_; }
 
   // Brings the rows into the order that RowStore::Write wants.
   const std::vector<RowWrite>& Sorted() {
@@ -58,7 +62,8 @@ class RowCopies {
 
  private:
   std::vector<RowWrite> writes_;
-  std::vector<char> payloads_;
+  std::unique_ptr<char[]> payloads_;
+  size_t bytes_;
 };
 
 }  // namespace damo

@@ -20,7 +20,8 @@ struct RowWrite {
   int64_t id;
   const char* payload;
   size_t payload_size;
-  uint64_t step;  // of a deletion; unused otherwise
+  uint64_t step;        // of a deletion; unused otherwise
+  bool changed = true;  // since it was last in a checkpoint; for those who call Write
 };
 
 // Walks one table's rows in ascending signed id order, as they are in the snapshot that it was made from.
@@ -43,9 +44,14 @@ class RowStoreSnapshot {
 };
 
 struct RowStoreStats {
-  uint64_t disk_bytes = 0;     // bytes of the files that hold rows
+  uint64_t disk_bytes = 0;     // bytes of the files that hold rows, the journal's among them
   uint64_t memory_bytes = 0;   // block cache, memtables, table readers
-  uint64_t bytes_written = 0;  // by flushes and compactions, since the store was opened
+  uint64_t bytes_written = 0;  // by flushes and compactions, and to the journal, since the store was opened
+};
+
+struct JournalSize {
+  uint64_t bytes = 0;
+  size_t files = 0;  // that a checkpoint takes
 };
 
 // Thread-safe: every method may be called from any thread at any time, and a Write that has returned is seen by every
@@ -73,10 +79,19 @@ class RowStore {
     return TakeSnapshot({&table, 1})->Scan(table, payload_size);
   }
 
-  // Writes the state as of this call into the new directory `path`, from which Open can start. Hard links where the
-  // file system allows it and `link` is set, copies otherwise; returns true if files were linked. Everything is synced.
-  // REQUIRES: `path` does not exist, its parent does.
+  // Writes the state as of this call into the new directory `path`, from which Open can start: what was written, and
+  // over that what is in the journal. Hard links where the file system allows it and `link` is set, copies otherwise;
+  // returns true if files were linked. Everything is synced. REQUIRES: `path` does not exist, its parent does.
   virtual bool Checkpoint(const std::string& path, bool link) = 0;
+
+  // The journal: rows that checkpoints hold although they were not written. It costs a fraction of writing them, and
+  // checkpoints share it. Of its calls, and Checkpoint, one at a time. Reads and scans do not see it.
+
+  // Adds rows, sorted or not, distinct; of those that were added before, the new ones count. After an error the journal
+  // has to be cleared. Throws kOutOfSpace or kIo.
+  virtual void AddToJournal(std::span<const RowWrite> rows) = 0;
+  virtual void ClearJournal() = 0;
+  virtual JournalSize journal_size() const = 0;
 
   // Gives memory that reads and writes have freed back to the system, if enough of it may have piled up since the last
   // time. To be called now and then, where some 20 ms do not matter.

@@ -8,22 +8,23 @@ namespace damo {
 
 void Snapshot::Begin() {
   active_ = true;
+  flag_ = journal_->Begin();
   for (uint32_t segment : cache_->SegmentsInUse()) {
-    if (cache_->BeginSnapshot(segment)) segments_.push_back(segment);
+    if (cache_->BeginSnapshot(segment, flag_)) segments_.push_back(segment);
   }
 }
 
 void Snapshot::Keep(std::span<const Slot> slots) {
-  std::vector<Slot> dirty;
+  std::vector<Slot> needed;
   for (Slot slot : slots) {
     if (!cache_->InSnapshot(cache_->SegmentOf(slot))) continue;
     char* row = cache_->Row(slot);
     if (RowFlags(row) & kKept) continue;
-    if (RowFlags(row) & kDirty) dirty.push_back(slot);
+    if (RowFlags(row) & flag_) needed.push_back(slot);
     SetRowFlags(row, RowFlags(row) | kKept);
   }
-  if (dirty.empty()) return;
-  RowCopies copies(*cache_, *tables_, dirty);
+  if (needed.empty()) return;
+  RowCopies copies(*cache_, *tables_, needed);
   const std::lock_guard lock(kept_mutex_);
   kept_bytes_ += copies.bytes();
   kept_.push_back(std::move(copies));
@@ -54,8 +55,8 @@ void Snapshot::WriteKept(std::unique_lock<std::mutex>& lock) {
   std::exception_ptr error;
   uint64_t rows = 0;
   try {
-    for (RowCopies& part : copies) {
-      rows_->Write(part.Sorted());
+    for (const RowCopies& part : copies) {
+      journal_->Add(part.all());
       rows += part.rows();
     }
   } catch (...) {
@@ -72,32 +73,25 @@ void Snapshot::WriteSegment(std::unique_lock<std::mutex>& lock) {
   const uint32_t segment = segments_.front();
   segments_.pop_front();
   std::vector<Slot> slots;
-  cache_->EndSnapshot(segment, &slots);
+  cache_->EndSnapshot(segment, flag_, &slots);
   if (slots.empty()) return;
-  // They count as clean from here on: an update that comes before the write is over makes them dirty again.
-  RowCopies copies(*cache_, *tables_, slots);
-  cache_->MarkRowsClean(slots);
-  cache_->Pin(segment);
+  const RowCopies copies(*cache_, *tables_, slots);
   lock.unlock();
   std::exception_ptr error;
   try {
-    rows_->Write(copies.Sorted());
+    journal_->Add(copies.all());
   } catch (...) {
     error = std::current_exception();
   }
   lock.lock();
-  cache_->Unpin(segment);
-  if (error) {
-    cache_->MarkRowsDirty(slots);
-    std::rethrow_exception(error);
-  }
+  if (error) std::rethrow_exception(error);
   rows_written_ += slots.size();
 }
 
-void Snapshot::End() {
+void Snapshot::End(bool complete) {
   std::vector<Slot> unwritten;
-  for (uint32_t segment : segments_) cache_->EndSnapshot(segment, &unwritten);
-  cache_->MarkRowsDirty(unwritten);
+  for (uint32_t segment : segments_) cache_->EndSnapshot(segment, flag_, &unwritten);
+  journal_->End(complete);
   segments_.clear();
   kept_.clear();
   kept_bytes_ = 0;

@@ -58,13 +58,14 @@ Store::Store(std::unique_ptr<RowStore> rows, const BudgetShares& shares, const S
       kernels_(SelectKernels(options.instruction_set)),
       process_(getpid()),
       rows_(std::move(rows)),
+      journal_(rows_.get()),
       cache_({shares.cache, 0, options.cache_bytes}),
       threads_(options.num_threads, ThreadPool::Kind::kOpenMp),
       outputs_(std::make_shared<BufferPool>(shares.outputs)),
       reads_wait_(options.direct_io) {
   for (int i = 0; i < threads_.threads(); ++i) scratch_.push_back(std::make_unique<Scratch>());
-  write_back_ = std::make_unique<WriteBack>(rows_.get(), &cache_, &tables_, &mutex_, &progress_);
-  snapshot_ = std::make_unique<Snapshot>(rows_.get(), &cache_, &tables_, &progress_, shares.reserve);
+  write_back_ = std::make_unique<WriteBack>(rows_.get(), &journal_, &cache_, &tables_, &mutex_, &progress_);
+  snapshot_ = std::make_unique<Snapshot>(&journal_, &cache_, &tables_, &progress_, shares.reserve);
 }
 
 Store::~Store() { Close(); }
@@ -214,6 +215,7 @@ void Store::Delete(uint16_t table, std::span<const int64_t> ids) {
     }
     if (writes.empty()) return;
     rows_->Write(writes);
+    journal_.NoteWritten(writes);
     for (const RowWrite& write : writes) {
       const uint32_t tag = HashTag(table, write.id);
       cache_.Erase(tag, cache_.Find(tag, table, write.id));
@@ -225,7 +227,7 @@ void Store::Delete(uint16_t table, std::span<const int64_t> ids) {
 RowSnapshot Store::TakeSnapshot(std::span<const uint16_t> tables) {
   Lock lock = Acquire();
   AwaitNoSnapshot(lock);
-  write_back_->Write(cache_.SegmentsInUse(), false, lock.data);
+  write_back_->WriteAll(lock.data);
   std::vector<RowSnapshot::Table> copies;
   std::vector<uint32_t> numbers;
   for (const uint16_t table : tables) {
@@ -242,7 +244,7 @@ RowSnapshot Store::TakeSnapshot(std::span<const uint16_t> tables) {
 void Store::Flush() {
   Lock lock = Acquire();
   AwaitNoSnapshot(lock);
-  write_back_->Write(cache_.SegmentsInUse(), false, lock.data);
+  write_back_->WriteAll(lock.data);
 }
 
 std::vector<TableState> Store::BeginCheckpoint() {
@@ -267,28 +269,36 @@ bool Store::WriteCheckpoint(const std::string& path, bool link) {
   if (closed_ && !snapshot_->active()) throw Error(ErrorCode::kClosed, "the store is closed");
   if (!snapshot_->active()) throw Error(ErrorCode::kInvalidArgument, "no checkpoint has begun");
   writes_checkpoint_ = true;
+  const auto fail = [&] {
+    if (!data.owns_lock()) data.lock();
+    EndCheckpoint(false);
+  };
   try {
     snapshot_->Write(data);
     data.unlock();
     const bool linked = rows_->Checkpoint(path, link);
     data.lock();
-    EndCheckpoint();
+    EndCheckpoint(true);
     return linked;
+  } catch (const Error& error) {
+    fail();
+    const std::string what = error.what();
+    const bool named = what.find(path) != std::string::npos;
+    throw named ? error : Error(error.code(), "checkpoint into " + path + ": " + what);
   } catch (...) {
-    if (!data.owns_lock()) data.lock();
-    EndCheckpoint();
+    fail();
     throw;
   }
 }
 
 void Store::AbandonCheckpoint() {
   std::unique_lock data(mutex_);
-  if (snapshot_->active() && !writes_checkpoint_) EndCheckpoint();
+  if (snapshot_->active() && !writes_checkpoint_) EndCheckpoint(false);
 }
 
-void Store::EndCheckpoint() {
+void Store::EndCheckpoint(bool complete) {
   writes_checkpoint_ = false;
-  snapshot_->End();
+  snapshot_->End(complete);
   write_back_->Release();
 }
 
@@ -300,7 +310,7 @@ void Store::Close() {
   {
     std::unique_lock data(mutex_);
     progress_.wait(data, [&] { return !writes_checkpoint_; });
-    if (snapshot_->active()) EndCheckpoint();
+    if (snapshot_->active()) EndCheckpoint(false);
   }
   loader_.reset();
   write_back_.reset();

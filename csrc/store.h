@@ -22,6 +22,7 @@
 
 #include "buffer_pool.h"
 #include "float_environment.h"
+#include "journal.h"
 #include "kernels.h"
 #include "row_cache.h"
 #include "row_snapshot.h"
@@ -252,7 +253,7 @@ class Store {
 
   Lock Acquire();
   void CheckProcess() const;
-  void EndCheckpoint();
+  void EndCheckpoint(bool complete);
   template <class F>
   void InRuns(uint16_t table, std::span<const int64_t> ids, F f);
 
@@ -306,6 +307,7 @@ class Store {
   std::mutex mutex_;                  // guards the cache against the write-back thread
   std::atomic<bool> closed_ = false;  // written under operation_mutex_
   std::unique_ptr<RowStore> rows_;
+  Journal journal_;
   std::deque<Table> tables_;
   RowCache cache_;
   ThreadPool threads_;

@@ -19,11 +19,15 @@ struct WriteBack::Taken {
   std::vector<Slot> slots;
 };
 
-WriteBack::WriteBack(RowStore* rows, RowCache* cache, const Tables* tables, std::mutex* store_mutex,
+WriteBack::WriteBack(RowStore* rows, Journal* journal, RowCache* cache, const Tables* tables, std::mutex* store_mutex,
                      std::condition_variable* progress)
-    : rows_(rows), cache_(cache), tables_(tables), mutex_(store_mutex), progress_(progress), thread_([this] {
-        Loop();
-      }) {}
+    : rows_(rows),
+      journal_(journal),
+      cache_(cache),
+      tables_(tables),
+      mutex_(store_mutex),
+      progress_(progress),
+      thread_([this] { Loop(); }) {}
 
 WriteBack::~WriteBack() {
   {
@@ -39,8 +43,23 @@ void WriteBack::Wake() {
   work_.notify_one();
 }
 
-void WriteBack::Write(const std::vector<uint32_t>& segments, bool evictable_only, std::unique_lock<std::mutex>& lock) {
+void WriteBack::WriteEvictable(const std::vector<uint32_t>& segments, std::unique_lock<std::mutex>& lock) {
   WaitIdle(lock);
+  Write(segments, true, [&](std::span<const RowWrite> rows) { journal_->NoteWritten(rows); });
+}
+
+void WriteBack::WriteAll(std::unique_lock<std::mutex>& lock) {
+  WaitIdle(lock);
+  journal_->Clear();
+  const std::vector<uint32_t> segments = cache_->SegmentsInUse();
+  Write(segments, false, [](std::span<const RowWrite>) {});
+  for (uint32_t segment : segments) cache_->MarkClean(segment);
+  journal_->Clear(/*all_written=*/true);
+}
+
+// Calls written(rows) for those of each write.
+template <class F>
+void WriteBack::Write(const std::vector<uint32_t>& segments, bool evictable_only, F written) {
   std::vector<Slot> slots;
   std::vector<RowWrite> writes;
   size_t bytes = 0;
@@ -56,13 +75,12 @@ void WriteBack::Write(const std::vector<uint32_t>& segments, bool evictable_only
     }
     RowCopies::SortByKey(&writes);
     rows_->Write(writes);
+    written(writes);
     rows_written_ += writes.size();
     cache_->MarkRowsClean(slots);
     slots.clear();
     bytes = 0;
   }
-  if (evictable_only) return;
-  for (uint32_t segment : segments) cache_->MarkClean(segment);
 }
 
 // Of slots[first] and those behind it.
@@ -114,6 +132,7 @@ void WriteBack::Loop() {
     bool written = true;
     try {
       rows_->Write(copies.Sorted());
+      journal_->NoteWritten(copies.all());
     } catch (...) {
       // The rows stay dirty in the cache. Whoever needs their room writes them again, and gets the error.
       written = false;

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "journal.h"
 #include "row_cache.h"
 #include "row_copies.h"
 #include "row_store.h"
@@ -22,13 +23,15 @@ class WriteBack {
   using Tables = RowCopies::Tables;
 
   // Notifies `progress`, which goes with `store_mutex`, whenever a write in the background has ended.
-  WriteBack(RowStore* rows, RowCache* cache, const Tables* tables, std::mutex* store_mutex,
+  WriteBack(RowStore* rows, Journal* journal, RowCache* cache, const Tables* tables, std::mutex* store_mutex,
             std::condition_variable* progress);
   ~WriteBack();
 
-  // Writes rows of `segments` that are dirty; with `evictable_only`, those that an eviction now would drop. When it
-  // throws, every row that was not written still is dirty.
-  void Write(const std::vector<uint32_t>& segments, bool evictable_only, std::unique_lock<std::mutex>& lock);
+  // Writes the rows of `segments` that an eviction now would drop and that are dirty. When it throws, every row that
+  // was not written still is dirty.
+  void WriteEvictable(const std::vector<uint32_t>& segments, std::unique_lock<std::mutex>& lock);
+  // Writes all rows that are dirty, after which checkpoints need no journal. As to errors, as above.
+  void WriteAll(std::unique_lock<std::mutex>& lock);
 
   // Waits until done() holds, and begins no write in the background meanwhile. REQUIRES: who makes it hold notifies
   // `progress`.
@@ -62,11 +65,14 @@ class WriteBack {
  private:
   struct Taken;
 
+  template <class F>
+  void Write(const std::vector<uint32_t>& segments, bool evictable_only, F written);
   void Loop();
   Taken Take();
   size_t PayloadBytes(const std::vector<Slot>& slots, size_t first) const;
 
   RowStore* const rows_;
+  Journal* const journal_;
   RowCache* const cache_;
   const Tables* const tables_;
   std::mutex* const mutex_;

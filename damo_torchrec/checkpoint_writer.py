@@ -1,10 +1,6 @@
 """Writes a store's checkpoints: in the calling thread, or in one of its own while training goes on."""
 
-import contextlib
 import logging
-import os
-import sys
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +14,6 @@ from damo_torchrec.manifest import Manifest
 # Contents of files beside the rows, by name, for a manifest.
 Files = Callable[[Manifest], Mapping[str, bytes]]
 
-_LEAST_PRIORITY = 19
 _log = logging.getLogger(__name__)
 
 
@@ -80,7 +75,7 @@ class CheckpointWriter:
                 return target
 
             if self._thread is None:
-                self._thread = ThreadPoolExecutor(1, "damo-checkpoint", initializer=_give_way)
+                self._thread = ThreadPoolExecutor(1, "damo-checkpoint")
             self._last = self._thread.submit(write)
             return self._last
         except BaseException:
@@ -113,10 +108,3 @@ def _write_beside_rows(staged: Path, manifest: Manifest, contents: Mapping[str, 
     for name, content in contents.items():
         (staged / name).write_bytes(content)
     manifest.write(staged)
-
-
-def _give_way() -> None:
-    """Has the calling thread take processor time that others leave, as far as the system knows that."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_PRIORITY)

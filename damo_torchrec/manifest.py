@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from damo_torchrec.errors import CorruptionError
 
 # 2 adds rows of 16-bit weights. A store without any is written as 1, which earlier releases read.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _FLOAT32 = "float32"
 FILE_NAME = "manifest.json"
 
@@ -113,11 +113,16 @@ class Manifest:
                 del table["schema"]["row_dtype"]
             else:
                 version = 2
+        if any(name.endswith(".log") for name in files):
+            version = 3
         text = json.dumps({"format_version": version, "sha256": digest_of(body), "manifest": body}, indent=1)
         (directory / FILE_NAME).write_text(text + "\n")
 
     def check_files(self, directory: Path) -> None:
         """Raises CorruptionError if a file of the checkpoint `directory` is missing or not as it was written."""
+        for log in directory.rglob("*.log"):  # which RocksDB would apply
+            if str(log.relative_to(directory)) not in self.files:
+                raise CorruptionError(f"{log} is no file of the checkpoint {directory}: it is of another checkpoint")
         for damage in self.file_findings(directory):
             raise CorruptionError(
                 f"{damage.path} is damaged, or belongs to another checkpoint: "
@@ -198,8 +203,8 @@ def parse(value: Any, kind: Any, where: str) -> Any:
 
 
 def file_digest(path: Path) -> str | None:
-    """SHA-256 of a file; None for table files, which have checksums of their own."""
-    if path.suffix == ".sst":
+    """SHA-256 of a file; None for RocksDB's table files and logs, which have checksums of their own."""
+    if path.suffix in (".sst", ".log"):
         return None
     digest = hashlib.sha256()
     with path.open("rb") as file:

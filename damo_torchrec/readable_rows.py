@@ -9,12 +9,12 @@ from pathlib import Path
 from damo_torchrec import _core
 from damo_torchrec.errors import DamoError
 from damo_torchrec.records import END_OF_KEYS, key_number, named_table_file
-from damo_torchrec.verification import table_file_finding
+from damo_torchrec.verification import row_file_finding
 
 
 @dataclass(frozen=True)
 class LostFile:
-    """A table file that cannot be read. Its records' keys are from `first` on, below `end`.
+    """A table file, or log, of which not all can be read. The keys of its records are from `first` on, below `end`.
 
     Args:
         path: the file, or the directory of rows if nothing tells which it is.
@@ -36,26 +36,34 @@ def open_rows(
 
     Args:
         rows: a checkpoint's; nothing is changed there.
-        sizes: in bytes, of the table files that there should be, by name. None: not known.
+        sizes: in bytes, of the table files and logs that there should be, by name. None: not known.
         payload_sizes: by table number.
         scratch: a new directory, for a database of the table files that are left.
 
     Returns: None for a reader if there are no records; and the files that are lost.
     """
     there = {file.name: file.stat().st_size for file in rows.glob("*.sst")}
+    if sizes is None:
+        logs = {file.name: file.stat().st_size for file in rows.glob("*.log")}
+    else:
+        logs = {name: size for name, size in sizes.items() if name.endswith(".log")}
+        sizes = {name: size for name, size in sizes.items() if name not in logs}
+    damages = {rows / name: _damage(rows / name, size) for name, size in logs.items()}
+    # Of which keys the records are that are missing, nothing tells.
+    lost = [LostFile(log, reason) for log, reason in damages.items() if reason is not None]
     listed = _listed_files(rows, there, sizes)
     refused, refusal = None, ""
-    if listed is not None:
+    if listed is not None and not lost:
         try:
             return _core.RecordReader(str(rows), dict(payload_sizes)), []
         except DamoError as error:
             refused, refusal = named_table_file(rows, str(error)), str(error)
-    lost: list[LostFile] = []
     if sizes is None and listed is None:
         lost.append(LostFile(rows, "which table files it had is not known"))
     if sizes is None:
         sizes = there if listed is None else {name: file.size for name, file in listed.items()}
-    kept = _rebuild([rows / n for n, size in sizes.items() if there.get(n) == size and rows / n != refused], scratch)
+    tables = [rows / n for n, size in sizes.items() if there.get(n) == size and rows / n != refused]
+    kept = _rebuild(tables + [log for log in damages if log.is_file()], scratch)
     for name, size in sorted(sizes.items()):
         if name not in kept:
             reason = _damage(rows / name, size)
@@ -78,7 +86,10 @@ def _listed_files(
 
 
 def _rebuild(files: list[Path], scratch: Path) -> set[str]:
-    """Makes `scratch` a database of the records of those files that can be read from end to end: their names."""
+    """Makes `scratch` a database of the records of those table files that can be read from end to end, and of logs.
+
+    Returns: names of table files, those among them.
+    """
     scratch.mkdir()
     for file in files:
         try:
@@ -96,7 +107,7 @@ def _damage(file: Path, size: int) -> str | None:
         return "missing"
     if file.stat().st_size != size:
         return f"expected {size} bytes, found {file.stat().st_size}"
-    finding = table_file_finding(file)
+    finding = row_file_finding(file)
     return None if finding is None else finding.found
 
 

@@ -1,8 +1,8 @@
 """Saving what can be saved of a damaged checkpoint, in a new one.
 
 Rows are read in the order of their keys. Where a block cannot be read, the ids that it may hold are lost, whatever
-other files say of them, so that no older value takes the place of the newest. Only if a whole table file is lost are
-rows kept that may be older than they were, and the losses say so.
+other files say of them, so that no older value takes the place of the newest. Only if a whole table file is lost, or
+some of a journal, are rows kept that may be older than they were, and the losses say so.
 """
 
 import shutil
@@ -128,7 +128,7 @@ class _Job:
     def _save_rows(self, target: Path, scratch: Path) -> dict[int, _core.RecordTally]:
         rows, tables = self._source / ROWS, self.manifest.tables
         files = self.manifest.files.items()
-        sizes = {Path(name).name: file.size for name, file in files if name.endswith(".sst")}
+        sizes = {Path(name).name: file.size for name, file in files if name.endswith((".sst", ".log"))}
         reader, lost_files = open_rows(
             rows, sizes if self.has_manifest else None, payload_sizes(tables), scratch / "rebuilt"
         )

@@ -46,6 +46,16 @@ def checkpoints_of(path: Path) -> list[Path]:
     return sorted(entry for entry in (path / CHECKPOINTS).glob("[!.]*") if entry.is_dir())
 
 
+def row_file_finding(file: Path) -> Finding | None:
+    """What is wrong with a table file or a log, by itself."""
+    if file.suffix == ".log":
+        try:
+            _core.verify_log_file(str(file))
+        except DamoError as error:
+            return Finding(file, "a log of RocksDB with records that match their checksums", str(error))
+    return table_file_finding(file) if file.suffix == ".sst" else None
+
+
 def table_file_finding(file: Path) -> Finding | None:
     """What is wrong with a table file, by itself."""
     try:
@@ -92,7 +102,7 @@ def _file_findings(checkpoint: Path, manifest: Manifest | None, progress: Progre
         progress(f"files of {checkpoint}", done, len(files))
         if manifest is not None and file not in named:
             yield Finding(file, "no file that the manifest does not name", "one")
-        elif file.suffix == ".sst" and named.get(file) is None and (finding := table_file_finding(file)) is not None:
+        elif named.get(file) is None and (finding := row_file_finding(file)) is not None:
             yield finding
 
 
@@ -111,14 +121,16 @@ def _row_findings(
     """What is wrong with rows, but for what follows from damage of files that is known already."""
     rows = checkpoint / ROWS
     named = [checkpoint / name for name in manifest.files] if manifest is not None else []
-    if any(file in damaged and file.name.startswith(("CURRENT", "MANIFEST-")) for file in named):
+    if any(
+        file in damaged and (file.name.startswith(("CURRENT", "MANIFEST-")) or file.suffix == ".log") for file in named
+    ):
         return  # RocksDB may open other rows than these
     tables = manifest.tables if manifest is not None else {}
     try:
         reader = _core.RecordReader(str(rows), payload_sizes(tables))
     except DamoError as error:
         file = named_table_file(rows, str(error))
-        known = file in damaged if file is not None else any(file.suffix == ".sst" for file in damaged)
+        known = file in damaged if file is not None else any(file.suffix in (".sst", ".log") for file in damaged)
         if not known:
             yield Finding(file or rows, "rows that RocksDB opens", str(error))
         return

@@ -50,14 +50,21 @@ class Sample:
         """The checkpoint's table files, by their names in it."""
         return sorted(f"rows/{file.name}" for file in (self.checkpoint / "rows").glob("*.sst"))
 
+    def logs(self) -> list[str]:
+        """The files of its journal, oldest first."""
+        return sorted(f"rows/{file.name}" for file in (self.checkpoint / "rows").glob("*.log"))
+
     def other_files(self) -> list[str]:
         """All other files that the manifest names."""
         files = [file for file in self.checkpoint.rglob("*") if file.is_file() and file.suffix != ".sst"]
         return sorted(str(file.relative_to(self.checkpoint)) for file in files if file.name != "manifest.json")
 
 
-def make_sample(path: Path) -> Sample:
-    """Writes the same ids again and again, so that most rows have older versions in other files; and deletes some."""
+def make_sample(path: Path, journal: bool = False) -> Sample:
+    """Writes the same ids again and again, so that most rows have older versions in other files; and deletes some.
+
+    With `journal`, the newest rows are in logs alone.
+    """
     generator = torch.Generator().manual_seed(0)
     with small_store(path / "store") as store:
         model = Model(store)
@@ -69,6 +76,8 @@ def make_sample(path: Path) -> Sample:
                     ids = ids * 0x9E3779B97F4A7C15
                 table.set(ids, torch.rand(n, table.dim, generator=generator))
                 table.delete(ids[:50])
+            if not journal or step < 4:
+                store.flush()
             checkpoint = damo.save_model(model)
     return Sample(path / "store", checkpoint, records_of(checkpoint, path / "read"))
 

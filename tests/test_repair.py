@@ -24,6 +24,11 @@ def sample(tmp_path_factory) -> Sample:
     return make_sample(tmp_path_factory.mktemp("sample"))
 
 
+@pytest.fixture(scope="module")
+def journal_sample(tmp_path_factory) -> Sample:
+    return make_sample(tmp_path_factory.mktemp("journal"), journal=True)
+
+
 def repaired(path: Path, schemas: Path | None = None) -> Repair:
     target = path.parent / f"repaired-{path.name}"
     return repair(path, target, lambda *_: None, schemas)
@@ -125,6 +130,33 @@ def test_what_a_damaged_table_file_costs_is_listed(sample, tmp_path, damage):
     assert done.findings == []
 
 
+def test_a_journal_is_saved_whole(journal_sample, tmp_path):
+    done = repaired(journal_sample.copy(tmp_path / "checkpoint"))
+    assert done.losses == done.findings == []
+    assert check(journal_sample, done) == {}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_what_a_damaged_log_costs_is_listed(journal_sample, tmp_path, damage):
+    """Older records may take the place of those that were in it."""
+    for file in journal_sample.logs():
+        checkpoint = journal_sample.copy(tmp_path / Path(file).name)
+        damage(checkpoint / file)
+        done = repaired(checkpoint)
+        check(journal_sample, done)
+        assert {loss.path for loss in done.losses} == {checkpoint / file}
+        assert all((loss.ids.first, loss.ids.end) == WHOLE and loss.may_be_older for loss in done.losses)
+        assert [finding.path for finding in done.findings] in ([], [checkpoint / "rows"])
+
+
+def test_a_journal_is_saved_without_rocksdbs_own_files(journal_sample, tmp_path):
+    checkpoint = journal_sample.copy(tmp_path / "checkpoint")
+    next((checkpoint / "rows").glob("MANIFEST-*")).unlink()
+    done = repaired(checkpoint)
+    assert done.losses == done.findings == []
+    assert check(journal_sample, done) == {}
+
+
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "deleted"])
 @pytest.mark.parametrize("kind", ["CURRENT", "MANIFEST-*", "OPTIONS-*"])
 def test_without_rocksdbs_own_files_all_rows_are_saved(sample, tmp_path, kind, damage):
@@ -204,6 +236,7 @@ def test_a_file_that_is_too_many_is_not_read(sample, tmp_path):
         Model(store)
         for _ in range(3):
             store.table("a").set(range(1000), torch.zeros(1000, 8))
+            store.flush()
             other = store.checkpoint()
     checkpoint = sample.copy(tmp_path / "checkpoint")
     shutil.copy(next((other / "rows").glob("*.sst")), checkpoint / "rows" / "000099.sst")
@@ -363,6 +396,7 @@ def test_all_of_int64_is_searched_for_readable_rows(tmp_path):
             ids = torch.arange(100)
             ids = torch.cat([ids + least, ids * 2**40, largest - ids])
             store.table(name).set(ids, torch.rand(len(ids), 4))
+        store.flush()
         checkpoint = store.checkpoint()
     made = Sample(tmp_path / "store", checkpoint, records_of(checkpoint, tmp_path / "read"))
     (file,) = made.files()

@@ -22,6 +22,11 @@ def sample(tmp_path_factory) -> Sample:
     return make_sample(tmp_path_factory.mktemp("sample"))
 
 
+@pytest.fixture(scope="module")
+def journal_sample(tmp_path_factory) -> Sample:
+    return make_sample(tmp_path_factory.mktemp("journal"), journal=True)
+
+
 def findings(path: Path) -> list[Finding]:
     return list(verify(path, lambda *_: None))
 
@@ -71,6 +76,20 @@ def test_any_other_damaged_file_is_named(sample, tmp_path, damage):
         expected = set() if (file, damage) == ("manifest.json", DAMAGES["longer"]) else {file}  # white space
         assert named(checkpoint) == expected
     assert kinds == {"line.json", "manifest.json", "model.pt", "module.pickle", "CURRENT", "MANIFEST", "OPTIONS"}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_log_is_named(journal_sample, tmp_path, damage):
+    assert len(journal_sample.logs()) == 3
+    for file in journal_sample.logs():
+        checkpoint = journal_sample.copy(tmp_path / Path(file).name)
+        assert named(checkpoint) == set()
+        damage(checkpoint / file)
+        assert named(checkpoint) == {file}
+        with pytest.raises(damo.CorruptionError, match=r"damaged|missing|bytes"):
+            damo.EmbeddingStore(tmp_path / "store", restore=checkpoint)
+        with pytest.raises(damo.CorruptionError, match=r"damaged|missing|bytes"):
+            damo.EmbeddingStore(checkpoint, read_only=True)
 
 
 def test_no_bit_of_a_table_file_that_holds_something_changes_unseen(sample, tmp_path):

@@ -35,7 +35,9 @@ def export(model: nn.Module, args: Any, path: str | os.PathLike[str] | None = No
     def files(_: Manifest) -> dict[str, bytes]:
         return {DENSE_FILE: dense_graph(model, args)}
 
-    return store_of(model)._checkpoint(path, files)
+    store = store_of(model)
+    store.flush()  # so that it has no journal, which a server would have to write first
+    return store._checkpoint(path, files)
 
 
 def dense_graph(model: nn.Module, args: Any) -> bytes:

@@ -122,6 +122,7 @@ TEST(RocksDbRowChangesTest, AreThoseOfAFullScanWhateverHappens) {
         }
         case 2: {
           const std::string checkpoint = directory / std::to_string(operation);
+          store->Flush();
           store->Checkpoint(checkpoint, /*link=*/true);  // each leaves a table file, and compactions merge them
           const auto [read, files] = FilesRead(checkpoint, 1, store->iter(0));
           passed_over += files - read;
@@ -147,8 +148,10 @@ TEST(RocksDbRowChangesTest, ADeletedRowDoesNotComeBackFromAnOlderFile) {
   const auto store = OpenStore({}, testing::kRoomyCache, testing::Create(directory / "live"));
   store->OpenTable(PlainTable("t", 1, kDim));
   Step(store.get(), 0, {1, 2}, 1);
+  store->Flush();
   store->Checkpoint(directory / "rows", true);
   store->Delete(0, std::vector<int64_t>{1});
+  store->Flush();
   store->Checkpoint(directory / "tombstone", true);  // a file without rows
   const Changed changed = ChangesSince(store.get(), 0, 1);
   EXPECT_EQ(testing::IdsOf(changed.rows), std::vector<int64_t>{2});
@@ -165,11 +168,13 @@ TEST(RocksDbRowChangesTest, FewFilesAreReadForFewChanges) {
   store->OpenTable(PlainTable("other", 2, 64));
   constexpr int64_t kRows = 100'000;  // of some 28 MB
   for (int64_t first = 0; first < kRows; first += 5000) Step(store.get(), 0, Range(first, first + 5000), 1);
+  store->Flush();
   store->Checkpoint(directory / "before", true);
   const uint32_t since = store->iter(0) + 1;
   std::vector<int64_t> ids;
   for (int64_t id = 0; id < kRows; id += 100) ids.push_back(id);  // 1 %, everywhere
   Step(store.get(), 0, ids, 1);
+  store->Flush();
   store->Checkpoint(directory / "after", true);
   const auto [read, files] = FilesRead(directory / "after", 1, since);
   EXPECT_EQ(read, 1u);

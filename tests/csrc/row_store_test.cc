@@ -33,6 +33,7 @@ using testing::ScanAll;
 using testing::Table;
 using testing::TemporaryDirectory;
 using testing::Write;
+using testing::WritesOf;
 
 constexpr size_t kSize = 88;
 constexpr int64_t kMin = std::numeric_limits<int64_t>::min();
@@ -132,6 +133,60 @@ TEST_P(RowStoreTest, OneWriteSpansTables) {
   store_->Write(rows);
   EXPECT_EQ(ScanAll(store_.get(), 1, kSize), (Table{{7, a}}));
   EXPECT_EQ(ScanAll(store_.get(), 2, 16), (Table{{-7, b}}));
+}
+
+TEST_P(RowStoreTest, CheckpointsHoldTheJournalOverWhatWasWritten) {
+  const Changes written = {{1, Payload(kSize, 1, 1)}, {2, Payload(kSize, 1, 2)}, {kMin, Payload(kSize, 1, kMin)}};
+  Write(store_.get(), 1, written);
+  // Larger than the blocks and the buffer of a log; what comes later counts.
+  Changes large;
+  for (int64_t id = 100; id < 30000; ++id) large[id] = Payload(kSize, 1, id);
+  store_->AddToJournal(WritesOf(1, {{1, Payload(kSize, 1, 1, 7)}, {5, Payload(kSize, 1, 5)}}));
+  store_->AddToJournal(WritesOf(1, large));
+  store_->Checkpoint(directory_ / "first", /*link=*/true);
+  store_->AddToJournal(
+      WritesOf(1, {{kMax, Payload(kSize, 1, kMax)}, {2, std::nullopt}, {1, Payload(kSize, 1, 1, 8)}}, 6));
+  store_->Checkpoint(directory_ / "second", /*link=*/true);
+  store_->Checkpoint(directory_ / "copied", /*link=*/false);
+  EXPECT_GT(store_->journal_size().bytes, 29900 * kSize);
+  EXPECT_EQ(ScanAll(store_.get(), 1, kSize).size(), 3u) << "scans see the journal";
+
+  Table expected = {
+      {1, Payload(kSize, 1, 1, 7)}, {2, *written.at(2)}, {kMin, *written.at(kMin)}, {5, Payload(kSize, 1, 5)}};
+  for (const auto& [id, payload] : large) expected[id] = *payload;
+  EXPECT_EQ(ScanAll(Restore(directory_ / "first").get(), 1, kSize), expected);
+  expected[1] = Payload(kSize, 1, 1, 8);
+  expected[kMax] = Payload(kSize, 1, kMax);
+  expected.erase(2);
+  for (const std::string name : {"second", "copied"}) {
+    const std::unique_ptr<RowStore> restored = Restore(directory_ / name);
+    EXPECT_EQ(ScanAll(restored.get(), 1, kSize), expected);
+    EXPECT_EQ(restored->journal_size().bytes, 0u);
+    const std::string step("\x06\0\0\0\0\0\0\0", 8);
+    const uint32_t table = 1;
+    const auto records = restored->TakeSnapshot({&table, 1})->Scan(table | kDeletionBit, step.size());
+    EXPECT_EQ(ReadAll(records.get(), step.size()), (Table{{2, step}}));
+    // What is written to what was restored is newer than the journal, and so is its own.
+    Write(restored.get(), 1, {{1, Payload(kSize, 1, 1, 9)}, {5, std::nullopt}});
+    restored->AddToJournal(WritesOf(1, {{2, Payload(kSize, 1, 2, 9)}}));
+    restored->Checkpoint(directory_ / ("again " + name), /*link=*/true);
+    Table again = expected;
+    again[1] = Payload(kSize, 1, 1, 9);
+    again[2] = Payload(kSize, 1, 2, 9);
+    again.erase(5);
+    EXPECT_EQ(ScanAll(Restore(directory_ / ("again " + name)).get(), 1, kSize), again);
+  }
+}
+
+TEST_P(RowStoreTest, AClearedJournalIsInNoLaterCheckpoint) {
+  Write(store_.get(), 1, {{1, Payload(kSize, 1, 1)}});
+  store_->AddToJournal(WritesOf(1, {{1, Payload(kSize, 1, 1, 2)}, {2, Payload(kSize, 1, 2)}}));
+  store_->Checkpoint(directory_ / "before", /*link=*/true);
+  store_->ClearJournal();
+  EXPECT_EQ(store_->journal_size().bytes, 0u);
+  store_->Checkpoint(directory_ / "after", /*link=*/true);
+  EXPECT_EQ(ScanAll(Restore(directory_ / "after").get(), 1, kSize), (Table{{1, Payload(kSize, 1, 1)}}));
+  EXPECT_EQ(ScanAll(Restore(directory_ / "before").get(), 1, kSize).size(), 2u) << "its files went with the journal";
 }
 
 TEST_P(RowStoreTest, DeletedRowsComeBackWhenWrittenAgain) {

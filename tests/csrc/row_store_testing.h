@@ -39,12 +39,17 @@ class TemporaryDirectory {
 using Table = std::map<int64_t, std::string>;
 using Changes = std::map<int64_t, std::optional<std::string>>;
 
-inline void Write(RowStore* store, uint32_t table, const Changes& changes, uint64_t step = 0) {
+// They last as long as `changes` do.
+inline std::vector<RowWrite> WritesOf(uint32_t table, const Changes& changes, uint64_t step = 0) {
   std::vector<RowWrite> rows;
   for (const auto& [id, payload] : changes) {
     rows.push_back({table, id, payload ? payload->data() : nullptr, payload ? payload->size() : 0, step});
   }
-  store->Write(rows);
+  return rows;
+}
+
+inline void Write(RowStore* store, uint32_t table, const Changes& changes, uint64_t step = 0) {
+  store->Write(WritesOf(table, changes, step));
 }
 
 // The rows that are there. `ids` must ascend.

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <future>
 #include <memory>
+#include <random>
 #include <string>
 #include <thread>
 #include <utility>
@@ -117,6 +118,41 @@ TEST_F(SnapshotTest, UnderPressureUpdatesWaitAndNothingIsLost) {
     EXPECT_TRUE(Read(std::to_string(round)) == expected);
   }
   EXPECT_TRUE(Contents(store.get(), 0) == Contents(same.get(), 0));
+}
+
+// Between checkpoints rows are updated, set, deleted and made again, evicted, written all, and the disk fails now and
+// then: whatever was where, each checkpoint that is complete holds what the tables held.
+TEST_F(SnapshotTest, CheckpointsAreWholeWhateverHappensBetweenThem) {
+  for (const size_t cache_bytes : {testing::kRoomyCache, testing::kTightCache}) {
+    FailOnce fail;
+    const std::unique_ptr<Store> store = Open(cache_bytes, [&] { fail(); });
+    const std::unique_ptr<Store> same = Open();
+    std::mt19937 random(5);
+    const auto below = [&](uint32_t n) { return static_cast<int64_t>(random() % n); };
+    int complete = 0;
+    for (int n = 0; n < 150; ++n) {
+      const int64_t first = below(2 * kRows), last = first + below(400);
+      const std::vector<int64_t> ids = Range(first, last + 1);
+      const std::vector<float> weights(ids.size() * kDim, static_cast<float>(n));
+      const int64_t kind = below(10);
+      for (Store* s : {store.get(), same.get()}) {
+        if (kind < 5) Step(s, 0, ids, static_cast<float>(n));
+        if (kind == 5) s->Set(0, ids, weights.data());
+        if (kind == 6) s->Delete(0, ids);
+      }
+      if (kind == 7 && n % 4 == 0) store->Flush();
+      if (kind < 8) continue;
+      const std::string name = std::to_string(cache_bytes) + "-" + std::to_string(n);
+      fail.Arm(n % 3 == 0 ? 1 : 0);
+      const auto error = testing::ErrorOf([&] { store->Checkpoint(directory_ / name, false); });
+      EXPECT_EQ(error.has_value(), n % 3 == 0 && fail.Fired());
+      fail.Arm(0);
+      if (error) continue;
+      ++complete;
+      ASSERT_TRUE(Read(name) == Contents(same.get(), 0)) << name;
+    }
+    EXPECT_GT(complete, 15);
+  }
 }
 
 TEST_F(SnapshotTest, AnUpdateThatTheReserveHasNoRoomForWaits) {

@@ -206,6 +206,12 @@ class HookedStore : public RowStore {
     return rows_->TakeSnapshot(tables);
   }
   bool Checkpoint(const std::string& path, bool link) override { return rows_->Checkpoint(path, link); }
+  void AddToJournal(std::span<const RowWrite> rows) override {
+    before_write_();
+    rows_->AddToJournal(rows);
+  }
+  void ClearJournal() override { rows_->ClearJournal(); }
+  JournalSize journal_size() const override { return rows_->journal_size(); }
   RowStoreStats Stats() const override { return rows_->Stats(); }
   void Close() override { rows_->Close(); }
 

@@ -97,6 +97,7 @@ class WriteBackTest : public ::testing::Test {
 
   std::function<void()> before_write_ = [] {};
   WriteLog rows_{[this] { before_write_(); }};
+  Journal journal_{&rows_};
   RowCache cache_{{4000 * kSegment, kSegment, 0}};
   WriteBack::Tables tables_;
   std::mutex mutex_;
@@ -104,7 +105,7 @@ class WriteBackTest : public ::testing::Test {
 };
 
 TEST_F(WriteBackTest, WritesEveryDirtyRowOnceAndInOrder) {
-  WriteBack write_back(&rows_, &cache_, &tables_, &mutex_, &progress_);
+  WriteBack write_back(&rows_, &journal_, &cache_, &tables_, &mutex_, &progress_);
   std::unique_lock lock(mutex_);
   std::mt19937_64 random(1);
   std::set<int64_t> ids[2] = {{std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max()}, {}};
@@ -113,25 +114,25 @@ TEST_F(WriteBackTest, WritesEveryDirtyRowOnceAndInOrder) {
   for (uint16_t table = 0; table < 2; ++table) {
     for (const int64_t id : ids[table]) slots.push_back(Add(table, id));
   }
-  write_back.Write(cache_.SegmentsInUse(), false, lock);
+  write_back.WriteAll(lock);
   for (uint16_t table = 0; table < 2; ++table) ExpectStored(table, ids[table]);
   EXPECT_EQ(rows_.rows_written(), slots.size());
   EXPECT_TRUE(std::none_of(slots.begin(), slots.end(), [&](Slot slot) { return IsDirty(slot); }));
-  write_back.Write(cache_.SegmentsInUse(), false, lock);
+  write_back.WriteAll(lock);
   EXPECT_EQ(rows_.rows_written(), slots.size()) << "clean rows were written again";
 }
 
 TEST_F(WriteBackTest, LeavesRowsThatEvictionKeeps) {
-  WriteBack write_back(&rows_, &cache_, &tables_, &mutex_, &progress_);
+  WriteBack write_back(&rows_, &journal_, &cache_, &tables_, &mutex_, &progress_);
   std::unique_lock lock(mutex_);
   const Slot used = Add(0, 1), unused = Add(0, 2);
   cache_.BeginOperation();
   cache_.Touch(used);
-  write_back.Write(cache_.SegmentsInUse(), true, lock);
+  write_back.WriteEvictable(cache_.SegmentsInUse(), lock);
   EXPECT_TRUE(IsDirty(used));
   EXPECT_FALSE(IsDirty(unused));
   ExpectStored(0, {2});
-  write_back.Write(cache_.SegmentsInUse(), false, lock);
+  write_back.WriteAll(lock);
   EXPECT_FALSE(IsDirty(used));
   ExpectStored(0, {1, 2});
 }
@@ -139,7 +140,7 @@ TEST_F(WriteBackTest, LeavesRowsThatEvictionKeeps) {
 TEST_F(WriteBackTest, WhatAFailedWriteLeftIsWrittenNextTime) {
   FailOnce failure;
   before_write_ = [&] { failure(); };
-  WriteBack write_back(&rows_, &cache_, &tables_, &mutex_, &progress_);
+  WriteBack write_back(&rows_, &journal_, &cache_, &tables_, &mutex_, &progress_);
   std::unique_lock lock(mutex_);
   std::set<int64_t> ids;
   std::vector<Slot> slots;
@@ -148,17 +149,17 @@ TEST_F(WriteBackTest, WhatAFailedWriteLeftIsWrittenNextTime) {
     slots.push_back(Add(0, id));
   }
   failure.Arm(2);
-  ExpectError(ErrorCode::kIo, {"on fire"}, [&] { write_back.Write(cache_.SegmentsInUse(), false, lock); });
+  ExpectError(ErrorCode::kIo, {"on fire"}, [&] { write_back.WriteAll(lock); });
   const auto dirty = std::count_if(slots.begin(), slots.end(), [&](Slot slot) { return IsDirty(slot); });
   EXPECT_EQ(static_cast<size_t>(dirty), slots.size() - rows_.rows_written());
   EXPECT_GT(dirty, 0);
-  write_back.Write(cache_.SegmentsInUse(), false, lock);
+  write_back.WriteAll(lock);
   EXPECT_EQ(rows_.rows_written(), slots.size());
   ExpectStored(0, ids);
 }
 
 TEST_F(WriteBackTest, CleansWhatWillBeEvictedInTheBackground) {
-  WriteBack write_back(&rows_, &cache_, &tables_, &mutex_, &progress_);
+  WriteBack write_back(&rows_, &journal_, &cache_, &tables_, &mutex_, &progress_);
   std::unique_lock lock(mutex_);
   for (int64_t id = 0; id < 500; ++id) Add(0, id);
   const std::vector<uint32_t> victims = cache_.NextVictims(4);
@@ -174,14 +175,14 @@ TEST_F(WriteBackTest, CleansWhatWillBeEvictedInTheBackground) {
   std::vector<Slot> dirty;
   cache_.CollectDirty(victims[0], true, &dirty);
   EXPECT_TRUE(dirty.empty());
-  write_back.Write(cache_.SegmentsInUse(), false, lock);
+  write_back.WriteAll(lock);
   EXPECT_EQ(rows_.rows_written(), 500u) << "rows were written twice";
 }
 
 TEST_F(WriteBackTest, RowsThatChangeWhileTheyAreWrittenStayDirty) {
   Gate gate;
   before_write_ = [&] { gate(); };
-  WriteBack write_back(&rows_, &cache_, &tables_, &mutex_, &progress_);
+  WriteBack write_back(&rows_, &journal_, &cache_, &tables_, &mutex_, &progress_);
   std::vector<Slot> slots;
   std::set<int64_t> ids;
   std::unique_lock lock(mutex_);
@@ -199,7 +200,7 @@ TEST_F(WriteBackTest, RowsThatChangeWhileTheyAreWrittenStayDirty) {
   write_back.WaitIdle(lock);
   EXPECT_FALSE(cache_.Pinned(cache_.SegmentOf(slots[0])));
   EXPECT_TRUE(std::all_of(slots.begin(), slots.end(), [&](Slot slot) { return IsDirty(slot); }));
-  write_back.Write(cache_.SegmentsInUse(), false, lock);
+  write_back.WriteAll(lock);
   ExpectStored(0, ids, 1);
 }
 
@@ -211,7 +212,7 @@ TEST_F(WriteBackTest, AFailureInTheBackgroundLosesNothing) {
     failure();
   };
   failure.Arm(1);
-  WriteBack write_back(&rows_, &cache_, &tables_, &mutex_, &progress_);
+  WriteBack write_back(&rows_, &journal_, &cache_, &tables_, &mutex_, &progress_);
   std::set<int64_t> ids;
   std::unique_lock lock(mutex_);
   for (int64_t id = 0; id < 500; ++id) {
@@ -228,14 +229,14 @@ TEST_F(WriteBackTest, AFailureInTheBackgroundLosesNothing) {
   gate.Open();
   write_back.WaitIdle(lock);
   EXPECT_TRUE(failure.Fired());
-  write_back.Write(cache_.SegmentsInUse(), false, lock);
+  write_back.WriteAll(lock);
   ExpectStored(0, ids);
 }
 
 TEST_F(WriteBackTest, StopsWithoutWriting) {
   std::unique_lock lock(mutex_);
   {
-    WriteBack write_back(&rows_, &cache_, &tables_, &mutex_, &progress_);
+    WriteBack write_back(&rows_, &journal_, &cache_, &tables_, &mutex_, &progress_);
     for (int64_t id = 0; id < 500; ++id) Add(0, id);
     lock.unlock();
   }

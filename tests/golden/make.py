@@ -44,6 +44,10 @@ TABLES = {
         "ftrl": (3, damo.optim.FTRL, {"lambda1": 0.01}, damo.init.Normal()),
         "lion": (3, damo.optim.Lion, {"lr": 0.01}, damo.init.Normal()),
     },
+    3: {  # a journal
+        "rowwise": (4, torchrec.optim.RowWiseAdagrad, {"lr": 0.05}, damo.init.Uniform(-0.25, 0.5)),
+        "adam": (3, torch.optim.Adam, {"lr": 0.01}, damo.init.Normal(0.5, 0.1)),
+    },
 }
 ROW_DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
 

@@ -1,0 +1,12 @@
+// CRC-32C (Castagnoli), the checksum of RFC 3720, as RocksDB's logs have it.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+namespace damo {
+
+// Of the bytes that have the checksum `crc`, 0 for none, with `bytes` behind them.
+uint32_t ExtendCrc32c(uint32_t crc, std::string_view bytes);
+
+}  // namespace damo
