@@ -344,7 +344,10 @@ class EmbeddingStore:
     # ------------------------------------------------------------------ durability
 
     def flush(self) -> None:
-        """Hands all changed rows to RocksDB. No durability by itself: that is what `checkpoint` is for."""
+        """Hands all changed rows to RocksDB. No durability by itself: that is what `checkpoint` is for.
+
+        The next checkpoint then has no journal, and is opened at once.
+        """
         self._engine.flush()
 
     def checkpoint(self, path: str | os.PathLike[str] | None = None, *, link: bool = True) -> Path:

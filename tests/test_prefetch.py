@@ -64,13 +64,14 @@ def test_prefetch_creates_no_row_and_changes_nothing_that_a_checkpoint_would_kee
         update(ebc, {"t": [[1]]})
         store.checkpoint()
         rows = rows_of(store)
+        written = store.stats().rows_written
         for _ in range(3):
             ebc.prefetch(kjt({"t": [[1, 2, 3], [4]]}))
         assert rows_of(store) == rows
         assert store.step == 1
         assert len(store.table("t")) == 1
         assert store.table("t").contains([1, 2, 3, 4]).tolist() == [True, False, False, False]
-        assert store.stats().rows_written == 1
+        assert store.stats().rows_written == written
         checkpoints = store.checkpoints()
         assert store.checkpoint() == checkpoints[-1]
         assert store.checkpoints() == checkpoints
