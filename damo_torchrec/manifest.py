@@ -11,7 +11,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from damo_torchrec.errors import CorruptionError
 
-# 2 adds rows of 16-bit weights. A store without any is written as 1, which earlier releases read.
+# 2 adds rows of 16-bit weights, 3 logs beside the table files. A checkpoint without either is written as 1, which
+# earlier releases read.
 FORMAT_VERSION = 3
 _FLOAT32 = "float32"
 FILE_NAME = "manifest.json"
@@ -120,7 +121,7 @@ class Manifest:
 
     def check_files(self, directory: Path) -> None:
         """Raises CorruptionError if a file of the checkpoint `directory` is missing or not as it was written."""
-        for log in directory.rglob("*.log"):  # which RocksDB would apply
+        for log in directory.glob("rows/*.log"):  # which RocksDB would apply
             if str(log.relative_to(directory)) not in self.files:
                 raise CorruptionError(f"{log} is no file of the checkpoint {directory}: it is of another checkpoint")
         for damage in self.file_findings(directory):
