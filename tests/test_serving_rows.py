@@ -336,14 +336,18 @@ def test_progress_may_end_it_and_so_may_a_signal(memory_store, tmp_path):
     with pytest.raises(ValueError, match="given up"):
         group.finish()
     (tmp_path / "other").mkdir()
-    with pytest.raises(KeyboardInterrupt):
-        add(
-            serving_rows(tmp_path / "other", 1),
-            snapshot,
-            0,
-            np.zeros(1),
-            progress=lambda rows: os.kill(os.getpid(), signal.SIGINT),
-        )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            add(
+                serving_rows(tmp_path / "other", 1),
+                snapshot,
+                0,
+                np.zeros(1),
+                progress=lambda rows: os.kill(os.getpid(), signal.SIGINT),
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_wrong_calls_are_refused(memory_store, tmp_path):
