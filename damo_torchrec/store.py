@@ -39,6 +39,7 @@ from damo_torchrec.files import on_tmpfs, os_errors, sync_directory
 from damo_torchrec.line import Line
 from damo_torchrec.manifest import Manifest
 from damo_torchrec.options import StoreOptions, parse_budget
+from damo_torchrec.private_copy import RecoveredRows
 from damo_torchrec.stats import StoreStats, TableStats
 from damo_torchrec.table import Table, TableDefinition
 
@@ -72,7 +73,8 @@ class EmbeddingStore:
         restore: the checkpoint to begin with: ``"latest"``, a step, or a checkpoint's name or path. None begins with
             the latest too, but refuses a store that was not closed.
         options: how the store does its work.
-        read_only: open the newest checkpoint (or the checkpoint `path`) without ever writing.
+        read_only: open the newest checkpoint (or the checkpoint `path`) without ever writing to it. One with a journal
+            gets a temporary copy beside it, of hard links.
 
     Raises:
         ValueError: the budget is below the least, which the message tells; `path` is a file or another directory.
@@ -124,6 +126,7 @@ class EmbeddingStore:
         self._catalog = Catalog(self._path, empty_manifest(0))
         self._writer = CheckpointWriter(self._path, self._catalog)
         self._directory: StoreDirectory | None = None
+        self._copy: RecoveredRows | None = None  # that a read-only store is of
         try:
             with os_errors(f"cannot open the store {self._path}"):
                 if read_only:
@@ -209,14 +212,29 @@ class EmbeddingStore:
         check_seed(self._path, manifest.seed, seed)
         manifest.check_files(source)
         with _naming(source):
-            self._start(manifest, Line.read(source, manifest), source)
+            rows = self._recovered(source) if manifest.has_journal else source / ROWS
+            self._start(manifest, Line.read(source, manifest), rows)
+
+    def _recovered(self, source: Path) -> Path:
+        """The rows of a checkpoint with a journal: RocksDB would hold it in memory, so a copy takes it in first."""
+        try:
+            self._copy = RecoveredRows(source, self._engine_options(read_only=False))
+            return self._copy.rows
+        except CorruptionError:
+            raise
+        except (DamoError, OSError) as error:
+            _log.warning(
+                "nothing can be written beside %s (%s): its journal is held in memory, beyond memory_budget",
+                source,
+                error,
+            )
+            return source / ROWS
 
     def _start(self, manifest: Manifest, line: Line, rows: Path, create: bool = False) -> None:
         """Starts an engine over `rows` that holds what `manifest`, the end of `line`, says."""
         in_memory = self._options.backend == "memory"
-        options = self._engine_options()
-        location = rows / ROWS if self._read_only else rows
-        core = _core.Store("" if in_memory else str(location), create, in_memory, options)
+        options = self._engine_options(self._read_only)
+        core = _core.Store("" if in_memory else str(rows), create, in_memory, options)
         try:
             self._catalog.adopt(manifest, line, core)
         except BaseException:
@@ -225,14 +243,14 @@ class EmbeddingStore:
         self._core = core
         self._generation += 1
 
-    def _engine_options(self) -> _core.StoreOptions:
+    def _engine_options(self, read_only: bool = False) -> _core.StoreOptions:
         options = _core.StoreOptions()
         options.memory_budget = self._memory_budget
         options.num_threads = self._options.threads()
         options.direct_io = self._options.direct_io
         options.instruction_set = self._options.instruction_set
         options.cache_bytes = self._options.cache_bytes
-        options.read_only = self._read_only
+        options.read_only = read_only
         return options
 
     def _abandon(self) -> None:
@@ -244,6 +262,8 @@ class EmbeddingStore:
             if self._live_is_ours:
                 self._directory.remove_live()
             self._directory.release()
+        if self._copy is not None:
+            self._copy.remove()
 
     # ------------------------------------------------------------------ tables
 
@@ -527,6 +547,8 @@ class EmbeddingStore:
     def _let_go(self) -> None:
         if self._directory is not None:
             self._directory.release()
+        if self._copy is not None:
+            self._copy.remove()
         if self._temporary:
             shutil.rmtree(self._path, ignore_errors=True)
         self._core = None
