@@ -6,6 +6,7 @@ docs/serving.md describes the method.
 
 import argparse
 import gc
+import itertools
 import os
 import sys
 import tempfile
@@ -24,6 +25,8 @@ FULL = {"rows": 100_000, "seconds": 2.0, "large_rows": 10_000_000}
 QUICK = {"rows": 1_000, "seconds": 0.05, "large_rows": 10_000}
 BATCHES = (1, 16, 256, 4096)
 LATENCY_BATCHES = (1, 16, 256)
+DISTINCT_IDS = 250_000
+MOST_REQUESTS = 2000
 LEAST_CALLS = 5
 MIB = 2**20
 
@@ -81,22 +84,47 @@ def lookups(served: Any, seconds: float) -> list[dict[str, Any]]:
     if has_operators():
         contestants["kernels"] = served.lookup(operators=True)
     figures = []
-    for ids_per_bag in (1, 5):
-        for batch in BATCHES:
-            request = served.request(batch, ids_per_bag, seed=batch)
-            times = race({name: prepare(request) for name, prepare in contestants.items()}, seconds)
-            gather = float(np.median(times["Gather by row number"]))
-            figures += [
-                {"name": name, "batch": batch, "ids_per_bag": ids_per_bag, "median": m, "ratio": m / gather}
-                for name, m in ((name, float(np.median(calls))) for name, calls in times.items())
-            ]
-    header = ["lookup", "", "ids/bag", "batch", "ms", "÷ Gather"]
+    for ids_per_bag, batch, distinct in itertools.product((1, 5), BATCHES, (False, True)):
+        number = distinct_requests(served.ids(batch, ids_per_bag)) if distinct else 1
+        requests = [served.request(batch, ids_per_bag, seed) for seed in range(number)]
+        calls = {name: in_turns([prepare(r) for r in requests]) for name, prepare in contestants.items()}
+        times = race(calls, seconds)
+        gather = float(np.median(times["Gather by row number"]))
+        figures += [
+            {
+                "name": name,
+                "batch": batch,
+                "ids_per_bag": ids_per_bag,
+                "requests": number,
+                "median": float(np.median(taken)),
+                "ratio": float(np.median(taken)) / gather,
+            }
+            for name, taken in times.items()
+        ]
+    header = ["lookup", "", "ids/bag", "batch", "requests", "ms", "÷ Gather"]
     rows = [
-        [f["name"], "", str(f["ids_per_bag"]), str(f["batch"]), f"{1e3 * f['median']:.3f}", f"{f['ratio']:.2f}"]
+        [
+            f["name"],
+            "",
+            *(str(f[n]) for n in ("ids_per_bag", "batch", "requests")),
+            f"{1e3 * f['median']:.3f}",
+            f"{f['ratio']:.2f}",
+        ]
         for f in figures
     ]
     print(table(header, rows), flush=True)
     return figures
+
+
+def distinct_requests(ids: int) -> int:
+    """How many requests of so many ids touch more rows than the processor keeps."""
+    return min(max(DISTINCT_IDS // ids, 2), MOST_REQUESTS)
+
+
+def in_turns(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
+    """Each call of it is the next one of `calls`."""
+    turns = itertools.cycle(calls)
+    return lambda: next(turns)()
 
 
 def models(served: Any, seconds: float) -> list[dict[str, Any]]:

@@ -60,6 +60,10 @@ class Served:
     def close(self) -> None:
         self._store.close()
 
+    def ids(self, batch: int, ids_per_bag: int) -> int:
+        """Of all tables in a request."""
+        return len(self._keys) * batch * ids_per_bag
+
     def request(self, batch: int, ids_per_bag: int, seed: int) -> dict[str, np.ndarray]:
         """Row numbers of every table, as ids, and dense features."""
         rng = np.random.default_rng(seed)

@@ -12,7 +12,10 @@ def _signed(number: int) -> int:
 
 
 def perfect_hash() -> str:
-    """The row where each id of `table` is, if it is anywhere: the function of csrc/perfect_hash.h."""
+    """The row where each id is, if it is anywhere: the function of csrc/perfect_hash.h.
+
+    Each id's `table` is a number in `first_part` and `num_parts`.
+    """
     c1, c2, c3, c4 = (_signed(number) for number in _core.PERFECT_HASH_CONSTANTS)
     return f"""
 PerfectHash (ids, table, {", ".join(HASH_ARRAYS)}) => (candidate, hit) {{
@@ -36,9 +39,8 @@ PerfectHash (ids, table, {", ".join(HASH_ARRAYS)}) => (candidate, hit) {{
   i4 = Mul (i3, c2)
   u4 = Cast <to = {UINT64}> (i4)
   u4_high = BitShift <direction = "RIGHT"> (u4, half)
-  mixed = BitwiseXor (u4, u4_high)
   high = Cast <to = {INT64}> (u4_high)
-  hash = Cast <to = {INT64}> (mixed)
+  hash = BitwiseXor (i4, high)
   low = BitwiseAnd (hash, low_bits)
 
   parts_of_table = GatherElements (num_parts, table)

@@ -2,38 +2,39 @@
 
 from damo_torchrec.onnx.vocabulary import DOMAIN
 
-# Which of the segments that begin at `begin`, ascending, each of `total` positions is in. Empty segments have none: of
-# several that begin at one position the last one has it.
+# Which of the segments, of which the first begins at 0 and the others at `later`, ascending, each of `total` positions
+# is in. Empty segments have none: of several that begin at one position the last one has it.
 SEGMENTS = """
-Segments (begin, total) => (segment) {
+Segments (later, total) => (segment) {
   zero = Constant <value_int = 0> ()
   start = Constant <value_ints = [0]> ()
   one = Constant <value_ints = [1]> ()
   size = Add (total, one)
   nothing = ConstantOfShape <value = int64[1] {0}> (size)
-  shape = Shape (begin)
+  shape = Shape (later)
   ones = ConstantOfShape <value = int64[1] {1}> (shape)
-  marks = ScatterElements <axis = 0, reduction = "add"> (nothing, begin, ones)
-  counts = CumSum (marks, zero)
-  inside = Slice (counts, start, total, start)
-  segment = Sub (inside, one)
+  marks = ScatterElements <axis = 0, reduction = "add"> (nothing, later, ones)
+  begun = CumSum (marks, zero)
+  segment = Slice (begun, start, total, start)
 }
 """
 
-# All lengths, and how many ids they come to: what a Reshape of `values` then takes. It refuses lengths that do not sum
-# to the number of ids, and negative ones, which make that number one too high.
+# All lengths; with a 0 before them; where each bag's ids begin, and where the last bag's end; and how many ids lengths
+# come to: what a Reshape of `values` then takes. It refuses lengths that do not sum to the number of ids, and negative
+# ones, which make that number a size that nothing has.
 CHECK_LENGTHS = """
-CheckLengths (values, lengths) => (flat_lengths, expected) {
+CheckLengths (values, lengths) => (flat_lengths, zero_and_lengths, offsets, expected) {
+  axis = Constant <value_int = 0> ()
   zero = Constant <value_ints = [0]> ()
-  one = Constant <value_ints = [1]> ()
+  never = Constant <value_ints = [-2]> ()
   last = Constant <value_ints = [-1]> ()
+  end = Constant <value_ints = [9223372036854775807]> ()
   flat_lengths = Reshape (lengths, last)
-  sum = ReduceSum <keepdims = 1> (flat_lengths)
-  lengths_and_zero = Concat <axis = 0> (flat_lengths, zero)
-  least = ReduceMin <keepdims = 1> (lengths_and_zero)
+  zero_and_lengths = Concat <axis = 0> (zero, flat_lengths)
+  offsets = CumSum (zero_and_lengths, axis)
+  sum = Slice (offsets, last, end)
+  least = ReduceMin <keepdims = 1> (zero_and_lengths)
   negative = Less (least, zero)
-  ids = Shape (values)
-  never = Add (ids, one)
   expected = Where (negative, never, sum)
 }
 """
@@ -57,7 +58,8 @@ SELECT_KEYS = f"""
   one = Constant <value_int = 1> ()
   last = Constant <value_ints = [-1]> ()
   second = Constant <value_ints = [1]> ()
-  flat_lengths, expected = {DOMAIN}.CheckLengths (values, lengths)
+  end = Constant <value_ints = [9223372036854775807]> ()
+  flat_lengths, zero_and_lengths, offsets, expected = {DOMAIN}.CheckLengths (values, lengths)
   ids = Reshape <allowzero = 1> (values, expected)
   selected_lengths = Gather <axis = 0> (lengths, keys)
   ids_of_key = ReduceSum <keepdims = 0> (lengths, second)
@@ -66,7 +68,8 @@ SELECT_KEYS = f"""
   ids_of_output = GatherElements (ids_of_key, keys)
   begin = CumSum <exclusive = 1> (ids_of_output, zero)
   total = ReduceSum <keepdims = 1> (ids_of_output)
-  output = {DOMAIN}.Segments (begin, total)
+  later = Slice (begin, second, end)
+  output = {DOMAIN}.Segments (later, total)
   shift = Sub (source_of_output, begin)
   shift_of_id = GatherElements (shift, output)
   total_scalar = Squeeze (total)
@@ -76,16 +79,35 @@ SELECT_KEYS = f"""
 }}
 """
 
-# Takes the items of bags, `length` of them from `begin` on, `width` at a time: `taken (G, width)` has the number of
-# each item and 1 more, group by group, or 0 for none. Each bag has `groups` groups.
+# The items from each `begin` up to its `end`, at most `width` of them: `taken (G, width)` has the number of each item
+# and 1 more, or 0 for none.
+ITEMS = """
+Items (begin, end, width) => (taken) {
+  zero = Constant <value_int = 0> ()
+  one = Constant <value_int = 1> ()
+  column = Constant <value_ints = [-1, 1]> ()
+  begin_column = Reshape (begin, column)
+  end_column = Reshape (end, column)
+  beyond = Add (width, one)
+  steps = Range (one, beyond, one)
+  next = Add (begin_column, steps)
+  inside = LessOrEqual (next, end_column)
+  taken = Where (inside, next, zero)
+}
+"""
+
+# Takes the items of bags, `length` of them from `begin` on, `width` at a time, group by group, as `Items` does. Each
+# bag has `groups` groups.
 GROUPS = f"""
 Groups (begin, length, groups, width) => (taken) {{
   zero = Constant <value_int = 0> ()
   one = Constant <value_int = 1> ()
-  last = Constant <value_ints = [-1]> ()
+  one_1 = Constant <value_ints = [1]> ()
+  end = Constant <value_ints = [9223372036854775807]> ()
   group_begin = CumSum <exclusive = 1> (groups, zero)
   total = ReduceSum <keepdims = 1> (groups)
-  bag = {DOMAIN}.Segments (group_begin, total)
+  later = Slice (group_begin, one_1, end)
+  bag = {DOMAIN}.Segments (later, total)
   total_scalar = Squeeze (total)
   group = Range (zero, total_scalar, one)
   first_group = GatherElements (group_begin, bag)
@@ -93,14 +115,8 @@ Groups (begin, length, groups, width) => (taken) {{
   items_before = Mul (group_in_bag, width)
   begin_of_bag = GatherElements (begin, bag)
   length_of_bag = GatherElements (length, bag)
-  first = Add (begin_of_bag, items_before)
-  end = Add (begin_of_bag, length_of_bag)
-  first_column = Unsqueeze (first, last)
-  end_column = Unsqueeze (end, last)
-  offsets = Range (zero, width, one)
-  item = Add (first_column, offsets)
-  inside = Less (item, end_column)
-  next = Add (item, one)
-  taken = Where (inside, next, zero)
+  begin_of_group = Add (begin_of_bag, items_before)
+  end_of_bag = Add (begin_of_bag, length_of_bag)
+  taken = {DOMAIN}.Items (begin_of_group, end_of_bag, width)
 }}
 """

@@ -51,6 +51,16 @@ def _fetch(index: str, result: str, rows: RowFormat) -> str:
     )
 
 
+# The numbers of all keys but the first, and arrays by table as arrays by key. Runtimes compute them once, as they load.
+_OF_KEY = [f"{array}_of_key" for array in HASH_ARRAYS[:2]]
+_LATER_KEYS = f"""
+  keys_1 = Shape (tables)
+  num_keys = Squeeze (keys_1)
+  later_key = Range (one, num_keys, one)
+  {_OF_KEY[0]} = GatherElements ({HASH_ARRAYS[0]}, tables)
+  {_OF_KEY[1]} = GatherElements ({HASH_ARRAYS[1]}, tables)
+"""
+
 # What begins every lookup.
 _BEGIN = f"""
   zero = Constant <value_int = 0> ()
@@ -58,14 +68,18 @@ _BEGIN = f"""
   zero_1 = Constant <value_ints = [0]> ()
   one_1 = Constant <value_ints = [1]> ()
   last = Constant <value_ints = [-1]> ()
+  end = Constant <value_ints = [9223372036854775807]> ()
 
-  flat_lengths, expected = {DOMAIN}.CheckLengths (values, lengths)
+  flat_lengths, zero_and_lengths, offsets, expected = {DOMAIN}.CheckLengths (values, lengths)
   ids = Reshape <allowzero = 1> (values, expected)
-  ids_of_key = ReduceSum <keepdims = 0> (lengths, one_1)
-  begin_of_key = CumSum <exclusive = 1> (ids_of_key, zero)
-  key_of_id = {DOMAIN}.Segments (begin_of_key, expected)
-  table = GatherElements (tables, key_of_id)
-  candidate, hit = {DOMAIN}.PerfectHash (ids, table, {", ".join(HASH_ARRAYS)})"""
+  batch_1 = Shape <start = 1> (lengths)
+{_LATER_KEYS}
+  batch = Squeeze (batch_1)
+  later_bag = Mul (later_key, batch)
+  later_begin = GatherElements (offsets, later_bag)
+  num_ids_1 = Shape (ids)
+  key_of_id = {DOMAIN}.Segments (later_begin, num_ids_1)
+  candidate, hit = {DOMAIN}.PerfectHash (ids, key_of_id, {", ".join([*_OF_KEY, *HASH_ARRAYS[2:]])})"""
 
 
 def _row_of_id(lookup: Lookup) -> str:
@@ -80,7 +94,8 @@ def _row_of_id(lookup: Lookup) -> str:
   unseen_position = NonZero (unseen)
   unseen_at = Reshape (unseen_position, last)
   unseen_id = GatherElements (ids, unseen_at)
-  unseen_table = GatherElements (table, unseen_at)
+  unseen_key = GatherElements (key_of_id, unseen_at)
+  unseen_table = GatherElements (tables, unseen_key)
   drawn = {DOMAIN}.{draw} (unseen_id, unseen_table, {", ".join(DRAW_ARRAYS)})
   no_draw = Constant <value = float[1, {lookup.rows.dim}] {{{", ".join(["0.0"] * lookup.rows.dim)}}}> ()
   padded_drawn = Concat <axis = 0> (no_draw, drawn)
@@ -133,37 +148,36 @@ def embedding_bags(lookup: Lookup) -> str:
   three = Constant <value_int = 3> ()
 
   lengths_shape = Shape (lengths)
-  flat_begins = CumSum <exclusive = 1> (flat_lengths, zero)
-  begins = Reshape <allowzero = 1> (flat_begins, lengths_shape)
-  begins_by_bag = Transpose (begins)
-  lengths_by_bag = Transpose (lengths)
-  begin = Reshape (begins_by_bag, last)
-  length = Reshape (lengths_by_bag, last)
-
-  lengths_and_zero = Concat <axis = 0> (flat_lengths, zero_1)
-  longest = ReduceMax <keepdims = 0> (lengths_and_zero)
-  bags = Size (length)
-  padded_size = Mul (longest, bags)
-  num_ids = Squeeze (expected)
-  twice = Add (num_ids, num_ids)
+  longest = ReduceMax <keepdims = 0> (zero_and_lengths)
   at_most_one = LessOrEqual (longest, one)
-  even = LessOrEqual (padded_size, twice)
-  length_shape = Shape (length)
   bag_sum = If (at_most_one) <
     then_branch = single () => (sum_single) {{
-      some = Greater (length, zero)
-      next = Add (begin, one)
-      taken = Where (some, next, zero)
+      flat_ends = Slice (offsets, one_1, end)
+      end_or_zero = Mul (flat_lengths, flat_ends)
+      taken_by_key = Reshape <allowzero = 1> (end_or_zero, lengths_shape)
+      taken_by_bag = Transpose (taken_by_key)
+      taken = Reshape (taken_by_bag, last)
 {_indent(_weighted_sum(lookup, "taken", "sum_single", single=True), 2)}
     }},
     else_branch = several () => (sum_several) {{
+      flat_begins = Slice (offsets, zero_1, last)
+      begins = Reshape <allowzero = 1> (flat_begins, lengths_shape)
+      begin_by_bag = Transpose (begins)
+      length_by_bag = Transpose (lengths)
+      bags = Size (lengths)
+      padded_size = Mul (longest, bags)
+      num_ids = Squeeze (num_ids_1)
+      twice = Add (num_ids, num_ids)
+      even = LessOrEqual (padded_size, twice)
       sum_several = If (even) <
         then_branch = padded () => (sum_padded) {{
-          one_each = ConstantOfShape <value = int64[1] {{1}}> (length_shape)
-          taken = {DOMAIN}.Groups (begin, length, one_each, longest)
+          end_by_bag = Add (begin_by_bag, length_by_bag)
+          taken = {DOMAIN}.Items (begin_by_bag, end_by_bag, longest)
 {_indent(_weighted_sum(lookup, "taken", "sum_padded"), 6)}
         }},
         else_branch = levels () => (sum_levels) {{
+          begin = Reshape (begin_by_bag, last)
+          length = Reshape (length_by_bag, last)
           length_up = Add (length, three)
           groups = Div (length_up, four)
           taken = {DOMAIN}.Groups (begin, length, groups, four)
@@ -199,12 +213,10 @@ def embedding_bags(lookup: Lookup) -> str:
     }}
   >
 {_means(lookup)}
-  dim = Shape <start = 1> (rows_0)
-  keys_1 = Shape <end = 1> (lengths)
+  dim = Constant <value_ints = [{lookup.rows.dim}]> ()
   width = Mul (keys_1, dim)
-  batch_1 = Shape <start = 1> (lengths)
-  pooled_shape = Concat <axis = 0> (batch_1, width)
-  pooled = Reshape <allowzero = 1> (pooled_bag, pooled_shape)
+  pooled_shape = Concat <axis = 0> (last, width)
+  pooled = Reshape (pooled_bag, pooled_shape)
 }}
 """
 
@@ -259,22 +271,20 @@ def _means(lookup: Lookup) -> str:
         return "  pooled_bag = Identity (bag_sum)"
     if lookup.weighted:
         divisor = """
-  minus_one_1 = Constant <value_ints = [-1]> ()
-  end_1 = Constant <value_ints = [9223372036854775807]> ()
-  sum = Slice (bag_sum, zero_1, minus_one_1, one_1)
-  bag_weight = Slice (bag_sum, minus_one_1, end_1, one_1)"""
+  sum = Slice (bag_sum, zero_1, last, one_1)
+  bag_weight = Slice (bag_sum, last, end, one_1)"""
     else:
         divisor = f"""
   sum = Identity (bag_sum)
-  float_length = Cast <to = {FLOAT}> (length)
-  bag_weight = Unsqueeze (float_length, last)"""
-    return f"""{divisor}
+  lengths_by_bag = Transpose (lengths)
+  length_column = Reshape (lengths_by_bag, column)
+  bag_weight = Cast <to = {FLOAT}> (length_column)"""
+    return f"""  column = Constant <value_ints = [-1, 1]> (){divisor}
   f_zero = Constant <value_float = 0.0> ()
   f_one = Constant <value_float = 1.0> ()
-  lengths_by_bag_shape = Shape (lengths_by_bag)
-  mean_by_bag = Expand (means, lengths_by_bag_shape)
-  flat_mean = Reshape (mean_by_bag, last)
-  is_mean = Unsqueeze (flat_mean, last)
+  batch_and_keys = Concat <axis = 0> (batch_1, keys_1)
+  means_of_bag = Expand (means, batch_and_keys)
+  is_mean = Reshape (means_of_bag, column)
   cancels = Equal (bag_weight, f_zero)
   safe_weight = Where (cancels, f_one, bag_weight)
   some_divisor = Where (is_mean, safe_weight, f_one)
