@@ -129,7 +129,7 @@ def test_ftrl_and_lion_take_their_keys(memory_store):
         (damo.init.Constant(5.0), lambda w: (w == 5).all()),
         (None, lambda w: w.abs().max() <= 0.25 and w.std() > 0.1),
     ],
-    ids=str,
+    ids=lambda value: "weights" if callable(value) else str(value),
 )
 def test_a_dict_names_an_initializer(memory_store, initializer, check):
     assert bool(check(Embedding(16, initializer=initializer, store=memory_store)(torch.arange(200)).detach()))
