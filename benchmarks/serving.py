@@ -152,14 +152,16 @@ def models(served: Any, seconds: float) -> list[dict[str, Any]]:
 def race(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
     """Seconds of each call of each contestant, in turns, until every one has had `seconds`."""
     times: dict[str, list[float]] = {name: [] for name in calls}
+    totals = dict.fromkeys(calls, 0.0)
     for call in calls.values():
         call()
-    while any(sum(taken) < seconds or len(taken) < LEAST_CALLS for taken in times.values()):
-        for name, call in calls.items():
-            if sum(times[name]) < seconds or len(times[name]) < LEAST_CALLS:
-                began = time.perf_counter()
-                call()
-                times[name].append(time.perf_counter() - began)
+    while waiting := [name for name in calls if totals[name] < seconds or len(times[name]) < LEAST_CALLS]:
+        for name in waiting:
+            began = time.perf_counter()
+            calls[name]()
+            taken = time.perf_counter() - began
+            times[name].append(taken)
+            totals[name] += taken
     return times
 
 
