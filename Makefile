@@ -38,7 +38,7 @@ test-cpp: venv gtest  ## run the C++ tests
 	@$(BIN)/ctest --test-dir build/cpp --output-on-failure --parallel $(JOBS)
 
 test-python: venv  ## run the Python tests; pytest's options in ARGS="..."
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 sanitize: venv gtest  ## run the C++ tests under the address, undefined-behaviour and thread sanitizers
 	@$(CONFIGURE) -B build/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDAMO_SANITIZE=address,undefined

@@ -100,11 +100,6 @@ class Manifest:
     files: dict[str, FileRecord] = field(default_factory=dict)
     id: str = field(default_factory=new_id)
 
-    @property
-    def has_journal(self) -> bool:
-        """Whether some of the rows are in logs, and not in table files."""
-        return any(name.endswith(".log") and file.size > 0 for name, file in self.files.items())
-
     def write(self, directory: Path) -> None:
         """Writes ``manifest.json`` into `directory`, with a record of the files that are there."""
         files = {

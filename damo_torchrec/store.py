@@ -39,7 +39,7 @@ from damo_torchrec.files import on_tmpfs, os_errors, sync_directory
 from damo_torchrec.line import Line
 from damo_torchrec.manifest import Manifest
 from damo_torchrec.options import StoreOptions, parse_budget
-from damo_torchrec.private_copy import RecoveredRows
+from damo_torchrec.recovered_rows import RecoveredRows, has_large_journal
 from damo_torchrec.stats import StoreStats, TableStats
 from damo_torchrec.table import Table, TableDefinition
 
@@ -73,8 +73,8 @@ class EmbeddingStore:
         restore: the checkpoint to begin with: ``"latest"``, a step, or a checkpoint's name or path. None begins with
             the latest too, but refuses a store that was not closed.
         options: how the store does its work.
-        read_only: open the newest checkpoint (or the checkpoint `path`) without ever writing to it. One with a journal
-            gets a temporary copy beside it, of hard links.
+        read_only: open the newest checkpoint (or the checkpoint `path`) without ever writing to it. The rows of a
+            journal are written among temporary files, where there is a disk for them.
 
     Raises:
         ValueError: the budget is below the least, which the message tells; `path` is a file or another directory.
@@ -126,7 +126,7 @@ class EmbeddingStore:
         self._catalog = Catalog(self._path, empty_manifest(0))
         self._writer = CheckpointWriter(self._path, self._catalog)
         self._directory: StoreDirectory | None = None
-        self._copy: RecoveredRows | None = None  # that a read-only store is of
+        self._recovered_rows: RecoveredRows | None = None  # of a read-only store
         try:
             with os_errors(f"cannot open the store {self._path}"):
                 if read_only:
@@ -212,22 +212,18 @@ class EmbeddingStore:
         check_seed(self._path, manifest.seed, seed)
         manifest.check_files(source)
         with _naming(source):
-            rows = self._recovered(source) if manifest.has_journal else source / ROWS
+            rows = self._recovered(source) if has_large_journal(source) else source / ROWS
             self._start(manifest, Line.read(source, manifest), rows)
 
     def _recovered(self, source: Path) -> Path:
-        """The rows of a checkpoint with a journal: RocksDB would hold it in memory, so a copy takes it in first."""
+        """The rows of a checkpoint without its journal, if there is a place for them."""
         try:
-            self._copy = RecoveredRows(source, self._engine_options(read_only=False))
-            return self._copy.rows
+            self._recovered_rows = RecoveredRows(source, self._engine_options(read_only=False))
+            return self._recovered_rows.path
         except CorruptionError:
             raise
         except (DamoError, OSError) as error:
-            _log.warning(
-                "nothing can be written beside %s (%s): its journal is held in memory, beyond memory_budget",
-                source,
-                error,
-            )
+            _log.warning("the journal of %s is held in memory, beyond memory_budget: %s", source, error)
             return source / ROWS
 
     def _start(self, manifest: Manifest, line: Line, rows: Path, create: bool = False) -> None:
@@ -262,8 +258,8 @@ class EmbeddingStore:
             if self._live_is_ours:
                 self._directory.remove_live()
             self._directory.release()
-        if self._copy is not None:
-            self._copy.remove()
+        if self._recovered_rows is not None:
+            self._recovered_rows.remove()
 
     # ------------------------------------------------------------------ tables
 
@@ -547,8 +543,8 @@ class EmbeddingStore:
     def _let_go(self) -> None:
         if self._directory is not None:
             self._directory.release()
-        if self._copy is not None:
-            self._copy.remove()
+        if self._recovered_rows is not None:
+            self._recovered_rows.remove()
         if self._temporary:
             shutil.rmtree(self._path, ignore_errors=True)
         self._core = None

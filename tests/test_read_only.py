@@ -1,15 +1,15 @@
 """Checkpoints with a journal, opened read-only: within the budget, and as they were."""
 
-import logging
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
 import damo_torchrec as damo
-from damo_torchrec import private_copy
+from damo_torchrec import recovered_rows
 from training import collection
 
 ROWS = 220_000
@@ -41,12 +41,13 @@ def check_rows(store: damo.EmbeddingStore) -> None:
     assert torch.equal(store.table("t").get(torch.arange(ROWS)), weights())
 
 
-def files(path: Path) -> dict[str, tuple[int, bytes]]:
-    return {str(p): (p.stat().st_ino, p.read_bytes()) for p in path.rglob("*") if p.is_file()}
+def files(path: Path) -> dict[str, tuple[int, int, int, bytes]]:
+    entries = ((str(p), p.stat(), p.read_bytes() if p.is_file() else b"") for p in [path, *path.rglob("*")])
+    return {name: (stat.st_ino, stat.st_nlink, stat.st_mtime_ns, content) for name, stat, content in entries}
 
 
-def beside(path: Path) -> list[str]:
-    return sorted(p.name for p in path.parent.iterdir() if p.name.startswith("."))
+def temporary() -> list[Path]:
+    return list(Path(tempfile.gettempdir()).iterdir())
 
 
 def journal_bytes(path: Path) -> int:
@@ -54,49 +55,34 @@ def journal_bytes(path: Path) -> int:
 
 
 def test_a_journal_is_not_held_in_memory(saved):
-    before = files(saved)
+    before = files(saved.parent)
     with opened(saved) as store:
         check_rows(store)
         stats = store.stats()
         assert stats.memory_bytes <= stats.memory_budget < journal_bytes(saved)
-        assert len(beside(saved)) == 1
-    assert files(saved) == before
-    assert beside(saved) == []
+        assert len(temporary()) == 1
+        assert files(saved.parent) == before
+    assert files(saved.parent) == before
+    assert temporary() == []
 
 
-def test_several_read_at_once_and_what_killed_processes_left_is_removed(saved):
-    left = saved.parent / f".{saved.name}.reading-left"
-    (left / "live").mkdir(parents=True)
-    (left / "LOCK").touch()
+def test_several_read_at_once(saved):
     with opened(saved) as first, opened(saved) as second:
-        assert not left.exists()
-        assert len(beside(saved)) == 2
         check_rows(first)
         check_rows(second)
-    assert beside(saved) == []
+    assert temporary() == []
 
 
-def test_rows_stay_where_the_checkpoint_goes(saved, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(saved, copy)
-    with opened(copy) as store:
-        shutil.rmtree(copy)
-        check_rows(store)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_without_a_place_beside_the_checkpoint_the_journal_is_in_memory(saved, monkeypatch, caplog):
-    def refuse(*_: object, **__: object) -> str:
-        raise PermissionError("read-only")
-
-    monkeypatch.setattr(private_copy.tempfile, "mkdtemp", refuse)
-    with caplog.at_level(logging.WARNING), opened(saved) as store:
+def test_without_a_disk_for_it_the_journal_is_held_in_memory(saved, monkeypatch, caplog):
+    monkeypatch.setattr(recovered_rows, "on_tmpfs", lambda path: True)
+    with opened(saved) as store:
         check_rows(store)
         assert store.stats().memory_bytes > journal_bytes(saved)
-    assert "its journal is held in memory, beyond memory_budget" in caplog.text
+    assert "is held in memory, beyond memory_budget" in caplog.text
+    assert temporary() == []
 
 
-def test_a_damaged_journal_is_named_and_no_copy_is_left(saved, tmp_path):
+def test_a_damaged_journal_is_named_and_nothing_is_left(saved, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(saved, copy)
     (log,) = (copy / "rows").glob("*.log")
@@ -107,16 +93,15 @@ def test_a_damaged_journal_is_named_and_no_copy_is_left(saved, tmp_path):
         file.write(bytes([byte[0] ^ 1]))
     with pytest.raises(damo.CorruptionError, match=log.name):
         opened(copy)
-    assert beside(copy) == []
+    assert temporary() == [copy]
 
 
-def test_after_a_fork_the_parents_copy_stays(saved):
+def test_after_a_fork_the_parents_rows_stay(saved):
     with opened(saved) as store:
         child = os.fork()
         if child == 0:
             store.close()
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
-        assert len(beside(saved)) == 1
         check_rows(store)
-    assert beside(saved) == []
+    assert temporary() == []

@@ -1,24 +1,27 @@
 """Rows of a checkpoint in a store of their own, into which deltas are written: the checkpoint stays as it is."""
 
+import fcntl
 import logging
+import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from damo_torchrec import _core
+from damo_torchrec.directory import StoreDirectory
+from damo_torchrec.errors import DamoError
 from damo_torchrec.files import on_tmpfs
 from damo_torchrec.manifest import Manifest
 from damo_torchrec.options import StoreOptions
-from damo_torchrec.private_copy import claimed, make_directory
 from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.card import Output
 from damo_torchrec.store import EmbeddingStore
 from damo_torchrec.table import TableDefinition
 
-_PURPOSE = "serving"
 _log = logging.getLogger(__name__)
 
 
@@ -32,7 +35,7 @@ def open_working_copy(checkpoint: Path, memory_budget: int | str, num_threads: i
         OutOfSpaceError, DamoError: the disk is full or refuses.
     """
     options = StoreOptions(num_threads=num_threads)
-    with claimed(checkpoint, _PURPOSE):
+    with _claimed(checkpoint):
         directory = _make_directory(checkpoint)
         try:
             store = EmbeddingStore(directory, memory_budget=memory_budget, restore=checkpoint, options=options)
@@ -78,10 +81,47 @@ class UnseenRows:
 
 def _make_directory(checkpoint: Path) -> Path:
     try:
-        return make_directory(checkpoint, _PURPOSE)
+        return Path(tempfile.mkdtemp(prefix=_prefix(checkpoint), dir=checkpoint.parent))
     except OSError as error:
-        directory = Path(tempfile.mkdtemp(prefix=f"damo_torchrec-{_PURPOSE}-"))
+        directory = Path(tempfile.mkdtemp(prefix="damo_torchrec-serving-"))
         _log.warning("nothing can be written beside %s (%s): its rows are copied to %s", checkpoint, error, directory)
         if on_tmpfs(str(directory)):
             _log.warning("%s is on tmpfs, that is, in memory beyond memory_budget: set TMPDIR to a disk", directory)
         return directory
+
+
+def _prefix(checkpoint: Path) -> str:
+    return f".{checkpoint.name}.serving-"
+
+
+@contextmanager
+def _claimed(checkpoint: Path) -> Iterator[None]:
+    """Removes working copies that killed processes left, while no other process makes one."""
+    descriptor = os.open(checkpoint, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _locked(descriptor):
+            for left in checkpoint.parent.glob(f"{_prefix(checkpoint)}*"):
+                _remove_if_left(left)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+        return False
+    return True
+
+
+def _remove_if_left(directory: Path) -> None:
+    try:
+        lock = StoreDirectory(directory)
+    except (DamoError, ValueError):  # in use
+        return
+    _log.info("removing %s, which was left by a process that did not end in order", directory)
+    try:
+        shutil.rmtree(directory, ignore_errors=True)
+    finally:
+        lock.release()
