@@ -13,6 +13,7 @@ from torch import nn
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.models.deepfm import SimpleDeepFMNN
 from torchrec.models.dlrm import DLRM, DLRM_DCN
+from torchrec.modules.embedding_configs import PoolingType
 
 import damo_torchrec as damo
 from serving_cases import SGD, Groups, Pooled, Sequences, TwoTowers, bags, feed, random_features, train
@@ -88,6 +89,34 @@ def test_pooled_bags_of_any_kind(store: damo.EmbeddingStore, tmp_path: Path, wei
         return {"features": random_features("axbc", batch, longest=6, weighted=weighted, seed=batch)}
 
     check_parity(Pooled(store, weighted), requests, tmp_path / "model")
+
+
+class Bags(nn.Module):
+    """Collections with nothing behind them."""
+
+    def __init__(self, *collections: damo.EmbeddingBagCollection) -> None:
+        super().__init__()
+        self.collections = nn.ModuleList(collections)
+
+    def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
+        return torch.cat([collection(features).values() for collection in self.collections], dim=1)
+
+
+@pytest.mark.parametrize("collections", [1, 2])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("pooling", [PoolingType.SUM, PoolingType.MEAN])
+def test_several_dims(
+    store: damo.EmbeddingStore, tmp_path: Path, pooling: PoolingType, weighted: bool, collections: int
+) -> None:
+    model = Bags(
+        *(
+            damo.EmbeddingBagCollection(
+                bags("abc", [8, 4, 8], f"t{number}", pooling), is_weighted=weighted, store=store, **SGD
+            )
+            for number in range(collections)
+        )
+    )
+    check_parity(model, lambda b: {"features": random_features("abc", b, weighted=weighted, seed=b)}, tmp_path / "m")
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -181,6 +181,19 @@ def test_wrong_requests_are_refused(model: nn.Module, tmp_path: Path) -> None:
             session.run(None, {f"features.{name}": value for name, value in bad.items()})
 
 
+@pytest.mark.parametrize("keys", ["abc", "axbc"], ids=["all keys", "some keys"])
+def test_more_or_fewer_weights_than_ids_are_refused(store: damo.EmbeddingStore, tmp_path: Path, keys: str) -> None:
+    model = Pooled(store, weighted=True).eval()
+    damo.onnx.export(model, random_features(keys, 1, weighted=True), tmp_path / "m")
+    session = damo.onnx.session(tmp_path / "m", operators=False)
+    request = feed(features=random_features(keys, 5, weighted=True))
+    session.run(None, request)
+    weights = request["features.weights"]
+    for wrong in (weights[1:], np.append(weights, weights[:1])):
+        with pytest.raises(Exception, match="there is not one weight for each value"):
+            session.run(None, request | {"features.weights": wrong})
+
+
 def test_bags_beyond_the_declared_length_are_refused(model: nn.Module, tmp_path: Path) -> None:
     damo.onnx.export(model, REQUEST, tmp_path / "m", max_length=4)
     answer(tmp_path / "m", random_features("abc", 8, longest=4))

@@ -14,7 +14,7 @@ import onnx.parser
 from damo_torchrec.onnx.hash_functions import initial_rows, perfect_hash
 from damo_torchrec.onnx.jagged_functions import CHECK_LENGTHS, GROUPS, ITEMS, LIMIT_LENGTHS, SEGMENTS, SELECT_KEYS
 from damo_torchrec.onnx.lookup_functions import embedding_bags, embedding_rows
-from damo_torchrec.onnx.vocabulary import DOMAIN, OPSET, VERSION, Lookup
+from damo_torchrec.onnx.vocabulary import DOMAIN, OPSET, REFUSALS, VERSION, Lookup
 
 
 def functions_for(lookups: Iterable[Lookup]) -> list[onnx.FunctionProto]:
@@ -26,14 +26,7 @@ def functions_for(lookups: Iterable[Lookup]) -> list[onnx.FunctionProto]:
         *(initial_rows(dim) for dim in drawn),
         *(embedding_bags(lookup) if lookup.pooled else embedding_rows(lookup) for lookup in wanted),
     ]
-    return [_parse(text) for text in texts]
-
-
-# What a Reshape that refuses a request is called, by its output: ONNX Runtime's errors tell the name.
-_REFUSALS = {
-    "ids": "lengths are negative, beyond max_length, or not in sum the number of values",
-    "checked_weights": "there is not one weight for each value",
-}
+    return [_parse(text) for text in dict.fromkeys(texts)]  # most are the same for all dims
 
 
 @functools.cache
@@ -41,5 +34,5 @@ def _parse(text: str) -> onnx.FunctionProto:
     head = f'<domain: "{DOMAIN}", opset_import: ["" : {OPSET}, "{DOMAIN}" : {VERSION}]>'
     function = onnx.parser.parse_function(head + text)
     for node in function.node:
-        node.name = f"{function.name}/{_REFUSALS.get(node.output[0], node.output[0])}"
+        node.name = f"{function.name}/{REFUSALS.get(node.output[0], node.output[0])}"
     return function

@@ -50,7 +50,7 @@ LIMIT_LENGTHS = f"""
 """
 
 # Brings the ids of some keys, in that order and as often as they are named, behind one another. Other arrays that go
-# with ids are gathered at `position`.
+# with ids are gathered at `position`. Nothing is made as large as lengths say before they are checked.
 SELECT = "Select"
 SELECT_KEYS = f"""
 {SELECT} (values, lengths, keys) => (selected_values, selected_lengths, position) {{
@@ -67,7 +67,10 @@ SELECT_KEYS = f"""
   source_of_output = GatherElements (source, keys)
   ids_of_output = GatherElements (ids_of_key, keys)
   begin = CumSum <exclusive = 1> (ids_of_output, zero)
-  total = ReduceSum <keepdims = 1> (ids_of_output)
+  unchecked_total = ReduceSum <keepdims = 1> (ids_of_output)
+  num_ids = Shape (ids)
+  nothing = Sub (num_ids, num_ids)
+  total = Add (unchecked_total, nothing)
   later = Slice (begin, second, end)
   output = {DOMAIN}.Segments (later, total)
   shift = Sub (source_of_output, begin)

@@ -213,7 +213,7 @@ def embedding_bags(lookup: Lookup) -> str:
     }}
   >
 {_means(lookup)}
-  dim = Constant <value_ints = [{lookup.rows.dim}]> ()
+  dim = Shape <start = 1> (rows_0)
   width = Mul (keys_1, dim)
   pooled_shape = Concat <axis = 0> (last, width)
   pooled = Reshape (pooled_bag, pooled_shape)

@@ -13,7 +13,7 @@ from damo_torchrec.onnx.functions import functions_for
 from damo_torchrec.onnx.jagged_functions import LIMIT, SELECT
 from damo_torchrec.onnx.rows import RowGroup
 from damo_torchrec.onnx.stand_ins import NODE, NUMBER, LookupCall, LookupOutput
-from damo_torchrec.onnx.vocabulary import DOMAIN, IR_VERSION, Lookup
+from damo_torchrec.onnx.vocabulary import DOMAIN, IR_VERSION, REFUSALS, Lookup
 
 
 def lower_to_rows(
@@ -137,7 +137,10 @@ class _Lowered:
             )
             weights = [f"{name}/weights"] if len(inputs) > 2 else []
             if weights:
-                self._node("GatherElements", [inputs[2], position], weights)
+                shape, checked = f"{name}/values_shape", f"{name}/checked_weights"
+                self._node("Shape", [inputs[0]], [shape])
+                self._node("Reshape", [inputs[2], shape], [checked], allowzero=1)
+                self._node("GatherElements", [checked, position], weights)
             inputs = [selected, lengths, *weights]
         numbers = [group.tables[output.table] for output in outputs]
         lookup = Lookup(
@@ -175,7 +178,8 @@ class _Lowered:
         return limited
 
     def _node(self, kind: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any) -> None:
-        name = f"{self._name}/{kind}_{len(self.nodes)}"
+        refusal = REFUSALS.get(outputs[0].rpartition("/")[2], "")
+        name = f"{self._name}/{kind}_{len(self.nodes)}{refusal and f': {refusal}'}"
         self.nodes.append(helper.make_node(kind, inputs, outputs, name=name, domain=domain, **attributes))
 
     def _ints(self, name: str, values: Sequence[int]) -> str:

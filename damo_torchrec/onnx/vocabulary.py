@@ -19,6 +19,12 @@ HASH_ARRAYS = ["first_part", "num_parts", "first_bucket", "num_buckets", "first_
 # What initial values are drawn from, by table: halves of its stream's key, and the least value and the range.
 DRAW_ARRAYS = ["stream_low", "stream_high", "draw_low", "draw_range"]
 
+# What a Reshape that refuses a request is called, by its output: ONNX Runtime's errors tell the name.
+REFUSALS = {
+    "ids": "lengths are negative, beyond max_length, or not in sum the number of values",
+    "checked_weights": "there is not one weight for each value",
+}
+
 
 @dataclass(frozen=True)
 class RowFormat:
