@@ -99,6 +99,21 @@ class Sequences(nn.Module):
         return {"scores": self.linear(rows["c"].values()), "padded": rows["d"].to_padded_dense(3).sum(1)}
 
 
+class SomeSequences(nn.Module):
+    """Looks up more than it uses."""
+
+    def __init__(self, store: damo.EmbeddingStore) -> None:
+        super().__init__()
+        config = EmbeddingConfig(name="some", embedding_dim=8, num_embeddings=50, feature_names=["c", "d", "a"])
+        self.ec = damo.EmbeddingCollection([config], store=store, **SGD)
+        self.ebc = damo.EmbeddingBagCollection(bags("ad", [8, 8], "none"), store=store, **SGD)
+
+    def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
+        rows = self.ec(features)
+        self.ebc(features)
+        return rows["d"].to_padded_dense(3).sum(1)
+
+
 class TwoTowers(nn.Module):
     """Two collections, each with its own argument."""
 

@@ -20,7 +20,7 @@ from damo_torchrec import init
 from damo_torchrec.optim.spec import OptimizerSpec
 from damo_torchrec.serving.histogram import Histogram
 from damo_torchrec.table import TableDefinition
-from serving_cases import SGD, Groups, Pooled, Sequences, TwoTowers, feed, random_features, train
+from serving_cases import SGD, Groups, Pooled, Sequences, SomeSequences, TwoTowers, feed, random_features, train
 from support import small_store
 
 BATCHES = (0, 1, 2, 33, 300)
@@ -72,11 +72,12 @@ def predictor(pooled: Any) -> Any:
         (lambda store: Pooled(store, weighted=True), pooled_request),
         (lambda store: Pooled(store, weighted=False), lambda batch: pooled_request(batch, weighted=False)),
         (Sequences, sequences_request),
+        (SomeSequences, sequences_request),
         (TwoTowers, towers_request),
         (Groups, groups_request),
         (lambda store: Groups(store, padding_idx=3), groups_request),
     ],
-    ids=["weighted", "pooled", "sequences", "towers", "embedding", "padded embedding"],
+    ids=["weighted", "pooled", "sequences", "some sequences", "towers", "embedding", "padded embedding"],
 )
 def test_answers_as_the_model_does(store: Any, tmp_path: Path, make: Any, request_of: Any) -> None:
     model = make(store)

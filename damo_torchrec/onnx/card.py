@@ -65,7 +65,7 @@ def dense_card(
         store: where the rows are.
         features: the model's KeyedJaggedTensors.
         calls: its lookups.
-        inputs: by lookup, the inputs that are for its outputs; none where the graph does not need it.
+        inputs: by lookup, the inputs that are for its outputs, "" for those that the graph does not need.
         unseen: by table, what ids without a row read as.
 
     Raises:
@@ -73,13 +73,14 @@ def dense_card(
     """
     lookups = []
     for call, names in zip(calls, inputs, strict=True):
-        if not names:
+        if not any(names):
             continue
         if call.source is None:
             raise ValueError(
                 f"{call.path} is not given an argument of the model's forward as it is: a dense graph cannot say what "
                 "to look up"
             )
+        # Sequences have an input each, pooled outputs one for all.
         outputs = [
             {
                 "key": output.feature,
@@ -88,14 +89,17 @@ def dense_card(
                 "pooling": "MEAN" if output.mean else "SUM",
                 "unseen": unseen[output.table],
             }
-            for output in call.outputs
+            for output, name in zip(
+                call.outputs, names if len(names) > 1 else [*names] * len(call.outputs), strict=True
+            )
+            if name
         ]
         lookups.append(
             {
                 "kind": call.kind,
                 "path": call.path,
                 "input": call.source,
-                "graph_inputs": list(names),
+                "graph_inputs": [name for name in names if name],
                 "weighted": call.weighted,
                 "padding": call.padding,
                 "outputs": outputs,

@@ -192,7 +192,7 @@ class _Lowered:
 
 
 def lower_to_inputs(proto: onnx.ModelProto, calls: Sequence[LookupCall]) -> list[list[str]]:
-    """Makes inputs of what a graph's lookups give; returns their names by call, in the order of the nodes.
+    """Makes inputs of what a graph's lookups give; returns their names by call, "" for what is of no use.
 
     Nodes and inputs that are of no use then are gone.
     """
@@ -213,7 +213,8 @@ def lower_to_inputs(proto: onnx.ModelProto, calls: Sequence[LookupCall]) -> list
     for domain in [d for d in proto.opset_import if d.domain == DOMAIN]:
         proto.opset_import.remove(domain)
     proto.ir_version = IR_VERSION
-    return [names.get(number, []) for number in range(len(calls))]
+    used = {value.name for value in proto.graph.input}
+    return [[name if name in used else "" for name in names.get(number, [])] for number in range(len(calls))]
 
 
 def _input_names(call: LookupCall, number: int) -> list[str]:
