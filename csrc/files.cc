@@ -40,7 +40,7 @@ File::~File() { ::close(fd_); }
 void File::Write(std::string_view bytes) {
   while (!bytes.empty()) {
     const ssize_t n = ::write(fd_, bytes.data(), bytes.size());
-    if (n < 0 && errno != EINTR) Throw(errno, "cannot write", path_);
+    if (n < 0 && errno != EINTR) Throw(errno, "cannot write " + std::to_string(bytes.size()) + " more bytes to", path_);
     if (n > 0) bytes.remove_prefix(static_cast<size_t>(n));
   }
 }

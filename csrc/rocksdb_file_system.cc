@@ -28,24 +28,37 @@ IOStatus AsNoSpace(IOStatus status) {
   return status;
 }
 
+// The same of an operation that was to write so many bytes, and says so.
+IOStatus AsNoSpace(IOStatus status, size_t bytes) {
+  status = AsNoSpace(std::move(status));
+  if (!status.IsNoSpace()) return status;
+  const char* const text = status.getState();
+  IOStatus told =
+      IOStatus::NoSpace((text != nullptr ? text : "") + std::string(", for ") + std::to_string(bytes) + " more bytes");
+  told.SetRetryable(status.GetRetryable());
+  told.SetDataLoss(status.GetDataLoss());
+  told.SetScope(status.GetScope());
+  return told;
+}
+
 class WritableFile : public rocksdb::FSWritableFileOwnerWrapper {
  public:
   using FSWritableFileOwnerWrapper::FSWritableFileOwnerWrapper;
 
   IOStatus Append(const Slice& data, const IOOptions& options, IODebugContext* context) override {
-    return AsNoSpace(FSWritableFileOwnerWrapper::Append(data, options, context));
+    return AsNoSpace(FSWritableFileOwnerWrapper::Append(data, options, context), data.size());
   }
   IOStatus Append(const Slice& data, const IOOptions& options, const rocksdb::DataVerificationInfo& info,
                   IODebugContext* context) override {
-    return AsNoSpace(FSWritableFileOwnerWrapper::Append(data, options, info, context));
+    return AsNoSpace(FSWritableFileOwnerWrapper::Append(data, options, info, context), data.size());
   }
   IOStatus PositionedAppend(const Slice& data, uint64_t offset, const IOOptions& options,
                             IODebugContext* context) override {
-    return AsNoSpace(FSWritableFileOwnerWrapper::PositionedAppend(data, offset, options, context));
+    return AsNoSpace(FSWritableFileOwnerWrapper::PositionedAppend(data, offset, options, context), data.size());
   }
   IOStatus PositionedAppend(const Slice& data, uint64_t offset, const IOOptions& options,
                             const rocksdb::DataVerificationInfo& info, IODebugContext* context) override {
-    return AsNoSpace(FSWritableFileOwnerWrapper::PositionedAppend(data, offset, options, info, context));
+    return AsNoSpace(FSWritableFileOwnerWrapper::PositionedAppend(data, offset, options, info, context), data.size());
   }
   IOStatus Truncate(uint64_t size, const IOOptions& options, IODebugContext* context) override {
     return AsNoSpace(FSWritableFileOwnerWrapper::Truncate(size, options, context));

@@ -8,6 +8,7 @@ from pathlib import Path
 from damo_torchrec import _core
 from damo_torchrec.catalog import Catalog
 from damo_torchrec.checkpoint_directory import ROWS, build_checkpoint, checkpoints_in
+from damo_torchrec.files import write_file
 from damo_torchrec.line import LINE_FILE, State
 from damo_torchrec.manifest import Manifest
 
@@ -106,5 +107,5 @@ class CheckpointWriter:
 
 def _write_beside_rows(staged: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> None:
     for name, content in contents.items():
-        (staged / name).write_bytes(content)
+        write_file(staged / name, content)
     manifest.write(staged)

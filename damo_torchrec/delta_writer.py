@@ -14,6 +14,7 @@ import numpy.typing as npt
 from damo_torchrec import _core
 from damo_torchrec.checkpoint_directory import build_directory, check_target
 from damo_torchrec.delta import DeltaManifest, TableChanges, array_files
+from damo_torchrec.files import write_file
 from damo_torchrec.line import State
 from damo_torchrec.manifest import FileRecord, file_digest, new_id
 from damo_torchrec.table import Table
@@ -47,7 +48,7 @@ def write_delta(
             for position, table in enumerate(tables)
         }
         for name, content in files.items():
-            (staged / name).write_bytes(content)
+            write_file(staged / name, content)
         manifest = DeltaManifest(
             id=state.id,
             base=base.id,

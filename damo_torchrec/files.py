@@ -21,6 +21,12 @@ def os_errors(what: str) -> Iterator[None]:
         raise kind(f"{what}: {error}") from error
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file. Raises OutOfSpaceError that says for how many bytes there has to be space, or DamoError."""
+    with os_errors(f"cannot write {len(content)} bytes to {path}"):
+        path.write_bytes(content)
+
+
 def sync_directory(path: Path) -> None:
     """Waits until the entries of the directory are on the device."""
     descriptor = os.open(path, os.O_RDONLY)

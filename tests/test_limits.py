@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -187,6 +188,7 @@ def fill_up(where: Path) -> int:
         with pytest.raises(damo.OutOfSpaceError, match=str(where)) as raised:
             train_on_new_ids(ebc, 200)
         assert os.strerror(errno.ENOSPC) in str(raised.value)
+        assert re.search(r"\d+ more bytes", str(raised.value))
         assert 0 < store.step < 200
         ballast.unlink()
         assert_all_are_whole(store)
