@@ -114,6 +114,21 @@ class SomeSequences(nn.Module):
         return rows["d"].to_padded_dense(3).sum(1)
 
 
+class SharedTower(nn.Module):
+    """Collections that are called twice."""
+
+    def __init__(self, store: damo.EmbeddingStore) -> None:
+        super().__init__()
+        self.ebc = damo.EmbeddingBagCollection(bags("xy", [8, 4], "shared"), store=store, **SGD)
+        config = EmbeddingConfig(name="shared", embedding_dim=8, num_embeddings=50, feature_names=["x"])
+        self.ec = damo.EmbeddingCollection([config], store=store, **SGD)
+
+    def forward(self, query: KeyedJaggedTensor, item: KeyedJaggedTensor) -> dict[str, torch.Tensor]:
+        pooled = self.ebc(query).values() * self.ebc(item).values()
+        sequences = (self.ec(features)["x"].to_padded_dense(2).sum(1) for features in (query, item))
+        return {"pooled": pooled, "sequences": torch.cat([*sequences], dim=1)}
+
+
 class TwoTowers(nn.Module):
     """Two collections, each with its own argument."""
 

@@ -16,7 +16,7 @@ from torchrec.models.dlrm import DLRM, DLRM_DCN
 from torchrec.modules.embedding_configs import PoolingType
 
 import damo_torchrec as damo
-from serving_cases import SGD, Groups, Pooled, Sequences, TwoTowers, bags, feed, random_features, train
+from serving_cases import SGD, Groups, Pooled, Sequences, SharedTower, TwoTowers, bags, feed, random_features, train
 
 BATCHES = (0, 1, 2, 33, 300)
 Requests = Callable[[int], dict[str, Any]]
@@ -139,6 +139,13 @@ def test_sequences(store: damo.EmbeddingStore, tmp_path: Path) -> None:
     check_parity(
         Sequences(store), lambda b: {"features": random_features("cd", b, seed=b)}, tmp_path / "m", batches=BATCHES[1:]
     )
+
+
+def test_collections_that_are_called_twice(store: damo.EmbeddingStore, tmp_path: Path) -> None:
+    def requests(batch: int) -> dict[str, Any]:
+        return {"query": random_features("xy", batch, seed=1), "item": random_features("yx", batch, seed=2)}
+
+    check_parity(SharedTower(store), requests, tmp_path / "m", batches=BATCHES[1:])
 
 
 def test_two_towers(store: damo.EmbeddingStore, tmp_path: Path) -> None:

@@ -20,7 +20,18 @@ from damo_torchrec import init
 from damo_torchrec.optim.spec import OptimizerSpec
 from damo_torchrec.serving.histogram import Histogram
 from damo_torchrec.table import TableDefinition
-from serving_cases import SGD, Groups, Pooled, Sequences, SomeSequences, TwoTowers, feed, random_features, train
+from serving_cases import (
+    SGD,
+    Groups,
+    Pooled,
+    Sequences,
+    SharedTower,
+    SomeSequences,
+    TwoTowers,
+    feed,
+    random_features,
+    train,
+)
 from support import small_store
 
 BATCHES = (0, 1, 2, 33, 300)
@@ -36,6 +47,10 @@ def sequences_request(batch: int) -> dict[str, Any]:
 
 def towers_request(batch: int) -> dict[str, Any]:
     return {"query": random_features("xu", batch, seed=batch), "item": random_features("yi", batch, seed=batch + 1)}
+
+
+def shared_request(batch: int) -> dict[str, Any]:
+    return {"query": random_features("xy", batch, seed=batch), "item": random_features("yx", batch, seed=batch + 1)}
 
 
 def groups_request(batch: int) -> dict[str, Any]:
@@ -73,11 +88,21 @@ def predictor(pooled: Any) -> Any:
         (lambda store: Pooled(store, weighted=False), lambda batch: pooled_request(batch, weighted=False)),
         (Sequences, sequences_request),
         (SomeSequences, sequences_request),
+        (SharedTower, shared_request),
         (TwoTowers, towers_request),
         (Groups, groups_request),
         (lambda store: Groups(store, padding_idx=3), groups_request),
     ],
-    ids=["weighted", "pooled", "sequences", "some sequences", "towers", "embedding", "padded embedding"],
+    ids=[
+        "weighted",
+        "pooled",
+        "sequences",
+        "some sequences",
+        "shared tower",
+        "towers",
+        "embedding",
+        "padded embedding",
+    ],
 )
 def test_answers_as_the_model_does(store: Any, tmp_path: Path, make: Any, request_of: Any) -> None:
     model = make(store)

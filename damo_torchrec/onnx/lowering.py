@@ -203,8 +203,9 @@ def lower_to_inputs(proto: onnx.ModelProto, calls: Sequence[LookupCall]) -> list
             nodes.append(node)
             continue
         number = _number(node)
-        names[number] = _input_names(calls[number], number)
-        for output, name, shape in zip(node.output, names[number], _shapes(calls[number]), strict=True):
+        path = _path(calls, number)
+        names[number] = _input_names(calls[number], path)
+        for output, name, shape in zip(node.output, names[number], _shapes(calls[number], path), strict=True):
             nodes.append(helper.make_node("Identity", [name], [output]))
             proto.graph.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
     del proto.graph.node[:]
@@ -217,8 +218,14 @@ def lower_to_inputs(proto: onnx.ModelProto, calls: Sequence[LookupCall]) -> list
     return [[name if name in used else "" for name in names.get(number, [])] for number in range(len(calls))]
 
 
-def _input_names(call: LookupCall, number: int) -> list[str]:
-    path = call.path or f"lookup_{number}"
+def _path(calls: Sequence[LookupCall], number: int) -> str:
+    """What the inputs of a call are named by: its collection, and which of its calls it is but for the first."""
+    path = calls[number].path
+    nth = 1 + sum(call.path == path for call in calls[:number])
+    return (path or "lookup") + (f"#{nth}" if nth > 1 else "")
+
+
+def _input_names(call: LookupCall, path: str) -> list[str]:
     if call.kind == "EmbeddingBagCollection":
         return [f"{path}.pooled"]
     if call.kind == "Embedding":
@@ -228,12 +235,12 @@ def _input_names(call: LookupCall, number: int) -> list[str]:
     return [f"{path}.{o.feature}" + (f"@{o.table}" if o.feature in several else "") for o in call.outputs]
 
 
-def _shapes(call: LookupCall) -> list[list[str | int] | None]:
+def _shapes(call: LookupCall, path: str) -> list[list[str | int] | None]:
     if call.kind == "EmbeddingBagCollection":
         return [["batch", sum(output.dim for output in call.outputs)]]
     if call.kind == "Embedding":
         return [None]
-    return [[f"{call.path}.{output.feature}.ids", output.dim] for output in call.outputs]
+    return [[f"{path}.{output.feature}.ids", output.dim] for output in call.outputs]
 
 
 def _remove_unused(proto: onnx.ModelProto) -> None:
