@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
-from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
+from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 from torchrec.models.deepfm import SimpleDeepFMNN
 from torchrec.models.dlrm import DLRM, DLRM_DCN
 from torchrec.modules.embedding_configs import PoolingType
@@ -139,6 +139,29 @@ def test_sequences(store: damo.EmbeddingStore, tmp_path: Path) -> None:
     check_parity(
         Sequences(store), lambda b: {"features": random_features("cd", b, seed=b)}, tmp_path / "m", batches=BATCHES[1:]
     )
+
+
+class Rearranged(nn.Module):
+    """Keys that are permuted and split before they are looked up, and columns regrouped afterwards."""
+
+    def __init__(self, store: damo.EmbeddingStore, weighted: bool) -> None:
+        super().__init__()
+        options = {"is_weighted": weighted, "store": store, **SGD}
+        self.first = damo.EmbeddingBagCollection(bags("abc", [8, 4, 8], "first"), **options)
+        self.second = damo.EmbeddingBagCollection(bags("de", [4, 8], "second"), **options)
+
+    def forward(self, features: KeyedJaggedTensor) -> dict[str, torch.Tensor]:
+        first, second = features.permute([4, 0, 2, 1, 3]).split([3, 2])
+        pooled = [self.first(first), self.second(second)]
+        return dict(zip("xyz", KeyedTensor.regroup(pooled, [["e", "a"], ["c"], ["d", "b"]]), strict=True))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_jagged_tensors_that_are_rearranged(store: damo.EmbeddingStore, tmp_path: Path, weighted: bool) -> None:
+    def requests(batch: int) -> dict[str, Any]:
+        return {"features": random_features("aebdc", batch, weighted=weighted, seed=batch)}
+
+    check_parity(Rearranged(store, weighted), requests, tmp_path / "m", batches=BATCHES[1:])
 
 
 def test_collections_that_are_called_twice(store: damo.EmbeddingStore, tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ def translations() -> dict[Any, Callable[..., Any]]:
         fbgemm.jagged_to_padded_dense_forward.default: _jagged_to_padded_dense,
         fbgemm.jagged_2d_to_dense.default: _jagged_2d_to_dense,
         fbgemm.jagged_1d_to_dense.default: _jagged_1d_to_dense,
+        fbgemm.permute_2D_sparse_data.default: _permute_2d_sparse_data,
+        fbgemm.permute_pooled_embs.default: _permute_pooled_embs,
+        fbgemm.permute_pooled_embs_auto_grad.default: _permute_pooled_embs,
     }
 
 
@@ -62,3 +65,39 @@ def _jagged_to_padded_dense(
     row_shape = op.Concat(op.Constant(value_ints=[1]), op.Shape(values, start=1), axis=0)
     padding = op.Expand(op.CastLike(op.Constant(value_float=float(padding_value)), values), row_shape)
     return op.Gather(op.Concat(padding, values, axis=0), taken, axis=0)
+
+
+def _permute_2d_sparse_data(
+    permute: Any, lengths: Any, values: Any, weights: Any = None, permuted_lengths_sum: Any = None
+) -> tuple[Any, Any, Any]:
+    """The items of some keys, as often as `permute` names them: ``lengths (F, B)``, ``values (N,)``."""
+    permuted_lengths = op.Gather(lengths, permute, axis=0)
+    items = op.ReduceSum(op.Cast(lengths, to=onnx.TensorProto.INT64), op.Constant(value_ints=[1]), keepdims=0)
+    index = _permuted_segments(items, permute)
+    permuted_values = op.Gather(values, index)
+    # Without weights nothing reads the third output, but torch.onnx wants one.
+    return permuted_lengths, permuted_values, permuted_values if weights is None else op.Gather(weights, index)
+
+
+def _permute_pooled_embs(
+    pooled: Any, offsets: Any, permute: Any, inverse_offsets: Any = None, inverse_permute: Any = None
+) -> Any:
+    """Columns ``(B, D)`` in another order: those from `offsets[f]` to `offsets[f + 1]` for each f of `permute`."""
+    ends = op.Cast(offsets, to=onnx.TensorProto.INT64)
+    start, one, last = op.Constant(value_ints=[0]), op.Constant(value_ints=[1]), op.Constant(value_ints=[-1])
+    widths = op.Sub(op.Slice(ends, one, op.Constant(value_ints=[2**63 - 1])), op.Slice(ends, start, last))
+    return op.Gather(pooled, _permuted_segments(widths, permute), axis=1)
+
+
+def _permuted_segments(lengths: Any, permute: Any) -> Any:
+    """Where the items are of segments of these lengths, one behind the other, in the order of `permute`."""
+    zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
+    begin = op.Gather(op.CumSum(lengths, zero, exclusive=1), permute)
+    permuted = op.Gather(lengths, permute)
+    permuted_begin = op.CumSum(permuted, zero, exclusive=1)
+    total = op.ReduceSum(permuted, keepdims=1)
+    # An item's segment is the last that begins at or before it.
+    marks = op.Expand(zero, op.Add(total, one))
+    marks = op.ScatterElements(marks, permuted_begin, op.Expand(one, op.Shape(permuted)), reduction="add")
+    segment = op.Slice(op.Sub(op.CumSum(marks, zero), one), op.Constant(value_ints=[0]), op.Constant(value_ints=[-1]))
+    return op.Add(op.Range(zero, op.Squeeze(total), one), op.Gather(op.Sub(begin, permuted_begin), segment))
