@@ -21,7 +21,10 @@ def translations() -> dict[Any, Callable[..., Any]]:
         fbgemm.jagged_to_padded_dense_forward.default: _jagged_to_padded_dense,
         fbgemm.jagged_2d_to_dense.default: _jagged_2d_to_dense,
         fbgemm.jagged_1d_to_dense.default: _jagged_1d_to_dense,
+        fbgemm.offsets_range.default: _offsets_range,
         fbgemm.permute_2D_sparse_data.default: _permute_2d_sparse_data,
+        fbgemm.permute_multi_embedding.default: _permute_multi_embedding,
+        fbgemm.permute_multi_embedding_function.default: _permute_multi_embedding,
         fbgemm.permute_pooled_embs.default: _permute_pooled_embs,
         fbgemm.permute_pooled_embs_auto_grad.default: _permute_pooled_embs,
     }
@@ -79,6 +82,27 @@ def _permute_2d_sparse_data(
     return permuted_lengths, permuted_values, permuted_values if weights is None else op.Gather(weights, index)
 
 
+def _permute_multi_embedding(
+    pooled: Sequence[Any], permutes: Any, in_shapes: Any, out_shapes: Any, out_lengths: Sequence[int]
+) -> list[Any]:
+    """Columns of several ``(B, D)`` in several others: `permutes` has input, output, begin in each, and how many."""
+    moves = op.Cast(permutes, to=onnx.TensorProto.INT64)
+    widths = op.Cast(in_shapes, to=onnx.TensorProto.INT64)
+    zero, one, last = op.Constant(value_int=0), op.Constant(value_int=1), op.Constant(value_ints=[-1])
+    of_input, of_output, begin, target, length = (op.Gather(moves, op.Constant(value_int=i), axis=1) for i in range(5))
+    begin = op.Add(begin, op.Gather(op.CumSum(widths, zero, exclusive=1), of_input))
+    pooled = op.Concat(*pooled, axis=1)
+    outputs = []
+    for number, width in enumerate(out_lengths):
+        column = op.Unsqueeze(op.Range(zero, op.Constant(value_int=width), one), last)
+        mine = op.Equal(of_output, op.Constant(value_int=number))
+        inside = op.And(op.GreaterOrEqual(column, target), op.Less(column, op.Add(target, length)))
+        shift = op.Mul(op.Cast(op.And(mine, inside), to=onnx.TensorProto.INT64), op.Sub(begin, target))
+        source = op.Add(column, op.ReduceSum(shift, last, keepdims=1))
+        outputs.append(op.Gather(pooled, op.Squeeze(source, last), axis=1))
+    return outputs
+
+
 def _permute_pooled_embs(
     pooled: Any, offsets: Any, permute: Any, inverse_offsets: Any = None, inverse_permute: Any = None
 ) -> Any:
@@ -89,6 +113,14 @@ def _permute_pooled_embs(
     return op.Gather(pooled, _permuted_segments(widths, permute), axis=1)
 
 
+def _offsets_range(offsets: Any, range_size: Any) -> Any:
+    """How many items of the same bag are before each of so many items; bags begin at `offsets`."""
+    size = op.Cast(range_size, to=onnx.TensorProto.INT64)
+    begin = op.Cast(offsets, to=onnx.TensorProto.INT64)
+    item = op.Range(op.Constant(value_int=0), op.Squeeze(size), op.Constant(value_int=1))
+    return op.CastLike(op.Sub(item, op.Gather(begin, _segments(begin, size))), offsets)
+
+
 def _permuted_segments(lengths: Any, permute: Any) -> Any:
     """Where the items are of segments of these lengths, one behind the other, in the order of `permute`."""
     zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
@@ -96,8 +128,13 @@ def _permuted_segments(lengths: Any, permute: Any) -> Any:
     permuted = op.Gather(lengths, permute)
     permuted_begin = op.CumSum(permuted, zero, exclusive=1)
     total = op.ReduceSum(permuted, keepdims=1)
-    # An item's segment is the last that begins at or before it.
-    marks = op.Expand(zero, op.Add(total, one))
-    marks = op.ScatterElements(marks, permuted_begin, op.Expand(one, op.Shape(permuted)), reduction="add")
-    segment = op.Slice(op.Sub(op.CumSum(marks, zero), one), op.Constant(value_ints=[0]), op.Constant(value_ints=[-1]))
-    return op.Add(op.Range(zero, op.Squeeze(total), one), op.Gather(op.Sub(begin, permuted_begin), segment))
+    shift = op.Gather(op.Sub(begin, permuted_begin), _segments(permuted_begin, total))
+    return op.Add(op.Range(zero, op.Squeeze(total), one), shift)
+
+
+def _segments(begin: Any, total: Any) -> Any:
+    """Which segment each of `total` items is in: the last that begins at or before it."""
+    zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
+    marks = op.Expand(zero, op.Reshape(op.Add(total, one), op.Constant(value_ints=[1])))
+    marks = op.ScatterElements(marks, begin, op.Expand(one, op.Shape(begin)), reduction="add")
+    return op.Slice(op.Sub(op.CumSum(marks, zero), one), op.Constant(value_ints=[0]), op.Constant(value_ints=[-1]))
