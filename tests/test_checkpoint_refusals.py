@@ -137,7 +137,7 @@ def save_on_a_full_disk(path: Path) -> None:
         model.step()
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))  # the rows fit, the dense part does not
         for target in (None, path / "elsewhere"):
-            with pytest.raises(damo.OutOfSpaceError, match=r"cannot write the checkpoint"):
+            with pytest.raises(damo.OutOfSpaceError, match=r"cannot write \d+ bytes to .*model\.pt"):
                 damo.save_model(model, target)
         assert [p.name for p in (path / "checkpoints").iterdir()] == ["step_0"]
         assert not (path / "elsewhere").exists()
