@@ -166,6 +166,26 @@ def test_jagged_tensors_that_are_rearranged(store: damo.EmbeddingStore, tmp_path
     check_parity(Rearranged(store, weighted), requests, tmp_path / "m", batches=BATCHES[1:])
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_jagged_tensors_are_checked_before_they_are_rearranged(
+    store: damo.EmbeddingStore, tmp_path: Path, weighted: bool
+) -> None:
+    model = Rearranged(store, weighted).eval()
+    damo.onnx.export(model, random_features("aebdc", 2, weighted=weighted), tmp_path / "m")
+    session = damo.onnx.session(tmp_path / "m", operators=False)
+    request = feed(features=random_features("aebdc", 2, weighted=weighted))
+    session.run(None, request)
+    for length in (-1, -3, 2**28, 2**32, 2**45, 2**62):
+        lengths = request["features.lengths"].copy()
+        lengths[0, 0] = length
+        with pytest.raises(Exception, match="lengths are negative, beyond max_length, or not in sum"):
+            session.run(None, request | {"features.lengths": lengths})
+    for name, message in (("values", "lengths are negative"), ("weights", "not one weight for each value")):
+        if (array := request.get(f"features.{name}")) is not None:
+            with pytest.raises(Exception, match=message):
+                session.run(None, request | {f"features.{name}": np.append(array, array[:3])})
+
+
 class Regrouped(nn.Module):
     """Columns that TorchRec's module regroups, of bags that it weighs by position."""
 

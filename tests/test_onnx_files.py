@@ -167,6 +167,10 @@ BAD_REQUESTS = {
     "a negative length": ({"values": np.arange(3), "lengths": np.array([[5], [-1], [-1]])}, WRONG_LENGTHS),
     "a negative length at the end": ({"values": np.arange(3), "lengths": np.array([[4], [0], [-1]])}, WRONG_LENGTHS),
     "more ids than memory": ({"values": np.arange(3), "lengths": np.array([[1 << 45], [1], [1]])}, WRONG_LENGTHS),
+    "lengths whose sum wraps": (
+        {"values": np.arange(3), "lengths": np.array([[2**62, 2**62], [2**62, 2**62], [3, 0]])},
+        WRONG_LENGTHS,
+    ),
     "too few keys": ({"values": np.arange(2), "lengths": np.ones((2, 1), dtype=np.int64)}, WRONG_INPUT),
     "too many keys": ({"values": np.arange(4), "lengths": np.ones((4, 1), dtype=np.int64)}, WRONG_INPUT),
     "no int64": ({"values": np.arange(3, dtype=np.int32), "lengths": ONE_EACH}, WRONG_INPUT),

@@ -113,7 +113,7 @@ def export(
         with tqdm(total=sum(map(len, tables)), unit="rows", unit_scale=True, disable=not progress) as bar:
             writer = RowWriter(directory, dtype, filters, unseen_of, budget, store._options.threads(), _advance(bar))
             groups = writer.write(tables)
-        lower_to_rows(proto, calls, groups, unseen_of, limits, file.parent)
+        lower_to_rows(proto, arguments.features, calls, groups, unseen_of, limits, file.parent)
         options = {
             "dtype": dtype,
             "unseen": unseen_of,

@@ -12,7 +12,15 @@ import onnx
 import onnx.parser
 
 from damo_torchrec.onnx.hash_functions import initial_rows, perfect_hash
-from damo_torchrec.onnx.jagged_functions import CHECK_LENGTHS, GROUPS, ITEMS, LIMIT_LENGTHS, SEGMENTS, SELECT_KEYS
+from damo_torchrec.onnx.jagged_functions import (
+    CHECK_JAGGED,
+    CHECK_LENGTHS,
+    GROUPS,
+    ITEMS,
+    LIMIT_LENGTHS,
+    SEGMENTS,
+    SELECT_KEYS,
+)
 from damo_torchrec.onnx.lookup_functions import embedding_bags, embedding_rows
 from damo_torchrec.onnx.vocabulary import DOMAIN, OPSET, REFUSALS, VERSION, Lookup
 
@@ -22,7 +30,7 @@ def functions_for(lookups: Iterable[Lookup]) -> list[onnx.FunctionProto]:
     wanted = list(dict.fromkeys(lookups))
     drawn = sorted({lookup.rows.dim for lookup in wanted if lookup.initial})
     texts = [
-        *(SEGMENTS, CHECK_LENGTHS, LIMIT_LENGTHS, SELECT_KEYS, ITEMS, GROUPS, perfect_hash()),
+        *(SEGMENTS, CHECK_LENGTHS, CHECK_JAGGED, LIMIT_LENGTHS, SELECT_KEYS, ITEMS, GROUPS, perfect_hash()),
         *(initial_rows(dim) for dim in drawn),
         *(embedding_bags(lookup) if lookup.pooled else embedding_rows(lookup) for lookup in wanted),
     ]

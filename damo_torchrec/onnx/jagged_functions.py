@@ -19,11 +19,11 @@ Segments (later, total) => (segment) {
 }
 """
 
-# All lengths; with a 0 before them; where each bag's ids begin, and where the last bag's end; and how many ids lengths
-# come to: what a Reshape of `values` then takes. It refuses lengths that do not sum to the number of ids, and negative
-# ones, which make that number a size that nothing has.
+# All lengths; with a 0 before them; the longest; where each bag's ids begin, and where the last bag's end; and how many
+# ids lengths come to: what a Reshape of `values` then takes. It refuses lengths that do not sum to the number of ids,
+# and those that are negative or beyond it, whose sum might wrap: they make that number a size that nothing has.
 CHECK_LENGTHS = """
-CheckLengths (values, lengths) => (flat_lengths, zero_and_lengths, offsets, expected) {
+CheckLengths (values, lengths) => (flat_lengths, longest, offsets, expected) {
   axis = Constant <value_int = 0> ()
   zero = Constant <value_ints = [0]> ()
   never = Constant <value_ints = [-2]> ()
@@ -35,8 +35,24 @@ CheckLengths (values, lengths) => (flat_lengths, zero_and_lengths, offsets, expe
   sum = Slice (offsets, last, end)
   least = ReduceMin <keepdims = 1> (zero_and_lengths)
   negative = Less (least, zero)
-  expected = Where (negative, never, sum)
+  longest = ReduceMax <keepdims = 0> (zero_and_lengths)
+  ids = Shape (values)
+  beyond = Greater (longest, ids)
+  refused = Or (negative, beyond)
+  expected = Where (refused, never, sum)
 }
+"""
+
+# A jagged tensor as it is, once it is checked: for what is not a lookup, which would use lengths as they come.
+CHECK = "CheckJagged"
+CHECK_JAGGED = f"""
+{CHECK} (values, lengths) => (ids, checked_lengths) {{
+  flat_lengths, longest, offsets, expected = {DOMAIN}.CheckLengths (values, lengths)
+  ids = Reshape <allowzero = 1> (values, expected)
+  num_ids = Shape (ids)
+  nothing = Sub (num_ids, num_ids)
+  checked_lengths = Add (lengths, nothing)
+}}
 """
 
 # Makes lengths beyond their key's limit negative, which lookups refuse.
@@ -59,7 +75,7 @@ SELECT_KEYS = f"""
   last = Constant <value_ints = [-1]> ()
   second = Constant <value_ints = [1]> ()
   end = Constant <value_ints = [9223372036854775807]> ()
-  flat_lengths, zero_and_lengths, offsets, expected = {DOMAIN}.CheckLengths (values, lengths)
+  flat_lengths, longest, offsets, expected = {DOMAIN}.CheckLengths (values, lengths)
   ids = Reshape <allowzero = 1> (values, expected)
   selected_lengths = Gather <axis = 0> (lengths, keys)
   ids_of_key = ReduceSum <keepdims = 0> (lengths, second)

@@ -70,7 +70,7 @@ _BEGIN = f"""
   last = Constant <value_ints = [-1]> ()
   end = Constant <value_ints = [9223372036854775807]> ()
 
-  flat_lengths, zero_and_lengths, offsets, expected = {DOMAIN}.CheckLengths (values, lengths)
+  flat_lengths, longest, offsets, expected = {DOMAIN}.CheckLengths (values, lengths)
   ids = Reshape <allowzero = 1> (values, expected)
   batch_1 = Shape <start = 1> (lengths)
 {_LATER_KEYS}
@@ -148,7 +148,6 @@ def embedding_bags(lookup: Lookup) -> str:
   three = Constant <value_int = 3> ()
 
   lengths_shape = Shape (lengths)
-  longest = ReduceMax <keepdims = 0> (zero_and_lengths)
   at_most_one = LessOrEqual (longest, one)
   bag_sum = If (at_most_one) <
     then_branch = single () => (sum_single) {{

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from damo_torchrec.onnx.arguments import FeatureInput
 from damo_torchrec.onnx.functions import functions_for
-from damo_torchrec.onnx.jagged_functions import LIMIT, SELECT
+from damo_torchrec.onnx.jagged_functions import CHECK, LIMIT, SELECT
 from damo_torchrec.onnx.rows import RowGroup
 from damo_torchrec.onnx.stand_ins import NODE, NUMBER, LookupCall, LookupOutput
 from damo_torchrec.onnx.vocabulary import DOMAIN, IR_VERSION, REFUSALS, Lookup
@@ -18,6 +19,7 @@ from damo_torchrec.onnx.vocabulary import DOMAIN, IR_VERSION, REFUSALS, Lookup
 
 def lower_to_rows(
     proto: onnx.ModelProto,
+    features: Sequence[FeatureInput],
     calls: Sequence[LookupCall],
     groups: Mapping[int, RowGroup],
     unseen: Mapping[str, str],
@@ -28,6 +30,7 @@ def lower_to_rows(
 
     Args:
         proto: captured.
+        features: its KeyedJaggedTensors.
         calls: its lookups.
         groups: by dim.
         unseen: by table, what ids without a row read as.
@@ -35,7 +38,7 @@ def lower_to_rows(
         directory: that the graph's file will be in.
     """
     used: dict[Lookup, None] = {}
-    nodes: list[onnx.NodeProto] = []
+    nodes = _checks(proto.graph, features)
     arrays: dict[int, set[str]] = {dim: set() for dim in groups}
     for node in proto.graph.node:
         if node.domain != DOMAIN or node.op_type != NODE:
@@ -54,6 +57,30 @@ def lower_to_rows(
         proto.graph.initializer.extend(groups[dim].initializers(sorted(names), directory))
     proto.functions.extend(functions_for(used))
     proto.ir_version = IR_VERSION
+
+
+def _checks(graph: onnx.GraphProto, features: Sequence[FeatureInput]) -> list[onnx.NodeProto]:
+    """Nodes that check the jagged tensors of which anything but a lookup reads a part; all then read what they give."""
+    others = [node for node in graph.node if node.domain != DOMAIN or node.op_type != NODE]
+    read = {name for node in others for name in _read_by(node)} | {output.name for output in graph.output}
+    checks: list[onnx.NodeProto] = []
+    for feature in features:
+        if read.isdisjoint(feature.inputs):
+            continue
+        checked = [f"{name}/checked" for name in feature.inputs]
+        shape, name = f"{feature.name}/shape", f"{feature.name}/check"
+        checks.append(helper.make_node(CHECK, feature.inputs[:2], checked[:2], name=name, domain=DOMAIN))
+        if feature.weighted:
+            refusal = REFUSALS["checked_weights"]
+            checks.append(helper.make_node("Shape", checked[:1], [shape], name=shape))
+            weights = [feature.inputs[2], shape]
+            checks.append(
+                helper.make_node("Reshape", weights, checked[2:], name=f"{feature.name}/{refusal}", allowzero=1)
+            )
+        renamed = dict(zip(feature.inputs, checked, strict=True))
+        for node in graph.node:
+            node.input[:] = [renamed.get(name, name) for name in node.input]
+    return checks
 
 
 class _Lowered:
