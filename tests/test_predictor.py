@@ -365,6 +365,12 @@ def test_rows_go_among_temporary_files_where_the_checkpoint_has_no_place(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("threads", "error"), [(0, ValueError), (100_000, ValueError), ("2", TypeError)])
+def test_a_wrong_number_of_threads_is_refused(pooled: Any, threads: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="num_threads must be"):
+        damo.serving.Predictor(pooled[1], num_threads=threads)
+
+
 def test_only_a_serving_checkpoint_opens(pooled: Any, store: Any, tmp_path: Path) -> None:
     Pooled(store, weighted=True)
     with pytest.raises(ValueError, match=r"is not a checkpoint: damo_torchrec.serving.export makes one to serve"):

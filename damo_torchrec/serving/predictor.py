@@ -11,6 +11,7 @@ from typing import Any
 from damo_torchrec.checkpoint_directory import is_checkpoint
 from damo_torchrec.errors import StoreClosedError
 from damo_torchrec.manifest import Manifest
+from damo_torchrec.options import StoreOptions
 from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.dense import DENSE_FILE, DensePart
 from damo_torchrec.serving.histogram import Histogram
@@ -55,6 +56,7 @@ class Predictor:
         memory_budget: int | str = "1GiB",
         num_threads: int | None = None,
     ) -> None:
+        StoreOptions(num_threads=num_threads)  # refuses what ONNX Runtime would try to start
         self._path = Path(path).absolute()
         if not is_checkpoint(self._path):
             raise ValueError(f"{self._path} is not a checkpoint: damo_torchrec.serving.export makes one to serve")
