@@ -13,10 +13,16 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def os_errors(what: str) -> Iterator[None]:
-    """Turns an OSError into OutOfSpaceError or DamoError that says what was being done."""
+    """Turns an OSError into OutOfSpaceError or DamoError that says what was being done.
+
+    One that hides an interrupt becomes that interrupt: shutil.rmtree closes a descriptor again that was closed when
+    Ctrl-C came.
+    """
     try:
         yield
     except OSError as error:
+        if isinstance(error.__context__, KeyboardInterrupt | SystemExit):
+            raise error.__context__ from None
         kind = OutOfSpaceError if error.errno in _FULL else DamoError
         raise kind(f"{what}: {error}") from error
 

@@ -20,6 +20,7 @@ import torch
 from hypothesis import settings
 
 import damo_torchrec as damo
+from damo_torchrec.files import os_errors
 from processes import started
 from support import A_HANDFUL_OF_ROWS, directory_in_memory, random_kjt, small_store
 from training import Rows, assert_same_rows, collection, rows_of
@@ -358,3 +359,18 @@ def test_an_exception_beside_an_update_leaves_it_whole(tmp_path):
         a, b = (store.table(name) for name in ("a", "b"))
         assert (a.iter, b.iter) in ((0, 0), (1, 1))
         assert (len(a) > 0) == (len(b) > 0) == (a.iter == 1)
+
+
+def test_an_interrupt_while_a_directory_is_removed_stays_one(tmp_path, monkeypatch):
+    """Python 3.11 closes the descriptor again, which fails."""
+    (tmp_path / "live" / "rows").mkdir(parents=True)
+    close = os.close
+
+    def interrupted(descriptor: int) -> None:
+        monkeypatch.setattr(os, "close", close)
+        close(descriptor)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "close", interrupted)
+    with pytest.raises(KeyboardInterrupt), os_errors("cannot remove"):
+        shutil.rmtree(tmp_path / "live")
