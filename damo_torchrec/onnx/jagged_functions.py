@@ -43,7 +43,7 @@ CheckLengths (values, lengths) => (flat_lengths, longest, offsets, expected) {
 }
 """
 
-# A jagged tensor as it is, once it is checked: for what is not a lookup, which would use lengths as they come.
+# A jagged tensor as it is, once it is checked: for what would make something as large as lengths say.
 CHECK = "CheckJagged"
 CHECK_JAGGED = f"""
 {CHECK} (values, lengths) => (ids, checked_lengths) {{
@@ -66,7 +66,7 @@ LIMIT_LENGTHS = f"""
 """
 
 # Brings the ids of some keys, in that order and as often as they are named, behind one another. Other arrays that go
-# with ids are gathered at `position`. Nothing is made as large as lengths say before they are checked.
+# with ids are gathered at `position`.
 SELECT = "Select"
 SELECT_KEYS = f"""
 {SELECT} (values, lengths, keys) => (selected_values, selected_lengths, position) {{
@@ -75,18 +75,14 @@ SELECT_KEYS = f"""
   last = Constant <value_ints = [-1]> ()
   second = Constant <value_ints = [1]> ()
   end = Constant <value_ints = [9223372036854775807]> ()
-  flat_lengths, longest, offsets, expected = {DOMAIN}.CheckLengths (values, lengths)
-  ids = Reshape <allowzero = 1> (values, expected)
-  selected_lengths = Gather <axis = 0> (lengths, keys)
-  ids_of_key = ReduceSum <keepdims = 0> (lengths, second)
+  ids, checked_lengths = {DOMAIN}.{CHECK} (values, lengths)
+  selected_lengths = Gather <axis = 0> (checked_lengths, keys)
+  ids_of_key = ReduceSum <keepdims = 0> (checked_lengths, second)
   source = CumSum <exclusive = 1> (ids_of_key, zero)
   source_of_output = GatherElements (source, keys)
   ids_of_output = GatherElements (ids_of_key, keys)
   begin = CumSum <exclusive = 1> (ids_of_output, zero)
-  unchecked_total = ReduceSum <keepdims = 1> (ids_of_output)
-  num_ids = Shape (ids)
-  nothing = Sub (num_ids, num_ids)
-  total = Add (unchecked_total, nothing)
+  total = ReduceSum <keepdims = 1> (ids_of_output)
   later = Slice (begin, second, end)
   output = {DOMAIN}.Segments (later, total)
   shift = Sub (source_of_output, begin)

@@ -64,23 +64,31 @@ def _checks(graph: onnx.GraphProto, features: Sequence[FeatureInput]) -> list[on
     others = [node for node in graph.node if node.domain != DOMAIN or node.op_type != NODE]
     read = {name for node in others for name in _read_by(node)} | {output.name for output in graph.output}
     checks: list[onnx.NodeProto] = []
+    renamed: dict[str, str] = {}
     for feature in features:
         if read.isdisjoint(feature.inputs):
             continue
         checked = [f"{name}/checked" for name in feature.inputs]
-        shape, name = f"{feature.name}/shape", f"{feature.name}/check"
-        checks.append(helper.make_node(CHECK, feature.inputs[:2], checked[:2], name=name, domain=DOMAIN))
+        checks.append(
+            helper.make_node(CHECK, feature.inputs[:2], checked[:2], name=f"{feature.name}/check", domain=DOMAIN)
+        )
         if feature.weighted:
-            refusal = REFUSALS["checked_weights"]
-            checks.append(helper.make_node("Shape", checked[:1], [shape], name=shape))
+            shape, refusal = f"{feature.name}/shape", f"{feature.name}/{REFUSALS['checked_weights']}"
             weights = [feature.inputs[2], shape]
-            checks.append(
-                helper.make_node("Reshape", weights, checked[2:], name=f"{feature.name}/{refusal}", allowzero=1)
-            )
-        renamed = dict(zip(feature.inputs, checked, strict=True))
-        for node in graph.node:
-            node.input[:] = [renamed.get(name, name) for name in node.input]
+            checks.append(helper.make_node("Shape", checked[:1], [shape], name=shape))
+            checks.append(helper.make_node("Reshape", weights, checked[2:], name=refusal, allowzero=1))
+        renamed.update(zip(feature.inputs, checked, strict=True))
+    _rename_read(graph, renamed)
     return checks
+
+
+def _rename_read(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
+    """Has nodes, and those of their subgraphs, read other names."""
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _rename_read(attribute.g, renamed)
 
 
 class _Lowered:
