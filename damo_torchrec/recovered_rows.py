@@ -41,15 +41,15 @@ class RecoveredRows:
         try:
             if on_tmpfs(str(self.path)):
                 raise OutOfSpaceError(f"{self.path} is on tmpfs, that is, in memory: set TMPDIR to a disk")
-            last = 0
+            numbers = [0]
             for file in (checkpoint / ROWS).iterdir():
                 if file.suffix in (".sst", ".log"):
                     (self.path / file.name).symlink_to(file.absolute())
                 else:
                     shutil.copyfile(file, self.path / file.name)
-                last = max(last, *map(int, re.findall(r"\d+", file.name)), 0)
+                numbers += map(int, re.findall(r"\d+", file.name))
             # RocksDB cuts the last log to its size when it opens the database, which would touch the checkpoint's.
-            (self.path / f"{last + 1:06}.log").touch()
+            (self.path / f"{max(numbers) + 1:06}.log").touch()
             _core.Store(str(self.path), False, False, options).close()
         except BaseException:
             self.remove()

@@ -13,6 +13,7 @@ from damo_torchrec import _core
 from damo_torchrec.checkpoint_directory import CHECKPOINTS, ROWS, build_checkpoint, checkpoints_in, is_checkpoint
 from damo_torchrec.dense_part import MODEL_FILE, MODULE_FILE, dump_dense, load_dense
 from damo_torchrec.errors import CorruptionError
+from damo_torchrec.files import write_file
 from damo_torchrec.manifest import FILE_NAME, Finding, Manifest, TableRecord, new_id
 from damo_torchrec.readable_rows import open_rows
 from damo_torchrec.records import (
@@ -180,7 +181,7 @@ class _Job:
         except CorruptionError as error:
             self._find(MODEL_FILE, f"the dense part of the checkpoint {self.manifest.id}", f"{error}; it is left out")
             return
-        (staged / MODEL_FILE).write_bytes(dump_dense({**dense, "checkpoint_id": repaired.id}))
+        write_file(staged / MODEL_FILE, dump_dense({**dense, "checkpoint_id": repaired.id}))
         if MODULE_FILE not in self.manifest.files:
             return
         if (finding := self.manifest.file_finding(self._source, MODULE_FILE)) is not None:
