@@ -186,6 +186,15 @@ def test_jagged_tensors_are_checked_before_they_are_rearranged(
                 session.run(None, request | {f"features.{name}": np.append(array, array[:3])})
 
 
+@pytest.mark.parametrize(("make", "keys", "checked"), [(Pooled, "abc", False), (Rearranged, "aebdc", True)])
+def test_lookups_check_what_they_alone_read(
+    store: damo.EmbeddingStore, tmp_path: Path, make: Any, keys: str, checked: bool
+) -> None:
+    damo.onnx.export(make(store, weighted=False), random_features(keys, 2), tmp_path / "m.onnx")
+    proto = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    assert ("CheckJagged" in {node.op_type for node in proto.graph.node}) == checked
+
+
 class Regrouped(nn.Module):
     """Columns that TorchRec's module regroups, of bags that it weighs by position."""
 

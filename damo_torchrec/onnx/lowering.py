@@ -62,7 +62,10 @@ def lower_to_rows(
 def _checks(graph: onnx.GraphProto, features: Sequence[FeatureInput]) -> list[onnx.NodeProto]:
     """Nodes that check the jagged tensors of which anything but a lookup reads a part; all then read what they give."""
     others = [node for node in graph.node if node.domain != DOMAIN or node.op_type != NODE]
-    read = {name for node in others for name in _read_by(node)} | {output.name for output in graph.output}
+    outputs = {output.name for output in graph.output}
+    read = outputs.union(*map(_read_by, others))
+    # Lookups get lengths by way of a Reshape, which is no use of its own.
+    read = outputs.union(*(_read_by(node) for node in others if node.op_type != "Reshape" or node.output[0] in read))
     checks: list[onnx.NodeProto] = []
     renamed: dict[str, str] = {}
     for feature in features:
