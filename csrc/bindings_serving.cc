@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <cstring>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -54,9 +55,9 @@ size_t NextDeleted(RowChanges& changes, Address ids, size_t n) {
   return i;
 }
 
-// An int64 array with a row for each part.
+// For each part an int64, its middle row, and a float64, its scale.
 py::bytes Parts(const ServingRows& rows) {
-  static_assert(sizeof(HashPart) == 4 * sizeof(int64_t));
+  static_assert(sizeof(HashPart) == sizeof(int64_t) + sizeof(double));
   const std::vector<HashPart>& parts = rows.parts();
   return py::bytes(reinterpret_cast<const char*>(parts.data()), parts.size() * sizeof(HashPart));
 }
@@ -64,9 +65,10 @@ py::bytes Parts(const ServingRows& rows) {
 }  // namespace
 
 void RegisterServing(py::module_& m) {
-  py::tuple constants(4);
-  for (size_t i = 0; i < 4; ++i) constants[i] = kPerfectHashConstants[i];
+  py::tuple constants(std::size(kPerfectHashConstants));
+  for (size_t i = 0; i < constants.size(); ++i) constants[i] = kPerfectHashConstants[i];
   m.attr("PERFECT_HASH_CONSTANTS") = constants;
+  m.attr("PERFECT_HASH_PART_BITS") = kPartBits;
   m.attr("LEAST_SERVING_MEMORY") = kLeastServingMemory;
 
   py::class_<RowSnapshot, Held<RowSnapshot>>(m, "RowSnapshot")
@@ -92,8 +94,8 @@ void RegisterServing(py::module_& m) {
       .def_readwrite("min_last_step", &RowFilter::min_last_step)
       .def_readwrite("top_n", &RowFilter::top_n);
   py::class_<ServingTable>(m, "ServingTable")
-      .def_readonly("first_part", &ServingTable::first_part)
-      .def_readonly("num_parts", &ServingTable::num_parts)
+      .def_property_readonly("first_bucket", [](const ServingTable& table) { return table.hash.first_bucket; })
+      .def_property_readonly("bucket_mask", [](const ServingTable& table) { return table.hash.bucket_mask; })
       .def_readonly("unseen_row", &ServingTable::unseen_row)
       .def_readonly("rows", &ServingTable::rows);
   py::class_<ServingRows, Held<ServingRows>>(m, "ServingRows")
@@ -108,7 +110,7 @@ void RegisterServing(py::module_& m) {
            py::arg("progress"))
       .def("finish", &ServingRows::Finish, ReleaseGil())
       .def_property_readonly("num_rows", &ServingRows::num_rows)
-      .def_property_readonly("num_pilots", &ServingRows::num_pilots)
+      .def_property_readonly("num_buckets", &ServingRows::num_buckets)
       .def_property_readonly("num_shards", &ServingRows::num_shards)
       .def_property_readonly("parts", &Parts);
 }

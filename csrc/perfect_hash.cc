@@ -1,7 +1,7 @@
 #include "perfect_hash.h"
 
 #include <algorithm>
-#include <array>
+#include <bit>
 #include <limits>
 #include <numeric>
 #include <optional>
@@ -14,7 +14,7 @@ namespace {
 
 // With more of either, pilots take longer to find, until the last buckets have none.
 constexpr double kLoad = 0.99;  // ids for each slot
-constexpr double kIdsPerBucket = 4;
+constexpr size_t kMostIdsPerBucket = 4;
 // A part is given up at so many slots for each id.
 constexpr double kMostSlotsPerId = 64;
 
@@ -32,7 +32,7 @@ class Taken {
 // The hashes of a part's ids, bucket by bucket.
 struct Buckets {
   Buckets(std::span<const int64_t> ids, size_t n) : begin(n + 1), hashes(ids.size()) {
-    const HashPart part{0, static_cast<int64_t>(n), 0, 1};
+    const HashTable part{0, static_cast<int64_t>(n - 1)};
     for (const int64_t id : ids) ++begin[static_cast<size_t>(BucketOf(MixId(id), part)) + 1];
     std::partial_sum(begin.begin(), begin.end(), begin.begin());
     std::vector<uint32_t> next(begin.begin(), begin.end() - 1);
@@ -65,14 +65,14 @@ struct Buckets {
 };
 
 // Takes a slot for each of the hashes, or none.
-bool Take(std::span<const uint64_t> hashes, uint16_t pilot, const HashPart& part, Taken* taken) {
+bool Take(std::span<const uint64_t> hashes, int64_t bucket, const HashPart& part, Taken* taken) {
   for (const uint64_t h : hashes) {
-    if ((*taken)[static_cast<size_t>(RowOf(h, pilot, part))]) return false;
+    if ((*taken)[static_cast<size_t>(RowOf(h, bucket, part))]) return false;
   }
   for (size_t i = 0; i < hashes.size(); ++i) {
-    const size_t slot = static_cast<size_t>(RowOf(hashes[i], pilot, part));
+    const size_t slot = static_cast<size_t>(RowOf(hashes[i], bucket, part));
     if ((*taken)[slot]) {
-      while (i-- > 0) taken->Flip(static_cast<size_t>(RowOf(hashes[i], pilot, part)));
+      while (i-- > 0) taken->Flip(static_cast<size_t>(RowOf(hashes[i], bucket, part)));
       return false;
     }
     taken->Flip(slot);
@@ -80,39 +80,45 @@ bool Take(std::span<const uint64_t> hashes, uint16_t pilot, const HashPart& part
   return true;
 }
 
-std::optional<uint16_t> FindPilot(std::span<const uint64_t> hashes, const HashPart& part, Taken* taken) {
+// The bucket of these hashes, with a pilot.
+std::optional<int64_t> FindPilot(std::span<const uint64_t> hashes, int64_t number, const HashPart& part, Taken* taken) {
   // Of n ids in m slots none share one with a probability of about exp(-n^2 / 2m): with any of 2^16 pilots below 10^-6.
   const double n = static_cast<double>(hashes.size());
-  if (n * n > 50.0 * static_cast<double>(part.rows)) return std::nullopt;
+  if (n * n > 50 * 0x1p64 * part.scale) return std::nullopt;
   for (uint32_t pilot = 0; pilot <= std::numeric_limits<uint16_t>::max(); ++pilot) {
-    if (Take(hashes, static_cast<uint16_t>(pilot), part, taken)) return static_cast<uint16_t>(pilot);
+    const int64_t bucket = MakeBucket(static_cast<uint16_t>(pilot), number);
+    if (Take(hashes, bucket, part, taken)) return bucket;
   }
   return std::nullopt;
 }
 
-// By bucket; nothing if there is none for one of them.
-std::optional<std::vector<uint16_t>> FindPilots(const Buckets& buckets, uint32_t slots) {
-  const HashPart part{0, static_cast<int64_t>(buckets.number()), 0, slots};
+// Nothing if one of them has no pilot.
+std::optional<std::vector<int64_t>> FindPilots(const Buckets& buckets, int64_t number, uint32_t slots) {
+  const HashPart part = HashPart::At(0, slots);
   Taken taken(slots);
-  std::vector<uint16_t> pilots(buckets.number());
-  for (const uint32_t bucket : buckets.Order()) {
-    const std::optional<uint16_t> pilot = FindPilot(buckets.of(bucket), part, &taken);
-    if (!pilot) return std::nullopt;
-    pilots[bucket] = *pilot;
+  std::vector<int64_t> found(buckets.number());
+  for (const uint32_t i : buckets.Order()) {
+    const std::optional<int64_t> bucket = FindPilot(buckets.of(i), number, part, &taken);
+    if (!bucket) return std::nullopt;
+    found[i] = *bucket;
   }
-  return pilots;
+  return found;
 }
 
 }  // namespace
 
-BuiltPart BuildPart(std::span<const int64_t> ids) {
+size_t NumBuckets(size_t ids) { return std::bit_ceil((ids + kMostIdsPerBucket - 1) / kMostIdsPerBucket); }
+
+BuiltPart BuildPart(std::span<const int64_t> ids, int64_t number, size_t num_buckets) {
   const double n = static_cast<double>(ids.size());
-  const Buckets buckets(ids, std::max<size_t>(static_cast<size_t>(n / kIdsPerBucket + 1), 1));
+  const Buckets buckets(ids, num_buckets);
   const double most = std::min(n * kMostSlotsPerId + 1, 4294967295.0);
   // Twice as much more at each attempt.
   for (double more = 0; n / kLoad * (1 + more) <= most; more = more == 0 ? 0.02 : 2 * more) {
-    const uint32_t slots = std::max<uint32_t>(static_cast<uint32_t>(n / kLoad * (1 + more)), 1);
-    if (std::optional<std::vector<uint16_t>> pilots = FindPilots(buckets, slots)) return {slots, std::move(*pilots)};
+    const uint32_t slots = static_cast<uint32_t>(n / kLoad * (1 + more)) | 1;
+    if (std::optional<std::vector<int64_t>> found = FindPilots(buckets, number, slots)) {
+      return {slots, std::move(*found)};
+    }
   }
   throw Error(ErrorCode::kInvalidArgument, "a perfect hash of " + std::to_string(ids.size()) + " ids takes more than " +
                                                std::to_string(static_cast<uint64_t>(most)) +

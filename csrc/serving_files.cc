@@ -20,7 +20,7 @@ ServingFiles::ServingFiles(const std::string& prefix, size_t row_bytes, size_t s
       row_bytes_(row_bytes),
       shard_rows_(static_cast<int64_t>(shard_rows)),
       keys_(prefix + ".keys", kBufferBytes),
-      pilots_(prefix + ".pilots", kBufferBytes) {
+      buckets_(prefix + ".buckets", kBufferBytes) {
   if (scaled) scales_.emplace(prefix + ".scales", kBufferBytes);
 }
 
@@ -36,14 +36,14 @@ void ServingFiles::AppendRow(int64_t key, const char* row, float scale) {
   ++num_rows_;
 }
 
-void ServingFiles::AppendPilots(std::span<const uint16_t> pilots) {
-  pilots_.Append({reinterpret_cast<const char*>(pilots.data()), pilots.size_bytes()});
-  num_pilots_ += static_cast<int64_t>(pilots.size());
+void ServingFiles::AppendBuckets(std::span<const int64_t> buckets) {
+  buckets_.Append({reinterpret_cast<const char*>(buckets.data()), buckets.size_bytes()});
+  num_buckets_ += static_cast<int64_t>(buckets.size());
 }
 
 void ServingFiles::Finish() {
   keys_.Finish();
-  pilots_.Finish();
+  buckets_.Finish();
   if (scales_) scales_->Finish();
   if (shard_) shard_->Finish();
 }

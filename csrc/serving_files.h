@@ -20,12 +20,12 @@ class ServingFiles {
 
   // `scale` is of no meaning unless rows are scaled.
   void AppendRow(int64_t key, const char* row, float scale);
-  void AppendPilots(std::span<const uint16_t> pilots);
+  void AppendBuckets(std::span<const int64_t> buckets);
   // Waits until all is on the device.
   void Finish();
 
   int64_t num_rows() const { return num_rows_; }
-  int64_t num_pilots() const { return num_pilots_; }
+  int64_t num_buckets() const { return num_buckets_; }
   int64_t num_shards() const { return num_shards_; }
 
  private:
@@ -33,11 +33,11 @@ class ServingFiles {
   const size_t row_bytes_;
   const int64_t shard_rows_;
   FileWriter keys_;
-  FileWriter pilots_;
+  FileWriter buckets_;
   std::optional<FileWriter> scales_;
   std::optional<FileWriter> shard_;  // the last one
   int64_t num_rows_ = 0;
-  int64_t num_pilots_ = 0;
+  int64_t num_buckets_ = 0;
   int64_t num_shards_ = 0;
 };
 

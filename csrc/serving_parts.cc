@@ -4,11 +4,9 @@
 
 namespace damo {
 
-ServingParts::ServingParts(Records records, int64_t first_part, size_t parts, int64_t num_parts)
-    : records_(std::move(records)), begin_(parts + 1), order_(records_.size()) {
-  const auto part_of = [&](size_t record) {
-    return static_cast<size_t>(PartOf(MixId(records_.id(record)), 0, num_parts) - first_part);
-  };
+ServingParts::ServingParts(Records records, const TableParts& table, size_t first, size_t n, int64_t number)
+    : records_(std::move(records)), table_(table), number_(number), begin_(n + 1), order_(records_.size()) {
+  const auto part_of = [&](size_t record) { return table.Of(records_.id(record)) - first; };
   for (size_t i = 0; i < records_.size(); ++i) ++begin_[part_of(i) + 1];
   std::partial_sum(begin_.begin(), begin_.end(), begin_.begin());
   std::vector<uint32_t> next(begin_.begin(), begin_.end() - 1);
@@ -19,11 +17,14 @@ PlacedPart ServingParts::Place(size_t part) const {
   const std::span<const uint32_t> members(order_.data() + begin_[part], begin_[part + 1] - begin_[part]);
   std::vector<int64_t> ids(members.size());
   for (size_t i = 0; i < members.size(); ++i) ids[i] = records_.id(members[i]);
-  PlacedPart placed{BuildPart(ids), {}};
+  PlacedPart placed{BuildPart(ids, number_ + static_cast<int64_t>(part), table_.buckets), {}};
   placed.records.assign(placed.hash.slots, PlacedPart::kNone);
-  const HashPart alone{0, static_cast<int64_t>(placed.hash.pilots.size()), 0, placed.hash.slots};
+  const HashPart slots = HashPart::At(0, placed.hash.slots);
+  const HashTable buckets{0, static_cast<int64_t>(table_.buckets - 1)};
   for (size_t i = 0; i < members.size(); ++i) {
-    placed.records[static_cast<size_t>(PerfectHashRow(ids[i], 0, 1, &alone, placed.hash.pilots.data()))] = members[i];
+    const uint64_t h = MixId(ids[i]);
+    const int64_t bucket = placed.hash.buckets[static_cast<size_t>(BucketOf(h, buckets))];
+    placed.records[static_cast<size_t>(RowOf(h, bucket, slots))] = members[i];
   }
   return placed;
 }

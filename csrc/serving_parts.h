@@ -46,12 +46,23 @@ struct PlacedPart {
   std::vector<uint32_t> records;  // by slot
 };
 
-// Parts of a table and their records.
+// A table's parts: so many, of so many buckets each. Both are powers of two.
+struct TableParts {
+  size_t number;
+  size_t buckets;
+
+  // Which of them an id is in.
+  size_t Of(int64_t id) const {
+    return static_cast<size_t>(BucketOf(MixId(id), {0, static_cast<int64_t>(number * buckets - 1)})) / buckets;
+  }
+};
+
+// Some parts of a table and their records.
 class ServingParts {
  public:
-  // The `parts` parts from `first_part` on of the `num_parts` of the table. REQUIRES: fewer than 2^32 - 1 records, all
-  // of these parts.
-  ServingParts(Records records, int64_t first_part, size_t parts, int64_t num_parts);
+  // The `n` parts from `first` on; `number` is what the first of them is in the row group. REQUIRES: fewer than
+  // 2^32 - 1 records, all of these parts.
+  ServingParts(Records records, const TableParts& table, size_t first, size_t n, int64_t number);
 
   size_t size() const { return begin_.size() - 1; }
   const Records& records() const { return records_; }
@@ -60,6 +71,8 @@ class ServingParts {
 
  private:
   const Records records_;
+  const TableParts table_;
+  const int64_t number_;
   std::vector<uint32_t> begin_;  // by part, and one more
   std::vector<uint32_t> order_;  // records by part
 };

@@ -1,6 +1,7 @@
 #include "serving_rows.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <utility>
 
@@ -15,6 +16,7 @@ namespace {
 constexpr size_t kPartBytes = size_t{8} << 20;
 // So that records of a group have numbers of 32 bits.
 constexpr size_t kMostPartsPerGroup = size_t{1} << 14;
+constexpr size_t kMostParts = size_t{1} << kPartBits;
 // Of building a part, for each key.
 constexpr size_t kScratchPerKey = 40;
 constexpr uint64_t kRowsPerProgress = uint64_t{1} << 14;
@@ -41,6 +43,12 @@ int ThreadsFor(const ServingOptions& options, size_t keys_per_part) {
 }
 
 size_t CeilDiv(size_t a, size_t b) { return (a + b - 1) / b; }
+
+TableParts Divide(size_t ids, size_t keys_per_part) {
+  const size_t buckets = NumBuckets(ids);
+  const size_t parts = std::min(std::bit_ceil(CeilDiv(ids, keys_per_part)), buckets);
+  return {parts, buckets / parts};
+}
 
 // Errors begin with name().
 template <class F>
@@ -91,6 +99,8 @@ ServingRows::ServingRows(const ServingOptions& options)
       files_(std::make_unique<ServingFiles>(options.directory + "/" + options.prefix, row_bytes_, options.shard_rows,
                                             options.row_type == ServingRowType::kInt8)) {
   files_->AppendRow(0, std::vector<char>(row_bytes_).data(), 0);
+  files_->AppendBuckets(std::vector{MakeBucket(0, 0)});
+  parts_.push_back(HashPart::At(0, 1));
 }
 
 ServingTable ServingRows::Add(const RowSnapshot& snapshot, size_t position, const float* unseen,
@@ -124,11 +134,16 @@ ServingTable ServingRows::AddTable(Source* rows, const EncodedRow& unseen, const
 
   // Half of the memory is for records, and an eighth for buffers of what goes to files.
   const size_t record_bytes = kRecordHeader + row_bytes_;
-  const size_t num_parts = std::max(CeilDiv(expected, keys_per_part_), size_t{1});
+  const TableParts table_parts = Divide(expected, keys_per_part_);
+  if (table_parts.number > kMostParts - parts_.size()) {
+    throw Error(ErrorCode::kInvalidArgument, rows->name() + ": with its rows the tables of dim " +
+                                                 std::to_string(options_.dim) + " are more than " +
+                                                 std::to_string(kMostParts) + " parts");
+  }
   const size_t parts_per_group =
       std::clamp(options_.memory_bytes / 2 / (record_bytes + sizeof(uint32_t)) / keys_per_part_, size_t{1},
-                 std::min(num_parts, kMostPartsPerGroup));
-  const size_t groups = CeilDiv(num_parts, parts_per_group);
+                 std::min(table_parts.number, kMostPartsPerGroup));
+  const size_t groups = CeilDiv(table_parts.number, parts_per_group);
   RowSpill spill(options_.directory + "/" + options_.prefix + ".spill.", record_bytes, groups,
                  options_.memory_bytes / 8 / groups, expected);
 
@@ -137,8 +152,7 @@ ServingTable ServingRows::AddTable(Source* rows, const EncodedRow& unseen, const
     if (filter.any() && !selection.Takes(PayloadCounters(payload, layout))) return;
     if (rows->taken++ == 0) rows->smallest_id = id;
     DecodeWeights(layout.weight_type, layout.dim, payload, weights.data());
-    const int64_t part = PartOf(MixId(id), 0, static_cast<int64_t>(num_parts));
-    char* record = spill.Add(static_cast<size_t>(part) / parts_per_group);
+    char* record = spill.Add(table_parts.Of(id) / parts_per_group);
     float scale = 0;
     Encode(options_, weights.data(), record + kRecordHeader, &scale,
            [&] { return rows->name() + ", id " + std::to_string(id); });
@@ -146,14 +160,14 @@ ServingTable ServingRows::AddTable(Source* rows, const EncodedRow& unseen, const
     std::memcpy(record + sizeof id, &scale, sizeof scale);
   });
 
-  const ServingTable table{static_cast<int64_t>(parts_.size()), static_cast<int64_t>(num_parts), files_->num_rows(),
+  const ServingTable table{{files_->num_buckets(), static_cast<int64_t>(table_parts.number * table_parts.buckets - 1)},
+                           files_->num_rows(),
                            static_cast<int64_t>(rows->taken)};
   files_->AppendRow(0, unseen.weights.data(), unseen.scale);
-  for (size_t group = 0; group < groups; ++group) {
-    const size_t first = group * parts_per_group;
-    WriteParts(*rows,
-               ServingParts(Records(spill.Take(group), record_bytes), static_cast<int64_t>(first),
-                            std::min(parts_per_group, num_parts - first), table.num_parts),
+  for (size_t first = 0; first < table_parts.number; first += parts_per_group) {
+    const size_t n = std::min(parts_per_group, table_parts.number - first);
+    Records records(spill.Take(first / parts_per_group), record_bytes);
+    WriteParts(*rows, ServingParts(std::move(records), table_parts, first, n, static_cast<int64_t>(parts_.size())),
                unseen);
   }
   return table;
@@ -175,9 +189,8 @@ void ServingRows::WriteParts(const Source& rows, const ServingParts& parts, cons
 
 void ServingRows::WritePart(const Source& rows, const Records& records, const PlacedPart& part,
                             const EncodedRow& unseen) {
-  parts_.push_back({files_->num_pilots(), static_cast<int64_t>(part.hash.pilots.size()), files_->num_rows(),
-                    static_cast<int64_t>(part.hash.slots)});
-  files_->AppendPilots(part.hash.pilots);
+  parts_.push_back(HashPart::At(files_->num_rows(), part.hash.slots));
+  files_->AppendBuckets(part.hash.buckets);
   for (const uint32_t record : part.records) {
     if (record == PlacedPart::kNone) {
       files_->AppendRow(rows.smallest_id, unseen.weights.data(), unseen.scale);
@@ -192,7 +205,7 @@ void ServingRows::Finish() {
   const std::unique_ptr<ServingFiles> files = std::move(files_);
   files->Finish();
   num_rows_ = files->num_rows();
-  num_pilots_ = files->num_pilots();
+  num_buckets_ = files->num_buckets();
   num_shards_ = files->num_shards();
 }
 

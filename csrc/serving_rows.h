@@ -1,12 +1,13 @@
 // Writes tables' rows for serving: all tables of one dim as one row group, whose files a runtime maps into memory.
 //
 //   PREFIX.keys      int64 by row: the id whose row it is
-//   PREFIX.pilots    uint16 by bucket (perfect_hash.h)
+//   PREFIX.buckets   int64 by bucket (perfect_hash.h)
 //   PREFIX.rows.N    the weights, row by row; a new file begins every `shard_rows` rows
 //   PREFIX.scales    of int8 rows, float32 by row: what to multiply by
 //
-// Row 0 is zeros. Then come, table by table, the row that unseen ids read and the slots of the table's parts. A slot
-// that is no id's has the unseen row, and for its key that of another row of the table, so that no id finds it.
+// Row 0 is zeros; part 0 and bucket 0 lead to it alone. Then come, table by table, the row that unseen ids read and the
+// slots of the table's parts. A slot that is no id's has the unseen row, and for its key that of another row of the
+// table, so that no id finds it.
 #pragma once
 
 #include <cstddef>
@@ -39,8 +40,7 @@ constexpr size_t kLeastServingMemory = size_t{32} << 20;
 
 // Where a table is in its row group.
 struct ServingTable {
-  int64_t first_part;
-  int64_t num_parts;
+  HashTable hash;
   int64_t unseen_row;
   int64_t rows;  // of ids
 };
@@ -68,7 +68,7 @@ class ServingRows {
   const std::vector<HashPart>& parts() const { return parts_; }
   // Once it is finished.
   int64_t num_rows() const { return num_rows_; }
-  int64_t num_pilots() const { return num_pilots_; }
+  int64_t num_buckets() const { return num_buckets_; }
   int64_t num_shards() const { return num_shards_; }
 
  private:
@@ -87,7 +87,7 @@ class ServingRows {
   std::unique_ptr<ServingFiles> files_;  // null once they are closed
   std::vector<HashPart> parts_;
   int64_t num_rows_ = 0;
-  int64_t num_pilots_ = 0;
+  int64_t num_buckets_ = 0;
   int64_t num_shards_ = 0;
 };
 

@@ -3,7 +3,8 @@ from collections.abc import Callable
 
 LEAST_MEMORY_BUDGET: int
 LEAST_SERVING_MEMORY: int
-PERFECT_HASH_CONSTANTS: tuple[int, int, int, int]
+PERFECT_HASH_CONSTANTS: tuple[int, int, int]
+PERFECT_HASH_PART_BITS: int
 
 class StoreOptions:
     memory_budget: int
@@ -230,14 +231,14 @@ class RowFilter:
     def __init__(self) -> None: ...
 
 class ServingTable:
-    first_part: int
-    num_parts: int
+    first_bucket: int
+    bucket_mask: int
     unseen_row: int
     rows: int
 
 class ServingRows:
     num_rows: int
-    num_pilots: int
+    num_buckets: int
     num_shards: int
     parts: bytes
     def __init__(

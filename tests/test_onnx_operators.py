@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
 from torch import nn
 
 import damo_torchrec as damo
@@ -111,21 +111,24 @@ def test_an_empty_store(store: damo.EmbeddingStore, tmp_path: Path) -> None:
     assert not answer.any()
 
 
-def lookup_model(changed: dict[str, np.ndarray]) -> bytes:
-    """A graph of one lookup of weighted bags, in a table of one row, that of id 7."""
+def run_lookup(
+    lengths: list[list[int]], weights: list[float], constant: bool = True, **changed: np.ndarray
+) -> np.ndarray:
+    """Weighted bags of the ids 7, 8 and 7, in a table of one row, that of id 7; its arrays are constants or inputs."""
     arrays = {
         "tables": np.array([0]),
-        "first_part": np.array([0]),
-        "num_parts": np.array([1]),
         "first_bucket": np.array([0]),
-        "num_buckets": np.array([1]),
-        "first_row": np.array([2]),
-        "num_rows": np.array([1]),
-        "pilots": np.array([0], np.uint16),
+        "bucket_mask": np.array([0]),
+        "middle_row": np.array([2]),
+        "row_scale": np.array([2.0**-64]),
+        "buckets": np.array([0]),
         "keys": np.array([0, 0, 7]),
         "rows_0": np.array([[0, 0], [1, 2], [3, 4]], np.float32),
         **changed,
     }
+    inputs = {"values": np.array([7, 8, 7]), "lengths": np.array(lengths), "weights": np.array(weights, np.float32)}
+    constants = arrays if constant else {}
+    inputs |= {} if constant else arrays
     node = onnx.helper.make_node(
         "WeightedEmbeddingBags", ["values", "lengths", "weights", *arrays], ["pooled"], domain="damo_torchrec"
     )
@@ -133,23 +136,19 @@ def lookup_model(changed: dict[str, np.ndarray]) -> bytes:
         [node],
         "lookup",
         [
-            onnx.helper.make_tensor_value_info("values", onnx.TensorProto.INT64, ["n"]),
-            onnx.helper.make_tensor_value_info("lengths", onnx.TensorProto.INT64, ["f", "b"]),
-            onnx.helper.make_tensor_value_info("weights", onnx.TensorProto.FLOAT, ["w"]),
+            onnx.helper.make_tensor_value_info(
+                name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim
+            )
+            for name, array in inputs.items()
         ],
         [onnx.helper.make_tensor_value_info("pooled", onnx.TensorProto.FLOAT, ["b", "d"])],
-        [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("damo_torchrec", 1)]
-    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
-
-
-def run_lookup(lengths: list[list[int]], weights: list[float], **changed: np.ndarray) -> np.ndarray:
-    """Of the ids 7, 8 and 7."""
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(str(operators_file()))
-    session = onnxruntime.InferenceSession(lookup_model(changed), options, providers=["CPUExecutionProvider"])
-    inputs = {"values": np.array([7, 8, 7]), "lengths": np.array(lengths), "weights": np.array(weights, np.float32)}
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, inputs)[0]
 
 
@@ -161,13 +160,16 @@ def run_lookup(lengths: list[list[int]], weights: list[float], **changed: np.nda
         ([[2, -1, 2]], [1, 1, 1], "lengths must be at least 0, got -1 for bag 1 of key 0"),
         ([[2**62] * 5], [1, 1, 1], "lengths must sum to the number of values, 3, got at least"),
         ([[2, 1]], [1, 1], r"weights must have the shape \(3\), got \(2\)"),
-        ([[2], [1]], [1, 1, 1], r"tables must have the shape \(2\), got \(1\)"),
+        ([[2], [1]], [1, 1, 1], r"lengths must have a row for each of 1 keys, got the shape \(2, 1\)"),
     ],
 )
-def test_wrong_requests_are_refused(lengths: list[list[int]], weights: list[float], message: str) -> None:
-    np.testing.assert_array_equal(run_lookup([[2, 1]], [10, 2, 3]), [[30, 40], [9, 12]])
+@pytest.mark.parametrize("constant", [True, False])
+def test_wrong_requests_are_refused(
+    lengths: list[list[int]], weights: list[float], message: str, constant: bool
+) -> None:
+    np.testing.assert_array_equal(run_lookup([[2, 1]], [10, 2, 3], constant), [[30, 40], [9, 12]])
     with pytest.raises(InvalidArgument, match=f"WeightedEmbeddingBags: {message}"):
-        run_lookup(lengths, weights)
+        run_lookup(lengths, weights, constant)
 
 
 @pytest.mark.parametrize(
@@ -175,17 +177,27 @@ def test_wrong_requests_are_refused(lengths: list[list[int]], weights: list[floa
     [
         ("tables", [1]),
         ("tables", [-1]),
-        ("first_part", [1]),
-        ("num_parts", [2]),
-        ("num_parts", [0]),
+        ("first_bucket", [1]),
         ("first_bucket", [-1]),
-        ("num_buckets", [2]),
-        ("first_row", [3]),
-        ("num_rows", [2**62]),
-        ("num_rows", [1, 1]),
+        ("bucket_mask", [1]),
+        ("bucket_mask", [-1]),
+        ("bucket_mask", [2**63 - 1]),
+        ("middle_row", [3]),
+        ("middle_row", [-1]),
+        ("row_scale", [3 * 2.0**-64]),
+        ("row_scale", [0.0]),
+        ("row_scale", [-(2.0**-64)]),
+        ("row_scale", [np.nan]),
+        ("row_scale", [np.inf]),
+        ("row_scale", [2.0**-64, 2.0**-64]),
+        ("buckets", [1]),
+        ("buckets", [-1]),
         ("keys", [0, 0]),
     ],
 )
-def test_arrays_that_do_not_fit_together_are_refused(name: str, array: list[int]) -> None:
-    with pytest.raises(InvalidArgument, match="WeightedEmbeddingBags: "):
-        run_lookup([[2, 1]], [1, 1, 1], **{name: np.array(array)})
+@pytest.mark.parametrize("constant", [True, False])
+def test_arrays_that_do_not_fit_together_are_refused(name: str, array: list[int], constant: bool) -> None:
+    # Constants as the session is made, but for what buckets hold.
+    error = RuntimeException if constant and name != "buckets" else InvalidArgument
+    with pytest.raises(error, match="WeightedEmbeddingBags: "):
+        run_lookup([[2, 1]], [1, 1, 1], constant, **{name: np.array(array)})

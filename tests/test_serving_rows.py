@@ -27,24 +27,21 @@ class Group:
     tables: list[_core.ServingTable]
     parts: np.ndarray
     keys: np.ndarray
-    pilots: np.ndarray
+    buckets: np.ndarray
     rows: np.ndarray
     scales: np.ndarray | None
 
     def find(self, table: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The only row that each id can have, and whether it has it."""
-        first_bucket, buckets, first_row, rows = self.parts.astype(np.uint64).T
-        c1, c2, c3, c4 = (np.uint64(number) for number in _core.PERFECT_HASH_CONSTANTS)
-        half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
+        c1, c2, c3 = (np.uint64(number) for number in _core.PERFECT_HASH_CONSTANTS)
         place = self.tables[table]
         h = ids.astype(np.int64).view(np.uint64)
-        h = (h ^ (h >> half)) * c1
+        h = (h ^ (h >> np.uint64(32))) * c1
         h = (h ^ (h >> np.uint64(29))) * c2
-        h = h ^ (h >> half)
-        part = np.uint64(place.first_part) + (((h >> half) * np.uint64(place.num_parts)) >> half)
-        bucket = first_bucket[part] + (((h & low) * buckets[part]) >> half)
-        x = ((h ^ (self.pilots[bucket].astype(np.uint64) * c3)) * c4) >> half
-        row = (first_row[part] + ((x * rows[part]) >> half)).astype(np.int64)
+        bucket = self.buckets[place.first_bucket + (h.view(np.int64) & place.bucket_mask)]
+        part = self.parts[bucket & 0xFFFFFF]
+        number = ((h ^ bucket.view(np.uint64)) * c3).view(np.int64).astype(np.float64)
+        row = part["middle_row"] + (number * part["row_scale"]).astype(np.int64)
         return row, self.keys[row] == ids
 
     def weights(self, row: np.ndarray) -> np.ndarray:
@@ -68,14 +65,14 @@ def read(directory: Path, dim: int, dtype: str, group: _core.ServingRows, tables
     assert scales.exists() == (dtype == "int8")
     result = Group(
         tables,
-        np.frombuffer(group.parts, np.int64).reshape(-1, 4),
+        np.frombuffer(group.parts, [("middle_row", np.int64), ("row_scale", np.float64)]),
         np.fromfile(directory / "g.keys", np.int64),
-        np.fromfile(directory / "g.pilots", np.uint16),
+        np.fromfile(directory / "g.buckets", np.int64),
         np.concatenate(shards).reshape(-1, dim),
         np.fromfile(scales, np.float32) if scales.exists() else None,
     )
     assert len(result.keys) == len(result.rows) == group.num_rows
-    assert len(result.pilots) == group.num_pilots
+    assert len(result.buckets) == group.num_buckets
     assert not list(directory.glob("*spill*"))
     return result
 
@@ -273,7 +270,7 @@ def test_neither_memory_nor_threads_change_a_bit(tmp_path):
             assert not list(directory.glob("*spill*"))
             contents.append({file.name: file.read_bytes() for file in directory.iterdir()})
             contents[-1]["parts"] = group.parts
-            assert sorted(contents[-1]) == ["g.keys", "g.pilots", "g.rows.0", "g.rows.1", "parts"]
+            assert sorted(contents[-1]) == ["g.buckets", "g.keys", "g.rows.0", "g.rows.1", "parts"]
         assert all(other == contents[0] for other in contents[1:])
 
 

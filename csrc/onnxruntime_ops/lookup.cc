@@ -105,8 +105,9 @@ float AddRows(const LookupArgs& args, RowsOfIds* rows, size_t first_id, size_t l
   return total;
 }
 
+// Returns whether it found the group damaged.
 template <class Row>
-void PoolRange(const LookupArgs& args, const RequestIds& request, const BagRange& range, float* out) {
+bool PoolRange(const LookupArgs& args, const RequestIds& request, const BagRange& range, float* out) {
   RowsOfIds rows(args.hash, request, range.first_id, range.first_id + range.ids, range.key,
                  static_cast<const char*>(args.rows), args.dim * Row::kBytes);
   std::vector<float> buffer(args.dim);
@@ -126,6 +127,7 @@ void PoolRange(const LookupArgs& args, const RequestIds& request, const BagRange
       for (size_t j = 0; j < args.dim; ++j) sum[j] = total == 0 ? 0 : sum[j] / total;
     }
   }
+  return rows.damaged();
 }
 
 }  // namespace
@@ -135,7 +137,9 @@ PooledLookup::PooledLookup(const LookupArgs& args, float* out)
 
 void PooledLookup::Do(size_t part) const {
   const RequestIds request{args_.values, key_end_.data(), args_.tables};
-  WithRows(args_.format, [&]<class Row>() { PoolRange<Row>(args_, request, ranges_[part], out_); });
+  WithRows(args_.format, [&]<class Row>() {
+    if (PoolRange<Row>(args_, request, ranges_[part], out_)) damaged_ = true;
+  });
 }
 
 RowLookup::RowLookup(const LookupArgs& args, float* out) : args_(args), out_(out), key_end_(KeyEnds(args)) {}
@@ -152,6 +156,7 @@ void RowLookup::Do(size_t part) const {
       float* __restrict out = out_ + i * args_.dim;
       for (size_t j = 0; j < args_.dim; ++j) out[j] = row[j];
     }
+    if (rows.damaged()) damaged_ = true;
   });
 }
 

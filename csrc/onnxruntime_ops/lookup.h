@@ -2,6 +2,7 @@
 // the same in standard operators.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -47,11 +48,14 @@ class PooledLookup {
 
   size_t parts() const { return ranges_.size(); }
   void Do(size_t part) const;
+  // Whether a bucket named a part that is not there.
+  bool damaged() const { return damaged_; }
 
  private:
   const LookupArgs args_;
   float* const out_;
   std::vector<int64_t> key_end_;
+  mutable std::atomic<bool> damaged_ = false;
   std::vector<BagRange> ranges_;
 };
 
@@ -62,6 +66,7 @@ class RowLookup {
 
   size_t parts() const { return (args_.num_ids + kIdsPerPart - 1) / kIdsPerPart; }
   void Do(size_t part) const;
+  bool damaged() const { return damaged_; }
 
  private:
   static constexpr size_t kIdsPerPart = 1024;
@@ -69,6 +74,7 @@ class RowLookup {
   const LookupArgs args_;
   float* const out_;
   std::vector<int64_t> key_end_;
+  mutable std::atomic<bool> damaged_ = false;
 };
 
 }  // namespace damo

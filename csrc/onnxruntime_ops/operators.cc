@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -56,26 +57,35 @@ struct Signature {
     if (weighted) add("weights", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
     add("tables", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
     if (means) add("means", ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL);
-    for (const char* input : {"first_part", "num_parts", "first_bucket", "num_buckets", "first_row", "num_rows"}) {
+    for (const char* input : {"first_bucket", "bucket_mask", "middle_row"}) {
       add(input, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
     }
-    add("pilots", ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT16);
-    add("keys", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
+    add("row_scale", ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE);
+    for (const char* input : {"buckets", "keys"}) add(input, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
     add("rows_0", kRowTypes[static_cast<size_t>(format)]);
     if (format == RowFormat::kInt8) add("scales", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
   }
 };
 
-// The inputs of a call, by name.
+// Inputs of an operator, by name.
 class Inputs {
  public:
-  Inputs(const Signature& signature, const KernelCall& call) : signature_(signature) {
-    for (size_t i = 0; i < signature.inputs.size(); ++i) tensors_.push_back(call.Input(i));
-  }
+  explicit Inputs(const Signature& signature) : signature_(signature) {}
+
+  void Add(const char* name, Tensor tensor) { tensors_.emplace_back(name, std::move(tensor)); }
 
   const Tensor& operator[](std::string_view name) const {
-    const auto found = std::find(signature_.inputs.begin(), signature_.inputs.end(), name);
-    return tensors_[static_cast<size_t>(found - signature_.inputs.begin())];
+    return std::find_if(tensors_.begin(), tensors_.end(), [&](const auto& tensor) { return tensor.first == name; })
+        ->second;
+  }
+
+  const Tensor& OfRank(const char* name, size_t rank) const {
+    const Tensor& tensor = (*this)[name];
+    Require(tensor.shape.size() == rank, [&] {
+      return signature_.name + ": " + name + " must have " + std::to_string(rank) + " dimensions, got the shape " +
+             ShapeName(tensor.shape);
+    });
+    return tensor;
   }
 
   // An input's data.
@@ -91,7 +101,7 @@ class Inputs {
 
  private:
   const Signature& signature_;
-  std::vector<Tensor> tensors_;
+  std::vector<std::pair<std::string_view, Tensor>> tensors_;
 };
 
 void CheckLengths(const Signature& signature, const LookupArgs& args) {
@@ -110,84 +120,124 @@ void CheckLengths(const Signature& signature, const LookupArgs& args) {
   });
 }
 
-// That every row which the hash can name is there.
-void CheckHash(const Signature& signature, const RowGroupHash& hash, const LookupArgs& args, int64_t num_tables,
-               int64_t num_parts, int64_t num_pilots, int64_t num_rows) {
+constexpr const char* kDoNotFit = ": the arrays of the row group do not fit together";
+
+// That every bucket and row that the hash can name is there. What buckets hold shows in lookups.
+void CheckHash(const Signature& signature, const LookupArgs& args, int64_t num_tables, int64_t num_buckets,
+               int64_t num_rows) {
+  const RowGroupHash& hash = args.hash;
   const auto inside = [](int64_t first, int64_t n, int64_t size) {
-    return first >= 0 && n >= 1 && n <= 0xFFFFFFFF && first <= size - n;
+    return n >= 1 && n <= size && first >= 0 && first <= size - n;
   };
   bool holds = num_rows >= 1;
   for (int64_t table = 0; table < num_tables; ++table) {
-    holds &= inside(hash.first_part[table], hash.num_parts[table], num_parts);
+    const int64_t mask = hash.bucket_mask[table];
+    holds &= mask < num_buckets && inside(hash.first_bucket[table], mask + 1, num_buckets);
   }
-  for (int64_t part = 0; part < num_parts; ++part) {
-    holds &= inside(hash.first_bucket[part], hash.num_buckets[part], num_pilots);
-    holds &= inside(hash.first_row[part], hash.num_rows[part], num_rows);
+  for (int64_t part = 0; part < hash.num_parts; ++part) {
+    const double scale = hash.row_scale[part];
+    const bool sound = scale > 0 && scale <= static_cast<double>(num_rows) * 0x1p-64;
+    const int64_t either_side = sound ? static_cast<int64_t>(scale * 0x1p63) : 0;
+    const int64_t middle = hash.middle_row[part];
+    holds &= sound && either_side <= middle && middle < num_rows - either_side;
   }
   for (size_t key = 0; key < args.keys; ++key) holds &= args.tables[key] >= 0 && args.tables[key] < num_tables;
-  Require(holds, [&] { return signature.name + ": the arrays of the row group do not fit together"; });
+  Require(holds, [&] { return signature.name + kDoNotFit; });
 }
 
-LookupArgs ReadArgs(const Signature& signature, const Inputs& inputs) {
+// What ids are looked up in.
+LookupArgs ReadArrays(const Signature& signature, const Inputs& inputs) {
   LookupArgs args{};
-  const auto rank = [&](const char* name, size_t expected) {
-    const Tensor& tensor = inputs[name];
-    Require(tensor.shape.size() == expected, [&] {
-      return signature.name + ": " + name + " must have " + std::to_string(expected) + " dimensions, got the shape " +
-             ShapeName(tensor.shape);
-    });
-    return tensor.shape;
-  };
-  const int64_t num_ids = rank("values", 1)[0];
-  const std::vector<int64_t> lengths = rank("lengths", 2);
-  const int64_t num_tables = rank("first_part", 1)[0];
-  const int64_t num_parts = rank("first_bucket", 1)[0];
-  const int64_t num_pilots = rank("pilots", 1)[0];
-  const std::vector<int64_t> rows = rank("rows_0", 2);
-  args.num_ids = static_cast<size_t>(num_ids);
-  args.keys = static_cast<size_t>(lengths[0]);
-  args.batch = static_cast<size_t>(lengths[1]);
-  args.dim = static_cast<size_t>(rows[1]);
-  args.values = inputs["values"].as<int64_t>();
-  args.lengths = inputs["lengths"].as<int64_t>();
-  if (signature.weighted) args.weights = inputs.Array<float>("weights", {num_ids});
-  args.tables = inputs.Array<int64_t>("tables", {lengths[0]});
-  if (signature.means) args.means = inputs.Array<bool>("means", {lengths[0]});
-  args.hash = {inputs.Array<int64_t>("first_part", {num_tables}),
-               inputs.Array<int64_t>("num_parts", {num_tables}),
-               inputs.Array<int64_t>("first_bucket", {num_parts}),
-               inputs.Array<int64_t>("num_buckets", {num_parts}),
-               inputs.Array<int64_t>("first_row", {num_parts}),
-               inputs.Array<int64_t>("num_rows", {num_parts}),
-               inputs["pilots"].as<uint16_t>(),
-               inputs.Array<int64_t>("keys", {rows[0]})};
+  const int64_t num_keys = inputs.OfRank("tables", 1).shape[0];
+  const int64_t num_tables = inputs.OfRank("first_bucket", 1).shape[0];
+  const int64_t num_parts = inputs.OfRank("middle_row", 1).shape[0];
+  const Tensor& buckets = inputs.OfRank("buckets", 1);
+  const Tensor& rows = inputs.OfRank("rows_0", 2);
+  const int64_t num_rows = rows.shape[0];
+  args.keys = static_cast<size_t>(num_keys);
+  args.dim = static_cast<size_t>(rows.shape[1]);
+  args.tables = inputs["tables"].as<int64_t>();
+  if (signature.means) args.means = inputs.Array<bool>("means", {num_keys});
+  args.hash = {inputs["first_bucket"].as<int64_t>(),
+               inputs.Array<int64_t>("bucket_mask", {num_tables}),
+               inputs["middle_row"].as<int64_t>(),
+               inputs.Array<double>("row_scale", {num_parts}),
+               num_parts,
+               buckets.as<int64_t>(),
+               inputs.Array<int64_t>("keys", {num_rows})};
   args.format = signature.format;
-  args.rows = inputs["rows_0"].data;
-  if (signature.format == RowFormat::kInt8) args.scales = inputs.Array<float>("scales", {rows[0]});
-  CheckLengths(signature, args);
-  CheckHash(signature, args.hash, args, num_tables, num_parts, num_pilots, rows[0]);
+  args.rows = rows.data;
+  if (signature.format == RowFormat::kInt8) args.scales = inputs.Array<float>("scales", {num_rows});
+  CheckHash(signature, args, num_tables, buckets.shape[0], num_rows);
   return args;
 }
 
-void Compute(const Signature& signature, const KernelCall& call) {
-  const Inputs inputs(signature, call);
-  const LookupArgs args = ReadArgs(signature, inputs);
-  const int64_t dim = static_cast<int64_t>(args.dim);
-  if (signature.pooled) {
-    const std::vector<int64_t> shape = {static_cast<int64_t>(args.batch), static_cast<int64_t>(args.keys) * dim};
-    call.Run(PooledLookup(args, call.FloatOutput(0, shape)));
-  } else {
-    call.Run(RowLookup(args, call.FloatOutput(0, {static_cast<int64_t>(args.num_ids), dim})));
-  }
+void ReadRequest(const Signature& signature, const Inputs& inputs, LookupArgs* args) {
+  const Tensor& values = inputs.OfRank("values", 1);
+  const Tensor& lengths = inputs.OfRank("lengths", 2);
+  Require(lengths.shape[0] == static_cast<int64_t>(args->keys), [&] {
+    return signature.name + ": lengths must have a row for each of " + std::to_string(args->keys) +
+           " keys, got the shape " + ShapeName(lengths.shape);
+  });
+  args->num_ids = static_cast<size_t>(values.shape[0]);
+  args->batch = static_cast<size_t>(lengths.shape[1]);
+  args->values = values.as<int64_t>();
+  args->lengths = lengths.as<int64_t>();
+  if (signature.weighted) args->weights = inputs.Array<float>("weights", {values.shape[0]});
+  CheckLengths(signature, *args);
 }
+
+template <class Work>
+void Run(const Signature& signature, const KernelCall& call, const Work& work) {
+  call.Run(work);
+  Require(!work.damaged(), [&] { return signature.name + kDoNotFit; });
+}
+
+// An operator in a graph. Where its arrays are constants of the graph they are read and checked once.
+class Kernel {
+ public:
+  Kernel(const OrtApi& api, const OrtKernelInfo* info, const Signature& signature)
+      : api_(api), signature_(signature), requests_(signature.weighted ? 3 : 2) {
+    Inputs arrays(signature);
+    for (size_t i = requests_; i < signature.inputs.size(); ++i) {
+      std::optional<Tensor> tensor = ConstantInput(api, info, i);
+      if (!tensor) return;
+      arrays.Add(signature.inputs[i], std::move(*tensor));
+    }
+    constants_ = ReadArrays(signature, arrays);
+  }
+
+  const OrtApi& api() const { return api_; }
+
+  void Compute(OrtKernelContext* context) const {
+    const KernelCall call(api_, context);
+    LookupArgs args =
+        constants_ ? *constants_ : ReadArrays(signature_, Read(call, requests_, signature_.inputs.size()));
+    ReadRequest(signature_, Read(call, 0, requests_), &args);
+    const int64_t dim = static_cast<int64_t>(args.dim);
+    if (signature_.pooled) {
+      const std::vector<int64_t> shape = {static_cast<int64_t>(args.batch), static_cast<int64_t>(args.keys) * dim};
+      Run(signature_, call, PooledLookup(args, call.FloatOutput(0, shape)));
+    } else {
+      Run(signature_, call, RowLookup(args, call.FloatOutput(0, {static_cast<int64_t>(args.num_ids), dim})));
+    }
+  }
+
+ private:
+  Inputs Read(const KernelCall& call, size_t begin, size_t end) const {
+    Inputs inputs(signature_);
+    for (size_t i = begin; i < end; ++i) inputs.Add(signature_.inputs[i], call.Input(i));
+    return inputs;
+  }
+
+  const OrtApi& api_;
+  const Signature& signature_;
+  const size_t requests_;  // how many inputs are a request's
+  std::optional<LookupArgs> constants_;
+};
 
 // An operator as ONNX Runtime wants it.
 struct Operator : OrtCustomOp {
-  struct Kernel {
-    const OrtApi* api;
-    const Signature* signature;
-  };
-
   explicit Operator(Signature s) : OrtCustomOp{}, signature(std::move(s)) {
     version = kOrtApiVersion;
     GetName = [](const OrtCustomOp* op) { return Of(op).name.c_str(); };
@@ -199,12 +249,12 @@ struct Operator : OrtCustomOp {
     GetOutputTypeCount = [](const OrtCustomOp*) { return size_t{1}; };
     GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
     GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
-    CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo*, void** kernel) {
-      return ToStatus(*api, [&] { *kernel = new Kernel{api, &Of(op)}; });
+    CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
+      return ToStatus(*api, [&] { *kernel = new Kernel(*api, info, Of(op)); });
     };
     KernelComputeV2 = [](void* data, OrtKernelContext* context) {
       const Kernel& kernel = *static_cast<const Kernel*>(data);
-      return ToStatus(*kernel.api, [&] { Compute(*kernel.signature, KernelCall(*kernel.api, context)); });
+      return ToStatus(kernel.api(), [&] { kernel.Compute(context); });
     };
     KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
   }

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -55,6 +56,33 @@ struct Tensor {
   }
 };
 
+inline Tensor ReadTensor(const OrtApi& api, const OrtValue* value) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  Check(api, api.GetTensorTypeAndShape(value, &info));
+  Tensor tensor;
+  size_t rank = 0;
+  OrtStatus* status = api.GetDimensionsCount(info, &rank);
+  if (status == nullptr) {
+    tensor.shape.resize(rank);
+    status = api.GetDimensions(info, tensor.shape.data(), rank);
+  }
+  api.ReleaseTensorTypeAndShapeInfo(info);
+  Check(api, status);
+  void* data = nullptr;
+  Check(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+  tensor.data = data;
+  return tensor;
+}
+
+// An input of a node that is the same in all calls; nothing if it is not.
+inline std::optional<Tensor> ConstantInput(const OrtApi& api, const OrtKernelInfo* info, size_t index) {
+  int is_constant = 0;
+  const OrtValue* value = nullptr;
+  Check(api, api.KernelInfoGetConstantInput_tensor(info, index, &is_constant, &value));
+  if (is_constant == 0 || value == nullptr) return std::nullopt;
+  return ReadTensor(api, value);
+}
+
 // A call of a kernel.
 class KernelCall {
  public:
@@ -63,21 +91,7 @@ class KernelCall {
   Tensor Input(size_t index) const {
     const OrtValue* value = nullptr;
     Check(api_, api_.KernelContext_GetInput(context_, index, &value));
-    OrtTensorTypeAndShapeInfo* info = nullptr;
-    Check(api_, api_.GetTensorTypeAndShape(value, &info));
-    Tensor tensor;
-    size_t rank = 0;
-    OrtStatus* status = api_.GetDimensionsCount(info, &rank);
-    if (status == nullptr) {
-      tensor.shape.resize(rank);
-      status = api_.GetDimensions(info, tensor.shape.data(), rank);
-    }
-    api_.ReleaseTensorTypeAndShapeInfo(info);
-    Check(api_, status);
-    void* data = nullptr;
-    Check(api_, api_.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
-    tensor.data = data;
-    return tensor;
+    return ReadTensor(api_, value);
   }
 
   float* FloatOutput(size_t index, const std::vector<int64_t>& shape) const {

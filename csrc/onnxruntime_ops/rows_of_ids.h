@@ -9,16 +9,15 @@
 
 namespace damo {
 
-// A row group's arrays, as they are in an exported graph: by table, by part, by bucket, by row.
+// A row group's arrays, as they are in an exported graph.
 struct RowGroupHash {
-  const int64_t* first_part;
-  const int64_t* num_parts;
-  const int64_t* first_bucket;
-  const int64_t* num_buckets;
-  const int64_t* first_row;
-  const int64_t* num_rows;
-  const uint16_t* pilots;
-  const int64_t* keys;
+  const int64_t* first_bucket;  // by table
+  const int64_t* bucket_mask;
+  const int64_t* middle_row;  // by part
+  const double* row_scale;
+  int64_t num_parts;
+  const int64_t* buckets;
+  const int64_t* keys;  // by row
 };
 
 // The ids of a request, those of a key behind one another.
@@ -47,6 +46,9 @@ class RowsOfIds {
     return static_cast<size_t>(found_[taken_++]);
   }
 
+  // Whether a bucket named a part that is not there. Its ids have no rows then.
+  bool damaged() const { return damaged_; }
+
  private:
   static constexpr size_t kLine = 64;
   static constexpr size_t kBlocks = 3;
@@ -55,32 +57,33 @@ class RowsOfIds {
     size_t n = 0;
     int64_t ids[kBlock];
     uint64_t hashes[kBlock];
-    int64_t buckets[kBlock];
-    HashPart parts[kBlock];
+    int64_t buckets[kBlock];  // where they are
     int64_t rows[kBlock];
   };
 
-  // Brings a block's pilots on their way.
+  // Brings a block's buckets on their way.
   void Hash(Block* block) {
     block->n = std::min(kBlock, end_ - next_);
     for (size_t i = 0; i < block->n; ++i, ++next_) {
       while (static_cast<int64_t>(next_) >= request_.key_end[key_]) ++key_;
       const int64_t table = request_.tables[key_];
-      const uint64_t h = MixId(request_.ids[next_]);
-      const int64_t part = PartOf(h, hash_.first_part[table], hash_.num_parts[table]);
       block->ids[i] = request_.ids[next_];
-      block->hashes[i] = h;
-      block->parts[i] = {hash_.first_bucket[part], hash_.num_buckets[part], hash_.first_row[part],
-                         hash_.num_rows[part]};
-      block->buckets[i] = BucketOf(h, block->parts[i]);
-      __builtin_prefetch(hash_.pilots + block->buckets[i]);
+      block->hashes[i] = MixId(request_.ids[next_]);
+      block->buckets[i] = BucketOf(block->hashes[i], {hash_.first_bucket[table], hash_.bucket_mask[table]});
+      __builtin_prefetch(hash_.buckets + block->buckets[i]);
     }
   }
 
   // And then its keys and rows.
   void Place(Block* block) {
     for (size_t i = 0; i < block->n; ++i) {
-      const int64_t row = RowOf(block->hashes[i], hash_.pilots[block->buckets[i]], block->parts[i]);
+      const int64_t bucket = hash_.buckets[block->buckets[i]];
+      int64_t part = PartOf(bucket);
+      if (part >= hash_.num_parts) {
+        damaged_ = true;
+        part = 0;
+      }
+      const int64_t row = RowOf(block->hashes[i], bucket, {hash_.middle_row[part], hash_.row_scale[part]});
       block->rows[i] = row;
       __builtin_prefetch(hash_.keys + row);
       const char* weights = rows_ + static_cast<size_t>(row) * row_bytes_;
@@ -107,6 +110,7 @@ class RowsOfIds {
   Block blocks_[kBlocks];
   size_t current_ = 0;
   size_t taken_ = kBlock;
+  bool damaged_ = false;
   int64_t found_[kBlock];
 };
 

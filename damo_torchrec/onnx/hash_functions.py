@@ -4,7 +4,7 @@ Where arrays have one dimension GatherElements does what Gather does, and ONNX R
 """
 
 from damo_torchrec import _core
-from damo_torchrec.onnx.vocabulary import DRAW_ARRAYS, FLOAT, HASH_ARRAYS, INT64, UINT64
+from damo_torchrec.onnx.vocabulary import DOUBLE, DRAW_ARRAYS, FLOAT, HASH_ARRAYS, INT64, UINT64
 
 
 def _signed(number: int) -> int:
@@ -14,21 +14,20 @@ def _signed(number: int) -> int:
 def perfect_hash() -> str:
     """The row where each id is, if it is anywhere: the function of csrc/perfect_hash.h.
 
-    Each id's `table` is a number in `first_part` and `num_parts`.
+    Each id's `table` is a number in `first_bucket` and `bucket_mask`.
     """
-    c1, c2, c3, c4 = (_signed(number) for number in _core.PERFECT_HASH_CONSTANTS)
+    c1, c2, c3 = (_signed(number) for number in _core.PERFECT_HASH_CONSTANTS)
     return f"""
 PerfectHash (ids, table, {", ".join(HASH_ARRAYS)}) => (candidate, hit) {{
-  half = Constant <value = uint64 {{32}}> ()
+  c32 = Constant <value = uint64 {{32}}> ()
   c29 = Constant <value = uint64 {{29}}> ()
-  low_bits = Constant <value = int64 {{4294967295}}> ()
   c1 = Constant <value = int64 {{{c1}}}> ()
   c2 = Constant <value = int64 {{{c2}}}> ()
   c3 = Constant <value = int64 {{{c3}}}> ()
-  c4 = Constant <value = int64 {{{c4}}}> ()
+  part_bits = Constant <value = int64 {{{(1 << _core.PERFECT_HASH_PART_BITS) - 1}}}> ()
 
   u0 = Cast <to = {UINT64}> (ids)
-  u0_high = BitShift <direction = "RIGHT"> (u0, half)
+  u0_high = BitShift <direction = "RIGHT"> (u0, c32)
   u1 = BitwiseXor (u0, u0_high)
   i1 = Cast <to = {INT64}> (u1)
   i2 = Mul (i1, c1)
@@ -36,44 +35,23 @@ PerfectHash (ids, table, {", ".join(HASH_ARRAYS)}) => (candidate, hit) {{
   u2_high = BitShift <direction = "RIGHT"> (u2, c29)
   u3 = BitwiseXor (u2, u2_high)
   i3 = Cast <to = {INT64}> (u3)
-  i4 = Mul (i3, c2)
-  u4 = Cast <to = {UINT64}> (i4)
-  u4_high = BitShift <direction = "RIGHT"> (u4, half)
-  high = Cast <to = {INT64}> (u4_high)
-  hash = BitwiseXor (i4, high)
-  low = BitwiseAnd (hash, low_bits)
+  hash = Mul (i3, c2)
 
-  parts_of_table = GatherElements (num_parts, table)
-  first_part_of_table = GatherElements (first_part, table)
-  scaled_part = Mul (high, parts_of_table)
-  scaled_part_u = Cast <to = {UINT64}> (scaled_part)
-  part_u = BitShift <direction = "RIGHT"> (scaled_part_u, half)
-  part_in_table = Cast <to = {INT64}> (part_u)
-  part = Add (part_in_table, first_part_of_table)
+  mask = GatherElements (bucket_mask, table)
+  bucket_in_table = BitwiseAnd (hash, mask)
+  first_bucket_of_table = GatherElements (first_bucket, table)
+  bucket_at = Add (bucket_in_table, first_bucket_of_table)
+  bucket = GatherElements (buckets, bucket_at)
 
-  buckets_of_part = GatherElements (num_buckets, part)
-  first_bucket_of_part = GatherElements (first_bucket, part)
-  scaled_bucket = Mul (low, buckets_of_part)
-  scaled_bucket_u = Cast <to = {UINT64}> (scaled_bucket)
-  bucket_u = BitShift <direction = "RIGHT"> (scaled_bucket_u, half)
-  bucket_in_part = Cast <to = {INT64}> (bucket_u)
-  bucket = Add (bucket_in_part, first_bucket_of_part)
-
-  pilot_short = GatherElements (pilots, bucket)
-  pilot = Cast <to = {INT64}> (pilot_short)
-  pilot_mixed = Mul (pilot, c3)
-  place = BitwiseXor (hash, pilot_mixed)
-  place_mixed = Mul (place, c4)
-  place_u = Cast <to = {UINT64}> (place_mixed)
-  place_high_u = BitShift <direction = "RIGHT"> (place_u, half)
-  place_high = Cast <to = {INT64}> (place_high_u)
-  rows_of_part = GatherElements (num_rows, part)
-  first_row_of_part = GatherElements (first_row, part)
-  scaled_row = Mul (place_high, rows_of_part)
-  scaled_row_u = Cast <to = {UINT64}> (scaled_row)
-  row_u = BitShift <direction = "RIGHT"> (scaled_row_u, half)
-  row_in_part = Cast <to = {INT64}> (row_u)
-  candidate = Add (row_in_part, first_row_of_part)
+  mixed = BitwiseXor (hash, bucket)
+  place = Mul (mixed, c3)
+  part = BitwiseAnd (bucket, part_bits)
+  middle_row_of_part = GatherElements (middle_row, part)
+  scale = GatherElements (row_scale, part)
+  place_number = Cast <to = {DOUBLE}> (place)
+  from_middle_number = Mul (place_number, scale)
+  from_middle = Cast <to = {INT64}> (from_middle_number)
+  candidate = Add (from_middle, middle_row_of_part)
 
   key = GatherElements (keys, candidate)
   hit = Equal (key, ids)

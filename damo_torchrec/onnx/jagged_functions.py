@@ -1,6 +1,6 @@
 """Functions of a graph that work on bags of ids: ``values (N,)`` and ``lengths (F, B)``."""
 
-from damo_torchrec.onnx.vocabulary import DOMAIN
+from damo_torchrec.onnx.vocabulary import DOMAIN, INT64
 
 # Which of the segments, of which the first begins at 0 and the others at `later`, ascending, each of `total` positions
 # is in. Empty segments have none: of several that begin at one position the last one has it.
@@ -19,27 +19,25 @@ Segments (later, total) => (segment) {
 }
 """
 
-# All lengths; with a 0 before them; the longest; where each bag's ids begin, and where the last bag's end; and how many
-# ids lengths come to: what a Reshape of `values` then takes. It refuses lengths that do not sum to the number of ids,
-# and those that are negative or beyond it, whose sum might wrap: they make that number a size that nothing has.
+# All lengths; the longest; where each bag's ids begin, and where the last bag's end; how many ids that is; and the ids.
+# It refuses lengths that do not sum to the number of ids, by way of a Split into one piece of so many. If one length is
+# negative, or the sum wraps, they come to a negative number, which no piece has: of numbers that are not negative, a
+# sum that wraps has been negative.
 CHECK_LENGTHS = """
-CheckLengths (values, lengths) => (flat_lengths, longest, offsets, expected) {
+CheckLengths (values, lengths) => (flat_lengths, longest, offsets, expected, ids) {
   axis = Constant <value_int = 0> ()
   zero = Constant <value_ints = [0]> ()
-  never = Constant <value_ints = [-2]> ()
   last = Constant <value_ints = [-1]> ()
   end = Constant <value_ints = [9223372036854775807]> ()
   flat_lengths = Reshape (lengths, last)
   zero_and_lengths = Concat <axis = 0> (zero, flat_lengths)
+  longest = ReduceMax <keepdims = 0> (zero_and_lengths)
   offsets = CumSum (zero_and_lengths, axis)
   sum = Slice (offsets, last, end)
-  least = ReduceMin <keepdims = 1> (zero_and_lengths)
-  negative = Less (least, zero)
-  longest = ReduceMax <keepdims = 0> (zero_and_lengths)
-  ids = Shape (values)
-  beyond = Greater (longest, ids)
-  refused = Or (negative, beyond)
-  expected = Where (refused, never, sum)
+  lengths_and_offsets = Concat <axis = 0> (flat_lengths, offsets)
+  zero_or_negative = ReduceMin <keepdims = 1> (lengths_and_offsets)
+  expected = BitwiseOr (sum, zero_or_negative)
+  ids = Split (values, expected)
 }
 """
 
@@ -47,10 +45,8 @@ CheckLengths (values, lengths) => (flat_lengths, longest, offsets, expected) {
 CHECK = "CheckJagged"
 CHECK_JAGGED = f"""
 {CHECK} (values, lengths) => (ids, checked_lengths) {{
-  flat_lengths, longest, offsets, expected = {DOMAIN}.CheckLengths (values, lengths)
-  ids = Reshape <allowzero = 1> (values, expected)
-  num_ids = Shape (ids)
-  nothing = Sub (num_ids, num_ids)
+  flat_lengths, longest, offsets, expected, ids = {DOMAIN}.CheckLengths (values, lengths)
+  nothing = Sub (expected, expected)
   checked_lengths = Add (lengths, nothing)
 }}
 """
@@ -94,21 +90,21 @@ SELECT_KEYS = f"""
 }}
 """
 
-# The items from each `begin` up to its `end`, at most `width` of them: `taken (G, width)` has the number of each item
-# and 1 more, or 0 for none.
-ITEMS = """
-Items (begin, end, width) => (taken) {
-  zero = Constant <value_int = 0> ()
+# From each `begin` on `length` items, at most `width` of them: `taken (G, width)` has the number of each item and 1
+# more, or 0 for none.
+ITEMS = f"""
+Items (begin, length, width) => (taken) {{
   one = Constant <value_int = 1> ()
   column = Constant <value_ints = [-1, 1]> ()
   begin_column = Reshape (begin, column)
-  end_column = Reshape (end, column)
+  length_column = Reshape (length, column)
   beyond = Add (width, one)
   steps = Range (one, beyond, one)
   next = Add (begin_column, steps)
-  inside = LessOrEqual (next, end_column)
-  taken = Where (inside, next, zero)
-}
+  inside = LessOrEqual (steps, length_column)
+  one_for_inside = Cast <to = {INT64}> (inside)
+  taken = Mul (next, one_for_inside)
+}}
 """
 
 # Takes the items of bags, `length` of them from `begin` on, `width` at a time, group by group, as `Items` does. Each
@@ -131,7 +127,7 @@ Groups (begin, length, groups, width) => (taken) {{
   begin_of_bag = GatherElements (begin, bag)
   length_of_bag = GatherElements (length, bag)
   begin_of_group = Add (begin_of_bag, items_before)
-  end_of_bag = Add (begin_of_bag, length_of_bag)
-  taken = {DOMAIN}.Items (begin_of_group, end_of_bag, width)
+  length_left = Sub (length_of_bag, items_before)
+  taken = {DOMAIN}.Items (begin_of_group, length_left, width)
 }}
 """

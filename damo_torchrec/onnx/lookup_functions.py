@@ -2,7 +2,7 @@
 
 import textwrap
 
-from damo_torchrec.onnx.vocabulary import DOMAIN, DRAW_ARRAYS, FLOAT, HASH_ARRAYS, Lookup, RowFormat
+from damo_torchrec.onnx.vocabulary import DOMAIN, DRAW_ARRAYS, FLOAT, HASH_ARRAYS, INT64, Lookup, RowFormat
 
 
 def _fetch(index: str, result: str, rows: RowFormat) -> str:
@@ -51,17 +51,22 @@ def _fetch(index: str, result: str, rows: RowFormat) -> str:
     )
 
 
-# The numbers of all keys but the first, and arrays by table as arrays by key. Runtimes compute them once, as they load.
-_OF_KEY = [f"{array}_of_key" for array in HASH_ARRAYS[:2]]
-_LATER_KEYS = f"""
-  keys_1 = Shape (tables)
-  num_keys = Squeeze (keys_1)
-  later_key = Range (one, num_keys, one)
-  {_OF_KEY[0]} = GatherElements ({HASH_ARRAYS[0]}, tables)
-  {_OF_KEY[1]} = GatherElements ({HASH_ARRAYS[1]}, tables)
+# By key, with table 0 before them: what runtimes compute once, as they load. Table 0 has no ids but the one that goes
+# before a request's, so that number 0 of all that is by id stands for none.
+_BY_KEY = [f"{array}_by_key" for array in HASH_ARRAYS[:2]]
+_KEYS = f"""
+  num_keys_1 = Shape (tables)
+  num_keys = Squeeze (num_keys_1)
+  beyond_keys = Add (num_keys, one)
+  key = Range (zero, beyond_keys, one)
+  key_shape = Shape (key)
+  mark = ConstantOfShape <value = int64[1] {{1}}> (key_shape)
+  table_by_key = Concat <axis = 0> (zero_1, tables)
+  {_BY_KEY[0]} = GatherElements ({HASH_ARRAYS[0]}, table_by_key)
+  {_BY_KEY[1]} = GatherElements ({HASH_ARRAYS[1]}, table_by_key)
 """
 
-# What begins every lookup.
+# What begins every lookup. Each key's mark is where its ids end: an id's key is the number of marks before it.
 _BEGIN = f"""
   zero = Constant <value_int = 0> ()
   one = Constant <value_int = 1> ()
@@ -69,40 +74,38 @@ _BEGIN = f"""
   one_1 = Constant <value_ints = [1]> ()
   last = Constant <value_ints = [-1]> ()
   end = Constant <value_ints = [9223372036854775807]> ()
+{_KEYS}
+  flat_lengths, longest, offsets, expected, ids = {DOMAIN}.CheckLengths (values, lengths)
+  padded_ids = Concat <axis = 0> (zero_1, ids)
+  padded_size = Shape (padded_ids)
+  batch = Shape <start = 1> (lengths)
+  bag_after_key = Mul (key, batch)
+  end_of_key = GatherElements (offsets, bag_after_key)
+  no_mark = ConstantOfShape <value = int64[1] {{0}}> (padded_size)
+  marks = ScatterElements <axis = 0, reduction = "add"> (no_mark, end_of_key, mark)
+  key_of_id = CumSum <exclusive = 1> (marks, zero)
+  candidate, hit = {DOMAIN}.PerfectHash (padded_ids, key_of_id, {", ".join([*_BY_KEY, *HASH_ARRAYS[2:]])})
+  one_for_hit = Cast <to = {INT64}> (hit)
+  row = Mul (candidate, one_for_hit)"""
 
-  flat_lengths, longest, offsets, expected = {DOMAIN}.CheckLengths (values, lengths)
-  ids = Reshape <allowzero = 1> (values, expected)
-  batch_1 = Shape <start = 1> (lengths)
-{_LATER_KEYS}
-  batch = Squeeze (batch_1)
-  later_bag = Mul (later_key, batch)
-  later_begin = GatherElements (offsets, later_bag)
-  num_ids_1 = Shape (ids)
-  key_of_id = {DOMAIN}.Segments (later_begin, num_ids_1)
-  candidate, hit = {DOMAIN}.PerfectHash (ids, key_of_id, {", ".join([*_OF_KEY, *HASH_ARRAYS[2:]])})"""
 
-
-def _row_of_id(lookup: Lookup) -> str:
-    """Lines that make `row` of each id, 0 for none, and for initial values the number of its draw, 0 for none."""
-    row = """
-  row = Where (hit, candidate, zero)"""
-    if not lookup.initial:
-        return row
-    draw = f"InitialRows{lookup.rows.dim}"
-    return f"""{row}
-  unseen = Not (hit)
+def _draws(lookup: Lookup) -> str:
+    """Lines that make `padded_drawn`, and the number `draw` in it of each id that has no row."""
+    return f"""
+  miss = Not (hit)
+  is_id = Greater (key_of_id, zero)
+  unseen = And (miss, is_id)
   unseen_position = NonZero (unseen)
   unseen_at = Reshape (unseen_position, last)
-  unseen_id = GatherElements (ids, unseen_at)
+  unseen_id = GatherElements (padded_ids, unseen_at)
   unseen_key = GatherElements (key_of_id, unseen_at)
-  unseen_table = GatherElements (tables, unseen_key)
-  drawn = {DOMAIN}.{draw} (unseen_id, unseen_table, {", ".join(DRAW_ARRAYS)})
+  unseen_table = GatherElements (table_by_key, unseen_key)
+  drawn = {DOMAIN}.InitialRows{lookup.rows.dim} (unseen_id, unseen_table, {", ".join(DRAW_ARRAYS)})
   no_draw = Constant <value = float[1, {lookup.rows.dim}] {{{", ".join(["0.0"] * lookup.rows.dim)}}}> ()
   padded_drawn = Concat <axis = 0> (no_draw, drawn)
-  one_for_unseen = Where (hit, zero, one)
+  one_for_unseen = Cast <to = {INT64}> (unseen)
   rank = CumSum (one_for_unseen, zero)
-  draw = Mul (rank, one_for_unseen)
-  padded_draw = Concat <axis = 0> (zero_1, draw)"""
+  draw = Mul (rank, one_for_unseen)"""
 
 
 def _fetch_or_draw(lookup: Lookup, index: str, draw: str, result: str) -> str:
@@ -119,9 +122,11 @@ def _fetch_or_draw(lookup: Lookup, index: str, draw: str, result: str) -> str:
 
 def embedding_rows(lookup: Lookup) -> str:
     """The row of each id: ``values (N,)``, ``lengths (F, B)`` to ``looked_up (N, dim)``."""
+    draws = f"{_draws(lookup)}\n  draw_of_id = Slice (draw, one_1, end)" if lookup.initial else ""
     return f"""
-{lookup.name} ({", ".join(lookup.inputs)}) => (looked_up) {{{_BEGIN}{_row_of_id(lookup)}
-  {_fetch_or_draw(lookup, "row", "draw", "looked_up")}
+{lookup.name} ({", ".join(lookup.inputs)}) => (looked_up) {{{_BEGIN}{draws}
+  row_of_id = Slice (row, one_1, end)
+  {_fetch_or_draw(lookup, "row_of_id", "draw_of_id", "looked_up")}
 }}
 """
 
@@ -136,42 +141,41 @@ def embedding_bags(lookup: Lookup) -> str:
     depend on threads, and memory is bounded by the number of ids. A scatter that adds rows would be faster, but threads
     of ONNX Runtime's lose additions.
     """
-    weights = """
+    by_id = _draws(lookup) if lookup.initial else ""
+    if lookup.weighted:
+        by_id += """
   checked_weights = Reshape <allowzero = 1> (weights, expected)
   f_zero_1 = Constant <value_floats = [0.0]> ()
   padded_weight = Concat <axis = 0> (f_zero_1, checked_weights)"""
     return f"""
-{lookup.name} ({", ".join(lookup.inputs)}) => (pooled) {{{_BEGIN}{_row_of_id(lookup)}
-  padded_row = Concat <axis = 0> (zero_1, row){weights if lookup.weighted else ""}
+{lookup.name} ({", ".join(lookup.inputs)}) => (pooled) {{{_BEGIN}{by_id}
   two_1 = Constant <value_ints = [2]> ()
   four = Constant <value_int = 4> ()
   three = Constant <value_int = 3> ()
 
-  lengths_shape = Shape (lengths)
+  by_key = Concat <axis = 0> (num_keys_1, last)
   at_most_one = LessOrEqual (longest, one)
   bag_sum = If (at_most_one) <
     then_branch = single () => (sum_single) {{
       flat_ends = Slice (offsets, one_1, end)
       end_or_zero = Mul (flat_lengths, flat_ends)
-      taken_by_key = Reshape <allowzero = 1> (end_or_zero, lengths_shape)
+      taken_by_key = Reshape (end_or_zero, by_key)
       taken_by_bag = Transpose (taken_by_key)
       taken = Reshape (taken_by_bag, last)
 {_indent(_weighted_sum(lookup, "taken", "sum_single", single=True), 2)}
     }},
     else_branch = several () => (sum_several) {{
       flat_begins = Slice (offsets, zero_1, last)
-      begins = Reshape <allowzero = 1> (flat_begins, lengths_shape)
+      begins = Reshape (flat_begins, by_key)
       begin_by_bag = Transpose (begins)
       length_by_bag = Transpose (lengths)
-      bags = Size (lengths)
-      padded_size = Mul (longest, bags)
-      num_ids = Squeeze (num_ids_1)
-      twice = Add (num_ids, num_ids)
-      even = LessOrEqual (padded_size, twice)
+      padded_bags = Shape (offsets)
+      work = Mul (longest, padded_bags)
+      twice = Add (padded_size, padded_size)
+      even = LessOrEqual (work, twice)
       sum_several = If (even) <
         then_branch = padded () => (sum_padded) {{
-          end_by_bag = Add (begin_by_bag, length_by_bag)
-          taken = {DOMAIN}.Items (begin_by_bag, end_by_bag, longest)
+          taken = {DOMAIN}.Items (begin_by_bag, length_by_bag, longest)
 {_indent(_weighted_sum(lookup, "taken", "sum_padded"), 6)}
         }},
         else_branch = levels () => (sum_levels) {{
@@ -213,7 +217,7 @@ def embedding_bags(lookup: Lookup) -> str:
   >
 {_means(lookup)}
   dim = Shape <start = 1> (rows_0)
-  width = Mul (keys_1, dim)
+  width = Mul (num_keys_1, dim)
   pooled_shape = Concat <axis = 0> (last, width)
   pooled = Reshape (pooled_bag, pooled_shape)
 }}
@@ -230,9 +234,9 @@ def _weighted_sum(lookup: Lookup, taken: str, result: str, single: bool = False)
     Where there are means of weighted rows, the sum of weights is one more column.
     """
     reduce = "Identity ({})" if single else "ReduceSum <keepdims = 0> ({}, one_1)"
-    lines = _take(taken, "padded_row", "index", single)
+    lines = _take(taken, "row", "index", single)
     if lookup.initial:
-        lines += _take(taken, "padded_draw", "draw_index", single)
+        lines += _take(taken, "draw", "draw_index", single)
     fetched = result if single and not lookup.weighted else "fetched"
     lines.append(_fetch_or_draw(lookup, "index", "draw_index", fetched))
     if not lookup.weighted:
@@ -281,7 +285,7 @@ def _means(lookup: Lookup) -> str:
     return f"""  column = Constant <value_ints = [-1, 1]> (){divisor}
   f_zero = Constant <value_float = 0.0> ()
   f_one = Constant <value_float = 1.0> ()
-  batch_and_keys = Concat <axis = 0> (batch_1, keys_1)
+  batch_and_keys = Concat <axis = 0> (batch, num_keys_1)
   means_of_bag = Expand (means, batch_and_keys)
   is_mean = Reshape (means_of_bag, column)
   cancels = Equal (bag_weight, f_zero)

@@ -134,13 +134,12 @@ class RowWriter:
         written = [self._add(group, snapshot, position, tables[position]) for position in members]
         group.finish()
         names = [tables[position].name for position in members]
-        parts = np.frombuffer(group.parts, dtype=np.int64).reshape(-1, 4)
-        columns = dict(zip(("first_bucket", "num_buckets", "first_row", "num_rows"), parts.T, strict=True))
+        parts = np.frombuffer(group.parts, dtype=[("middle_row", np.int64), ("row_scale", np.float64)])
         total = group.num_rows
         rows = RowFormat(dim, self.dtype, group.num_shards, shard_rows)
         files: dict[str, tuple[int, tuple[int, ...], Path]] = {
             "keys": (onnx.TensorProto.INT64, (total,), self._file(prefix, "keys")),
-            "pilots": (onnx.TensorProto.UINT16, (group.num_pilots,), self._file(prefix, "pilots")),
+            "buckets": (onnx.TensorProto.INT64, (group.num_buckets,), self._file(prefix, "buckets")),
         }
         for shard in range(group.num_shards):
             size = min(shard_rows, total - shard * shard_rows)
@@ -148,15 +147,16 @@ class RowWriter:
         if self.dtype == "int8":
             files["scales"] = (onnx.TensorProto.FLOAT, (total,), self._file(prefix, "scales"))
         arrays = {
-            "first_part": np.array([table.first_part for table in written], dtype=np.int64),
-            "num_parts": np.array([table.num_parts for table in written], dtype=np.int64),
-            **{name: np.ascontiguousarray(column) for name, column in columns.items()},
+            # Table 0 has no ids: all that are looked up in it find row 0.
+            "first_bucket": np.array([0, *(table.first_bucket for table in written)], dtype=np.int64),
+            "bucket_mask": np.array([0, *(table.bucket_mask for table in written)], dtype=np.int64),
+            **{name: np.ascontiguousarray(parts[name]) for name in ("middle_row", "row_scale")},
             **self._draws([tables[position] for position in members]),
         }
         return RowGroup(
             dim=dim,
             rows=rows,
-            tables={name: i for i, name in enumerate(names)},
+            tables={name: i for i, name in enumerate(names, start=1)},
             arrays=arrays,
             files=files,
             num_rows={name: table.rows for name, table in zip(names, written, strict=True)},
@@ -178,7 +178,9 @@ class RowWriter:
 
     def _draws(self, tables: Sequence[Table]) -> dict[str, npt.NDArray[Any]]:
         """What ids without a row read, by table: drawn, or 0."""
-        draws = [_draw(table) if self.unseen[table.name] == "initial" else (0, 0.0, 0.0) for table in tables]
+        nothing = (0, 0.0, 0.0)
+        drawn = [_draw(table) if self.unseen[table.name] == "initial" else nothing for table in tables]
+        draws = [nothing, *drawn]
         dtypes = (np.uint64, np.float32, np.float32)
         keys, low, high = (np.array(c, dtype=d) for c, d in zip(zip(*draws, strict=True), dtypes, strict=True))
         return {

@@ -13,13 +13,14 @@ IR_VERSION = 8
 INT64 = onnx.TensorProto.INT64
 UINT64 = onnx.TensorProto.UINT64
 FLOAT = onnx.TensorProto.FLOAT
+DOUBLE = onnx.TensorProto.DOUBLE
 
-# A row group's arrays, by table and by part: those of csrc/serving_rows.h.
-HASH_ARRAYS = ["first_part", "num_parts", "first_bucket", "num_buckets", "first_row", "num_rows", "pilots", "keys"]
+# A row group's arrays, by table, by part, by bucket and by row: those of csrc/serving_rows.h.
+HASH_ARRAYS = ["first_bucket", "bucket_mask", "middle_row", "row_scale", "buckets", "keys"]
 # What initial values are drawn from, by table: halves of its stream's key, and the least value and the range.
 DRAW_ARRAYS = ["stream_low", "stream_high", "draw_low", "draw_range"]
 
-# What a Reshape that refuses a request is called, by its output: ONNX Runtime's errors tell the name.
+# What a node that refuses a request is called, by its output: ONNX Runtime's errors tell the name.
 REFUSALS = {
     "ids": "lengths are negative, beyond max_length, or not in sum the number of values",
     "checked_weights": "there is not one weight for each value",

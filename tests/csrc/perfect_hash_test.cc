@@ -30,7 +30,6 @@ uint64_t Inverse(uint64_t odd) {
 
 // The id that MixId makes h of.
 int64_t Unmix(uint64_t h) {
-  h ^= h >> 32;
   h *= Inverse(kPerfectHashConstants[1]);
   h ^= h >> 29 ^ h >> 58;
   h *= Inverse(kPerfectHashConstants[0]);
@@ -45,13 +44,21 @@ std::vector<int64_t> Make(size_t n, F f) {
   return ids;
 }
 
+constexpr int64_t kNumber = 4711;
+
+BuiltPart Build(const std::vector<int64_t>& ids) { return BuildPart(ids, kNumber, NumBuckets(ids.size())); }
+
 // Expects each id to have a slot of its own; returns the part.
 BuiltPart ExpectPerfect(const std::vector<int64_t>& ids) {
-  const BuiltPart part = BuildPart(ids);
-  const HashPart alone{0, static_cast<int64_t>(part.pilots.size()), 0, part.slots};
+  const BuiltPart part = Build(ids);
+  const HashTable table{0, static_cast<int64_t>(part.buckets.size()) - 1};
+  const HashPart slots = HashPart::At(0, part.slots);
+  EXPECT_EQ(part.slots % 2, 1u);
   std::vector<bool> taken(part.slots);
   for (const int64_t id : ids) {
-    const int64_t row = PerfectHashRow(id, 0, 1, &alone, part.pilots.data());
+    const int64_t bucket = part.buckets[static_cast<size_t>(BucketOf(MixId(id), table))];
+    EXPECT_EQ(PartOf(bucket), kNumber);
+    const int64_t row = RowOf(MixId(id), bucket, slots);
     if (row < 0 || row >= part.slots) {
       ADD_FAILURE() << "id " << id << " is at " << row << " of " << part.slots;
       return part;
@@ -71,23 +78,51 @@ TEST(PerfectHashTest, MixIdIsABijection) {
 }
 
 TEST(PerfectHashTest, TheFunctionIsTheOneThatGraphsCompute) {
-  const std::vector<HashPart> parts = {{0, 1, 0, 1}, {5, 1000, 70, 4294967295}, {1005, 4294967295, 9, 123456}};
-  const std::vector<uint16_t> pilots(2000, 65535);
+  const std::vector<HashPart> parts = {HashPart::At(0, 1), HashPart::At(70, 4294967295), HashPart::At(9, 123457)};
+  EXPECT_EQ(parts[1].middle_row, 70 + int64_t{2147483647});
+  EXPECT_EQ(parts[2].middle_row, 9 + 61728);
+  std::vector<int64_t> buckets(1029);
+  for (size_t i = 5; i < buckets.size(); ++i) buckets[i] = MakeBucket(static_cast<uint16_t>(64 * i), 1 + i % 2);
+  EXPECT_EQ(buckets[1023], int64_t{65472} << 24 | 2);
   for (const int64_t id : {int64_t{0}, int64_t{-1}, kMin, kMax, int64_t{1} << 32, int64_t{123456789}}) {
     using Wide = unsigned __int128;
-    Wide h = static_cast<uint64_t>(id);
     const Wide wrap = Wide{1} << 64;
+    Wide h = static_cast<uint64_t>(id);
     h = (h ^ h / 4294967296) * kPerfectHashConstants[0] % wrap;
     h = (h ^ h / 536870912) * kPerfectHashConstants[1] % wrap;
-    h = h ^ h / 4294967296;
-    const HashPart& part = parts[static_cast<size_t>(1 + (h / 4294967296) * 1 / 4294967296)];
-    const Wide place = (h ^ 65535 * Wide{kPerfectHashConstants[2]} % wrap) * kPerfectHashConstants[3] % wrap;
-    const Wide row = 70 + place / 4294967296 * Wide{4294967295} / 4294967296;
     EXPECT_EQ(MixId(id), static_cast<uint64_t>(h));
-    EXPECT_EQ(PerfectHashRow(id, 1, 1, parts.data(), pilots.data()), static_cast<int64_t>(row)) << part.rows;
-    EXPECT_EQ(BucketOf(MixId(id), parts[2]), 1005 + static_cast<int64_t>(h % 4294967296 * 4294967295 / 4294967296));
-    EXPECT_EQ(PartOf(MixId(id), 3, 2147483647), 3 + static_cast<int64_t>(h / 4294967296 * 2147483647 / 4294967296));
+    const HashTable table{5, 1023};
+    EXPECT_EQ(BucketOf(MixId(id), table), 5 + static_cast<int64_t>(h % 1024));
+    const int64_t bucket = buckets[static_cast<size_t>(5 + h % 1024)];
+    const Wide place = (h ^ static_cast<uint64_t>(bucket)) * kPerfectHashConstants[2] % wrap;
+    const __int128 number = static_cast<__int128>(place) - (place >= wrap / 2 ? static_cast<__int128>(wrap) : 0);
+    // A float64 takes 53 bits of it.
+    const long double rows = bucket % 2 == 1 ? 4294967295.0L : 123457.0L;
+    const double scaled = static_cast<double>(number) * static_cast<double>(rows * 0x1p-64L);
+    const int64_t row = parts[static_cast<size_t>(bucket & 0xFFFFFF)].middle_row + static_cast<int64_t>(scaled);
+    EXPECT_EQ(PerfectHashRow(id, table, buckets.data(), parts.data()), row);
   }
+}
+
+TEST(PerfectHashTest, RowsStayInTheirPart) {
+  for (const uint32_t rows : {1u, 3u, 101u, 131071u, 4294967295u}) {
+    const HashPart part = HashPart::At(1000, rows);
+    for (const int64_t place : {kMin, kMin + 1, int64_t{-1}, int64_t{0}, int64_t{1}, kMax - 1, kMax}) {
+      // Of a hash that a bucket of 0 brings to that place.
+      const uint64_t h = static_cast<uint64_t>(place) * Inverse(kPerfectHashConstants[2]);
+      const int64_t row = RowOf(h, 0, part);
+      EXPECT_GE(row, 1000) << rows;
+      EXPECT_LT(row, 1000 + int64_t{rows}) << rows;
+    }
+    EXPECT_EQ(RowOf(uint64_t{1} << 63, 0, part), 1000) << rows;
+  }
+}
+
+TEST(PerfectHashTest, BucketsHaveTwoToFourIds) {
+  EXPECT_EQ(NumBuckets(0), 1u);
+  EXPECT_EQ(NumBuckets(4), 1u);
+  EXPECT_EQ(NumBuckets(5), 2u);
+  EXPECT_EQ(NumBuckets(1'000'000), 262'144u);
 }
 
 TEST(PerfectHashTest, FewIds) {
@@ -123,12 +158,14 @@ INSTANTIATE_TEST_SUITE_P(
 TEST_P(PerfectHashIdsTest, EachHasItsSlotAndFewAreEmpty) {
   const std::vector<int64_t> ids = Make(30'000, GetParam().id);
   const BuiltPart part = ExpectPerfect(ids);
-  EXPECT_LT(8.0 * part.slots + 2.0 * static_cast<double>(part.pilots.size()), 8.6 * static_cast<double>(ids.size()));
+  // Ids that are spread evenly leave no buckets of one id for the last slots.
+  EXPECT_LT(part.slots, 1.06 * static_cast<double>(ids.size()));
 }
 
 TEST_P(PerfectHashIdsTest, PartsAreEvenlyFilled) {
   std::vector<int> size(16);
-  for (const int64_t id : Make(16'000, GetParam().id)) ++size[static_cast<size_t>(PartOf(MixId(id), 0, 16))];
+  const HashTable table{0, 4095};
+  for (const int64_t id : Make(16'000, GetParam().id)) ++size[static_cast<size_t>(BucketOf(MixId(id), table) / 256)];
   EXPECT_GT(*std::min_element(size.begin(), size.end()), 800);
   EXPECT_LT(*std::max_element(size.begin(), size.end()), 1200);
 }
@@ -143,16 +180,16 @@ TEST(PerfectHashTest, TheLargestPart) {
 
 TEST(PerfectHashTest, TheOrderOfIdsDoesNotMatter) {
   std::vector<int64_t> ids = Make(5000, [](uint64_t i) { return i * i; });
-  const BuiltPart part = BuildPart(ids);
+  const BuiltPart part = Build(ids);
   std::shuffle(ids.begin(), ids.end(), std::mt19937_64(1));
-  const BuiltPart other = BuildPart(ids);
+  const BuiltPart other = Build(ids);
   EXPECT_EQ(part.slots, other.slots);
-  EXPECT_EQ(part.pilots, other.pilots);
+  EXPECT_EQ(part.buckets, other.buckets);
 }
 
 TEST(PerfectHashTest, IdsThatWereChosenToCollideTakeMoreSlots) {
   // All of them in one bucket.
-  std::vector<int64_t> ids = Make(200, [](uint64_t i) { return Unmix(i << 33 | 12345); });
+  std::vector<int64_t> ids = Make(200, [](uint64_t i) { return Unmix(i << 24 | 12345); });
   EXPECT_GT(ExpectPerfect(ids).slots, 300u);
   // And beside others.
   for (int64_t id = 0; id < 3000; ++id) ids.push_back(id);
@@ -160,8 +197,8 @@ TEST(PerfectHashTest, IdsThatWereChosenToCollideTakeMoreSlots) {
 }
 
 TEST(PerfectHashTest, IdsThatNoSlotsKeepApartAreRefused) {
-  const std::vector<int64_t> ids = Make(8000, [](uint64_t i) { return Unmix(i << 33 | 12345); });
-  ExpectError(ErrorCode::kInvalidArgument, {"8000 ids", "one bucket"}, [&] { BuildPart(ids); });
+  const std::vector<int64_t> ids = Make(8000, [](uint64_t i) { return Unmix(i << 24 | 12345); });
+  ExpectError(ErrorCode::kInvalidArgument, {"8000 ids", "one bucket"}, [&] { Build(ids); });
 }
 
 }  // namespace

@@ -92,12 +92,18 @@ TEST(ServingRowsTest, TablesLieOneBehindTheOther) {
   EXPECT_EQ(c.rows, 1);
   EXPECT_EQ(a.rows, 1400);
   EXPECT_EQ(empty.rows, 0);
-  ASSERT_EQ(rows.parts().size(), 3u);
+  const std::vector<HashPart>& parts = rows.parts();
+  const auto first_row = [&](size_t part) {
+    return parts[part].middle_row - static_cast<int64_t>(parts[part].scale * 0x1p63);
+  };
+  ASSERT_EQ(parts.size(), 4u);
+  EXPECT_EQ(parts[0].middle_row, 0);
+  EXPECT_EQ(parts[0].scale, 0x1p-64);
   EXPECT_EQ(c.unseen_row, 1);
-  EXPECT_EQ(rows.parts()[0].first_row, 2);
+  EXPECT_EQ(parts[1].middle_row, 2);
   EXPECT_EQ(a.unseen_row, 3);
-  EXPECT_EQ(rows.parts()[1].first_row, 4);
-  EXPECT_EQ(empty.unseen_row, 4 + rows.parts()[1].rows);
+  EXPECT_EQ(first_row(2), 4);
+  EXPECT_EQ(empty.unseen_row, 2 * parts[2].middle_row - 3);
   EXPECT_EQ(rows.num_rows(), empty.unseen_row + 2);
   EXPECT_EQ(rows.num_shards(), 2);
 
@@ -108,15 +114,15 @@ TEST(ServingRowsTest, TablesLieOneBehindTheOther) {
   const std::string& keys = files.at("g.keys");
   ASSERT_EQ(keys.size(), static_cast<size_t>(rows.num_rows()) * sizeof(int64_t));
   ASSERT_EQ(weights.size(), keys.size());
-  const std::vector<uint16_t> pilots = [&] {
-    std::vector<uint16_t> values;
-    for (int64_t i = 0; i < rows.num_pilots(); ++i) values.push_back(At<uint16_t>(files.at("g.pilots"), i));
+  const std::vector<int64_t> buckets = [&] {
+    std::vector<int64_t> values;
+    for (int64_t i = 0; i < rows.num_buckets(); ++i) values.push_back(At<int64_t>(files.at("g.buckets"), i));
     return values;
   }();
   const auto row_of = [&](const ServingTable& table, int64_t id) {
-    return static_cast<size_t>(
-        PerfectHashRow(id, table.first_part, table.num_parts, rows.parts().data(), pilots.data()));
+    return static_cast<size_t>(PerfectHashRow(id, table.hash, buckets.data(), parts.data()));
   };
+  for (const int64_t id : {0, 1, -1}) EXPECT_EQ(PerfectHashRow(id, {}, buckets.data(), parts.data()), 0);
   EXPECT_EQ(At<float>(weights, 0), 0);
   EXPECT_EQ(At<float>(weights, 3), 5);
   for (int64_t id = -2000; id < 2000; ++id) {
