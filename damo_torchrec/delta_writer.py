@@ -27,14 +27,17 @@ _BATCH_BYTES = 1 << 20
 
 
 def write_delta(
-    store: EmbeddingStore, path: Path, since: int | str | os.PathLike[str], files: Mapping[str, bytes]
+    store: EmbeddingStore, path: Path, since: State | int | str | os.PathLike[str], files: Mapping[str, bytes]
 ) -> Path:
-    """What `EmbeddingStore.export_delta` does, with more files. REQUIRES: the store's mutex."""
+    """What `EmbeddingStore.export_delta` does, with more files, or since a state of the store's line.
+
+    REQUIRES: the store's mutex.
+    """
     engine, catalog = store._engine, store._catalog
     check_target(path, _WHAT)
     if store._options.backend == "memory":
         raise ValueError(f'the store {store.path} with backend="memory" has no checkpoints for a delta to begin from')
-    base = catalog.line.find(since)
+    base = since if isinstance(since, State) else catalog.line.find(since)
     if closed := sorted(set(catalog.manifest.tables) - set(catalog.open)):
         raise ValueError(f"a delta is of all tables, but {closed} are not open: make the collections that they are of")
     tables = list(catalog.open.values())

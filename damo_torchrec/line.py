@@ -50,6 +50,9 @@ class Line:
         """Notes that the store is at `state` now."""
         self._states = [*self._states, state][-_KEPT:]
 
+    def __contains__(self, state: State) -> bool:
+        return state in self._states
+
     def find(self, since: int | str | os.PathLike[str]) -> State:
         """The first state at a step, or that of a checkpoint's or a delta's directory.
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 import torch
@@ -214,12 +216,20 @@ def test_float16_refuses_what_it_cannot_hold(model: nn.Module, store: damo.Embed
 
 
 WRONG_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "max_length 2.5": ({"max_length": 2.5}, r"max_length of '.' must be an int, got 2\.5"),
+    "max_length True": ({"max_length": {"b": True}}, "max_length of 'b' must be an int, got True"),
+    "max_length 2^70": ({"max_length": 2**70}, r"must be in 1\.\.2\*\*62"),
+    "min_count '3'": ({"min_count": "3"}, "min_count must be an int, got '3'"),
+    "min_count 2^70": ({"min_count": 2**70}, r"must be in 0\.\.2\*\*62"),
+    "expire 1.5": ({"expire": 1.5}, r"expire must be an int, got 1\.5"),
+    "top_n 2.0": ({"top_n": 2.0}, r"top_n of .* must be an int, got 2\.0"),
+    "memory_budget": ({"memory_budget": "1MiB"}, "memory_budget must be at least 33554432 bytes, got '1MiB'"),
     "dtype": ({"dtype": "float64"}, "dtype must be one of"),
     "unseen": ({"unseen": "random"}, "unseen must be one of"),
     "max_length": ({"max_length": {"z": 3}}, r"max_length names \['z'\]"),
-    "max_length 0": ({"max_length": 0}, "at least 1"),
+    "max_length 0": ({"max_length": 0}, r"must be in 1\.\.2\*\*62, got 0"),
     "top_n": ({"top_n": {"t": 1}}, "top_n names"),
-    "min_count": ({"min_count": -1}, "must not be negative"),
+    "min_count": ({"min_count": -1}, r"min_count must be in 0\.\.2\*\*62, got -1"),
     "output_names": ({"output_names": ["a", "b"]}, "must name 1 outputs"),
     "input_names": ({"input_names": ["a", "b"]}, "must name 1 arguments"),
 }
@@ -227,7 +237,7 @@ WRONG_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("options", "message"), WRONG_OPTIONS.values(), ids=WRONG_OPTIONS)
 def test_wrong_options_are_refused(model: nn.Module, tmp_path: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(TypeError if "an int" in message else ValueError, match=message):
         damo.onnx.export(model, REQUEST, tmp_path / "m", **options)
     assert not (tmp_path / "m").exists()
 
@@ -249,10 +259,18 @@ def test_models_and_arguments_that_cannot_be_exported(store: damo.EmbeddingStore
     meta = damo.EmbeddingBagCollection(bags("a", [4]), device="meta", **SGD)
     with pytest.raises(ValueError, match="meta"):
         damo.onnx.export(meta, random_features("a", 1), tmp_path / "m", store=store)
-    with pytest.raises(ValueError, match="is not a file"):
-        damo.onnx.session(tmp_path / "m")
+    for read in (damo.onnx.session, damo.onnx.model_card):
+        with pytest.raises(ValueError, match="is not a file: export makes one"):
+            read(tmp_path / "m")
+    onnx.save(
+        onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 18]> g (float x) => (float x) {}'),
+        tmp_path / "o.onnx",
+    )
     with pytest.raises(ValueError, match="is no model"):
-        damo.onnx.model_card(tmp_path / "m")
+        damo.onnx.model_card(tmp_path / "o.onnx")
+    for threads in (0, -1, 100_000):
+        with pytest.raises(ValueError, match=rf"num_threads must be in 1\.\.1024 or None, got {threads}"):
+            damo.onnx.session(tmp_path / "o.onnx", num_threads=threads)
 
 
 def test_save_model_for_serving_says_what_it_takes(store: damo.EmbeddingStore, tmp_path: Path) -> None:

@@ -225,7 +225,11 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "too many": (inputs(lengths=[[9, 0]] + [[0, 0]] * 3), ValueError, r"sum to the 8 ids in features.values, got 9"),
     "sum beyond int64": (inputs(lengths=[[2**62, 2**62]] * 4), ValueError, "lengths must sum to the 8 ids"),
     "weights": (inputs(weights=[1.0] * 7), ValueError, "weights must have the shape .*: features.values is 8 in"),
-    "no KeyedJaggedTensor": ({"features": [1, 2]}, ValueError, r"\['features'\] are not known"),
+    "no KeyedJaggedTensor": (
+        {"features": None},
+        TypeError,
+        "features must be a KeyedJaggedTensor, got NoneType; as arrays it is features.values, .* and features.weights",
+    ),
     "KeyedJaggedTensor and its part": ({"features": KJT, "features.more": [1]}, ValueError, "are not known"),
     "KeyedJaggedTensor without a key": (
         {"features": random_features("dba", 2, weighted=True)},

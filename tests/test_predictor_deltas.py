@@ -467,6 +467,59 @@ def test_a_publisher_and_a_watching_predictor_keep_in_step(
     assert Delta.read(published[-1]).id in Delta.read(path).line
 
 
+def test_a_publisher_goes_back_with_its_store(
+    training: Training, predictor: damo.serving.Predictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    publisher = damo.serving.DeltaPublisher(
+        training.store,
+        training.path / "deltas",
+        since=training.path / "served",
+        model=training.model,
+        args=tuple(request_of(3).values()),
+        every_steps=1,
+        keep=3,
+    )
+
+    def step() -> Path:
+        training.step()
+        path = publisher.step()
+        assert path is not None
+        return path
+
+    first = step()
+    checkpoint = training.store.checkpoint()
+    gone = [step(), step()]
+    predictor.apply_delta(first)
+    training.store.restore(checkpoint)
+    assert publisher.publish() is None  # the store is where the first delta led
+    assert "went back from step" in caplog.text
+    # At a step that the other past had, too.
+    second = step()
+    assert second.name == f"{gone[0].name}.1"
+    predictor.apply_delta(second)
+    check_same(answers_of(predictor), training.answers())
+    with pytest.raises(ValueError, match="does not follow"):
+        predictor.apply_delta(gone[0])
+    # What leads nowhere goes first.
+    assert publisher.deltas() == [first, *gone[:1], second]
+    predictor.apply_delta(third := step())
+    check_same(answers_of(predictor), training.answers())
+    assert publisher.deltas() == [gone[0], second, third]
+
+
+def test_a_publisher_goes_back_to_where_it_began(training: Training, predictor: damo.serving.Predictor) -> None:
+    served = training.path / "served"
+    publisher = damo.serving.DeltaPublisher(training.store, training.path / "deltas", since=served, every_steps=1)
+    training.step()
+    assert publisher.step() is not None
+    training.store.restore(served)
+    training.step()
+    delta = publisher.step()
+    assert delta is not None
+    predictor.apply_delta(delta)
+    assert predictor.step == training.store.step
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

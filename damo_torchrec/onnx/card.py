@@ -9,7 +9,7 @@ import onnx
 
 from damo_torchrec.onnx.arguments import FeatureInput
 from damo_torchrec.onnx.rows import RowGroup
-from damo_torchrec.onnx.session import CARD, model_file
+from damo_torchrec.onnx.session import CARD, existing_model_file
 from damo_torchrec.onnx.stand_ins import LookupCall
 from damo_torchrec.store import EmbeddingStore
 
@@ -28,14 +28,13 @@ def model_card(path: str | os.PathLike[str]) -> dict[str, Any]:
         path: what `export` was given.
 
     Raises:
-        ValueError: it is none that `export` made.
+        ValueError: there is no such file, or it is none that `export` made.
     """
-    file = model_file(path)
-    if file.is_file():
-        for entry in onnx.load(str(file), load_external_data=False).metadata_props:
-            if entry.key == CARD:
-                card: dict[str, Any] = json.loads(entry.value)
-                return card
+    file = existing_model_file(path)
+    for entry in onnx.load(str(file), load_external_data=False).metadata_props:
+        if entry.key == CARD:
+            card: dict[str, Any] = json.loads(entry.value)
+            return card
     raise ValueError(f"{file} is no model that damo_torchrec.onnx.export made: it has no metadata {CARD!r}")
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, NoReturn
 from torch import nn
 from tqdm.auto import tqdm
 
+from damo_torchrec import _core
 from damo_torchrec.modules import store_of
 from damo_torchrec.modules.collection import Collection
 from damo_torchrec.onnx.arguments import read_arguments
@@ -22,7 +23,8 @@ from damo_torchrec.options import parse_bytes
 from damo_torchrec.store import EmbeddingStore
 from damo_torchrec.table import Table
 
-_LEAST_MEMORY = 32 << 20
+_LEAST_MEMORY = _core.LEAST_SERVING_MEMORY
+_MOST = 2**62
 
 
 def export(
@@ -78,7 +80,7 @@ def export(
     Raises:
         ValueError: the model has no collection of this package, or an option is not possible, for example a weight that
             float16 cannot hold.
-        TypeError: `args` do not fit the model, or hold what a graph cannot take.
+        TypeError: `args` do not fit the model, or hold what a graph cannot take; a number is not an int.
         RuntimeError: torch.onnx cannot export the dense part.
         OutOfSpaceError, DamoError: the disk is full or refuses. As after any error, nothing is left behind, and an
             export that was there stays.
@@ -90,8 +92,8 @@ def export(
         if value not in known:
             raise ValueError(f"{name} must be one of {known}, got {value!r}")
     for name, number in (("min_count", min_count), ("expire", expire)):
-        if number is not None and number < 0:
-            raise ValueError(f"{name} must not be negative, got {number}")
+        if number is not None:
+            _check_count(name, number, least=0)
     collections = {where: module for where, module in model.named_modules() if isinstance(module, Collection)}
     store = store or store_of(model)
     arguments = read_arguments(model, args, {k: list(axes) for k, axes in (dynamic_axes or {}).items()}, input_names)
@@ -102,6 +104,8 @@ def export(
     limits = _by_name("max_length", max_length, [output.feature for output in outputs])
     most = _by_name("top_n", top_n, [table.name for table in tables])
     budget = max(store._memory_budget // 16, _LEAST_MEMORY) if memory_budget is None else parse_bytes(memory_budget)
+    if budget < _LEAST_MEMORY:
+        raise ValueError(f"memory_budget must be at least {_LEAST_MEMORY} bytes, got {memory_budget!r}")
     file = model_file(path)
 
     def fill_dense(_: Path) -> None:
@@ -149,6 +153,12 @@ def _by_name(what: str, value: int | Mapping[str, int] | None, names: Sequence[s
     if unknown := sorted(set(by_name) - set(names)):
         raise ValueError(f"{what} names {unknown}, which are not there; there are {sorted(set(names))}")
     for name, number in by_name.items():
-        if number < 1:
-            raise ValueError(f"{what} of {name!r} must be at least 1, got {number}")
+        _check_count(f"{what} of {name!r}", number, least=1)
     return by_name
+
+
+def _check_count(name: str, number: object, least: int) -> None:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name} must be an int, got {number!r}")
+    if not least <= number <= _MOST:
+        raise ValueError(f"{name} must be in {least}..2**62, got {number}")

@@ -7,6 +7,7 @@ from typing import Any
 import onnxruntime
 
 from damo_torchrec import _core
+from damo_torchrec.options import StoreOptions
 
 CARD = "damo_torchrec"
 MODEL_FILE = "model.onnx"
@@ -16,6 +17,14 @@ def model_file(path: str | os.PathLike[str]) -> Path:
     """The graph's file: `path` itself if it ends in ``.onnx``, else ``model.onnx`` in the directory `path`."""
     path = Path(path).absolute()
     return path if path.suffix == ".onnx" else path / MODEL_FILE
+
+
+def existing_model_file(path: str | os.PathLike[str]) -> Path:
+    """The same, and ValueError if there is none."""
+    file = model_file(path)
+    if not file.is_file():
+        raise ValueError(f"{file} is not a file: export makes one")
+    return file
 
 
 def operators_file() -> Path:
@@ -36,11 +45,10 @@ def session(
         options: of `onnxruntime.InferenceSession`.
 
     Raises:
-        ValueError: there is no such file; kernels are asked for, but were not built.
+        ValueError: there is no such file; `num_threads` is not in 1..1024; kernels are asked for, but were not built.
     """
-    file = model_file(path)
-    if not file.is_file():
-        raise ValueError(f"{file} is not a file: export makes one")
+    StoreOptions(num_threads=num_threads)  # refuses what ONNX Runtime would try to start
+    file = existing_model_file(path)
     library = operators_file()
     if operators and not library.is_file():
         raise ValueError(f"{library} was not built: it needs ONNX Runtime's headers, see CONTRIBUTING.md")

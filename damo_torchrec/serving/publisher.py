@@ -13,6 +13,7 @@ from torch import nn
 from damo_torchrec.delta_writer import write_delta
 from damo_torchrec.errors import CorruptionError
 from damo_torchrec.files import os_errors
+from damo_torchrec.line import State
 from damo_torchrec.serving.dense import DENSE_FILE
 from damo_torchrec.serving.refresh import DenseGraph
 from damo_torchrec.store import EmbeddingStore
@@ -35,6 +36,7 @@ class DeltaPublisher:
     A delta goes from the one before to the next: a predictor needs all of them since its checkpoint. Each is complete
     as soon as it is there, as ``delta-N``, N being the store's step. A training that goes back to a checkpoint leaves
     deltas behind that lead nowhere: predictors that applied them refuse those that come, and need a new checkpoint.
+    Those that come go on from the newest delta that the store's past still knows, or from `since`.
 
     Args:
         store: where the rows are.
@@ -76,7 +78,8 @@ class DeltaPublisher:
         self._directory = Path(directory).absolute()
         with os_errors(f"cannot make the directory {self._directory}"):
             self._directory.mkdir(parents=True, exist_ok=True)
-        self._step = self._newest_step() if since is None else store._catalog.line.find(since).step
+        self._since = since
+        self._state = self._newest_state() if since is None else store._catalog.line.find(since)
         self._dense = DenseGraph(model, args) if model is not None else None
         self._every_steps = every_steps
         self._every_seconds = every_seconds
@@ -111,30 +114,44 @@ class DeltaPublisher:
         self._steps = 0
         self._last = time.monotonic()
         with self._store._mutex:
+            line = self._store._catalog.line
+            if self._state not in line:
+                gone, self._state = self._state.step, self._newest_state()
+                _log.warning(
+                    "the store %s went back from step %d: deltas go on from step %d",
+                    self._store.path,
+                    gone,
+                    self._state.step,
+                )
             step = self._store.step
-            if step == self._step:
+            if step == self._state.step:
                 return None
-            path = write_delta(self._store, self._free_name(step), self._step, self._files())
-        self._step = step
+            path = write_delta(self._store, self._free_name(step), self._state, self._files())
+            self._state = line.find(path)
         self._remove_oldest()
         return path
 
-    def _newest_step(self) -> int:
-        for path in reversed([*self._store.checkpoints()[-1:], *self.deltas()]):
+    def _newest_state(self) -> State:
+        given = [] if self._since is None else [self._since]
+        for source in reversed([*self._store.checkpoints(), *given, *self.deltas()]):
             try:
-                return self._store._catalog.line.find(path).step
+                return self._store._catalog.line.find(source)
             except (CorruptionError, ValueError) as error:
-                _log.info("deltas cannot go on from %s: %s", path, error)
+                _log.info("deltas cannot go on from %s: %s", source, error)
         raise ValueError(f"the store {self._store.path} has no checkpoint: say since= what deltas go on from")
 
     def _free_name(self, step: int) -> Path:
         """That of the step; with a number behind it where a training that went back has left one."""
-        target = self._directory / f"{_PREFIX}{step:012}"
+        target = self._directory / self._name(step)
         suffix = 0
         while target.exists():
             suffix += 1
-            target = self._directory / f"{_PREFIX}{step:012}.{suffix}"
+            target = target.with_suffix(f".{suffix}")
         return target
+
+    @staticmethod
+    def _name(step: int) -> str:
+        return f"{_PREFIX}{step:012}"
 
     def _files(self) -> Mapping[str, bytes]:
         return {} if self._dense is None else {DENSE_FILE: self._dense.now()}
@@ -142,7 +159,11 @@ class DeltaPublisher:
     def _remove_oldest(self) -> None:
         if self._keep is None:
             return
-        for path in self.deltas()[: -self._keep]:
+        deltas = self.deltas()
+        newest = self._name(self._state.step)
+        # Those beyond are from before the store went back.
+        beyond = [path for path in deltas if path.name.partition(".")[0] > newest]
+        for path in [*beyond, *(path for path in deltas if path not in beyond)][: -self._keep]:
             with os_errors(f"cannot remove the delta {path}"):
                 hidden = path.with_name(f".{path.name}.removed")
                 os.rename(path, hidden)

@@ -89,7 +89,7 @@ class Signature:
             raise TypeError(f"inputs must be a dict of arrays by name, got {type(inputs).__name__}")
         given = dict(inputs)
         for name, feature in self.features.items():
-            if isinstance(given.get(name), KeyedJaggedTensor):
+            if name in given:
                 given.update(_parts(name, feature, given.pop(name)))
         expected = sorted(self._arguments)
         unknown = [str(name) for name in given if name not in self._arguments]
@@ -129,8 +129,13 @@ def _check_lengths(name: str, lengths: Array, n: int) -> None:
         raise ValueError(f"{name}.lengths must sum to the {n} ids in {name}.values, got {total}")
 
 
-def _parts(name: str, feature: Feature, features: KeyedJaggedTensor) -> dict[str, Any]:
+def _parts(name: str, feature: Feature, features: object) -> dict[str, Any]:
     """Values, lengths and weights, with the keys in the model's order; keys that it does not have are passed over."""
+    if not isinstance(features, KeyedJaggedTensor):
+        raise TypeError(
+            f"{name} must be a KeyedJaggedTensor, got {type(features).__name__}; as arrays it is {name}.values, "
+            f"{name}.lengths{f' and {name}.weights' if feature.weighted else ''}"
+        )
     keys = list(features.keys())
     if absent := [key for key in feature.keys if key not in keys]:
         raise ValueError(f"{name} lacks the keys {absent}; expected {list(feature.keys)}, got {keys}")
