@@ -1,5 +1,6 @@
 """What an exported graph computes: what the model does in eval mode."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -313,21 +314,19 @@ def test_unseen_ids_read_their_initial_value_exactly(store: damo.EmbeddingStore,
     assert (answer[:, :6] != 0).all()
 
 
-def test_results_do_not_depend_on_threads(store: damo.EmbeddingStore, tmp_path: Path) -> None:
-    model = Pooled(store, weighted=True)
-    requests = [random_features("abc", 2000, longest=longest, weighted=True, seed=3) for longest in (1, 5, 60)]
+@pytest.mark.parametrize("weighted", [False, True])
+def test_results_do_not_depend_on_threads(store: damo.EmbeddingStore, tmp_path: Path, weighted: bool) -> None:
+    model = Pooled(store, weighted=weighted)
+    # Few bags, too: fewer than threads.
+    sizes = [(2000, 1), (2000, 5), (2000, 60), *itertools.product((1, 2, 3, 8), (6, 9, 61, 300))]
+    requests = [random_features("abc", batch, longest=longest, weighted=weighted, seed=3) for batch, longest in sizes]
     train(model, (requests[0],))
     damo.onnx.export(model, requests[0], tmp_path / "model")
-    answers = [
-        [
-            damo.onnx.session(tmp_path / "model", num_threads=n, operators=False).run(None, feed(features=r))
-            for r in requests
-        ]
-        for n in (1, 2, 8)
-    ]
-    for other in answers[1:]:
-        for one, two in zip(answers[0], other, strict=True):
-            np.testing.assert_array_equal(one[0], two[0])
+    sessions = [damo.onnx.session(tmp_path / "model", num_threads=n, operators=False) for n in (1, 2, 3, 8, 16)]
+    for request in requests:
+        first, *others = [session.run(None, feed(features=request))[0] for session in sessions]
+        for other in others:
+            np.testing.assert_array_equal(first, other)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])

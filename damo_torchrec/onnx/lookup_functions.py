@@ -137,9 +137,9 @@ def embedding_bags(lookup: Lookup) -> str:
     Key f's rows are of table `tables[f]`, and pooled as means where `means[f]` is true.
 
     Bags are padded to the longest one if that at most doubles the work; otherwise rows are summed 4 at a time, and what
-    comes of that 4 at a time, until each bag is one row. Each element of a sum is one thread's work, so results do not
-    depend on threads, and memory is bounded by the number of ids. A scatter that adds rows would be faster, but threads
-    of ONNX Runtime's lose additions.
+    comes of that 4 at a time, until each bag is one row: memory is bounded by the number of ids. Rows are summed by
+    products of matrices, in which an element is one thread's work: ONNX Runtime's ReduceSum adds in another order where
+    there are fewer sums than threads, and its scatter that adds loses additions.
     """
     by_id = _draws(lookup) if lookup.initial else ""
     if lookup.weighted:
@@ -162,7 +162,7 @@ def embedding_bags(lookup: Lookup) -> str:
       taken_by_key = Reshape (end_or_zero, by_key)
       taken_by_bag = Transpose (taken_by_key)
       taken = Reshape (taken_by_bag, last)
-{_indent(_weighted_sum(lookup, "taken", "sum_single", single=True), 2)}
+{_indent(_single(lookup, "taken", "sum_single"), 2)}
     }},
     else_branch = several () => (sum_several) {{
       flat_begins = Slice (offsets, zero_1, last)
@@ -175,16 +175,19 @@ def embedding_bags(lookup: Lookup) -> str:
       even = LessOrEqual (work, twice)
       sum_several = If (even) <
         then_branch = padded () => (sum_padded) {{
+          longest_1 = Reshape (longest, last)
+          ones = ConstantOfShape <value = float[1] {{1.0}}> (longest_1)
           taken = {DOMAIN}.Items (begin_by_bag, length_by_bag, longest)
-{_indent(_weighted_sum(lookup, "taken", "sum_padded"), 6)}
+{_indent(_sum(lookup, "taken", "sum_padded"), 6)}
         }},
         else_branch = levels () => (sum_levels) {{
           begin = Reshape (begin_by_bag, last)
           length = Reshape (length_by_bag, last)
           length_up = Add (length, three)
           groups = Div (length_up, four)
+          ones = Constant <value_floats = [1.0, 1.0, 1.0, 1.0]> ()
           taken = {DOMAIN}.Groups (begin, length, groups, four)
-{_indent(_weighted_sum(lookup, "taken", "sum_first"), 6)}
+{_indent(_sum(lookup, "taken", "sum_first"), 6)}
           sum_shape = Shape (sum_first)
           columns = Slice (sum_shape, one_1, two_1)
           no_row_shape = Concat <axis = 0> (one_1, columns)
@@ -200,7 +203,7 @@ def embedding_bags(lookup: Lookup) -> str:
               taken_in = {DOMAIN}.Groups (begin_in, groups_in, groups_out, four)
               padded_in = Concat <axis = 0> (no_row, sum_in)
               fours = Gather (padded_in, taken_in)
-              sum_out = ReduceSum <keepdims = 0> (fours, one_1)
+              sum_out = MatMul (ones, fours)
               most_out = ReduceMax <keepdims = 0> (groups_out)
               more = Greater (most_out, one)
             }}
@@ -228,32 +231,46 @@ def _indent(text: str, by: int = 0) -> str:
     return textwrap.indent(text, " " * (4 + by))
 
 
-def _weighted_sum(lookup: Lookup, taken: str, result: str, single: bool = False) -> str:
-    """Lines that make `result` of the rows at positions `taken`: their sum over the last axis, unless it is `single`.
+def _single(lookup: Lookup, taken: str, result: str) -> str:
+    """Lines that make `result` of the row of each bag, which is at position `taken`, as `_sum` does of its rows."""
+    lines = _fetched(lookup, taken, "fetched" if lookup.weighted else result, single=True)
+    if not lookup.weighted:
+        return "\n".join(lines)
+    weighted = "weighted" if lookup.means else result
+    lines += ["weight_column = Unsqueeze (weight, last)", f"{weighted} = Mul (fetched, weight_column)"]
+    if lookup.means:
+        lines.append(f"{result} = Concat <axis = -1> (weighted, weight_column)")
+    return "\n".join(lines)
 
-    Where there are means of weighted rows, the sum of weights is one more column.
+
+def _sum(lookup: Lookup, taken: str, result: str) -> str:
+    """Lines that make `result` of the rows of each bag, which are at positions `taken`, ``(bags, n)``: their sum.
+
+    Where there are means of weighted rows, the sum of weights is one more column. `ones` are n of them.
     """
-    reduce = "Identity ({})" if single else "ReduceSum <keepdims = 0> ({}, one_1)"
+    lines = _fetched(lookup, taken, "fetched", single=False)
+    if not lookup.weighted:
+        return "\n".join([*lines, f"{result} = MatMul (ones, fetched)"])
+    weighted = "weighted" if lookup.means else result
+    lines += [
+        "weight_row = Unsqueeze (weight, one_1)",
+        "product = MatMul (weight_row, fetched)",
+        f"{weighted} = Squeeze (product, one_1)",
+    ]
+    if lookup.means:
+        lines += ["total_weight = MatMul (weight_row, ones)", f"{result} = Concat <axis = -1> (weighted, total_weight)"]
+    return "\n".join(lines)
+
+
+def _fetched(lookup: Lookup, taken: str, result: str, single: bool) -> list[str]:
+    """Lines that make `result` of the rows at positions `taken`, and their `weight`."""
     lines = _take(taken, "row", "index", single)
     if lookup.initial:
         lines += _take(taken, "draw", "draw_index", single)
-    fetched = result if single and not lookup.weighted else "fetched"
-    lines.append(_fetch_or_draw(lookup, "index", "draw_index", fetched))
-    if not lookup.weighted:
-        return "\n".join(lines if single else [*lines, f"{result} = {reduce.format('fetched')}"])
-    lines += [
-        *_take(taken, "padded_weight", "weight", single),
-        "wide_weight = Unsqueeze (weight, last)",
-        "weighted = Mul (fetched, wide_weight)",
-    ]
-    if lookup.means:
-        lines += [
-            "with_weight = Concat <axis = -1> (weighted, wide_weight)",
-            f"{result} = {reduce.format('with_weight')}",
-        ]
-    else:
-        lines.append(f"{result} = {reduce.format('weighted')}")
-    return "\n".join(lines)
+    lines.append(_fetch_or_draw(lookup, "index", "draw_index", result))
+    if lookup.weighted:
+        lines += _take(taken, "padded_weight", "weight", single)
+    return lines
 
 
 def _take(taken: str, source: str, result: str, single: bool) -> list[str]:
