@@ -27,10 +27,10 @@ std::vector<TableState> States(const RowSnapshot& snapshot) {
 }
 
 // `progress` may raise; so do signals.
-ServingTable Add(ServingRows& rows, const RowSnapshot& snapshot, size_t position, Address unseen,
-                 const RowFilter& filter, const py::function& progress) {
+ServingTable Add(ServingRows& rows, const RowSnapshot& snapshot, size_t position, const RowFilter& filter,
+                 const py::function& progress) {
   const py::gil_scoped_release release;
-  return rows.Add(snapshot, position, At<const float>(unseen), filter, [&](uint64_t taken) {
+  return rows.Add(snapshot, position, filter, [&](uint64_t taken) {
     const py::gil_scoped_acquire acquire;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     progress(taken);
@@ -96,7 +96,6 @@ void RegisterServing(py::module_& m) {
   py::class_<ServingTable>(m, "ServingTable")
       .def_property_readonly("first_bucket", [](const ServingTable& table) { return table.hash.first_bucket; })
       .def_property_readonly("bucket_mask", [](const ServingTable& table) { return table.hash.bucket_mask; })
-      .def_readonly("unseen_row", &ServingTable::unseen_row)
       .def_readonly("rows", &ServingTable::rows);
   py::class_<ServingRows, Held<ServingRows>>(m, "ServingRows")
       .def(py::init([](std::string directory, std::string prefix, int dim, ServingRowType row_type, size_t shard_rows,
@@ -106,8 +105,7 @@ void RegisterServing(py::module_& m) {
            }),
            py::arg("directory"), py::arg("prefix"), py::arg("dim"), py::arg("row_type"), py::arg("shard_rows"),
            py::arg("memory_bytes"), py::arg("num_threads"), ReleaseGil())
-      .def("add", &Add, py::arg("snapshot"), py::arg("position"), py::arg("unseen"), py::arg("row_filter"),
-           py::arg("progress"))
+      .def("add", &Add, py::arg("snapshot"), py::arg("position"), py::arg("row_filter"), py::arg("progress"))
       .def("finish", &ServingRows::Finish, ReleaseGil())
       .def_property_readonly("num_rows", &ServingRows::num_rows)
       .def_property_readonly("num_buckets", &ServingRows::num_buckets)

@@ -50,22 +50,7 @@ TableParts Divide(size_t ids, size_t keys_per_part) {
   return {parts, buckets / parts};
 }
 
-// Errors begin with name().
-template <class F>
-void Encode(const ServingOptions& options, const float* weights, char* to, float* scale, F name) {
-  try {
-    EncodeServingRow(options.row_type, options.dim, weights, to, scale);
-  } catch (const Error& error) {
-    throw Error(error.code(), name() + ": " + error.what());
-  }
-}
-
 }  // namespace
-
-struct ServingRows::EncodedRow {
-  std::vector<char> weights;
-  float scale = 0;
-};
 
 // A table of a snapshot.
 struct ServingRows::Source {
@@ -98,13 +83,13 @@ ServingRows::ServingRows(const ServingOptions& options)
       threads_(ThreadsFor(options, keys_per_part_)),
       files_(std::make_unique<ServingFiles>(options.directory + "/" + options.prefix, row_bytes_, options.shard_rows,
                                             options.row_type == ServingRowType::kInt8)) {
-  files_->AppendRow(0, std::vector<char>(row_bytes_).data(), 0);
+  AppendZeros(0);
   files_->AppendBuckets(std::vector{MakeBucket(0, 0)});
   parts_.push_back(HashPart::At(0, 1));
 }
 
-ServingTable ServingRows::Add(const RowSnapshot& snapshot, size_t position, const float* unseen,
-                              const RowFilter& filter, const Progress& progress) {
+ServingTable ServingRows::Add(const RowSnapshot& snapshot, size_t position, const RowFilter& filter,
+                              const Progress& progress) {
   CheckOpen();
   const DefaultFloatEnvironment environment;
   Source rows{snapshot, position, progress};
@@ -113,17 +98,14 @@ ServingTable ServingRows::Add(const RowSnapshot& snapshot, size_t position, cons
       throw Error(ErrorCode::kInvalidArgument, rows.name() + ": expected rows of dim " + std::to_string(options_.dim) +
                                                    ", found " + std::to_string(rows.table().layout.dim));
     }
-    EncodedRow unseen_row{std::vector<char>(row_bytes_), 0};
-    Encode(options_, unseen, unseen_row.weights.data(), &unseen_row.scale,
-           [&] { return rows.name() + ", row of unseen ids"; });
-    return AddTable(&rows, unseen_row, filter);
+    return AddTable(&rows, filter);
   } catch (...) {
     files_.reset();
     throw;
   }
 }
 
-ServingTable ServingRows::AddTable(Source* rows, const EncodedRow& unseen, const RowFilter& filter) {
+ServingTable ServingRows::AddTable(Source* rows, const RowFilter& filter) {
   const RowLayout& layout = rows->table().layout;
   RowSelection selection(filter);
   uint64_t expected = static_cast<uint64_t>(rows->table().state.rows);
@@ -154,26 +136,27 @@ ServingTable ServingRows::AddTable(Source* rows, const EncodedRow& unseen, const
     DecodeWeights(layout.weight_type, layout.dim, payload, weights.data());
     char* record = spill.Add(table_parts.Of(id) / parts_per_group);
     float scale = 0;
-    Encode(options_, weights.data(), record + kRecordHeader, &scale,
-           [&] { return rows->name() + ", id " + std::to_string(id); });
+    try {
+      EncodeServingRow(options_.row_type, options_.dim, weights.data(), record + kRecordHeader, &scale);
+    } catch (const Error& error) {
+      throw Error(error.code(), rows->name() + ", id " + std::to_string(id) + ": " + error.what());
+    }
     std::memcpy(record, &id, sizeof id);
     std::memcpy(record + sizeof id, &scale, sizeof scale);
   });
 
+  if (rows->taken == 0) return {{}, 0};
   const ServingTable table{{files_->num_buckets(), static_cast<int64_t>(table_parts.number * table_parts.buckets - 1)},
-                           files_->num_rows(),
                            static_cast<int64_t>(rows->taken)};
-  files_->AppendRow(0, unseen.weights.data(), unseen.scale);
   for (size_t first = 0; first < table_parts.number; first += parts_per_group) {
     const size_t n = std::min(parts_per_group, table_parts.number - first);
     Records records(spill.Take(first / parts_per_group), record_bytes);
-    WriteParts(*rows, ServingParts(std::move(records), table_parts, first, n, static_cast<int64_t>(parts_.size())),
-               unseen);
+    WriteParts(*rows, ServingParts(std::move(records), table_parts, first, n, static_cast<int64_t>(parts_.size())));
   }
   return table;
 }
 
-void ServingRows::WriteParts(const Source& rows, const ServingParts& parts, const EncodedRow& unseen) {
+void ServingRows::WriteParts(const Source& rows, const ServingParts& parts) {
   const size_t at_a_time = 2 * static_cast<size_t>(threads_.threads());
   for (size_t first = 0; first < parts.size(); first += at_a_time) {
     std::vector<PlacedPart> placed(std::min(at_a_time, parts.size() - first));
@@ -182,23 +165,24 @@ void ServingRows::WriteParts(const Source& rows, const ServingParts& parts, cons
     } catch (const Error& error) {
       throw Error(error.code(), rows.name() + ": " + error.what());
     }
-    for (const PlacedPart& part : placed) WritePart(rows, parts.records(), part, unseen);
+    for (const PlacedPart& part : placed) WritePart(rows, parts.records(), part);
     rows.progress(rows.taken);
   }
 }
 
-void ServingRows::WritePart(const Source& rows, const Records& records, const PlacedPart& part,
-                            const EncodedRow& unseen) {
+void ServingRows::WritePart(const Source& rows, const Records& records, const PlacedPart& part) {
   parts_.push_back(HashPart::At(files_->num_rows(), part.hash.slots));
   files_->AppendBuckets(part.hash.buckets);
   for (const uint32_t record : part.records) {
     if (record == PlacedPart::kNone) {
-      files_->AppendRow(rows.smallest_id, unseen.weights.data(), unseen.scale);
+      AppendZeros(rows.smallest_id);
     } else {
       files_->AppendRow(records.id(record), records.weights(record), records.scale(record));
     }
   }
 }
+
+void ServingRows::AppendZeros(int64_t key) { files_->AppendRow(key, std::vector<char>(row_bytes_).data(), 0); }
 
 void ServingRows::Finish() {
   CheckOpen();

@@ -5,9 +5,9 @@
 //   PREFIX.rows.N    the weights, row by row; a new file begins every `shard_rows` rows
 //   PREFIX.scales    of int8 rows, float32 by row: what to multiply by
 //
-// Row 0 is zeros; part 0 and bucket 0 lead to it alone. Then come, table by table, the row that unseen ids read and the
-// slots of the table's parts. A slot that is no id's has the unseen row, and for its key that of another row of the
-// table, so that no id finds it.
+// Row 0 is zeros, and means none; part 0 and bucket 0 lead to it alone, and so does a table without rows. Then come the
+// slots of the tables' parts. One that is no id's has zeros, and for its key that of another row of the table, so that
+// no id finds it.
 #pragma once
 
 #include <cstddef>
@@ -41,7 +41,6 @@ constexpr size_t kLeastServingMemory = size_t{32} << 20;
 // Where a table is in its row group.
 struct ServingTable {
   HashTable hash;
-  int64_t unseen_row;
   int64_t rows;  // of ids
 };
 
@@ -54,14 +53,12 @@ class ServingRows {
   // REQUIRES: none of the files exists. Throws kInvalidArgument, kOutOfSpace or kIo.
   explicit ServingRows(const ServingOptions& options);
 
-  // Adds the snapshot's table at `position`; `unseen` has the weights that ids without a row read. Reads the table
-  // once, or with a filter twice. What does not fit into memory goes to files PREFIX.spill.N until the call ends. What
-  // is written depends neither on memory nor on threads.
+  // Adds the snapshot's table at `position`. Reads it once, or with a filter twice. What does not fit into memory goes to
+  // files PREFIX.spill.N until the call ends. What is written depends neither on memory nor on threads.
   //
   // Throws kInvalidArgument for a table of another dim, and for weights that the row type cannot hold; kOutOfSpace, kIo
   // or kClosed. After an error nothing can be added, and no file is open.
-  ServingTable Add(const RowSnapshot& snapshot, size_t position, const float* unseen, const RowFilter& filter,
-                   const Progress& progress);
+  ServingTable Add(const RowSnapshot& snapshot, size_t position, const RowFilter& filter, const Progress& progress);
   // Waits until all is on the device, and closes the files.
   void Finish();
 
@@ -72,12 +69,12 @@ class ServingRows {
   int64_t num_shards() const { return num_shards_; }
 
  private:
-  struct EncodedRow;
   struct Source;
 
-  ServingTable AddTable(Source* rows, const EncodedRow& unseen, const RowFilter& filter);
-  void WriteParts(const Source& rows, const ServingParts& parts, const EncodedRow& unseen);
-  void WritePart(const Source& rows, const Records& records, const PlacedPart& part, const EncodedRow& unseen);
+  ServingTable AddTable(Source* rows, const RowFilter& filter);
+  void WriteParts(const Source& rows, const ServingParts& parts);
+  void WritePart(const Source& rows, const Records& records, const PlacedPart& part);
+  void AppendZeros(int64_t key);
   void CheckOpen() const;
 
   const ServingOptions options_;

@@ -233,7 +233,6 @@ class RowFilter:
 class ServingTable:
     first_bucket: int
     bucket_mask: int
-    unseen_row: int
     rows: int
 
 class ServingRows:
@@ -255,7 +254,6 @@ class ServingRows:
         self,
         snapshot: RowSnapshot,
         position: int,
-        unseen: int,
         row_filter: RowFilter,
         progress: Callable[[int], object],
     ) -> ServingTable: ...

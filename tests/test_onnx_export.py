@@ -286,9 +286,10 @@ def test_unseen_ids_read_their_initial_value_exactly(store: damo.EmbeddingStore,
         "t_a": damo.TableOptions(unseen_in_eval="initial"),
         "t_b": damo.TableOptions(unseen_in_eval="initial", initializer=damo.init.Constant(0.25)),
         "t_c": damo.TableOptions(),
+        "t_d": damo.TableOptions(unseen_in_eval="initial"),
     }
     model = nn.Sequential(
-        damo.EmbeddingBagCollection(bags("abc", [6, 6, 6]), store=store, table_options=options, **SGD)
+        damo.EmbeddingBagCollection(bags("abcd", [6, 6, 6, 6]), store=store, table_options=options, **SGD)
     )
 
     class Values(nn.Module):
@@ -300,18 +301,20 @@ def test_unseen_ids_read_their_initial_value_exactly(store: damo.EmbeddingStore,
             return self.model(features).values()
 
     values = Values()
-    train(values, (random_features("abc", 8),))
-    damo.onnx.export(values, random_features("abc", 1), tmp_path / "model")
+    train(values, (random_features("abcd", 8),))
+    store.table("t_d").delete(store.table("t_d").to_torch()[0])  # nothing is in it
+    damo.onnx.export(values, random_features("abcd", 1), tmp_path / "model")
     session = damo.onnx.session(tmp_path / "model", operators=False)
     ids = np.array([*EXTREMES, *range(-100, 100)])
     features = KeyedJaggedTensor(
-        keys=list("abc"),
-        values=torch.from_numpy(np.tile(ids, 3)),
-        lengths=torch.ones(3 * len(ids), dtype=torch.int64),
+        keys=list("abcd"),
+        values=torch.from_numpy(np.tile(ids, 4)),
+        lengths=torch.ones(4 * len(ids), dtype=torch.int64),
     )
     (answer,) = session.run(None, feed(features=features))
     np.testing.assert_array_equal(answer, values(features).detach().numpy())
     assert (answer[:, :6] != 0).all()
+    assert (answer[:, 18:] != 0).all()
 
 
 @pytest.mark.parametrize("weighted", [False, True])

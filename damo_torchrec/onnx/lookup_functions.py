@@ -92,7 +92,7 @@ _BEGIN = f"""
 def _draws(lookup: Lookup) -> str:
     """Lines that make `padded_drawn`, and the number `draw` in it of each id that has no row."""
     return f"""
-  miss = Not (hit)
+  miss = Equal (row, zero)
   is_id = Greater (key_of_id, zero)
   unseen = And (miss, is_id)
   unseen_position = NonZero (unseen)

@@ -165,7 +165,6 @@ class RowWriter:
     def _add(
         self, group: _core.ServingRows, snapshot: _core.RowSnapshot, position: int, table: Table
     ) -> _core.ServingTable:
-        unseen = np.zeros(table.dim, dtype=np.float32)
         row_filter = self.filters[table.name].to_core(snapshot.states[position].iter)
         done = 0
 
@@ -174,7 +173,7 @@ class RowWriter:
             self.progress(rows - done)
             done = rows
 
-        return group.add(snapshot, position, unseen.ctypes.data, row_filter, progress)
+        return group.add(snapshot, position, row_filter, progress)
 
     def _draws(self, tables: Sequence[Table]) -> dict[str, npt.NDArray[Any]]:
         """What ids without a row read, by table: drawn, or 0."""
