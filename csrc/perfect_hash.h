@@ -1,8 +1,8 @@
 // A perfect hash: each id of a set has a slot of its own, found by arithmetic and one number from an array. Whether an
 // id is in the set shows in the key that is kept beside the slot.
 //
-// The ids of a table are spread over its buckets, two to four to each, and a run of buckets is a part of the table. A
-// bucket holds the number of its part and a pilot, which brings all its ids to slots of the part that no other id has
+// The ids of a table are spread over its buckets, two to four to each on average, and a run of buckets is a part of it.
+// A bucket holds the number of its part and a pilot, which brings all its ids to slots of the part that no other id has
 // (after Pibiri, Trani: PTHash, SIGIR 2021). Parts are built without regard to each other.
 //
 // Exported graphs compute the same function, and each step of it is an operator: what is in this header is part of
@@ -46,20 +46,14 @@ struct HashPart {
   static HashPart At(int64_t first_row, uint32_t rows) { return {first_row + rows / 2, rows * 0x1p-64}; }
 };
 
-// Of an id with this MixId: where its bucket is, and by that the row.
+// Of an id with this MixId: where its bucket is, and by what that holds the row that is the id's if any is: `keys` of
+// the row group tells.
 inline int64_t BucketOf(uint64_t h, const HashTable& table) {
   return table.first_bucket + static_cast<int64_t>(h & static_cast<uint64_t>(table.bucket_mask));
 }
 inline int64_t RowOf(uint64_t h, int64_t bucket, const HashPart& part) {
   const uint64_t place = (h ^ static_cast<uint64_t>(bucket)) * kPerfectHashConstants[2];
   return part.middle_row + static_cast<int64_t>(static_cast<double>(static_cast<int64_t>(place)) * part.scale);
-}
-
-// The row that is this id's if any is: `keys` of the row group tells. `buckets` and `parts` are those of the group.
-inline int64_t PerfectHashRow(int64_t id, const HashTable& table, const int64_t* buckets, const HashPart* parts) {
-  const uint64_t h = MixId(id);
-  const int64_t bucket = buckets[BucketOf(h, table)];
-  return RowOf(h, bucket, parts[PartOf(bucket)]);
 }
 
 // How many buckets a table of so many ids has.
@@ -71,7 +65,7 @@ struct BuiltPart {
   std::vector<int64_t> buckets;
 };
 
-// Ids in a part. Fewer take more time for each, more leave the processor's cache.
+// Ids in a part, on average. Fewer take more time for each, more leave the processor's cache.
 constexpr size_t kMostKeysPerPart = size_t{1} << 17;
 
 // Builds the part of this number, with so many buckets, a power of two, that has these ids, distinct and in any order,

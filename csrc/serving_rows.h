@@ -53,8 +53,8 @@ class ServingRows {
   // REQUIRES: none of the files exists. Throws kInvalidArgument, kOutOfSpace or kIo.
   explicit ServingRows(const ServingOptions& options);
 
-  // Adds the snapshot's table at `position`. Reads it once, or with a filter twice. What does not fit into memory goes to
-  // files PREFIX.spill.N until the call ends. What is written depends neither on memory nor on threads.
+  // Adds the snapshot's table at `position`. Reads it once, or with a filter twice. What does not fit into memory goes
+  // to files PREFIX.spill.N until the call ends. What is written depends neither on memory nor on threads.
   //
   // Throws kInvalidArgument for a table of another dim, and for weights that the row type cannot hold; kOutOfSpace, kIo
   // or kClosed. After an error nothing can be added, and no file is open.

@@ -19,7 +19,19 @@ from torchrec.modules.feature_processor_ import PositionWeightedModuleCollection
 from torchrec.modules.regroup import KTRegroupAsDict
 
 import damo_torchrec as damo
-from serving_cases import SGD, Groups, Pooled, Sequences, SharedTower, TwoTowers, bags, feed, random_features, train
+from serving_cases import (
+    SGD,
+    Groups,
+    Pooled,
+    Sequences,
+    SharedTower,
+    SomeSequences,
+    TwoTowers,
+    bags,
+    feed,
+    random_features,
+    train,
+)
 
 BATCHES = (0, 1, 2, 33, 300)
 Requests = Callable[[int], dict[str, Any]]
@@ -138,6 +150,20 @@ def test_bags_of_very_different_lengths(store: damo.EmbeddingStore, tmp_path: Pa
     check_parity(Pooled(store, weighted), requests, tmp_path / "model", batches=(0, 1, 50, 500))
 
 
+@pytest.mark.parametrize(
+    ("make", "keys"), [(lambda store: Pooled(store, False), "axbc"), (Sequences, "cd"), (SomeSequences, "cda")]
+)
+@pytest.mark.parametrize("rows", ["none", "left out"])
+def test_tables_without_rows(store: damo.EmbeddingStore, tmp_path: Path, make: Any, keys: str, rows: str) -> None:
+    model = make(store)
+    request = random_features(keys, 5)
+    if rows == "left out":
+        train(model, (request,))
+    damo.onnx.export(model, request, tmp_path / "m", min_count=1000)
+    session = onnxruntime.InferenceSession(tmp_path / "m" / "model.onnx")
+    session.run(None, feed(features=request))
+
+
 def test_sequences(store: damo.EmbeddingStore, tmp_path: Path) -> None:
     check_parity(
         Sequences(store), lambda b: {"features": random_features("cd", b, seed=b)}, tmp_path / "m", batches=BATCHES[1:]
@@ -168,17 +194,18 @@ def test_jagged_tensors_that_are_rearranged(store: damo.EmbeddingStore, tmp_path
 
 
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("make", "keys"), [(Pooled, "axbc"), (Rearranged, "aebdc")])
 def test_jagged_tensors_are_checked_before_they_are_rearranged(
-    store: damo.EmbeddingStore, tmp_path: Path, weighted: bool
+    store: damo.EmbeddingStore, tmp_path: Path, make: Any, keys: str, weighted: bool
 ) -> None:
-    model = Rearranged(store, weighted).eval()
-    damo.onnx.export(model, random_features("aebdc", 2, weighted=weighted), tmp_path / "m")
+    model = make(store, weighted).eval()
+    damo.onnx.export(model, random_features(keys, 2, weighted=weighted), tmp_path / "m")
     session = damo.onnx.session(tmp_path / "m", operators=False)
-    request = feed(features=random_features("aebdc", 2, weighted=weighted))
+    request = feed(features=random_features(keys, 2, weighted=weighted))
     session.run(None, request)
-    for length in (-1, -3, 2**28, 2**32, 2**45, 2**62):
+    for where, length in itertools.product(np.ndindex(len(keys), 2), (-1, -3, 2**28, 2**32, 2**45, 2**62)):
         lengths = request["features.lengths"].copy()
-        lengths[0, 0] = length
+        lengths[where] = length
         with pytest.raises(Exception, match="lengths are negative, beyond max_length, or not in sum"):
             session.run(None, request | {"features.lengths": lengths})
     for name, message in (("values", "lengths are negative"), ("weights", "not one weight for each value")):

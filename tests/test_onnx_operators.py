@@ -172,32 +172,39 @@ def test_wrong_requests_are_refused(
         run_lookup(lengths, weights, constant)
 
 
-@pytest.mark.parametrize(
-    ("name", "array"),
-    [
-        ("tables", [1]),
-        ("tables", [-1]),
-        ("first_bucket", [1]),
-        ("first_bucket", [-1]),
-        ("bucket_mask", [1]),
-        ("bucket_mask", [-1]),
-        ("bucket_mask", [2**63 - 1]),
-        ("middle_row", [3]),
-        ("middle_row", [-1]),
-        ("row_scale", [3 * 2.0**-64]),
-        ("row_scale", [0.0]),
-        ("row_scale", [-(2.0**-64)]),
-        ("row_scale", [np.nan]),
-        ("row_scale", [np.inf]),
-        ("row_scale", [2.0**-64, 2.0**-64]),
-        ("buckets", [1]),
-        ("buckets", [-1]),
-        ("keys", [0, 0]),
-    ],
-)
+WRONG_ARRAYS: list[dict[str, Any]] = [
+    {"tables": [1]},
+    {"tables": [-1]},
+    {"first_bucket": [1]},
+    {"first_bucket": [-1]},
+    {"bucket_mask": [1]},
+    {"bucket_mask": [-1]},
+    {"bucket_mask": [2**63 - 1]},
+    {"middle_row": [3]},
+    {"middle_row": [-1]},
+    {"middle_row": np.zeros(0, np.int64), "row_scale": np.zeros(0)},
+    {"row_scale": [3 * 2.0**-64]},
+    {"row_scale": [0.0]},
+    {"row_scale": [-(2.0**-64)]},
+    {"row_scale": [np.nan]},
+    {"row_scale": [np.inf]},
+    {"buckets": [1]},
+    {"buckets": [-1]},
+]
+
+
+@pytest.mark.parametrize("changed", WRONG_ARRAYS)
 @pytest.mark.parametrize("constant", [True, False])
-def test_arrays_that_do_not_fit_together_are_refused(name: str, array: list[int], constant: bool) -> None:
+def test_arrays_that_do_not_fit_together_are_refused(changed: dict[str, Any], constant: bool) -> None:
     # Constants as the session is made, but for what buckets hold.
-    error = RuntimeException if constant and name != "buckets" else InvalidArgument
-    with pytest.raises(error, match="WeightedEmbeddingBags: "):
+    error = RuntimeException if constant and "buckets" not in changed else InvalidArgument
+    arrays = {name: np.array(array) for name, array in changed.items()}
+    with pytest.raises(error, match="WeightedEmbeddingBags: the arrays of the row group do not fit together"):
+        run_lookup([[2, 1]], [1, 1, 1], constant, **arrays)
+
+
+@pytest.mark.parametrize(("name", "array"), [("keys", [0, 0]), ("row_scale", [2.0**-64] * 2), ("bucket_mask", [[0]])])
+@pytest.mark.parametrize("constant", [True, False])
+def test_arrays_of_wrong_shapes_are_refused(name: str, array: list[Any], constant: bool) -> None:
+    with pytest.raises(RuntimeException if constant else InvalidArgument, match=f"{name} must have the shape"):
         run_lookup([[2, 1]], [1, 1, 1], constant, **{name: np.array(array)})

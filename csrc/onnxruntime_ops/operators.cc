@@ -129,7 +129,7 @@ void CheckHash(const Signature& signature, const LookupArgs& args, int64_t num_t
   const auto inside = [](int64_t first, int64_t n, int64_t size) {
     return n >= 1 && n <= size && first >= 0 && first <= size - n;
   };
-  bool holds = num_rows >= 1;
+  bool holds = num_rows >= 1 && hash.num_parts >= 1;
   for (int64_t table = 0; table < num_tables; ++table) {
     const int64_t mask = hash.bucket_mask[table];
     holds &= mask < num_buckets && inside(hash.first_bucket[table], mask + 1, num_buckets);

@@ -46,7 +46,7 @@ class RowsOfIds {
     return static_cast<size_t>(found_[taken_++]);
   }
 
-  // Whether a bucket named a part that is not there. Its ids have no rows then.
+  // Whether a bucket named a part that is not there. Its ids have any row then.
   bool damaged() const { return damaged_; }
 
  private:

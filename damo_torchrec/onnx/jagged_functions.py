@@ -46,7 +46,8 @@ CHECK = "CheckJagged"
 CHECK_JAGGED = f"""
 {CHECK} (values, lengths) => (ids, checked_lengths) {{
   flat_lengths, longest, offsets, expected, ids = {DOMAIN}.CheckLengths (values, lengths)
-  nothing = Sub (expected, expected)
+  num_ids = Shape (ids)
+  nothing = Sub (num_ids, num_ids)
   checked_lengths = Add (lengths, nothing)
 }}
 """

@@ -21,6 +21,8 @@ from damo_torchrec.table import Table
 
 # ONNX Runtime maps a file into memory, unless one is larger than the machine's.
 _SHARD_BYTES = 8 << 30
+# ONNX Runtime takes equal small arrays for one, and fails where that one is in a file.
+_SMALL_BYTES = 1024
 _ROW_TYPES = {"float32": onnx.TensorProto.FLOAT, "float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}
 _ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
@@ -57,7 +59,7 @@ class RowGroup:
         rows: how they are stored.
         tables: each table's number in the arrays.
         arrays: those that are small.
-        files: dtype, shape and file of the others.
+        files: dtype, shape and file of the others, which go into the graph where that is small.
         num_rows: rows of each table.
     """
 
@@ -81,6 +83,10 @@ class RowGroup:
             return onnx.numpy_helper.from_array(self.arrays[name], self.initializer(name))
         dtype, shape, file = self.files[name]
         tensor = onnx.TensorProto(name=self.initializer(name), data_type=dtype, dims=shape)
+        if file.stat().st_size <= _SMALL_BYTES:
+            tensor.raw_data = file.read_bytes()
+            file.unlink()
+            return tensor
         tensor.data_location = onnx.TensorProto.EXTERNAL
         for key, value in (("location", file.relative_to(directory).as_posix()), ("length", file.stat().st_size)):
             tensor.external_data.add(key=key, value=str(value))

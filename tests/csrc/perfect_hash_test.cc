@@ -100,7 +100,7 @@ TEST(PerfectHashTest, TheFunctionIsTheOneThatGraphsCompute) {
     const long double rows = bucket % 2 == 1 ? 4294967295.0L : 123457.0L;
     const double scaled = static_cast<double>(number) * static_cast<double>(rows * 0x1p-64L);
     const int64_t row = parts[static_cast<size_t>(bucket & 0xFFFFFF)].middle_row + static_cast<int64_t>(scaled);
-    EXPECT_EQ(PerfectHashRow(id, table, buckets.data(), parts.data()), row);
+    EXPECT_EQ(RowOf(MixId(id), bucket, parts[static_cast<size_t>(PartOf(bucket))]), row);
   }
 }
 
@@ -118,7 +118,7 @@ TEST(PerfectHashTest, RowsStayInTheirPart) {
   }
 }
 
-TEST(PerfectHashTest, BucketsHaveTwoToFourIds) {
+TEST(PerfectHashTest, BucketsHaveTwoToFourIdsOnAverage) {
   EXPECT_EQ(NumBuckets(0), 1u);
   EXPECT_EQ(NumBuckets(4), 1u);
   EXPECT_EQ(NumBuckets(5), 2u);

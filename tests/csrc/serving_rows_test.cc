@@ -118,7 +118,8 @@ TEST(ServingRowsTest, TablesLieOneBehindTheOther) {
     return values;
   }();
   const auto row_of = [&](const ServingTable& table, int64_t id) {
-    return static_cast<size_t>(PerfectHashRow(id, table.hash, buckets.data(), parts.data()));
+    const int64_t bucket = buckets[static_cast<size_t>(BucketOf(MixId(id), table.hash))];
+    return static_cast<size_t>(RowOf(MixId(id), bucket, parts[static_cast<size_t>(PartOf(bucket))]));
   };
   EXPECT_EQ(At<float>(weights, 0), 0);
   EXPECT_EQ(At<float>(weights, 1), 0);
