@@ -10,8 +10,9 @@
 namespace damo {
 namespace {
 
-// A journal keeps old versions of rows, which take room on disk and time when a checkpoint is opened: as many again as
-// its first checkpoint had rows, and some more where those were few.
+// A journal keeps old versions of rows, which take room on disk and time when a checkpoint is opened: with those of the
+// checkpoint that finds it too large, twice as many as its first checkpoint had rows, and some more where those were
+// few.
 constexpr uint64_t kMoreBytes = uint64_t{32} << 20;
 constexpr size_t kMostFiles = 64;
 

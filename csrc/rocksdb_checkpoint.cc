@@ -88,7 +88,7 @@ bool CopyRocksDb(rocksdb::DB* db, const std::string& path, bool link, std::span<
         CopyFile(from, to, file.size);
       }
     }
-    // Files of two journals do not get the same name, or they might be taken for each other.
+    // Above the numbers of all logs that RocksDB has applied.
     const uint64_t number = NextFileNumber(db->GetName());
     for (const RocksDbJournal::LogFile& log : logs) {
       const std::string to = path + "/" + LogFileName(number + log.number);

@@ -140,6 +140,8 @@ def remove_oldest(where: Path, keep: int) -> list[Path]:
     for path in removed:
         with os_errors(f"cannot remove the checkpoint {path}"):
             hidden = path.with_name(f".{path.name}{_REMOVED}")
+            if hidden.exists():  # an interrupted removal of another one of that name
+                shutil.rmtree(hidden)
             os.rename(path, hidden)
             shutil.rmtree(hidden)
     return removed

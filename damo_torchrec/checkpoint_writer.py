@@ -1,6 +1,7 @@
 """Writes a store's checkpoints: in the calling thread, or in one of its own while training goes on."""
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -53,7 +54,13 @@ class CheckpointWriter:
         link: bool,
         failed: Callable[[], None] = lambda: None,
     ) -> "Future[Path]":
-        """As `write`, of everything as it is now, in a thread of its own, which calls `failed` if it fails."""
+        """As `write`, of everything as it is now, in a thread of its own, which calls `failed` if it fails.
+
+        An error, or an interrupt, gives it up unless that thread has begun with it.
+        """
+        done: Future[Path] = Future()
+        done.set_running_or_notify_cancel()  # rows wait for it: it cannot be cancelled
+        taken = threading.Lock()  # by the thread that writes it, or by what gives it up before
         try:
             states = engine.begin_checkpoint()
             manifest = self._catalog.snapshot(self._next_sequence(), states)
@@ -64,23 +71,29 @@ class CheckpointWriter:
                 engine.write_checkpoint(str(staged / ROWS), link)
                 _write_beside_rows(staged, manifest, contents)
 
-            def write() -> Path:
+            def write() -> None:
+                if not taken.acquire(blocking=False):
+                    return
                 try:
                     build_checkpoint(target, fill)
-                except BaseException:
+                    self._catalog.manifest = manifest
+                except BaseException as error:
                     _log.exception("the checkpoint %s failed", target)
                     engine.abandon_checkpoint()  # if it has not come to the rows
                     failed()
-                    raise
-                self._catalog.manifest = manifest
-                return target
+                    done.set_exception(error)
+                else:
+                    done.set_result(target)
 
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, "damo-checkpoint")
-            self._last = self._thread.submit(write)
-            return self._last
+            self._last = done
+            self._thread.submit(write)
+            return done
         except BaseException:
-            engine.abandon_checkpoint()
+            if taken.acquire(blocking=False):
+                self._last = None
+                engine.abandon_checkpoint()
             raise
 
     def _beside_rows(self, manifest: Manifest, files: Files | None) -> Mapping[str, bytes]:

@@ -84,6 +84,10 @@ class StoreDirectory:
         return self.path / "live"
 
     @property
+    def _prepared(self) -> Path:
+        return self.path / "live.new"
+
+    @property
     def checkpoints_path(self) -> Path:
         """Where checkpoints are by default."""
         return self.path / CHECKPOINTS
@@ -104,12 +108,15 @@ class StoreDirectory:
 
     def prepare_live(self, checkpoint: Path) -> Path:
         """Makes a directory with the rows of `checkpoint` beside the live ones, for `start_live`."""
-        fresh = self.path / "live.new"
         with os_errors(f"cannot prepare the rows of {checkpoint}"):
-            if fresh.exists():
-                shutil.rmtree(fresh)
-            _core.link_or_copy_rows(str(checkpoint / ROWS), str(fresh))
-        return fresh
+            self.remove_prepared()
+            _core.link_or_copy_rows(str(checkpoint / ROWS), str(self._prepared))
+        return self._prepared
+
+    def remove_prepared(self) -> None:
+        """Removes what `prepare_live` made, unless it has become the live rows."""
+        if self._prepared.exists():
+            shutil.rmtree(self._prepared)
 
     def start_live(self, fresh: Path) -> None:
         """Makes what `prepare_live` made the live rows, in place of those that were."""

@@ -12,7 +12,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -362,7 +362,8 @@ class EmbeddingStore:
     def flush(self) -> None:
         """Hands all changed rows to RocksDB. No durability by itself: that is what `checkpoint` is for.
 
-        The next checkpoint then has no journal, and is opened at once.
+        The next checkpoint then has no journal, and is opened at once. Where no row has changed since the last one,
+        that stays the newest, with the journal that it has.
         """
         self._engine.flush()
 
@@ -485,8 +486,13 @@ class EmbeddingStore:
             manifest.check_files(source)
             fresh = directory.prepare_live(source)
             # What cannot be opened is found before the rows of now are given up.
-            with _naming(source):
-                _core.Store(str(fresh), False, False, self._engine_options()).close()
+            try:
+                with _naming(source):
+                    _core.Store(str(fresh), False, False, self._engine_options()).close()
+            except BaseException:
+                with suppress(OSError):
+                    directory.remove_prepared()
+                raise
             try:
                 engine.close()
                 self._pending.clear()
@@ -614,8 +620,6 @@ def _naming(checkpoint: Path) -> Iterator[None]:
     try:
         yield
     except CorruptionError as error:
-        for log in (checkpoint / ROWS).glob("*.log"):
-            _core.verify_log_file(str(log))  # whose name RocksDB does not tell
         raise CorruptionError(
             f"a file of {checkpoint / ROWS}, maybe not the one named here, is damaged: {error}"
         ) from error

@@ -2,6 +2,7 @@
 
 import resource
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,44 @@ def test_rows_that_are_set_or_deleted_meanwhile_are_not_in_it(store, tmp_path):
     with damo.EmbeddingStore(saved.result(), read_only=True) as copy:
         MixedRun(copy)
         assert_same_rows(rows_of(copy), rows_after(3))
+
+
+def test_it_cannot_be_cancelled(store, tmp_path):
+    module = collection(store, "t")
+    update(module, {"t": [[1]]})
+    future = store.checkpoint_async(tmp_path / "checkpoint")
+    assert not future.cancel()
+    update(module, {"t": [[2]]})
+    store.table("t").set([3], torch.ones(1, store.table("t").dim))
+    assert future.result() == tmp_path / "checkpoint"
+    store.close()
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_interrupted_as_it_is_handed_over_it_is_given_up(store, tmp_path, monkeypatch, queued):
+    """Neither is it written later, when another one has begun."""
+    module = collection(store, "t")
+    update(module, {"t": [[1]]})
+    store.checkpoint_async().result()
+    update(module, {"t": [[2]]})
+    executor = store._writer._thread
+    begun, submit = threading.Event(), executor.submit
+    submit(begun.wait)  # nothing is written before
+
+    def interrupted(work):
+        if queued:
+            submit(work)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(executor, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.checkpoint_async(tmp_path / "one")
+    monkeypatch.undo()
+    store.table("t").delete([1])
+    other = store.checkpoint_async(tmp_path / "other")
+    begun.set()
+    with damo.EmbeddingStore(other.result(), read_only=True) as copy:
+        collection(copy, "t")
+        assert copy.table("t").contains([1, 2]).tolist() == [False, True]
+    store.close()
+    assert not (tmp_path / "one").exists()

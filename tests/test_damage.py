@@ -16,7 +16,7 @@ from hypothesis import settings
 import damo_torchrec as damo
 from processes import run
 from support import A_HANDFUL_OF_ROWS, directory_in_memory, payloads
-from training import SmallModel, look_up, rows_of
+from training import SmallModel, collection, look_up, rows_of, update
 
 FLIPS = settings.default.max_examples // 5  # of bits, in each file
 ROWS = 300  # set after each step
@@ -87,6 +87,10 @@ def damages_of(name: str, size: int) -> dict[str, Callable[[bytes], bytes | None
     bits = [numbers.randrange(8 * size) for _ in range(FLIPS)]
     if name.endswith(".sst"):  # most is rows: as many in what is behind them, and in the footer
         bits += [8 * size - 1 - numbers.randrange(8 * min(size, n)) for n in (2000, 53) for _ in range(FLIPS)]
+    if name.endswith(".log"):  # what RocksDB takes for the end of a log, or passes over
+        damages["other type"] = lambda b: b[:6] + bytes([b[6] ^ 4]) + b[7:]
+        damages["no header"] = lambda b: bytes(7) + b[7:]
+        damages["zeros"] = lambda b: bytes(len(b))
     return damages | {f"bit {bit} flipped": flip(bit) for bit in bits}
 
 
@@ -173,6 +177,20 @@ def test_promise_4_whatever_is_damaged(store, name, read):
     assert [what for what, outcome in said if outcome == "equal" and "flipped" not in what] == []
     noticed = [what for what, outcome in said if outcome != "equal" and "flipped" in what]
     assert len(noticed) > FLIPS // 2
+
+
+def test_promise_4_a_log_of_another_checkpoint_is_found(tmp_path):
+    """RocksDB would take it, or end the process."""
+    logs = []
+    for name in ("one", "other"):
+        with open_store(tmp_path / name) as store:
+            update(collection(store, "t"), {"t": [[1, 2, 3 + len(logs)]]})
+            (log,) = (store.checkpoint(tmp_path / f"{name}-checkpoint") / "rows").glob("*.log")
+            logs.append(log)
+    assert logs[0].stat().st_size == logs[1].stat().st_size
+    shutil.copyfile(logs[1], logs[0])
+    with pytest.raises(damo.CorruptionError, match=rf"{logs[0]} is damaged, or belongs to another checkpoint"):
+        damo.EmbeddingStore(tmp_path / "one-checkpoint", read_only=True)
 
 
 # ------------------------------------------------------------------ checkpoints that have lost their manifest
