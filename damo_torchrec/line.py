@@ -53,6 +53,10 @@ class Line:
     def __contains__(self, state: State) -> bool:
         return state in self._states
 
+    def may_have_forgotten(self, state: State) -> bool:
+        """Whether `state`, which is not in the line, may have been: all that are remembered are as late, or later."""
+        return len(self._states) == _KEPT and self._states[0].step >= state.step
+
     def find(self, since: int | str | os.PathLike[str]) -> State:
         """The first state at a step, or that of a checkpoint's or a delta's directory.
 

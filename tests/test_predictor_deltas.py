@@ -23,6 +23,7 @@ from damo_torchrec.delta_writer import write_delta
 from damo_torchrec.serving import updates
 from damo_torchrec.serving.overlay import pool
 from damo_torchrec.serving.refresh import refresh_dense
+from damo_torchrec.serving.watcher import order_of
 from serving_cases import SGD, random_features, train
 from support import small_store
 
@@ -499,12 +500,32 @@ def test_a_publisher_goes_back_with_its_store(
     predictor.apply_delta(second)
     check_same(answers_of(predictor), training.answers())
     with pytest.raises(ValueError, match="does not follow"):
-        predictor.apply_delta(gone[0])
+        predictor.apply_delta(gone[1])
     # What leads nowhere goes first.
-    assert publisher.deltas() == [first, *gone[:1], second]
+    assert publisher.deltas() == [first, second, gone[1]]
     predictor.apply_delta(third := step())
     check_same(answers_of(predictor), training.answers())
-    assert publisher.deltas() == [gone[0], second, third]
+    assert publisher.deltas() == [first, second, third]
+    fourth = step()
+    assert publisher.deltas() == [second, third, fourth]
+    assert [path.name for path in sorted(map(Path, ("delta-4.10", "delta-4.2", "delta-4")), key=order_of)] == [
+        "delta-4",
+        "delta-4.2",
+        "delta-4.10",
+    ]
+
+
+def test_a_publisher_says_that_its_state_is_forgotten(training: Training) -> None:
+    publisher = damo.serving.DeltaPublisher(
+        training.store, training.path / "deltas", since=training.path / "served", every_steps=1
+    )
+    training.step()
+    assert publisher.step() is not None
+    for number in range(65):
+        training.step()
+        training.store.checkpoint(training.path / f"checkpoint-{number}")
+    with pytest.raises(ValueError, match="has forgotten its state of step"):
+        publisher.publish()
 
 
 def test_a_publisher_goes_back_to_where_it_began(training: Training, predictor: damo.serving.Predictor) -> None:

@@ -16,6 +16,7 @@ from damo_torchrec.files import os_errors
 from damo_torchrec.line import State
 from damo_torchrec.serving.dense import DENSE_FILE
 from damo_torchrec.serving.refresh import DenseGraph
+from damo_torchrec.serving.watcher import order_of
 from damo_torchrec.store import EmbeddingStore
 
 _PREFIX = "delta-"
@@ -94,7 +95,7 @@ class DeltaPublisher:
 
     def deltas(self) -> list[Path]:
         """The deltas, oldest first."""
-        return sorted(self._directory.glob(f"{_PREFIX}*"))
+        return sorted(self._directory.glob(f"{_PREFIX}*"), key=order_of)
 
     def step(self) -> Path | None:
         """To be called after each step of training. Publishes a delta if one is due; returns what `publish` does."""
@@ -107,7 +108,8 @@ class DeltaPublisher:
         """Publishes a delta now. Returns it, or None if the store is at the step of the last one.
 
         Raises:
-            ValueError: as of `EmbeddingStore.export_delta`.
+            ValueError: as of `EmbeddingStore.export_delta`; the store remembers its latest states alone, and the last
+                delta led to an earlier one.
             RuntimeError: torch.onnx cannot export the dense part.
             OutOfSpaceError, DamoError: the disk is full or refuses. The next delta will hold what this one would have.
         """
@@ -116,6 +118,11 @@ class DeltaPublisher:
         with self._store._mutex:
             line = self._store._catalog.line
             if self._state not in line:
+                if line.may_have_forgotten(self._state):
+                    raise ValueError(
+                        f"the store {self._store.path} has forgotten its state of step {self._state.step}, so many "
+                        "checkpoints and other deltas came since: predictors need a new checkpoint, and deltas since it"
+                    )
                 gone, self._state = self._state.step, self._newest_state()
                 _log.warning(
                     "the store %s went back from step %d: deltas go on from step %d",
@@ -140,18 +147,22 @@ class DeltaPublisher:
                 _log.info("deltas cannot go on from %s: %s", source, error)
         raise ValueError(f"the store {self._store.path} has no checkpoint: say since= what deltas go on from")
 
+    def _is_known(self, path: Path) -> bool:
+        """Whether a delta is of the store's past."""
+        try:
+            self._store._catalog.line.find(path)
+        except (CorruptionError, ValueError):
+            return False
+        return True
+
     def _free_name(self, step: int) -> Path:
         """That of the step; with a number behind it where a training that went back has left one."""
-        target = self._directory / self._name(step)
+        target = self._directory / f"{_PREFIX}{step:012}"
         suffix = 0
         while target.exists():
             suffix += 1
             target = target.with_suffix(f".{suffix}")
         return target
-
-    @staticmethod
-    def _name(step: int) -> str:
-        return f"{_PREFIX}{step:012}"
 
     def _files(self) -> Mapping[str, bytes]:
         return {} if self._dense is None else {DENSE_FILE: self._dense.now()}
@@ -160,10 +171,10 @@ class DeltaPublisher:
         if self._keep is None:
             return
         deltas = self.deltas()
-        newest = self._name(self._state.step)
-        # Those beyond are from before the store went back.
-        beyond = [path for path in deltas if path.name.partition(".")[0] > newest]
-        for path in [*beyond, *(path for path in deltas if path not in beyond)][: -self._keep]:
+        if len(deltas) <= self._keep:
+            return
+        # What leads nowhere goes first.
+        for path in sorted(deltas, key=self._is_known)[: -self._keep]:
             with os_errors(f"cannot remove the delta {path}"):
                 hidden = path.with_name(f".{path.name}.removed")
                 os.rename(path, hidden)

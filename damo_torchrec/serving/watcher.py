@@ -67,7 +67,7 @@ class Watcher:
         for known in (self._done, self._refused, self._failed, self._waiting):
             for gone in known.keys() - found:
                 del known[gone]
-        for path in sorted(found, key=_order):
+        for path in sorted(found, key=order_of):
             if self._stopped.is_set():
                 return
             if self._done.get(path) != (name := _files(path, [DELTA_FILE])):
@@ -113,5 +113,6 @@ def _files(path: Path, names: Sequence[str] | None = None) -> _Files:
     return files
 
 
-def _order(path: Path) -> list[int]:
+def order_of(path: Path) -> list[int]:
+    """What deltas are sorted by: the numbers in their names."""
     return [int(number) for number in re.findall(r"\d+", path.name)]
