@@ -194,8 +194,8 @@ def test_jagged_tensors_that_are_rearranged(store: damo.EmbeddingStore, tmp_path
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize(("make", "keys"), [(Pooled, "axbc"), (Rearranged, "aebdc")])
-def test_jagged_tensors_are_checked_before_they_are_rearranged(
+@pytest.mark.parametrize(("make", "keys"), [(Pooled, "abc"), (Pooled, "axbc"), (Rearranged, "aebdc")])
+def test_jagged_tensors_are_checked_before_all_else(
     store: damo.EmbeddingStore, tmp_path: Path, make: Any, keys: str, weighted: bool
 ) -> None:
     model = make(store, weighted).eval()

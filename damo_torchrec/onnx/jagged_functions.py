@@ -19,12 +19,12 @@ Segments (later, total) => (segment) {
 }
 """
 
-# All lengths; the longest; where each bag's ids begin, and where the last bag's end; how many ids that is; and the ids.
-# It refuses lengths that do not sum to the number of ids, by way of a Split into one piece of so many. If one length is
-# negative, or the sum wraps, they come to a negative number, which no piece has: of numbers that are not negative, a
-# sum that wraps has been negative.
+# All lengths; the longest; where each bag's ids begin, and where the last bag's end; and the ids. It refuses lengths
+# that do not sum to the number of ids, by way of a Split into one piece of so many. If one length is negative, or the
+# sum wraps, they come to a negative number, which no piece has: of numbers that are not negative, a sum that wraps has
+# been negative.
 CHECK_LENGTHS = """
-CheckLengths (values, lengths) => (flat_lengths, longest, offsets, expected, ids) {
+CheckLengths (values, lengths) => (flat_lengths, longest, offsets, ids) {
   axis = Constant <value_int = 0> ()
   zero = Constant <value_ints = [0]> ()
   last = Constant <value_ints = [-1]> ()
@@ -45,7 +45,7 @@ CheckLengths (values, lengths) => (flat_lengths, longest, offsets, expected, ids
 CHECK = "CheckJagged"
 CHECK_JAGGED = f"""
 {CHECK} (values, lengths) => (ids, checked_lengths) {{
-  flat_lengths, longest, offsets, expected, ids = {DOMAIN}.CheckLengths (values, lengths)
+  flat_lengths, longest, offsets, ids = {DOMAIN}.CheckLengths (values, lengths)
   num_ids = Shape (ids)
   nothing = Sub (num_ids, num_ids)
   checked_lengths = Add (lengths, nothing)

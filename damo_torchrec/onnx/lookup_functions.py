@@ -75,7 +75,7 @@ _BEGIN = f"""
   last = Constant <value_ints = [-1]> ()
   end = Constant <value_ints = [9223372036854775807]> ()
 {_KEYS}
-  flat_lengths, longest, offsets, expected, ids = {DOMAIN}.CheckLengths (values, lengths)
+  flat_lengths, longest, offsets, ids = {DOMAIN}.CheckLengths (values, lengths)
   padded_ids = Concat <axis = 0> (zero_1, ids)
   padded_size = Shape (padded_ids)
   batch = Shape <start = 1> (lengths)
@@ -144,7 +144,8 @@ def embedding_bags(lookup: Lookup) -> str:
     by_id = _draws(lookup) if lookup.initial else ""
     if lookup.weighted:
         by_id += """
-  checked_weights = Reshape <allowzero = 1> (weights, expected)
+  num_ids = Shape (ids)
+  checked_weights = Reshape <allowzero = 1> (weights, num_ids)
   f_zero_1 = Constant <value_floats = [0.0]> ()
   padded_weight = Concat <axis = 0> (f_zero_1, checked_weights)"""
     return f"""
