@@ -391,7 +391,8 @@ class EmbeddingStore:
         room.
 
         Returns:
-            Future: of the checkpoint's directory. Its ``result()`` waits, and raises what `checkpoint` would.
+            Future: of the checkpoint's directory. Its ``result()`` waits, and raises what `checkpoint` would. It
+                cannot be cancelled.
 
         Raises:
             ValueError: `path` exists, or gradients of `accumulate` wait.
