@@ -103,6 +103,11 @@ def test_the_state_of_row_wise_adagrad_is_one_float(tmp_path):
     assert struct.unpack("<BfffII", value)[3:] == ((3.0**2 + 1.0**2) / 2, 1, 1)
 
 
+def beginning(file):
+    """All of a file, but of a log what its digest is of."""
+    return file.read_bytes()[: 4096 if file.suffix == ".log" else None]
+
+
 def test_the_manifest_names_and_checks_every_other_file(tmp_path):
     with damo.EmbeddingStore(tmp_path / "store", seed=3) as store:
         model = SmallModel(store)
@@ -117,7 +122,7 @@ def test_the_manifest_names_and_checks_every_other_file(tmp_path):
     assert manifest["files"] == {
         name: {
             "size": file.stat().st_size,
-            "sha256": None if file.suffix in (".sst", ".log") else hashlib.sha256(file.read_bytes()).hexdigest(),
+            "sha256": None if file.suffix == ".sst" else hashlib.sha256(beginning(file)).hexdigest(),
         }
         for name, file in others.items()
     }
