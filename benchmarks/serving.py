@@ -34,7 +34,8 @@ DESCRIPTION = """\
 Serves tables from ONNX files, by row number where others have no other way. Lookups alone: those of this
 package, by standard operators and, where they are built, by its own kernels, a LabelEncoder before a
 Gather, and a plain Gather of the same rows, which is what they are compared with. Then a DLRM: in torch,
-as torch.onnx exports it, and as this package does. At last a table with many rows is exported and loaded.
+as torch.onnx exports it, alone and behind a LabelEncoder, and as this package does. At last a table with
+many rows is exported and loaded.
 """
 
 EPILOG = """\
@@ -131,6 +132,7 @@ def models(served: Any, seconds: float) -> list[dict[str, Any]]:
     contestants = {
         "torch, by row number": served.eager(),
         "torch.onnx, by row number": served.plain_export(),
+        "LabelEncoder and torch.onnx": served.label_encoded_export(),
         "standard operators": served.model(operators=False),
     }
     if has_operators():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -100,25 +101,30 @@ class Served:
 
     def label_encoder(self) -> Callable[[dict[str, np.ndarray]], Call]:
         """A LabelEncoder from ids to row numbers and a Gather for each table; no pooling."""
-        ids = np.arange(self._rows, dtype=np.int64) * STRIDE
-        numbers = numpy_helper.from_array(np.arange(self._rows, dtype=np.int64))
-        nodes = [helper.make_node("Split", ["ids"], [f"ids_{key}" for key in self._keys], num_outputs=len(self._keys))]
-        for key in self._keys:
-            nodes += [
-                helper.make_node(
-                    "LabelEncoder",
-                    [f"ids_{key}"],
-                    [f"numbers_{key}"],
-                    domain="ai.onnx.ml",
-                    keys_tensor=numpy_helper.from_array(ids),
-                    values_tensor=numbers,
-                    default_tensor=numpy_helper.from_array(np.array([0], dtype=np.int64)),
-                ),
-                helper.make_node("Gather", [f"t_{key}", f"numbers_{key}"], [f"rows_{key}"]),
-            ]
+        nodes = self._label_encoders()
+        nodes += [helper.make_node("Gather", [f"t_{key}", f"numbers_{key}"], [f"rows_{key}"]) for key in self._keys]
         nodes.append(helper.make_node("Concat", [f"rows_{key}" for key in self._keys], ["rows"], axis=0))
         session = self._session("label_encoder", nodes, {"ids": ["n"]}, self._weights)
         return lambda r: lambda: session.run(None, {"ids": r["values"]})
+
+    def _label_encoders(self) -> list[onnx.NodeProto]:
+        """Nodes from `ids`, of all tables, to the row numbers of each."""
+        ids = np.arange(self._rows, dtype=np.int64) * STRIDE
+        numbers = numpy_helper.from_array(np.arange(self._rows, dtype=np.int64))
+        nodes = [helper.make_node("Split", ["ids"], [f"ids_{key}" for key in self._keys], num_outputs=len(self._keys))]
+        nodes += [
+            helper.make_node(
+                "LabelEncoder",
+                [f"ids_{key}"],
+                [f"numbers_{key}"],
+                domain="ai.onnx.ml",
+                keys_tensor=numpy_helper.from_array(ids),
+                values_tensor=numbers,
+                default_tensor=numpy_helper.from_array(np.array([0], dtype=np.int64)),
+            )
+            for key in self._keys
+        ]
+        return nodes
 
     def _session(
         self,
@@ -126,12 +132,13 @@ class Served:
         nodes: Sequence[onnx.NodeProto],
         inputs: dict[str, list[str]],
         arrays: dict[str, np.ndarray],
+        output: tuple[str, int] = ("rows", TensorProto.FLOAT),
     ) -> onnxruntime.InferenceSession:
         graph = helper.make_graph(
             nodes,
             name,
             [helper.make_tensor_value_info(i, TensorProto.INT64, shape) for i, shape in inputs.items()],
-            [helper.make_tensor_value_info("rows", TensorProto.FLOAT, None)],
+            [helper.make_tensor_value_info(*output, None)],
             [numpy_helper.from_array(array, key) for key, array in arrays.items()],
         )
         opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 4)]
@@ -183,6 +190,20 @@ class Served:
 
     def plain_export(self) -> Callable[[dict[str, np.ndarray]], Call]:
         """What torch.onnx makes of that: it takes row numbers."""
+        run = self._run_plain
+        return lambda r: lambda: run(r["dense"], r["numbers"].reshape(-1), r["lengths"])
+
+    def label_encoded_export(self) -> Callable[[dict[str, np.ndarray]], Call]:
+        """The same, after a graph with a LabelEncoder from ids to row numbers for each table."""
+        nodes = self._label_encoders()
+        nodes.append(helper.make_node("Concat", [f"numbers_{key}" for key in self._keys], ["numbers"], axis=0))
+        session = self._session("numbers", nodes, {"ids": ["n"]}, {}, ("numbers", TensorProto.INT64))
+        run = self._run_plain
+        return lambda r: lambda: run(r["dense"], session.run(None, {"ids": r["values"]})[0], r["lengths"])
+
+    @cached_property
+    def _run_plain(self) -> Callable[..., object]:
+        """Runs what torch.onnx makes of the model, of dense features, row numbers and lengths."""
         wrapper = _Flat(self._dlrm(self._plain).eval(), self._keys)
         file = self._directory / "plain.onnx"
         r = self.request(3, 2, 0)
@@ -202,12 +223,7 @@ class Served:
         options.intra_op_num_threads = self._threads
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         names = [i.name for i in session.get_inputs()]
-
-        def prepare(r: dict[str, np.ndarray]) -> Call:
-            feed = dict(zip(names, (r["dense"], r["numbers"].reshape(-1), r["lengths"]), strict=True))
-            return lambda: session.run(None, feed)
-
-        return prepare
+        return lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))
 
     def _dlrm(self, ebc: nn.Module) -> nn.Module:
         torch.manual_seed(0)

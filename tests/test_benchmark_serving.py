@@ -36,6 +36,7 @@ def test_a_whole_run(tmp_path, monkeypatch, capsys):
     names = {figure["name"] for figure in figures["lookups"]}
     assert names >= {"Gather by row number", "LabelEncoder and Gather", "standard operators"}
     assert {figure["batch"] for figure in figures["models"]} == {1, 16, 256}
+    assert {figure["name"] for figure in figures["models"]} >= {"LabelEncoder and torch.onnx", "standard operators"}
     assert figures["large"]["rows"] == 1000
     assert "standard operators" in capsys.readouterr().out
 
