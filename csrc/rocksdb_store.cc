@@ -150,7 +150,7 @@ class RocksDbStore : public RowStore {
     rocksdb::WriteOptions options;
     options.disableWAL = true;
     const rocksdb::Status written = WithPatience([&] {
-      const rocksdb::Status room = AwaitRoom();
+      const rocksdb::Status room = AwaitRoom(batch.GetDataSize());
       return room.ok() ? db_->Write(options, &batch) : room;
     });
     Check(written, "write of " + std::to_string(rows.size()) + " rows");
@@ -226,12 +226,14 @@ class RocksDbStore : public RowStore {
     }
   }
 
-  // Holds writes back where RocksDB itself would, but not for longer than there is hope: while two full write buffers
-  // wait to be flushed, and while writes are slowed down to a crawl for compactions that cannot catch up.
-  rocksdb::Status AwaitRoom() const {
+  // For so many bytes. Holds writes back where RocksDB itself would, but not for longer than there is hope: while two
+  // full write buffers wait to be flushed, and while writes are slowed down to a crawl for compactions that cannot
+  // catch up.
+  rocksdb::Status AwaitRoom(size_t bytes) const {
     using Properties = rocksdb::DB::Properties;
     if (listener_->compactions_lack_space() && IntProperty(Properties::kActualDelayedWriteRate) > 0) {
-      return rocksdb::Status::NoSpace("compactions find none", db_->GetName());
+      const std::string what = "compactions find none, for " + std::to_string(bytes) + " more bytes";
+      return rocksdb::Status::NoSpace(what, db_->GetName());
     }
     rocksdb::Status error;
     while (error.ok() && IntProperty(Properties::kNumImmutableMemTable) >= 2) {
