@@ -8,7 +8,7 @@ STATE_SIZE = 1  # floats of the optimizer for each row
 
 
 def cached_row_bytes(dim: int) -> float:
-    """What a row takes in the cache, by csrc/row.h, csrc/hash_index.h and csrc/row_cache.h.
+    """What a row takes in the cache, by csrc/row/row.h, csrc/cache/hash_index.h and csrc/cache/row_cache.h.
 
     Header, weights, state and counters, in units of 8 bytes; 8 bytes of an index that is 70 % full, 2 of a filter.
     """
@@ -17,7 +17,7 @@ def cached_row_bytes(dim: int) -> float:
 
 
 def cache_share(budget: int) -> int:
-    """Bytes of a memory budget that are the cache's, by DivideBudget in csrc/store.cc."""
+    """Bytes of a memory budget that are the cache's, by DivideBudget in csrc/engine/budget.cc."""
     row_store = min(24 * MIB + (budget - LEAST_BUDGET) // 8, 1024 * MIB)
     staging = 16 * MIB + (budget - LEAST_BUDGET) // 16
     return budget - row_store - budget // 32 - staging

@@ -13,7 +13,7 @@ from torchrec import KeyedJaggedTensor
 
 import damo_torchrec as damo
 from contestants import feature_names, table_configs
-from damo_torchrec.manifest import Manifest
+from damo_torchrec.checkpoints.manifest import Manifest
 from workload import Workload
 
 ROWS_PER_CALL = 65536

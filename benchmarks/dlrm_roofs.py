@@ -7,7 +7,7 @@ import numpy as np
 import raw
 from cold_store import payload_bytes
 from contestants import table_configs
-from damo_torchrec.manifest import Manifest
+from damo_torchrec.checkpoints.manifest import Manifest
 from dlrm_inputs import Inputs
 from dlrm_training import Outcome
 from workload import Workload, Zipf

@@ -12,10 +12,7 @@ except ImportError as error:  # pragma: no cover
     ) from error
 
 from damo_torchrec import init, optim
-from damo_torchrec.checkpoint import CheckpointInfo, checkpoint_info, load_model, save_model, save_model_async
-from damo_torchrec.checkpoint_manager import CheckpointManager
-from damo_torchrec.default_store import default_store, set_default_store
-from damo_torchrec.delta import Delta
+from damo_torchrec.checkpoints.delta import Delta
 from damo_torchrec.errors import (
     CorruptionError,
     DamoError,
@@ -28,11 +25,20 @@ from damo_torchrec.errors import (
 )
 from damo_torchrec.modules import Embedding, EmbeddingBagCollection, EmbeddingCollection, damo_embedding_init
 from damo_torchrec.options import StoreOptions, TableOptions
-from damo_torchrec.prefetch import PrefetchIterator
 from damo_torchrec.stats import StoreStats, TableStats
-from damo_torchrec.store import EmbeddingStore
-from damo_torchrec.swap import swap
-from damo_torchrec.table import Table
+from damo_torchrec.store.default_store import default_store, set_default_store
+from damo_torchrec.store.embedding_store import EmbeddingStore
+from damo_torchrec.store.table import Table
+from damo_torchrec.training.checkpoint_manager import CheckpointManager
+from damo_torchrec.training.model_checkpoint import (
+    CheckpointInfo,
+    checkpoint_info,
+    load_model,
+    save_model,
+    save_model_async,
+)
+from damo_torchrec.training.prefetch import PrefetchIterator
+from damo_torchrec.training.swap import swap
 
 # Submodules that need more packages, imported when they are first used.
 _LAZY = ("onnx", "serving")

@@ -2,6 +2,6 @@
 
 import sys
 
-from damo_torchrec.cli import main
+from damo_torchrec.cli.main import main
 
 sys.exit(main())

@@ -6,10 +6,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from damo_torchrec.checkpoint_directory import checkpoints_at, free_name, remove_oldest
+from damo_torchrec.checkpoints.checkpoint_directory import checkpoints_at, free_name, remove_oldest
+from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.errors import CorruptionError
 from damo_torchrec.files import os_errors
-from damo_torchrec.manifest import Manifest
 from damo_torchrec.modules import store_of
 
 _KEY = "damo_torchrec"

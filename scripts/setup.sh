@@ -81,10 +81,14 @@ install_torchrec() {
   mark_done torchrec "$inputs"
 }
 
-# In place: Python files are used from the working tree, the compiled module is built again when its sources change.
+# In place: Python files are used from the working tree, where they were at installing; the compiled module is built again
+# when its sources change.
 install_package() {
   local inputs
-  inputs=$(find pyproject.toml CMakeLists.txt cmake csrc -type f | LC_ALL=C sort | xargs cksum | cksum)
+  inputs=$({
+    find pyproject.toml CMakeLists.txt cmake csrc -type f | LC_ALL=C sort | xargs cksum
+    find damo_torchrec -name '*.py' | LC_ALL=C sort
+  } | cksum)
   done_with package "$inputs" && return
   say "Building damo_torchrec and installing its tools"
   pip cmake ninja pybind11 scikit-build-core

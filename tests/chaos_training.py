@@ -19,7 +19,7 @@ import torch
 
 import damo_torchrec as damo
 from chaos_model import STEPS, Digests, Model, rows_digest
-from damo_torchrec.checkpoint_directory import CHECKPOINTS, remove_oldest
+from damo_torchrec.checkpoints.checkpoint_directory import CHECKPOINTS, remove_oldest
 from support import A_HANDFUL_OF_ROWS, small_store
 
 HANGS_AFTER = 300  # seconds

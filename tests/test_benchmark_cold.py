@@ -22,7 +22,7 @@ from cold_report import DISK, OURS, RAW, Race, write_back_as_json, write_back_in
 from cold_store import ScatteredIds, load, payload_bytes
 from cold_training import WriteBack, memory_for
 from damo_torchrec import _core
-from damo_torchrec.manifest import Manifest
+from damo_torchrec.checkpoints.manifest import Manifest
 from program import RefusedError
 from workload import Workload
 

@@ -20,7 +20,7 @@ import raw
 from budget import MIB, budget_for, cache_share
 from cold_store import collection
 from contestants import table_configs
-from damo_torchrec.manifest import Manifest
+from damo_torchrec.checkpoints.manifest import Manifest
 from dlrm_figures import Figures, Use, is_steady, use_between
 from dlrm_race import DENSE, FBGEMM, OPTIMIZER, Plan, Racer, races
 from dlrm_training import Outcome

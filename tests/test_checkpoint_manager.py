@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import damo_torchrec as damo
-from damo_torchrec import checkpoint_directory
+from damo_torchrec.checkpoints import checkpoint_directory
 from processes import kill_this_process, run_until_killed
 from training import SmallModel
 

@@ -11,8 +11,8 @@ import torch
 
 import damo_torchrec as damo
 from damage import Sample, flip, make_sample
-from damo_torchrec import cli
-from damo_torchrec.manifest import Manifest
+from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.cli import main as cli
 from support import small_store
 from training import collection
 
@@ -163,4 +163,4 @@ def test_the_program_verifies_a_store_that_another_process_trains_into(tmp_path)
 
 def test_the_entry_point_is_the_tool():
     project = Path(__file__).parents[1] / "pyproject.toml"
-    assert '[project.scripts]\ndamo-torchrec = "damo_torchrec.cli:main"\n' in project.read_text()
+    assert '[project.scripts]\ndamo-torchrec = "damo_torchrec.cli.main:main"\n' in project.read_text()

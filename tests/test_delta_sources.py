@@ -11,7 +11,7 @@ import torch
 
 import damo_torchrec as damo
 from damo_torchrec import Delta
-from damo_torchrec.repair import repair
+from damo_torchrec.rescue.repair import repair
 from support import config, small_store
 from test_delta import Model, applied
 from training import collection, update

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import damo_torchrec as damo
-from damo_torchrec.manifest import FORMAT_VERSION
+from damo_torchrec.checkpoints.manifest import FORMAT_VERSION
 
 GOLDEN = Path(__file__).parent / "golden"
 FORMATS = sorted(GOLDEN.glob("format_*/"))

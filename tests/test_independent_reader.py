@@ -9,7 +9,7 @@ import torch
 import torchrec
 
 import damo_torchrec as damo
-from damo_torchrec.manifest import Manifest
+from damo_torchrec.checkpoints.manifest import Manifest
 from raw_records import decode_key, opened
 from support import payloads
 from training import INT64_MAX, INT64_MIN, MixedRun, SmallModel, collection, look_up, update

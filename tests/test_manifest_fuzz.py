@@ -11,7 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import damo_torchrec as damo
-from damo_torchrec.manifest import FILE_NAME, InitializerNumbers, Manifest, TableRecord, TableSchema, digest_of
+from damo_torchrec.checkpoints.manifest import (
+    FILE_NAME,
+    InitializerNumbers,
+    Manifest,
+    TableRecord,
+    TableSchema,
+    digest_of,
+)
 
 fuzz = settings(
     max_examples=150,

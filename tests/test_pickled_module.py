@@ -27,7 +27,7 @@ class DamoModel(torch.nn.Module):
 @pytest.fixture
 def default_store(tmp_path, monkeypatch):
     """What a test makes the default store is closed, and is the default no longer."""
-    monkeypatch.setattr(importlib.import_module("damo_torchrec.default_store"), "_default", None)
+    monkeypatch.setattr(importlib.import_module("damo_torchrec.store.default_store"), "_default", None)
     yield
     damo.default_store().close()
 

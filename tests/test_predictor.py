@@ -19,7 +19,7 @@ import damo_torchrec as damo
 from damo_torchrec import init
 from damo_torchrec.optim.spec import OptimizerSpec
 from damo_torchrec.serving.histogram import Histogram
-from damo_torchrec.table import TableDefinition
+from damo_torchrec.store.table import TableDefinition
 from serving_cases import (
     SGD,
     Groups,

@@ -18,12 +18,12 @@ from torch import nn
 from torchrec import EmbeddingBagConfig, EmbeddingConfig, KeyedJaggedTensor, PoolingType
 
 import damo_torchrec as damo
-from damo_torchrec.delta import Delta
-from damo_torchrec.delta_writer import write_delta
+from damo_torchrec.checkpoints.delta import Delta
 from damo_torchrec.serving import updates
 from damo_torchrec.serving.overlay import pool
 from damo_torchrec.serving.refresh import refresh_dense
 from damo_torchrec.serving.watcher import order_of
+from damo_torchrec.store.delta_writer import write_delta
 from serving_cases import SGD, random_features, train
 from support import small_store
 

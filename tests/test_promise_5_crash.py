@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import damo_torchrec as damo
-from damo_torchrec import directory
-from damo_torchrec.manifest import Manifest
+from damo_torchrec.checkpoints import store_directory as directory
+from damo_torchrec.checkpoints.manifest import Manifest
 from processes import kill_this_process, run_until_killed, started
 from support import A_HANDFUL_OF_ROWS
 from training import MixedRun, Rows, assert_same_rows, collection, rows_of, update

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import damo_torchrec as damo
-from damo_torchrec import recovered_rows
+from damo_torchrec.checkpoints import recovered_rows
 from training import collection
 
 ROWS = 220_000

@@ -9,9 +9,9 @@ import torch
 
 import damo_torchrec as damo
 from damage import DAMAGES, TABLE_FILE_DAMAGES, Model, Records, Sample, flip, make_sample, records_of
-from damo_torchrec.manifest import Manifest
-from damo_torchrec.repair import Loss, Repair, repair
-from damo_torchrec.verification import verify
+from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.rescue.repair import Loss, Repair, repair
+from damo_torchrec.rescue.verification import verify
 from support import small_store
 from training import collection, update
 

@@ -278,7 +278,7 @@ def test_a_temporary_store_on_a_file_system_in_memory_warns(tmp_path, monkeypatc
 
 @pytest.fixture
 def no_default_store(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("damo_torchrec.default_store"), "_default", None)
+    monkeypatch.setattr(importlib.import_module("damo_torchrec.store.default_store"), "_default", None)
 
 
 @pytest.mark.usefixtures("no_default_store")

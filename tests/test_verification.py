@@ -11,8 +11,8 @@ import torch
 
 import damo_torchrec as damo
 from damage import DAMAGES, TABLE_FILE_DAMAGES, Model, Sample, flip, make_sample
-from damo_torchrec.manifest import Finding, Manifest
-from damo_torchrec.verification import checkpoints_of, verify
+from damo_torchrec.checkpoints.manifest import Finding, Manifest
+from damo_torchrec.rescue.verification import checkpoints_of, verify
 from support import small_store
 from training import collection
 

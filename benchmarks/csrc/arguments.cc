@@ -2,7 +2,7 @@
 
 #include <charconv>
 
-#include "status.h"
+#include "base/status.h"
 
 namespace damo::benchmarks {
 namespace {

@@ -12,8 +12,8 @@
 #include <random>
 #include <system_error>
 
-#include "status.h"
-#include "thread_pool.h"
+#include "base/status.h"
+#include "base/thread_pool.h"
 
 namespace damo::benchmarks {
 namespace {

@@ -16,11 +16,11 @@
 #include <iterator>
 #include <limits>
 
-#include "record.h"
-#include "rocksdb_options.h"
-#include "rocksdb_status.h"
-#include "status.h"
-#include "store.h"
+#include "base/status.h"
+#include "engine/store.h"
+#include "row/record.h"
+#include "storage_rocksdb/rocksdb_options.h"
+#include "storage_rocksdb/rocksdb_status.h"
 
 namespace damo::benchmarks {
 namespace {

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "key.h"
-#include "thread_pool.h"
+#include "base/thread_pool.h"
+#include "row/key.h"
 
 namespace rocksdb {
 class DB;

@@ -21,10 +21,10 @@
 #include <vector>
 
 #include "arguments.h"
+#include "base/status.h"
+#include "base/thread_pool.h"
 #include "disk.h"
 #include "raw_database.h"
-#include "status.h"
-#include "thread_pool.h"
 
 namespace damo::benchmarks {
 namespace {

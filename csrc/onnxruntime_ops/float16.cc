@@ -1,10 +1,10 @@
-#include "float16.h"
+#include "onnxruntime_ops/float16.h"
 
 #ifdef __x86_64__
 #include <immintrin.h>
 #endif
 
-#include "weight_type.h"
+#include "row/weight_type.h"
 
 namespace damo {
 namespace {

@@ -1,8 +1,8 @@
-#include "lookup.h"
+#include "onnxruntime_ops/lookup.h"
 
 #include <algorithm>
 
-#include "float16.h"
+#include "onnxruntime_ops/float16.h"
 
 namespace damo {
 namespace {

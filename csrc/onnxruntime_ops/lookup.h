@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "rows_of_ids.h"
+#include "onnxruntime_ops/rows_of_ids.h"
 
 namespace damo {
 

@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "lookup.h"
-#include "ort_api.h"
+#include "onnxruntime_ops/lookup.h"
+#include "onnxruntime_ops/ort_api.h"
 
 namespace damo {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "perfect_hash.h"
+#include "serving/perfect_hash.h"
 
 namespace damo {
 

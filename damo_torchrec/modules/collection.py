@@ -12,15 +12,15 @@ from torch import nn
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 
-from damo_torchrec import _core, operators
-from damo_torchrec.autograd import Batch, Call, lookup, make_lookup
-from damo_torchrec.default_store import default_store
-from damo_torchrec.fused_optimizer import FusedTableOptimizer
-from damo_torchrec.modules import state
+from damo_torchrec import _core
+from damo_torchrec.modules import operators, state
+from damo_torchrec.modules.autograd import Batch, Call, lookup, make_lookup
 from damo_torchrec.modules.definitions import POOLING, check_options, definition_of, pooling_of, spec_of
+from damo_torchrec.modules.fused_optimizer import FusedTableOptimizer
 from damo_torchrec.options import TableOptions
-from damo_torchrec.store import EmbeddingStore
-from damo_torchrec.table import Table
+from damo_torchrec.store.default_store import default_store
+from damo_torchrec.store.embedding_store import EmbeddingStore
+from damo_torchrec.store.table import Table
 
 if TYPE_CHECKING:
     from typing_extensions import Self

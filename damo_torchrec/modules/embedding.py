@@ -11,12 +11,12 @@ import torchrec
 from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingConfig
 
-from damo_torchrec.autograd import Batch
-from damo_torchrec.default_store import set_default_store
 from damo_torchrec.modules import damo_dicts
+from damo_torchrec.modules.autograd import Batch
 from damo_torchrec.modules.collection import Collection, check_device
 from damo_torchrec.options import TableOptions
-from damo_torchrec.store import EmbeddingStore
+from damo_torchrec.store.default_store import set_default_store
+from damo_torchrec.store.embedding_store import EmbeddingStore
 
 _log = logging.getLogger(__name__)
 _FEATURE = "ids"

@@ -10,11 +10,11 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface, 
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
-from damo_torchrec import operators
-from damo_torchrec.autograd import Batch, Part, make_lookup, readable, update, weight_gradient
+from damo_torchrec.modules import operators
+from damo_torchrec.modules.autograd import Batch, Part, make_lookup, readable, update, weight_gradient
 from damo_torchrec.modules.collection import Collection, as_int64, check_device
 from damo_torchrec.options import TableOptions
-from damo_torchrec.store import EmbeddingStore
+from damo_torchrec.store.embedding_store import EmbeddingStore
 
 
 class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):

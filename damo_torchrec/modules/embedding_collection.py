@@ -10,11 +10,11 @@ from torchrec.modules.embedding_modules import EmbeddingCollectionInterface
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
-from damo_torchrec import operators
-from damo_torchrec.autograd import Batch
+from damo_torchrec.modules import operators
+from damo_torchrec.modules.autograd import Batch
 from damo_torchrec.modules.collection import Collection, check_device
 from damo_torchrec.options import TableOptions
-from damo_torchrec.store import EmbeddingStore
+from damo_torchrec.store.embedding_store import EmbeddingStore
 
 
 class EmbeddingCollection(Collection, EmbeddingCollectionInterface):

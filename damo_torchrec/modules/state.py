@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from damo_torchrec.errors import SchemaMismatchError
-from damo_torchrec.store import EmbeddingStore
-from damo_torchrec.table import Table
+from damo_torchrec.store.embedding_store import EmbeddingStore
+from damo_torchrec.store.table import Table
 
 _log = logging.getLogger(__name__)
 _ROWS_PER_CALL = 65536

@@ -11,7 +11,7 @@ from damo_torchrec.onnx.arguments import FeatureInput
 from damo_torchrec.onnx.rows import RowGroup
 from damo_torchrec.onnx.session import CARD, existing_model_file
 from damo_torchrec.onnx.stand_ins import LookupCall
-from damo_torchrec.store import EmbeddingStore
+from damo_torchrec.store.embedding_store import EmbeddingStore
 
 _FORMAT_VERSION = 1
 

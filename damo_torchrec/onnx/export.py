@@ -20,8 +20,8 @@ from damo_torchrec.onnx.rows import RowFilter, RowWriter
 from damo_torchrec.onnx.session import model_file
 from damo_torchrec.onnx.stand_ins import LookupCall
 from damo_torchrec.options import parse_bytes
-from damo_torchrec.store import EmbeddingStore
-from damo_torchrec.table import Table
+from damo_torchrec.store.embedding_store import EmbeddingStore
+from damo_torchrec.store.table import Table
 
 _LEAST_MEMORY = _core.LEAST_SERVING_MEMORY
 _MOST = 2**62

@@ -12,7 +12,7 @@ def _signed(number: int) -> int:
 
 
 def perfect_hash() -> str:
-    """The row where each id is, if it is anywhere: the function of csrc/perfect_hash.h.
+    """The row where each id is, if it is anywhere: the function of csrc/serving/perfect_hash.h.
 
     Each id's `table` is a number in `first_bucket` and `bucket_mask`.
     """
@@ -59,13 +59,13 @@ PerfectHash (ids, table, {", ".join(HASH_ARRAYS)}) => (candidate, hit) {{
 """
 
 
-# Philox4x32-10's multipliers and what its key grows by (csrc/philox.h).
+# Philox4x32-10's multipliers and what its key grows by (csrc/row/philox.h).
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 
 
 def initial_rows(dim: int) -> str:
-    """Draws ``(N, dim)`` initial rows of ids: the function of csrc/initializer.h, for uniform and constant values.
+    """Draws ``(N, dim)`` initial rows of ids: the function of csrc/row/initializer.h, for uniform and constant values.
 
     Words of 32 bits are in int64s. Their products are of 64 bits, and of those the high words are taken unsigned.
     """

@@ -1,6 +1,7 @@
 """A store's rows as arrays of a graph: files beside it, in the order of a perfect hash.
 
-All tables of one dim are one `RowGroup`; csrc/serving_rows.h writes it and docs/serving.md describes the arrays.
+All tables of one dim are one `RowGroup`; csrc/serving/serving_rows.h writes it, and docs/serving.md describes the
+arrays.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 from damo_torchrec import _core
 from damo_torchrec.onnx.vocabulary import RowFormat
-from damo_torchrec.table import Table
+from damo_torchrec.store.table import Table
 
 # ONNX Runtime maps a file into memory, unless one is larger than the machine's.
 _SHARD_BYTES = 8 << 30

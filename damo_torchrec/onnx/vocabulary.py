@@ -15,7 +15,7 @@ UINT64 = onnx.TensorProto.UINT64
 FLOAT = onnx.TensorProto.FLOAT
 DOUBLE = onnx.TensorProto.DOUBLE
 
-# A row group's arrays, by table, by part, by bucket and by row: those of csrc/serving_rows.h.
+# A row group's arrays, by table, by part, by bucket and by row: those of csrc/serving/serving_rows.h.
 HASH_ARRAYS = ["first_bucket", "bucket_mask", "middle_row", "row_scale", "buckets", "keys"]
 # What initial values are drawn from, by table: halves of its stream's key, and the least value and the range.
 DRAW_ARRAYS = ["stream_low", "stream_high", "draw_low", "draw_range"]

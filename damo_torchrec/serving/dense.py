@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from damo_torchrec.checkpoints.manifest import TableRecord
 from damo_torchrec.errors import CorruptionError, DamoError, SchemaMismatchError
-from damo_torchrec.manifest import TableRecord
 from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.card import CARD, Card
 from damo_torchrec.serving.requests import Argument

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from damo_torchrec.manifest import Manifest
+from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.modules import store_of
 from damo_torchrec.serving.dense import DENSE_FILE
 

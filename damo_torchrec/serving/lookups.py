@@ -12,7 +12,7 @@ from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.card import Feature, LookupCard, Output
 from damo_torchrec.serving.overlay import Overlay, TableOverlay, pool
 from damo_torchrec.serving.requests import Request
-from damo_torchrec.store import EmbeddingStore
+from damo_torchrec.store.embedding_store import EmbeddingStore
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from damo_torchrec.checkpoint_directory import is_checkpoint
+from damo_torchrec.checkpoints.checkpoint_directory import is_checkpoint
+from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.errors import StoreClosedError
-from damo_torchrec.manifest import Manifest
 from damo_torchrec.options import StoreOptions
 from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.dense import DENSE_FILE, DensePart

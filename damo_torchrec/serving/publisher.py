@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from damo_torchrec.delta_writer import write_delta
+from damo_torchrec.checkpoints.lineage import State
 from damo_torchrec.errors import CorruptionError
 from damo_torchrec.files import os_errors
-from damo_torchrec.line import State
 from damo_torchrec.serving.dense import DENSE_FILE
 from damo_torchrec.serving.refresh import DenseGraph
 from damo_torchrec.serving.watcher import order_of
-from damo_torchrec.store import EmbeddingStore
+from damo_torchrec.store.delta_writer import write_delta
+from damo_torchrec.store.embedding_store import EmbeddingStore
 
 _PREFIX = "delta-"
 _log = logging.getLogger(__name__)

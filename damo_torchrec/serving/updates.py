@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from damo_torchrec.delta import Delta
+from damo_torchrec.checkpoints.delta import Delta
 from damo_torchrec.errors import CorruptionError, SchemaMismatchError, StoreClosedError
 from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.card import Output
@@ -22,7 +22,7 @@ from damo_torchrec.serving.dense import DENSE_FILE, DensePart
 from damo_torchrec.serving.overlay import Overlay, TableOverlay
 from damo_torchrec.serving.states import State, States
 from damo_torchrec.serving.working_copy import UnseenRows
-from damo_torchrec.store import EmbeddingStore
+from damo_torchrec.store.embedding_store import EmbeddingStore
 
 _log = logging.getLogger(__name__)
 # So many rows that a request that comes meanwhile does not notice.

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from damo_torchrec.delta import DELTA_FILE
+from damo_torchrec.checkpoints.delta import DELTA_FILE
 from damo_torchrec.errors import CorruptionError, DamoError, SchemaMismatchError, StoreClosedError
 from damo_torchrec.serving.updates import AlreadyAppliedError, OutOfOrderError
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from damo_torchrec import _core
-from damo_torchrec.directory import StoreDirectory
+from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import DamoError
 from damo_torchrec.files import on_tmpfs
-from damo_torchrec.manifest import Manifest
 from damo_torchrec.options import StoreOptions
 from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.card import Output
-from damo_torchrec.store import EmbeddingStore
-from damo_torchrec.table import TableDefinition
+from damo_torchrec.store.embedding_store import EmbeddingStore
+from damo_torchrec.store.table import TableDefinition
 
 _log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@
 #include <string_view>
 #include <vector>
 
-#include "key.h"
-#include "record.h"
-#include "status.h"
-#include "weight_type.h"
+#include "base/status.h"
+#include "row/key.h"
+#include "row/record.h"
+#include "row/weight_type.h"
 
 namespace {
 

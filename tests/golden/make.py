@@ -17,7 +17,7 @@ from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 
 import damo_torchrec as damo
 from damo_torchrec import _core
-from damo_torchrec.manifest import FORMAT_VERSION
+from damo_torchrec.checkpoints.manifest import FORMAT_VERSION
 
 HERE = Path(__file__).parent
 SEED = 7

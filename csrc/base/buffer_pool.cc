@@ -1,0 +1,35 @@
+#include "base/buffer_pool.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace damo {
+
+Pages BufferPool::Take(size_t bytes) {
+  {
+    const std::lock_guard lock(mutex_);
+    const auto fits = [&](const Pages& p) {
+      return p.get_deleter().bytes >= bytes && p.get_deleter().bytes / 2 <= bytes;
+    };
+    const auto found = std::find_if(free_.rbegin(), free_.rend(), fits);
+    if (found != free_.rend()) {
+      Pages pages = std::move(*found);
+      free_.erase(std::next(found).base());
+      free_bytes_ -= pages.get_deleter().bytes;
+      return pages;
+    }
+  }
+  return AllocatePages(bytes);
+}
+
+void BufferPool::GiveBack(Pages pages) {
+  const std::lock_guard lock(mutex_);
+  free_bytes_ += pages.get_deleter().bytes;
+  free_.push_back(std::move(pages));
+  while (free_bytes_ > kept_bytes_) {
+    free_bytes_ -= free_.front().get_deleter().bytes;
+    free_.erase(free_.begin());
+  }
+}
+
+}  // namespace damo

@@ -1,0 +1,151 @@
+#include "base/files.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <new>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include "base/status.h"
+
+namespace damo {
+namespace {
+
+[[noreturn]] void Throw(int error, const std::string& what, const std::string& path) {
+  const ErrorCode code = error == ENOSPC || error == EDQUOT || error == EFBIG ? ErrorCode::kOutOfSpace
+                         : error == EEXIST                                    ? ErrorCode::kInvalidArgument
+                                                                              : ErrorCode::kIo;
+  throw Error(code, what + " " + path + ": " + std::generic_category().message(error));
+}
+
+std::string Shortfall(uint64_t expected, uint64_t found) {
+  return "expected " + std::to_string(expected) + " bytes, found " + std::to_string(found);
+}
+
+}  // namespace
+
+File::File(const std::string& path, int flags) : path_(path), fd_(::open(path.c_str(), flags | O_CLOEXEC, 0666)) {
+  if (fd_ < 0) Throw(errno, "cannot open", path);
+}
+
+File::~File() { ::close(fd_); }
+
+void File::Write(std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(fd_, bytes.data(), bytes.size());
+    if (n < 0 && errno != EINTR) Throw(errno, "cannot write " + std::to_string(bytes.size()) + " more bytes to", path_);
+    if (n > 0) bytes.remove_prefix(static_cast<size_t>(n));
+  }
+}
+
+size_t File::Read(char* to, size_t size) {
+  for (;;) {
+    const ssize_t n = ::read(fd_, to, size);
+    if (n >= 0) return static_cast<size_t>(n);
+    if (errno != EINTR) Throw(errno, "cannot read", path_);
+  }
+}
+
+void File::Sync() {
+  if (::fsync(fd_) != 0) Throw(errno, "cannot sync", path_);
+}
+
+bool File::SetDirect(bool direct) {
+#ifdef O_DIRECT
+  const int flags = ::fcntl(fd_, F_GETFL);
+  return flags >= 0 && ::fcntl(fd_, F_SETFL, direct ? flags | O_DIRECT : flags & ~O_DIRECT) == 0;
+#else
+  return !direct;
+#endif
+}
+
+FileWriter::FileWriter(const std::string& path, size_t buffer_bytes, bool direct)
+    : file_(path, O_WRONLY | O_CREAT | O_EXCL),
+      buffer_bytes_(buffer_bytes),
+      buffer_(static_cast<char*>(std::aligned_alloc(kDirectAlignment, buffer_bytes))) {
+  if (buffer_ == nullptr) throw std::bad_alloc();
+  if (direct) file_.SetDirect(true);
+}
+
+void FileWriter::Append(std::string_view bytes) {
+  while (!bytes.empty()) {
+    if (buffered_ == buffer_bytes_) {
+      file_.Write({buffer_.get(), buffered_});
+      buffered_ = 0;
+    }
+    const size_t n = std::min(bytes.size(), buffer_bytes_ - buffered_);
+    std::memcpy(buffer_.get() + buffered_, bytes.data(), n);
+    buffered_ += n;
+    bytes.remove_prefix(n);
+  }
+}
+
+void FileWriter::Finish() {
+  file_.SetDirect(false);  // the end need not be aligned
+  file_.Write({buffer_.get(), buffered_});
+  buffered_ = 0;
+  file_.Sync();
+}
+
+void Sync(const std::string& path) { File(path, O_RDONLY).Sync(); }
+
+void WriteFile(const std::string& path, std::string_view contents) {
+  File file(path, O_WRONLY | O_CREAT | O_EXCL);
+  file.Write(contents);
+  file.Sync();
+}
+
+void AppendToFile(const std::string& path, std::string_view bytes) {
+  File(path, O_WRONLY | O_CREAT | O_APPEND).Write(bytes);
+}
+
+void ReadFile(const std::string& path, char* to, size_t size) {
+  File file(path, O_RDONLY);
+  for (size_t done = 0; done < size;) {
+    const size_t n = file.Read(to + done, size - done);
+    if (n == 0) throw Error(ErrorCode::kIo, "cannot read " + path + ": " + Shortfall(size, done));
+    done += n;
+  }
+}
+
+// std::filesystem::copy_file tells of a full disk as an input/output error.
+void CopyFile(const std::string& from, const std::string& to, uint64_t size) {
+  File source(from, O_RDONLY);
+  File target(to, O_WRONLY | O_CREAT | O_EXCL);
+  std::vector<char> buffer(size_t{1} << 20);
+  for (uint64_t copied = 0; copied < size;) {
+    const size_t n = source.Read(buffer.data(), std::min<uint64_t>(size - copied, buffer.size()));
+    if (n == 0) throw Error(ErrorCode::kIo, "cannot copy " + from + ": " + Shortfall(size, copied));
+    target.Write({buffer.data(), n});
+    copied += n;
+  }
+  target.Sync();
+}
+
+bool LinkFile(const std::string& from, const std::string& to) {
+  if (::link(from.c_str(), to.c_str()) == 0) return true;
+  if (errno == EXDEV || errno == EPERM || errno == EOPNOTSUPP || errno == ENOSYS || errno == EMLINK) return false;
+  Throw(errno, "cannot link " + from + " to", to);
+}
+
+void BuildDirectory(const std::string& path, const std::function<void()>& fill) {
+  if (::mkdir(path.c_str(), 0777) != 0) Throw(errno, "cannot make the directory", path);
+  try {
+    fill();
+    Sync(path);
+    Sync(path + "/..");
+  } catch (...) {
+    std::error_code ignored;
+    std::filesystem::remove_all(path, ignored);
+    throw;
+  }
+}
+
+}  // namespace damo

@@ -1,0 +1,252 @@
+// The rows in memory, of all tables, within one budget: an index and an arena.
+//
+// The arena is cut into segments of equal size, and rows of any size are appended to the open segment of one of two
+// queues, S3-FIFO's (Yang et al., "FIFO Queues are All You Need for Cache Eviction", SOSP 2023): `probation`, where
+// rows arrive, and `main`, for rows worth keeping. Eviction takes the oldest segment of a queue, copies the rows worth
+// keeping to main, and drops the rest: memory comes back in whole segments whatever the sizes of the rows, and a row
+// stays where it is for as long as its segment lives. A filter remembers rows that left probation (the paper's ghost
+// queue): those arrive in main when they come back.
+//
+// A row is worth keeping if it was used again lately, or if it is updated frequently: the count in a row, which comes
+// back with it from disk, tells that from its first moment in memory. How frequent is enough is set so that each
+// eviction from main frees some of a segment.
+//
+// Not thread-safe, but for Find, Prefetch and Touch, which may run concurrently with each other.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "base/huge_pages.h"
+#include "cache/hash_index.h"
+#include "row/row.h"
+
+namespace damo {
+
+struct RowCacheOptions {
+  size_t bytes = 0;           // index, filter and arena together
+  size_t segment_bytes = 0;   // a power of two; 0 chooses by `bytes`
+  size_t resident_bytes = 0;  // what Trim leaves in the arena; 0 for no limit. For tests.
+};
+
+class RowCache {
+ public:
+  explicit RowCache(const RowCacheOptions& options);
+
+  // Makes room in the index for rows of this layout; returns the table's number in the cache. The cache may then hold
+  // more segments than it should: evict while NeedsEviction(0), then call ReleaseFreeSegments. Throws kInvalidArgument
+  // if a row does not fit a segment.
+  uint16_t AddTable(const RowLayout& layout);
+
+  // Throws kInvalidArgument if a row of this layout does not fit a segment.
+  void CheckRowSize(const RowLayout& layout) const;
+
+  // Tells how many updates the table has had: what the counts in its rows are measured against.
+  void SetIter(uint16_t table, uint32_t iter) { tables_[table].iter = iter; }
+
+  const Arena& arena() const { return arena_; }
+  const RowLayout& layout(uint16_t table) const { return tables_[table].layout; }
+  char* Row(Slot slot) const { return RowAt(arena_, slot); }
+
+  // ---- one operation (a lookup or an update of a batch)
+
+  // Until the next call, several touches of a row are one use.
+  void BeginOperation() { operation_ = static_cast<uint8_t>((operation_ + 1) % kOperations); }
+
+  void PrefetchIndex(uint32_t tag) const { index_->Prefetch(tag); }
+  // What Add and Evict need of index and filter.
+  void PrefetchForChange(uint32_t tag) const {
+    index_->Prefetch(tag);
+    __builtin_prefetch(&ghosts_[GhostOf(tag)], 1);
+  }
+  Slot Find(uint32_t tag, uint16_t table, int64_t id) const {
+    return index_->Find(tag, [&](Slot slot) {
+      const char* row = Row(slot);
+      return RowId(row) == id && RowTable(row) == table;
+    });
+  }
+  // The slot that `tag` probably stands for, for prefetching, without reading any row.
+  Slot Guess(uint32_t tag) const {
+    return index_->Find(tag, [](Slot) { return true; });
+  }
+
+  // Notes a use. Counts one use per operation, at most 3 in all.
+  void Touch(Slot slot) const {
+    std::atomic_ref<uint8_t> touch(*reinterpret_cast<uint8_t*>(Row(slot) + kTouchOffset));
+    const uint8_t old = touch.load(std::memory_order_relaxed);
+    if (old >> 2 == operation_) return;
+    const uint8_t uses = old >> 2 == kAwaited ? 0 : std::min((old & 3) + 1, 3);
+    touch.store(static_cast<uint8_t>(operation_ << 2 | uses), std::memory_order_relaxed);
+  }
+
+  // Rises whenever a slot may have become invalid.
+  uint64_t epoch() const { return epoch_; }
+  // Whether a slot found when epoch() was `epoch` still is the same row, unless ErasedSince(epoch).
+  bool StillThere(Slot slot, uint64_t epoch) const { return segments_[SegmentOf(slot)].recycled_at <= epoch; }
+  // Whether rows have been erased other than by eviction.
+  bool ErasedSince(uint64_t epoch) const { return erased_at_ > epoch; }
+
+  // ---- adding and removing rows
+
+  // Bytes of the arena that a row of `table` takes.
+  size_t stride(uint16_t table) const { return tables_[table].stride; }
+
+  // Adds a row with this key, flagged kAbsent and kLoading; its payload is the caller's to fill. The operation under
+  // way uses it, or, with `awaited`, one to come. REQUIRES: the key is not there; NeedsEviction(all bytes added since)
+  // was false.
+  Slot Add(uint16_t table, int64_t id, uint32_t tag, bool awaited);
+
+  // Removes a row.
+  void Erase(uint32_t tag, Slot slot);
+
+  // A pinned row survives evictions, at another slot. Nothing but an operation under way pins rows.
+  void PinRow(Slot slot) { SetRowFlags(Row(slot), RowFlags(Row(slot)) | kPinned); }
+  void UnpinRow(Slot slot) { SetRowFlags(Row(slot), static_cast<uint8_t>(RowFlags(Row(slot)) & ~kPinned)); }
+
+  // Sets kDirty and kChanged in the row and in its segment.
+  void MarkDirty(Slot slot) {
+    char* row = Row(slot);
+    SetRowFlags(row, RowFlags(row) | kDirty | kChanged);
+    MarkSegmentDirty(slot);
+  }
+  // A write has taken these rows, or has failed to; those that were removed meanwhile are passed over.
+  void MarkRowsClean(const std::vector<Slot>& slots) {
+    for (Slot slot : slots) SetRowFlags(Row(slot), static_cast<uint8_t>(RowFlags(Row(slot)) & ~(kDirty | kChanged)));
+  }
+  void MarkRowsDirty(const std::vector<Slot>& slots) {
+    for (Slot slot : slots) {
+      if (!(RowFlags(Row(slot)) & kDead)) MarkDirty(slot);
+    }
+  }
+  // For kernels that set the flags in rows themselves. Safe from several threads.
+  void MarkSegmentDirty(Slot slot) {
+    Segment& segment = segments_[SegmentOf(slot)];
+    std::atomic_ref<bool>(segment.dirty).store(true, std::memory_order_relaxed);
+    std::atomic_ref<bool>(segment.changed).store(true, std::memory_order_relaxed);
+  }
+
+  // ---- eviction
+
+  // Where in the order of arrivals the next row will stand.
+  uint64_t arrival() const { return probation_.empty() ? arrivals_ + 1 : segments_[probation_.back()].arrival; }
+  // From which arrival on rows in probation are awaited: they are evicted last of all.
+  void KeepArrivals(uint64_t from) { awaited_from_ = from; }
+  static constexpr uint64_t kNoArrival = UINT64_MAX;
+
+  // Whether segments have to be evicted before `bytes` of rows can be added.
+  bool NeedsEviction(size_t bytes) const;
+  // The segments that would be evicted next, in order, at most `n`.
+  std::vector<uint32_t> NextVictims(size_t n) const;
+  // Appends the slots of rows that are dirty; with `evictable_only`, of those that an eviction now would drop.
+  void CollectDirty(uint32_t segment, bool evictable_only, std::vector<Slot>* slots) const;
+  // Sealed segments that an eviction may take without reaching rows that are awaited.
+  size_t spare_segments() const;
+  // Evicts `segment`. REQUIRES: it is NextVictims(1)[0], not pinned, in no snapshot, and CollectDirty(segment, true)
+  // finds nothing.
+  void Evict(uint32_t segment);
+  // Gives the memory of segments that are not in use back to the system.
+  void ReleaseFreeSegments();
+  // Closes the open segments, so that NextVictims can name every segment that holds rows.
+  void Seal();
+
+  // A pinned segment is not evicted: its rows are being read or written.
+  void Pin(uint32_t segment) { ++segments_[segment].pins; }
+  void Unpin(uint32_t segment) { --segments_[segment].pins; }
+  bool Pinned(uint32_t segment) const { return segments_[segment].pins > 0; }
+  // No row of `segment` is dirty.
+  void MarkClean(uint32_t segment) { segments_[segment].dirty = segments_[segment].changed = false; }
+  // Its evictable rows need no second look ahead of eviction: few rows become dirty from now on and do not survive.
+  void MarkCleaned(uint32_t segment) { segments_[segment].cleaned = true; }
+  bool NeedsCleaning(uint32_t segment) const { return segments_[segment].dirty && !segments_[segment].cleaned; }
+
+  // ---- a snapshot
+
+  // From now on `segment` is in the snapshot, if it may hold rows with `flag`, kDirty or kChanged; returns whether it
+  // does.
+  bool BeginSnapshot(uint32_t segment, uint8_t flag) {
+    Segment& s = segments_[segment];
+    return s.in_snapshot = flag == kChanged ? s.changed : s.dirty;
+  }
+  bool InSnapshot(uint32_t segment) const { return segments_[segment].in_snapshot; }
+  // Ends that, and appends the slots of its rows with `flag` that are not kKept. Those are no longer kChanged.
+  void EndSnapshot(uint32_t segment, uint8_t flag, std::vector<Slot>* slots);
+
+  uint32_t SegmentOf(Slot slot) const { return slot >> slot_to_segment_shift_; }
+  std::vector<uint32_t> SegmentsInUse() const;
+
+  // ---- figures
+
+  size_t rows() const { return index_->size(); }
+  size_t rows(uint16_t table) const { return tables_[table].rows; }
+  size_t segment_bytes() const { return segment_bytes_; }
+  size_t resident_bytes() const;  // of the arena, in segments in use
+  size_t memory_bytes() const;    // arena in use, index and filter
+  size_t resident_limit() const { return options_.resident_bytes; }
+  size_t row_capacity_bytes() const { return segment_limit_ * segment_bytes_; }
+
+ private:
+  struct Table {
+    RowLayout layout;
+    size_t stride;
+    size_t rows;
+    uint32_t iter;
+  };
+  struct Segment {
+    size_t used = 0;
+    uint64_t recycled_at = 0;
+    uint64_t arrival = 0;
+    uint32_t pins = 0;
+    bool dirty = false;
+    bool changed = false;  // since it was last in a snapshot
+    bool cleaned = false;  // its evictable rows were written since it became a victim
+    bool in_main = false;
+    bool in_snapshot = false;
+  };
+  using Queue = std::deque<uint32_t>;  // segments, oldest first; the last one is open
+
+  // What the touch byte of a row has in its upper 6 bits: the operation that used it last, or kAwaited before the
+  // first.
+  static constexpr int kOperations = 63;
+  static constexpr uint8_t kAwaited = 63;
+
+  size_t StrideOf(const RowLayout& layout) const;
+  size_t awaited_segments() const;
+  size_t GhostOf(uint32_t tag) const { return (uint64_t{tag} * ghosts_.size()) >> 32; }
+  size_t FirstOffset(uint32_t segment) const { return segment == 0 ? size_t{2} << arena_.unit_shift : 0; }
+  size_t Room(const Queue& queue, size_t stride) const;
+  Slot Append(Queue* queue, size_t stride);
+  void OpenSegment(Queue* queue);
+  bool Frequent(const char* row) const;
+  bool Survives(const char* row, bool in_main) const;
+  template <class F>
+  void ForEachRow(uint32_t segment, F f) const;
+  void Resize(size_t min_stride);
+
+  RowCacheOptions options_;
+  Pages pages_;
+  Arena arena_;
+  size_t segment_bytes_;
+  int slot_to_segment_shift_;
+  size_t segment_limit_ = 0;
+  size_t max_stride_ = 0;
+  size_t min_stride_ = 0;
+  uint8_t operation_ = 0;
+  double frequent_ = 1e-4;  // updates per step from which on a row is worth a place in main
+  uint64_t arrivals_ = 0;   // of segments
+  uint64_t awaited_from_ = kNoArrival;
+  uint64_t epoch_ = 1;
+  uint64_t erased_at_ = 0;
+  std::vector<Table> tables_;
+  std::vector<Segment> segments_;
+  std::vector<uint32_t> free_;
+  Queue probation_;
+  Queue main_;
+  std::unique_ptr<HashIndex> index_;
+  std::vector<uint16_t> ghosts_;  // by tag: fingerprint of a row that left probation unused
+};
+
+}  // namespace damo

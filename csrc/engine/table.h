@@ -1,0 +1,53 @@
+// A table of a store: its schema, fixed when the store first sees it, and what changes from step to step.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/optimizer.h"
+#include "row/initializer.h"
+#include "row/row.h"
+
+namespace damo {
+
+struct TableSchema {
+  std::string name;
+  uint32_t number = 0;  // on disk; never used again for another table
+  int dim = 0;
+  WeightType weight_type = WeightType::kFloat32;
+  Initializer initializer;
+  OptimizerConfig optimizer;  // its kind is part of the schema, its numbers may change between steps
+  uint32_t iter = 0;          // applied updates so far
+  int64_t rows = 0;
+
+  RowLayout layout() const { return {dim, StateSize(optimizer.kind, dim), weight_type}; }
+};
+
+struct Table {
+  explicit Table(const TableSchema& s) : schema(s), layout(s.layout()) {}
+
+  TableSchema schema;
+  RowLayout layout;
+  std::atomic<uint64_t> hits{0};    // occurrences of ids in forwards that found their row in the cache
+  std::atomic<uint64_t> misses{0};  // and that did not
+
+  // A row's payload before its first update; every element of its state is `state`.
+  void DrawPayload(void (*draw_row)(const Initializer&, int64_t, int, float*), int64_t id, float state,
+                   char* row) const {
+    if (layout.weight_type == WeightType::kFloat32) {
+      draw_row(schema.initializer, id, layout.dim, RowWeights(row));
+    } else {
+      std::vector<float> weights(static_cast<size_t>(layout.dim));
+      draw_row(schema.initializer, id, layout.dim, weights.data());
+      EncodeWeights(layout.weight_type, layout.dim, weights.data(), row + kPayloadOffset);
+    }
+    std::fill_n(RowState(row, layout), layout.state_size, state);
+    uint32_t* counters = RowCounters(row, layout);
+    counters[0] = counters[1] = 0;
+  }
+};
+
+}  // namespace damo

@@ -1,0 +1,219 @@
+// The bodies of kernels.h. Included by one file per instruction set, each of which defines DAMO_KERNELS_NAME.
+// Everything here has internal linkage and calls nothing out of line, so that no instruction of a wider set can leak
+// into code that runs on narrower machines.
+#include "kernels/kernels.h"
+#include "kernels/lane_sum.h"
+#include "kernels/optimizers/adagrad.h"
+#include "kernels/optimizers/adam.h"
+#include "kernels/optimizers/amsgrad.h"
+#include "kernels/optimizers/ftrl.h"
+#include "kernels/optimizers/lamb.h"
+#include "kernels/optimizers/lars_sgd.h"
+#include "kernels/optimizers/lion.h"
+#include "kernels/optimizers/momentum_sgd.h"
+#include "kernels/optimizers/partial_rowwise_adam.h"
+#include "kernels/optimizers/partial_rowwise_lamb.h"
+#include "kernels/optimizers/rowwise_adagrad.h"
+#include "kernels/optimizers/sgd.h"
+
+namespace damo {
+namespace {
+
+constexpr size_t kLine = 64;
+constexpr size_t kPrefetchRows = 6;
+
+DAMO_INLINE void PrefetchFloats(const void* start, size_t bytes) {
+  const char* p = static_cast<const char*>(start);
+  for (size_t offset = 0; offset < bytes; offset += kLine) __builtin_prefetch(p + offset);
+  __builtin_prefetch(p + bytes - 1);
+}
+
+// The dim, fixed at compile time for the usual ones: loops over so few elements spend half their time in not knowing
+// their number. kDim = 0 stands for a dim known at run time only.
+template <int kDim>
+DAMO_INLINE int Dim(int dim) {
+  return kDim == 0 ? dim : kDim;
+}
+
+template <class Weights, int kDim>
+void PoolBags(const PoolArgs& a) {
+  const int dim = Dim<kDim>(a.dim);
+  const int64_t first = a.offsets[0];
+  for (size_t b = 0; b < a.bags; ++b) {
+    float* __restrict out = a.out + b * a.out_stride;
+    const int64_t begin = a.offsets[b] - first, end = a.offsets[b + 1] - first;
+    if (end - begin == 1 && a.weights == nullptr && a.slots[begin] != kZeroSlot) {
+      const char* __restrict row = RowAt(a.arena, a.slots[begin]) + kPayloadOffset;
+      for (int j = 0; j < dim; ++j) out[j] = Weights::Load(row, j);
+      continue;
+    }
+    for (int j = 0; j < dim; ++j) out[j] = 0;
+    float total = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      const float weight = a.weights == nullptr ? 1.0f : a.weights[i];
+      total += weight;
+      if (a.slots[i] == kZeroSlot) continue;
+      const char* __restrict row = RowAt(a.arena, a.slots[i]) + kPayloadOffset;
+      for (int j = 0; j < dim; ++j) out[j] += weight * Weights::Load(row, j);
+    }
+    if (a.pooling == Pooling::kMean) {
+      for (int j = 0; j < dim; ++j) out[j] = total == 0 ? 0 : out[j] / total;
+    }
+  }
+}
+
+// The gradient of row r: in place where one unscaled occurrence makes it, summed into `buffer` otherwise.
+template <int kDim>
+DAMO_INLINE const float* SumOccurrences(const Occurrence* first, const Occurrence* last, int dim,
+                                        float* __restrict buffer) {
+  if (last - first == 1 && first->scale == 1.0f) return first->grad;
+  const float* __restrict grad = first->grad;
+  float scale = first->scale;
+  for (int j = 0; j < dim; ++j) buffer[j] = scale * grad[j];
+  for (const Occurrence* o = first + 1; o != last; ++o) {
+    const float* __restrict next = o->grad;
+    scale = o->scale;
+    for (int j = 0; j < dim; ++j) buffer[j] += scale * next[j];
+  }
+  return buffer;
+}
+
+// In torch's order: the sign, then clipping, as torch.nn.utils.clip_grad_value_ and clip_grad_norm_ of the row alone.
+DAMO_INLINE const float* AdjustGradient(const OptimizerStep& s, int dim, const float* grad, float* buffer) {
+  const float sign = s.maximize ? -1.0f : 1.0f;
+  for (int j = 0; j < dim; ++j) {
+    const float g = sign * grad[j];
+    buffer[j] = g > s.clip_value ? s.clip_value : g < -s.clip_value ? -s.clip_value : g;
+  }
+  const float norm = Norm(dim, [&](int j) __attribute__((always_inline)) { return buffer[j]; });
+  const float scale = s.clip_norm / (norm + 1e-6f);
+  if (scale < 1) {
+    for (int j = 0; j < dim; ++j) buffer[j] *= scale;
+  }
+  return buffer;
+}
+
+template <class Optimizer, class Weights, int kDim>
+size_t ApplyRows(const ApplyArgs& a) {
+  const int dim = Dim<kDim>(a.dim);
+  const RowLayout layout = {dim, Optimizer::StateSize(dim), Weights::kExact ? WeightType::kFloat32 : a.weight_type};
+  const size_t touched = layout.row_size();
+  size_t created = 0;
+  for (size_t r = 0; r < a.rows; ++r) {
+    if (r + kPrefetchRows < a.rows) {
+      PrefetchFloats(RowAt(a.arena, a.slots[r + kPrefetchRows]), touched);
+      PrefetchFloats(a.occurrences[a.begin[r + kPrefetchRows]].grad, sizeof(float) * dim);
+    }
+    char* row = RowAt(a.arena, a.slots[r]);
+    const float* grad = SumOccurrences<kDim>(a.occurrences + a.begin[r], a.occurrences + a.begin[r + 1], dim, a.buffer);
+    if (a.step.adjusts_gradient) grad = AdjustGradient(a.step, dim, grad, a.buffer);
+    uint32_t* counters = RowCounters(row, layout);
+    counters[0] = a.iter;
+    counters[1] += counters[1] != UINT32_MAX ? 1 : 0;
+    if constexpr (Weights::kExact) {
+      Optimizer::Update(a.step, dim, counters[1], RowWeights(row), RowState(row, layout), grad);
+    } else {
+      float* weights = a.buffer + dim;
+      char* stored = row + kPayloadOffset;
+      for (int j = 0; j < dim; ++j) weights[j] = Weights::Load(stored, j);
+      Optimizer::Update(a.step, dim, counters[1], weights, RowState(row, layout), grad);
+      const uint64_t seed = RoundingSeed(a.stream_key, RowId(row), a.iter);
+      for (int j = 0; j < dim; ++j) Weights::Store(stored, j, weights[j], RoundingBits(seed, j));
+    }
+    const uint8_t flags = RowFlags(row);
+    created += flags & kAbsent ? 1 : 0;
+    SetRowFlags(row, static_cast<uint8_t>((flags & ~kAbsent) | kDirty | kChanged));
+  }
+  return created;
+}
+
+template <class Weights>
+void WeightGradOf(const WeightGradArgs& a) {
+  const PoolArgs& p = a.bags;
+  const int64_t first = p.offsets[0];
+  for (size_t b = 0; b < p.bags; ++b) {
+    const float* grad = a.grad + b * a.grad_stride;
+    const int64_t begin = p.offsets[b] - first, end = p.offsets[b + 1] - first;
+    float total = 0, weighted = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      float dot = 0;
+      if (p.slots[i] != kZeroSlot) {
+        const char* row = RowAt(p.arena, p.slots[i]) + kPayloadOffset;
+        dot = LaneSum(p.dim, [&](int j) __attribute__((always_inline)) { return Weights::Load(row, j) * grad[j]; });
+      }
+      a.weight_grad[i] = dot;
+      total += p.weights[i];
+      weighted += p.weights[i] * dot;
+    }
+    if (p.pooling != Pooling::kMean) continue;
+    for (int64_t i = begin; i < end; ++i) {
+      a.weight_grad[i] = total == 0 ? 0 : (a.weight_grad[i] - weighted / total) / total;
+    }
+  }
+}
+
+uint32_t MaxAbsBits(const float* values, size_t n) {
+  uint32_t result = 0;
+  for (size_t i = 0; i < n; ++i) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, values + i, sizeof bits);
+    bits &= 0x7FFFFFFF;
+    result = bits > result ? bits : result;
+  }
+  return result;
+}
+
+void Draw(const Initializer& init, int64_t id, int dim, float* weights) { DrawRow(init, id, dim, weights); }
+
+void Pool(const PoolArgs& a) {
+  if (a.weight_type == WeightType::kFloat16) return PoolBags<Float16Weights, 0>(a);
+  if (a.weight_type == WeightType::kBfloat16) return PoolBags<Bfloat16Weights, 0>(a);
+  switch (a.dim) {
+    case 16:
+      return PoolBags<Float32Weights, 16>(a);
+    case 32:
+      return PoolBags<Float32Weights, 32>(a);
+    case 64:
+      return PoolBags<Float32Weights, 64>(a);
+    case 128:
+      return PoolBags<Float32Weights, 128>(a);
+    default:
+      return PoolBags<Float32Weights, 0>(a);
+  }
+}
+
+template <class Optimizer>
+size_t Apply(const ApplyArgs& a) {
+  if (a.weight_type == WeightType::kFloat16) return ApplyRows<Optimizer, Float16Weights, 0>(a);
+  if (a.weight_type == WeightType::kBfloat16) return ApplyRows<Optimizer, Bfloat16Weights, 0>(a);
+  switch (a.dim) {
+    case 16:
+      return ApplyRows<Optimizer, Float32Weights, 16>(a);
+    case 32:
+      return ApplyRows<Optimizer, Float32Weights, 32>(a);
+    case 64:
+      return ApplyRows<Optimizer, Float32Weights, 64>(a);
+    case 128:
+      return ApplyRows<Optimizer, Float32Weights, 128>(a);
+    default:
+      return ApplyRows<Optimizer, Float32Weights, 0>(a);
+  }
+}
+
+void WeightGrad(const WeightGradArgs& a) {
+  WithWeights(a.bags.weight_type, [&](auto weights) { WeightGradOf<decltype(weights)>(a); });
+}
+
+}  // namespace
+
+extern const Kernels DAMO_KERNELS_SYMBOL;
+const Kernels DAMO_KERNELS_SYMBOL = {
+    DAMO_KERNELS_NAME,
+    Pool,
+    {Apply<Sgd>, Apply<MomentumSgd>, Apply<Adagrad>, Apply<RowWiseAdagrad>, Apply<Adam>, Apply<AmsGrad>,
+     Apply<PartialRowWiseAdam>, Apply<Lamb>, Apply<PartialRowWiseLamb>, Apply<LarsSgd>, Apply<Ftrl>, Apply<Lion>},
+    WeightGrad,
+    MaxAbsBits,
+    Draw};
+
+}  // namespace damo

@@ -1,0 +1,35 @@
+// AMSGrad (Reddi, Kale, Kumar 2018), as torch.optim.Adam and AdamW with amsgrad=True: Adam with the largest v so far,
+//   G = g + l2 * w
+//   m <- beta1 * m + (1 - beta1) * G
+//   v <- beta2 * v + (1 - beta2) * G^2
+//   u <- max(u, v)
+//   w <- decay * w - lr / (1 - beta1^t) * m / (sqrt(u) / sqrt(1 - beta2^t) + eps)
+// State: m, v, u, one float32 per weight each.
+#pragma once
+
+#include "kernels/optimizer.h"
+#include "kernels/optimizers/bias_correction.h"
+#include "row/row.h"
+
+namespace damo {
+
+struct AmsGrad {
+  DAMO_INLINE int StateSize(int dim) { return 3 * dim; }
+
+  DAMO_INLINE void Update(const OptimizerStep& s, int dim, uint32_t updates, float* __restrict w,
+                          float* __restrict state, const float* __restrict g) {
+    float* __restrict m = state;
+    float* __restrict v = state + dim;
+    float* __restrict u = state + 2 * dim;
+    const BiasCorrection bias = BiasOf(s, updates);
+    for (int j = 0; j < dim; ++j) {
+      const float grad = g[j] + s.l2 * w[j];
+      m[j] = s.beta1 * m[j] + s.one_minus_beta1 * grad;
+      v[j] = s.beta2 * v[j] + s.one_minus_beta2 * (grad * grad);
+      u[j] = v[j] > u[j] ? v[j] : u[j];
+      w[j] = s.decay * w[j] - bias.step_size * m[j] / (__builtin_sqrtf(u[j]) * bias.inv_sqrt_bias2 + s.eps);
+    }
+  }
+};
+
+}  // namespace damo

@@ -1,0 +1,35 @@
+// FTRL-proximal (McMahan et al., "Ad Click Prediction: a View from the Trenches", KDD 2013, algorithm 1) with alpha =
+// lr:
+//   z <- z + g - (sqrt(n + g^2) - sqrt(n)) / alpha * w
+//   n <- n + g^2
+//   w <- 0 if |z| <= lambda1, else -(z - sign(z) * lambda1) / ((beta + sqrt(n)) / alpha + lambda2)
+// State: z then n, one float32 per weight each.
+#pragma once
+
+#include "kernels/optimizer.h"
+#include "row/row.h"
+
+namespace damo {
+
+struct Ftrl {
+  DAMO_INLINE int StateSize(int dim) { return 2 * dim; }
+
+  DAMO_INLINE void Update(const OptimizerStep& s, int dim, uint32_t, float* __restrict w, float* __restrict state,
+                          const float* __restrict g) {
+    float* __restrict z = state;
+    float* __restrict n = state + dim;
+    for (int j = 0; j < dim; ++j) {
+      const float old_root = __builtin_sqrtf(n[j]);
+      n[j] += g[j] * g[j];
+      const float root = __builtin_sqrtf(n[j]);
+      z[j] += g[j] - (root - old_root) / s.lr * w[j];
+      const float excess = __builtin_fabsf(z[j]) - s.lambda1;
+      // Zero only without beta and lambda2, and where g^2 is too small for a float.
+      const float below = (s.beta + root) / s.lr + s.lambda2;
+      const float size = excess / below;
+      w[j] = excess <= 0 || below == 0 ? 0.0f : z[j] > 0 ? -size : size;
+    }
+  }
+};
+
+}  // namespace damo

@@ -1,0 +1,33 @@
+// LAMB with one second moment for a row, as FBGEMM's PARTIAL_ROWWISE_LAMB and torchrec.optim.PartialRowWiseLAMB: lamb.h
+// with v <- beta2 * v + (1 - beta2) * mean_j(g_j^2).
+// State: m, one float32 per weight, then v, one float32.
+#pragma once
+
+#include "kernels/lane_sum.h"
+#include "kernels/optimizer.h"
+#include "kernels/optimizers/bias_correction.h"
+#include "kernels/optimizers/trust_ratio.h"
+#include "row/row.h"
+
+namespace damo {
+
+struct PartialRowWiseLamb {
+  DAMO_INLINE int StateSize(int dim) { return dim + 1; }
+
+  DAMO_INLINE void Update(const OptimizerStep& s, int dim, uint32_t updates, float* __restrict w,
+                          float* __restrict state, const float* __restrict g) {
+    float* __restrict m = state;
+    float& v = state[dim];
+    const BiasCorrection bias = BiasOf(s, updates);
+    const float sum = LaneSum(dim, [&](int j) __attribute__((always_inline)) { return g[j] * g[j]; });
+    v = s.beta2 * v + s.one_minus_beta2 * (sum / static_cast<float>(dim));
+    const float scale = bias.inv_bias1 / (__builtin_sqrtf(v) * bias.inv_sqrt_bias2 + s.eps);
+    for (int j = 0; j < dim; ++j) m[j] = s.beta1 * m[j] + s.one_minus_beta1 * g[j];
+    const auto r = [&](int j) __attribute__((always_inline)) { return m[j] * scale + s.weight_decay * w[j]; };
+    const float weight_norm = Norm(dim, [&](int j) __attribute__((always_inline)) { return w[j]; });
+    const float rate = s.lr * TrustRatio(weight_norm, Norm(dim, r));
+    for (int j = 0; j < dim; ++j) w[j] -= rate * r(j);
+  }
+};
+
+}  // namespace damo

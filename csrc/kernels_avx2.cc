@@ -1,3 +1,0 @@
-#define DAMO_KERNELS_NAME "avx2"
-#define DAMO_KERNELS_SYMBOL kAvx2Kernels
-#include "kernels_impl.h"

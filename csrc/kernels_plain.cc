@@ -1,3 +1,0 @@
-#define DAMO_KERNELS_NAME "plain"
-#define DAMO_KERNELS_SYMBOL kPlainKernels
-#include "kernels_impl.h"

@@ -1,0 +1,91 @@
+// How a row lies in memory.
+//
+//   byte  0   int64   id
+//         8   uint16  table (index of the table in this store while it is open)
+//        10   uint8   flags
+//        11   uint8   touch: 6 bits of the operation that last touched the row, 2 bits of its use frequency
+//        12   payload: weights[dim], float32 state[state_size], uint32 last_step, uint32 count
+//
+// Weights are float32 or, padded to a whole float32, of 16 bits.
+//
+// The payload is what a RowStore keeps. `last_step` is the table's iteration of the row's last update and `count` how
+// many updates it has had (it stays at its maximum instead of wrapping).
+//
+// This header is compiled for several instruction sets: nothing in it may become an out-of-line function.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "row/weight_type.h"
+
+namespace damo {
+
+constexpr size_t kTableOffset = 8;
+constexpr size_t kFlagsOffset = 10;
+constexpr size_t kTouchOffset = 11;
+constexpr size_t kPayloadOffset = 12;
+
+// The row is not stored anywhere: it holds its initial value until the first update makes it real.
+constexpr uint8_t kAbsent = 1;
+// The row has changes that the RowStore does not have.
+constexpr uint8_t kDirty = 2;
+// The row was deleted or moved; its bytes wait for their segment to be reclaimed.
+constexpr uint8_t kDead = 4;
+// An operation under way needs the row where evictions go on: it moves, but stays.
+constexpr uint8_t kPinned = 8;
+// The row's payload is being read from the RowStore: nobody may look at it.
+constexpr uint8_t kLoading = 16;
+// In a segment of a snapshot (snapshot.h): what the row was at its moment is kept elsewhere.
+constexpr uint8_t kKept = 32;
+// The row has changed since it was last in a checkpoint. REQUIRES: kDirty.
+constexpr uint8_t kChanged = 64;
+
+struct RowLayout {
+  int dim = 0;
+  int state_size = 0;
+  WeightType weight_type = WeightType::kFloat32;
+
+  size_t weight_bytes() const { return WeightBytes(weight_type, dim); }
+  size_t payload_size() const { return weight_bytes() + sizeof(float) * state_size + 2 * sizeof(uint32_t); }
+  size_t row_size() const { return kPayloadOffset + payload_size(); }
+};
+
+DAMO_INLINE int64_t RowId(const char* row) { return *reinterpret_cast<const int64_t*>(row); }
+DAMO_INLINE uint16_t RowTable(const char* row) { return *reinterpret_cast<const uint16_t*>(row + kTableOffset); }
+DAMO_INLINE uint8_t RowFlags(const char* row) { return *reinterpret_cast<const uint8_t*>(row + kFlagsOffset); }
+DAMO_INLINE void SetRowFlags(char* row, uint8_t flags) { *reinterpret_cast<uint8_t*>(row + kFlagsOffset) = flags; }
+// Of rows whose weights are float32.
+DAMO_INLINE float* RowWeights(char* row) { return reinterpret_cast<float*>(row + kPayloadOffset); }
+DAMO_INLINE const float* RowWeights(const char* row) { return reinterpret_cast<const float*>(row + kPayloadOffset); }
+DAMO_INLINE float* RowState(char* row, const RowLayout& layout) {
+  return reinterpret_cast<float*>(row + kPayloadOffset + layout.weight_bytes());
+}
+// The two header fields at the payload's end: {last_step, count}.
+DAMO_INLINE uint32_t* RowCounters(char* row, const RowLayout& layout) {
+  return reinterpret_cast<uint32_t*>(RowState(row, layout) + layout.state_size);
+}
+
+struct RowCountersView {
+  uint32_t last_step;
+  uint32_t count;
+};
+// Of a row's payload, wherever it is.
+DAMO_INLINE RowCountersView PayloadCounters(const char* payload, const RowLayout& layout) {
+  RowCountersView counters;
+  __builtin_memcpy(&counters, payload + layout.payload_size() - sizeof counters, sizeof counters);
+  return counters;
+}
+
+// A row's place in the cache's arena, in units of 1 << unit_shift bytes. The first two are never places of rows.
+using Slot = uint32_t;
+constexpr Slot kMissingSlot = 0;  // not in the cache
+constexpr Slot kZeroSlot = 1;     // reads as zeros
+
+struct Arena {
+  char* base;
+  int unit_shift;
+};
+DAMO_INLINE char* RowAt(const Arena& arena, Slot slot) { return arena.base + (size_t{slot} << arena.unit_shift); }
+
+}  // namespace damo

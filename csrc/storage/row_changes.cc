@@ -1,0 +1,35 @@
+#include "storage/row_changes.h"
+
+#include <cstring>
+
+namespace damo {
+
+bool RowChanges::NextChanged(RowIterator* rows, int64_t* id, const char** payload) const {
+  while (rows->Next(id, payload)) {
+    if (PayloadCounters(*payload, layout()).last_step >= since_) return true;
+  }
+  return false;
+}
+
+bool RowChanges::NextDeleted(int64_t* id) {
+  const char* payload;
+  const auto advance = [&] {
+    int64_t present;
+    next_present_ = NextChanged(present_.get(), &present, &payload) ? std::optional(present) : std::nullopt;
+  };
+  if (deletions_ == nullptr) deletions_ = snapshot_->ScanDeletions(position_, since_);
+  while (deletions_->Next(id, &payload)) {
+    uint64_t step;
+    std::memcpy(&step, payload, sizeof step);
+    if (step < since_) continue;
+    if (present_ == nullptr) {
+      present_ = snapshot_->Scan(position_, since_);
+      advance();
+    }
+    while (next_present_ && *next_present_ < *id) advance();
+    if (next_present_ != *id) return true;
+  }
+  return false;
+}
+
+}  // namespace damo

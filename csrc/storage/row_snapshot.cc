@@ -1,0 +1,73 @@
+#include "storage/row_snapshot.h"
+
+#include <cstring>
+
+#include "base/status.h"
+#include "row/key.h"
+#include "row/record.h"
+
+namespace damo {
+namespace {
+
+class SnapshotIterator : public RowIterator {
+ public:
+  SnapshotIterator(std::shared_ptr<OpenSnapshot> rows, uint32_t table, size_t payload_size, uint64_t since)
+      : rows_(std::move(rows)), scan_(rows_->Begin(table, payload_size, since)), payload_(payload_size) {}
+  ~SnapshotIterator() override { rows_->End(scan_); }
+
+  bool Next(int64_t* id, const char** payload) override {
+    *payload = payload_.data();
+    return rows_->Next(scan_, id, &payload_);
+  }
+
+ private:
+  const std::shared_ptr<OpenSnapshot> rows_;
+  const OpenSnapshot::Scan scan_;
+  std::vector<char> payload_;
+};
+
+}  // namespace
+
+void OpenSnapshot::CheckOpen() const {
+  if (rows_ == nullptr) throw Error(ErrorCode::kClosed, "the store was closed, or restored, during an iteration");
+}
+
+OpenSnapshot::Scan OpenSnapshot::Begin(uint32_t table, size_t payload_size, uint64_t since) {
+  const std::lock_guard lock(mutex_);
+  CheckOpen();
+  scans_.push_front(rows_->Scan(table, payload_size, since));
+  return scans_.begin();
+}
+
+bool OpenSnapshot::Next(Scan scan, int64_t* id, std::vector<char>* payload) {
+  const std::lock_guard lock(mutex_);
+  CheckOpen();
+  const char* row;
+  if (!(*scan)->Next(id, &row)) return false;
+  // The scan may end as soon as the mutex is free, and its memory with it.
+  std::memcpy(payload->data(), row, payload->size());
+  return true;
+}
+
+void OpenSnapshot::End(Scan scan) {
+  const std::lock_guard lock(mutex_);
+  if (rows_ != nullptr) scans_.erase(scan);
+}
+
+void OpenSnapshot::Close() {
+  const std::lock_guard lock(mutex_);
+  scans_.clear();
+  rows_.reset();
+}
+
+std::unique_ptr<RowIterator> RowSnapshot::Scan(size_t position, uint64_t since) const {
+  const Table& table = tables_.at(position);
+  return std::make_unique<SnapshotIterator>(rows_, table.number, table.layout.payload_size(), since);
+}
+
+std::unique_ptr<RowIterator> RowSnapshot::ScanDeletions(size_t position, uint64_t since) const {
+  constexpr size_t kPayload = sizeof(DeletionRecord) - 1;
+  return std::make_unique<SnapshotIterator>(rows_, tables_.at(position).number | kDeletionBit, kPayload, since);
+}
+
+}  // namespace damo

@@ -1,0 +1,73 @@
+// Rows of a store's tables as they were at one moment, to be read while the store goes on.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "row/row.h"
+#include "storage/row_store.h"
+
+namespace damo {
+
+// What a table has come to.
+struct TableState {
+  uint32_t iter;
+  int64_t rows;
+};
+
+// What the store shares with a snapshot and its iterators, so that it can end them when it closes. Thread-safe.
+class OpenSnapshot {
+ public:
+  using Scan = std::list<std::unique_ptr<RowIterator>>::iterator;
+
+  explicit OpenSnapshot(std::unique_ptr<RowStoreSnapshot> rows) : rows_(std::move(rows)) {}
+
+  // These two throw kClosed once it is closed.
+  Scan Begin(uint32_t table, size_t payload_size, uint64_t since);
+  // See RowIterator::Next, but copies the payload, of `payload.size()` bytes.
+  bool Next(Scan scan, int64_t* id, std::vector<char>* payload);
+  void End(Scan scan);
+  void Close();
+
+ private:
+  void CheckOpen() const;
+
+  std::mutex mutex_;
+  std::unique_ptr<RowStoreSnapshot> rows_;  // null once it is closed; guarded by mutex_, like scans_
+  std::list<std::unique_ptr<RowIterator>> scans_;
+};
+
+class RowSnapshot {
+ public:
+  struct Table {
+    std::string name;
+    uint32_t number;
+    RowLayout layout;
+    TableState state;
+  };
+
+  RowSnapshot(std::vector<Table> tables, std::shared_ptr<OpenSnapshot> rows)
+      : tables_(std::move(tables)), rows_(std::move(rows)) {}
+
+  // In the order in which they were asked for.
+  const std::vector<Table>& tables() const { return tables_; }
+
+  // The rows of tables()[position], as often as wanted. This and the iterator, which may outlive the snapshot, throw
+  // kClosed once the store is closed.
+  std::unique_ptr<RowIterator> Scan(size_t position, uint64_t since = 0) const;
+  // The same of the deletion records. Of those, and rows, of steps below `since` some may be left out, or be older than
+  // they should.
+  std::unique_ptr<RowIterator> ScanDeletions(size_t position, uint64_t since) const;
+
+ private:
+  std::vector<Table> tables_;
+  std::shared_ptr<OpenSnapshot> rows_;
+};
+
+}  // namespace damo

@@ -1,0 +1,112 @@
+#include "storage_rocksdb/rocksdb_file_system.h"
+
+#include <rocksdb/file_system.h>
+
+#include <cerrno>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <utility>
+
+#include "storage_rocksdb/rocksdb_async_reads.h"
+
+namespace damo {
+namespace {
+
+using rocksdb::IODebugContext;
+using rocksdb::IOOptions;
+using rocksdb::IOStatus;
+using rocksdb::Slice;
+
+// RocksDB keeps the system's error as its message alone.
+IOStatus AsNoSpace(IOStatus status) {
+  if (!status.IsIOError() || status.IsNoSpace()) return status;
+  const std::string text = status.ToString();
+  for (const int error : {EDQUOT, EFBIG}) {
+    if (text.find(std::generic_category().message(error)) != std::string::npos) return IOStatus::NoSpace(text);
+  }
+  return status;
+}
+
+// The same of an operation that was to write so many bytes, and says so.
+IOStatus AsNoSpace(IOStatus status, size_t bytes) {
+  status = AsNoSpace(std::move(status));
+  if (!status.IsNoSpace()) return status;
+  const char* const text = status.getState();
+  IOStatus told =
+      IOStatus::NoSpace((text != nullptr ? text : "") + std::string(", for ") + std::to_string(bytes) + " more bytes");
+  told.SetRetryable(status.GetRetryable());
+  told.SetDataLoss(status.GetDataLoss());
+  told.SetScope(status.GetScope());
+  return told;
+}
+
+class WritableFile : public rocksdb::FSWritableFileOwnerWrapper {
+ public:
+  using FSWritableFileOwnerWrapper::FSWritableFileOwnerWrapper;
+
+  IOStatus Append(const Slice& data, const IOOptions& options, IODebugContext* context) override {
+    return AsNoSpace(FSWritableFileOwnerWrapper::Append(data, options, context), data.size());
+  }
+  IOStatus Append(const Slice& data, const IOOptions& options, const rocksdb::DataVerificationInfo& info,
+                  IODebugContext* context) override {
+    return AsNoSpace(FSWritableFileOwnerWrapper::Append(data, options, info, context), data.size());
+  }
+  IOStatus PositionedAppend(const Slice& data, uint64_t offset, const IOOptions& options,
+                            IODebugContext* context) override {
+    return AsNoSpace(FSWritableFileOwnerWrapper::PositionedAppend(data, offset, options, context), data.size());
+  }
+  IOStatus PositionedAppend(const Slice& data, uint64_t offset, const IOOptions& options,
+                            const rocksdb::DataVerificationInfo& info, IODebugContext* context) override {
+    return AsNoSpace(FSWritableFileOwnerWrapper::PositionedAppend(data, offset, options, info, context), data.size());
+  }
+  IOStatus Truncate(uint64_t size, const IOOptions& options, IODebugContext* context) override {
+    return AsNoSpace(FSWritableFileOwnerWrapper::Truncate(size, options, context));
+  }
+  IOStatus Flush(const IOOptions& options, IODebugContext* context) override {
+    return AsNoSpace(FSWritableFileOwnerWrapper::Flush(options, context));
+  }
+  IOStatus Sync(const IOOptions& options, IODebugContext* context) override {
+    return AsNoSpace(FSWritableFileOwnerWrapper::Sync(options, context));
+  }
+  IOStatus Fsync(const IOOptions& options, IODebugContext* context) override {
+    return AsNoSpace(FSWritableFileOwnerWrapper::Fsync(options, context));
+  }
+  IOStatus Close(const IOOptions& options, IODebugContext* context) override {
+    return AsNoSpace(FSWritableFileOwnerWrapper::Close(options, context));
+  }
+};
+
+class FileSystem : public rocksdb::FileSystemWrapper {
+ public:
+  using FileSystemWrapper::FileSystemWrapper;
+
+  const char* Name() const override { return "damo"; }
+
+  IOStatus NewWritableFile(const std::string& path, const rocksdb::FileOptions& options,
+                           std::unique_ptr<rocksdb::FSWritableFile>* file, IODebugContext* context) override {
+    IOStatus status = FileSystemWrapper::NewWritableFile(path, options, file, context);
+    if (status.ok()) *file = std::make_unique<WritableFile>(std::move(*file));
+    return AsNoSpace(std::move(status));
+  }
+
+  IOStatus NewRandomAccessFile(const std::string& path, const rocksdb::FileOptions& options,
+                               std::unique_ptr<rocksdb::FSRandomAccessFile>* file, IODebugContext* context) override {
+    IOStatus status = FileSystemWrapper::NewRandomAccessFile(path, options, file, context);
+    if (status.ok() && options.use_direct_reads) *file = WithAsyncReads(std::move(*file), path);
+    return status;
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<rocksdb::Env> NewFileSystemEnv(std::shared_ptr<rocksdb::FileSystem> below) {
+  return rocksdb::NewCompositeEnv(std::make_shared<FileSystem>(std::move(below)));
+}
+
+rocksdb::Env* FileSystemEnv() {
+  static rocksdb::Env* const env = NewFileSystemEnv(rocksdb::FileSystem::Default()).release();
+  return env;
+}
+
+}  // namespace damo

@@ -1,0 +1,223 @@
+#include "storage_rocksdb/rocksdb_salvage.h"
+
+#include <rocksdb/convenience.h>
+#include <rocksdb/db.h>
+#include <rocksdb/iterator.h>
+#include <rocksdb/metadata.h>
+#include <rocksdb/options.h>
+#include <rocksdb/slice.h>
+#include <rocksdb/sst_file_reader.h>
+#include <rocksdb/table.h>
+#include <rocksdb/version.h>
+#include <rocksdb/write_batch.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "base/status.h"
+#include "row/record.h"
+#include "storage_rocksdb/rocksdb_checkpoint.h"
+#include "storage_rocksdb/rocksdb_options.h"
+#include "storage_rocksdb/rocksdb_status.h"
+
+namespace damo {
+namespace {
+
+using rocksdb::Slice;
+
+constexpr size_t kMemory = size_t{64} << 20;            // of a database that is read or written
+constexpr size_t kBatchBytes = size_t{1} << 20;         // of records that are written at a time
+constexpr size_t kCounterBytes = 2 * sizeof(uint32_t);  // a row's end: last step, count
+
+rocksdb::Options SalvageOptions(const std::string& path, bool create = false) {
+  RocksDbOptions options;
+  options.path = path;
+  options.create = create;
+  options.memory_bytes = kMemory;
+  return MakeOptions(options);
+}
+
+rocksdb::BlockBasedTableOptions* TableOptionsOf(rocksdb::Options* options) {
+  return options->table_factory->GetOptions<rocksdb::BlockBasedTableOptions>();
+}
+
+// Blocks are read one by one, so that none is lost for another one beside it; and no filters, which rows do without.
+rocksdb::Options ReaderOptions(const std::string& path) {
+  rocksdb::Options options = SalvageOptions(path);
+  TableOptionsOf(&options)->filter_policy = nullptr;
+  TableOptionsOf(&options)->max_auto_readahead_size = 0;
+  return options;
+}
+
+template <class Open>
+std::unique_ptr<rocksdb::DB> OpenDb(const std::string& path, Open open) {
+#if ROCKSDB_MAJOR >= 11
+  std::unique_ptr<rocksdb::DB> db;
+  Check(open(&db), "cannot open " + path);
+  return db;
+#else
+  rocksdb::DB* db = nullptr;
+  Check(open(&db), "cannot open " + path);
+  return std::unique_ptr<rocksdb::DB>(db);
+#endif
+}
+
+std::unique_ptr<rocksdb::DB> OpenReadOnly(const rocksdb::Options& options, const std::string& path) {
+  return OpenDb(path, [&](auto* db) { return rocksdb::DB::OpenForReadOnly(options, path, db); });
+}
+
+void CloseDb(std::unique_ptr<rocksdb::DB>* db) {
+  if (*db == nullptr) return;
+  rocksdb::CancelAllBackgroundWork(db->get(), /*wait=*/true);
+  db->reset();
+}
+
+uint32_t TableNumber(const Key& key) {
+  uint32_t number = 0;
+  for (size_t i = 0; i < 4; ++i) number = number << 8 | static_cast<unsigned char>(key.bytes[i]);
+  return number;
+}
+
+// The key's first bytes, with zeros where there are none, whatever its size.
+Key KeyOf(std::string_view bytes) {
+  Key key{};
+  std::copy_n(bytes.begin(), std::min(bytes.size(), kKeySize), key.bytes.begin());
+  return key;
+}
+
+}  // namespace
+
+void VerifyTableFile(const std::string& path) {
+  rocksdb::Options options = SalvageOptions(path);
+  // VerifyChecksum passes over the parts of filters; this has Open read them.
+  TableOptionsOf(&options)->metadata_cache_options.partition_pinning = rocksdb::PinningTier::kAll;
+  rocksdb::SstFileReader file(options);
+  Check(file.Open(path), path);
+  Check(file.VerifyChecksum(), path);
+}
+
+std::vector<TableFile> ListTableFiles(const std::string& path) {
+  rocksdb::Options options = ReaderOptions(path);
+  options.paranoid_checks = false;  // opens without the files
+  options.wal_recovery_mode = rocksdb::WALRecoveryMode::kSkipAnyCorruptedRecords;
+  const std::unique_ptr<rocksdb::DB> db = OpenReadOnly(options, path);
+  std::vector<rocksdb::LiveFileMetaData> files;
+  db->GetLiveFilesMetaData(&files);
+  std::vector<TableFile> result;
+  for (const rocksdb::LiveFileMetaData& file : files) {
+    result.push_back({file.relative_filename, file.size, file.smallestkey, file.largestkey, file.smallest_seqno,
+                      file.largest_seqno});
+  }
+  return result;
+}
+
+void RebuildRocksDb(const std::string& path) {
+  Check(rocksdb::RepairDB(path, ReaderOptions(path)), "rebuild of " + path);
+}
+
+// ---------------------------------------------------------------- writing
+
+struct RecordWriter::Batch {
+  rocksdb::WriteBatch records{kBatchBytes};
+};
+
+RecordWriter::RecordWriter(const std::string& scratch)
+    : db_(OpenDb(scratch,
+                 [&](auto* db) { return rocksdb::DB::Open(SalvageOptions(scratch, /*create=*/true), scratch, db); })),
+      batch_(std::make_unique<Batch>()) {}
+
+RecordWriter::~RecordWriter() { CloseDb(&db_); }
+
+void RecordWriter::Put(std::string_view key, std::string_view value) {
+  Check(batch_->records.Put(key, value), "write of rows");
+  if (batch_->records.GetDataSize() >= kBatchBytes) Write();
+}
+
+void RecordWriter::Write() {
+  rocksdb::WriteOptions options;
+  options.disableWAL = true;
+  Check(db_->Write(options, &batch_->records), "write of rows");
+  batch_->records.Clear();
+}
+
+void RecordWriter::Finish(const std::string& path) {
+  Write();
+  Check(db_->Flush(rocksdb::FlushOptions()), "write of " + path);
+  CopyRocksDb(db_.get(), path, /*link=*/true, {});
+  CloseDb(&db_);
+}
+
+// ---------------------------------------------------------------- reading
+
+RecordReader::RecordReader(const std::string& path, std::map<uint32_t, size_t> payload_sizes)
+    : path_(path), payload_sizes_(std::move(payload_sizes)), db_(OpenReadOnly(ReaderOptions(path), path)) {
+  Restart();
+}
+
+RecordReader::~RecordReader() {
+  records_.reset();
+  CloseDb(&db_);
+}
+
+// RocksDB's iterator may go on to report a block that it could not read, wherever it is sent.
+void RecordReader::Restart() {
+  rocksdb::ReadOptions options;
+  options.fill_cache = false;
+  records_.reset(db_->NewIterator(options));
+}
+
+bool RecordReader::Seek(const Key& key) {
+  has_last_ = in_malformed_ = false;
+  if (!records_->status().ok()) Restart();
+  records_->Seek(key.view());
+  const rocksdb::Status status = records_->status();
+  error_ = status.ok() ? "" : status.ToString();
+  return status.ok();
+}
+
+size_t RecordReader::Read(size_t n, RecordWriter* writer) {
+  size_t read = 0;
+  for (; read < n && records_->Valid(); ++read, records_->Next()) {
+    const std::string_view key = records_->key().ToStringView(), value = records_->value().ToStringView();
+    last_ = KeyOf(key);
+    has_last_ = true;
+    if (Accept(key, value) && writer != nullptr) writer->Put(key, value);
+  }
+  if (!records_->status().ok()) error_ = records_->status().ToString();
+  return read;
+}
+
+bool RecordReader::Accept(std::string_view key, std::string_view value) {
+  const uint32_t number = TableNumber(last_), table = number & ~kDeletionBit;
+  try {
+    const auto size = payload_sizes_.find(table);
+    if (key.size() != kKeySize)
+      throw Error(ErrorCode::kCorruption, "a key of " + std::to_string(key.size()) + " bytes");
+    if (size == payload_sizes_.end()) {
+      throw Error(ErrorCode::kCorruption, "no table has the number " + std::to_string(table));
+    }
+    const bool is_row = number == table;
+    const size_t payload_size = is_row ? size->second : sizeof(DeletionRecord) - 1;
+    const char* payload = RowPayload(value, payload_size, table, DecodeId(key));
+    RecordTally& tally = tallies_[number];
+    ++tally.records;
+    if (is_row) {
+      uint32_t last_step;
+      std::memcpy(&last_step, payload + payload_size - kCounterBytes, sizeof last_step);
+      tally.last_step = std::max(tally.last_step, last_step);
+    }
+    in_malformed_ = false;
+    return true;
+  } catch (const Error& error) {
+    if (in_malformed_ && TableNumber(malformed_.back().last) == number) {
+      malformed_.back().last = last_;
+    } else {
+      malformed_.push_back({last_, last_, error.what()});
+    }
+    in_malformed_ = true;
+    return false;
+  }
+}
+
+}  // namespace damo

@@ -1,0 +1,297 @@
+#include "storage_rocksdb/rocksdb_store.h"
+
+#include <rocksdb/convenience.h>
+#include <rocksdb/db.h>
+#include <rocksdb/listener.h>
+#include <rocksdb/options.h>
+#include <rocksdb/slice.h>
+#include <rocksdb/version.h>
+#include <rocksdb/write_batch.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cassert>
+#include <chrono>
+#include <cstring>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "base/status.h"
+#include "row/key.h"
+#include "row/record.h"
+#include "storage_rocksdb/rocksdb_async_reads.h"
+#include "storage_rocksdb/rocksdb_checkpoint.h"
+#include "storage_rocksdb/rocksdb_journal.h"
+#include "storage_rocksdb/rocksdb_options.h"
+#include "storage_rocksdb/rocksdb_scan.h"
+#include "storage_rocksdb/rocksdb_status.h"
+
+namespace damo {
+namespace {
+
+using rocksdb::Slice;
+
+// Keys of one RocksDB MultiGet. Their values pin a block of the cache each, so it bounds memory, too.
+constexpr size_t kKeysPerRead = 128;
+
+// Freed memory is released once blocks of so many times the store's memory have been read. At 100 times, releasing
+// takes some thousandth of the time.
+constexpr size_t kReadsPerRelease = 100;
+
+// RocksDB retries by itself what found the disk full: a flush every five seconds, a compaction every second. A call
+// that needs it to succeed waits this long.
+constexpr std::chrono::seconds kPatience(7);
+
+class Listener : public rocksdb::EventListener {
+ public:
+  uint64_t bytes_written() const { return bytes_written_; }
+  // Every write up to this sequence number has been flushed since the database was opened.
+  uint64_t flushed_through() const { return flushed_through_; }
+  // Whether the last compaction found the disk full.
+  bool compactions_lack_space() const { return compactions_lack_space_; }
+  // Why nothing is flushed any more, or OK.
+  rocksdb::Status error() const {
+    std::lock_guard lock(mutex_);
+    return error_;
+  }
+
+  void OnTableFileCreated(const rocksdb::TableFileCreationInfo& info) override { bytes_written_ += info.file_size; }
+
+  void OnFlushCompleted(rocksdb::DB*, const rocksdb::FlushJobInfo& info) override {
+    flushed_through_ = info.largest_seqno;  // flushes are one at a time and in order
+  }
+
+  void OnCompactionCompleted(rocksdb::DB*, const rocksdb::CompactionJobInfo& info) override {
+    if (info.status.ok()) compactions_lack_space_ = false;
+  }
+
+  // RocksDB would hold a compaction's lack of space against writes, which need not wait for compactions.
+  void OnBackgroundError(rocksdb::BackgroundErrorReason reason, rocksdb::Status* error) override {
+    if (reason == rocksdb::BackgroundErrorReason::kCompaction && error->IsNoSpace()) {
+      compactions_lack_space_ = true;
+      *error = rocksdb::Status::OK();
+    } else {
+      std::lock_guard lock(mutex_);
+      error_ = *error;
+    }
+  }
+
+  void OnErrorRecoveryEnd(const rocksdb::BackgroundErrorRecoveryInfo& info) override {
+    std::lock_guard lock(mutex_);
+    error_ = info.new_bg_error;
+  }
+
+ private:
+  std::atomic<uint64_t> bytes_written_ = 0;
+  std::atomic<uint64_t> flushed_through_ = 0;
+  std::atomic<bool> compactions_lack_space_ = false;
+  mutable std::mutex mutex_;
+  rocksdb::Status error_;
+};
+
+class RocksDbStore : public RowStore {
+ public:
+  RocksDbStore(std::shared_ptr<rocksdb::DB> db, std::shared_ptr<Listener> listener, const RocksDbOptions& options)
+      : db_(std::move(db)),
+        listener_(std::move(listener)),
+        journal_(options.path),
+        readahead_(ReadaheadBytes(options.memory_bytes)),
+        overlaps_reads_(options.direct_io && HasAsyncReads()),
+        rows_per_release_(kReadsPerRelease * options.memory_bytes / kBlockBytes) {}
+  ~RocksDbStore() override { Close(); }
+
+  void MultiGet(uint32_t table, std::span<const int64_t> ids, size_t payload_size, char* const* dst,
+                uint8_t* found) override {
+    CheckTableNumber(table);
+    assert(std::is_sorted(ids.begin(), ids.end()));
+    rows_since_release_.fetch_add(ids.size(), std::memory_order_relaxed);
+    std::array<Key, kKeysPerRead> keys;
+    std::array<Slice, kKeysPerRead> slices;
+    std::array<rocksdb::PinnableSlice, kKeysPerRead> values;
+    std::array<rocksdb::Status, kKeysPerRead> statuses;
+    for (size_t begin = 0; begin < ids.size(); begin += kKeysPerRead) {
+      const size_t n = std::min(kKeysPerRead, ids.size() - begin);
+      for (size_t i = 0; i < n; ++i) {
+        keys[i] = EncodeKey(table, ids[begin + i]);
+        slices[i] = keys[i].view();
+      }
+      db_->MultiGet(rocksdb::ReadOptions(), db_->DefaultColumnFamily(), n, slices.data(), values.data(),
+                    statuses.data(), /*sorted_input=*/true);
+      for (size_t i = 0; i < n; ++i) {
+        const int64_t id = ids[begin + i];
+        found[begin + i] = !statuses[i].IsNotFound();
+        if (!found[begin + i]) continue;
+        if (!statuses[i].ok()) Check(statuses[i], "read of " + RowName(table, id));
+        std::memcpy(dst[begin + i], RowPayload(values[i].ToStringView(), payload_size, table, id), payload_size);
+        values[i].Reset();
+      }
+    }
+  }
+
+  void Write(std::span<const RowWrite> rows) override {
+    constexpr size_t kFraming = 8 + kKeySize;  // of one entry, at most: tag, sizes, version byte, key
+    size_t bytes = 16;
+    for (const RowWrite& row : rows) {
+      CheckTableNumber(row.table);
+      bytes += row.payload == nullptr ? 2 * kFraming + sizeof(DeletionRecord) : kFraming + row.payload_size;
+    }
+    rocksdb::WriteBatch batch(bytes);
+    rocksdb::Status added;
+    for (const RowWrite& row : rows) {
+      if (added.ok()) added = Add(row, &batch);
+    }
+    Check(added, "write of " + std::to_string(rows.size()) + " rows");
+
+    rocksdb::WriteOptions options;
+    options.disableWAL = true;
+    const rocksdb::Status written = WithPatience([&] {
+      const rocksdb::Status room = AwaitRoom(batch.GetDataSize());
+      return room.ok() ? db_->Write(options, &batch) : room;
+    });
+    Check(written, "write of " + std::to_string(rows.size()) + " rows");
+  }
+
+  bool OverlapsReads() const override { return overlaps_reads_; }
+
+  std::unique_ptr<RowStoreSnapshot> TakeSnapshot(std::span<const uint32_t> tables) override {
+    for (const uint32_t table : tables) CheckTableNumber(table);
+    return TakeRocksDbSnapshot(db_, readahead_);
+  }
+
+  bool Checkpoint(const std::string& path, bool link) override {
+    Check(WithPatience([&] { return Flush(); }), "checkpoint into " + path);
+    return CopyRocksDb(db_.get(), path, link, journal_.Finish());
+  }
+
+  void AddToJournal(std::span<const RowWrite> rows) override { journal_.Add(rows, db_->GetLatestSequenceNumber()); }
+
+  void ClearJournal() override { journal_.Clear(); }
+
+  JournalSize journal_size() const override { return {journal_.bytes(), journal_.files()}; }
+
+  // Each read allocates a block and frees it. glibc keeps some of what is freed on each of many threads in between, up
+  // to a fifth of the store's budget after some hundred steps.
+  void ReleaseFreedMemory() override {
+#ifdef __GLIBC__
+    if (rows_since_release_.load(std::memory_order_relaxed) < rows_per_release_) return;
+    rows_since_release_ = 0;
+    malloc_trim(0);
+#endif
+  }
+
+  RowStoreStats Stats() const override {
+    RowStoreStats stats;
+    stats.disk_bytes = IntProperty(rocksdb::DB::Properties::kLiveSstFilesSize) + journal_.bytes();
+    stats.memory_bytes = IntProperty(rocksdb::DB::Properties::kBlockCacheUsage);
+    stats.bytes_written = listener_->bytes_written() + journal_.bytes_written();
+    return stats;
+  }
+
+  void Close() override {
+    if (db_ == nullptr) return;
+    journal_.Clear();
+    rocksdb::CancelAllBackgroundWork(db_.get(), /*wait=*/true);
+    db_.reset();
+  }
+
+ private:
+  static rocksdb::Status Add(const RowWrite& row, rocksdb::WriteBatch* batch) {
+    const Key key = EncodeKey(row.table, row.id);
+    const Slice key_slice = key.view();
+    if (row.payload == nullptr) {
+      const Key deletion_key = EncodeDeletionKey(row.table, row.id);
+      const DeletionRecord record = EncodeDeletion(row.step);
+      const rocksdb::Status deleted = batch->Delete(key_slice);
+      return deleted.ok() ? batch->Put(deletion_key.view(), Slice(record.data(), record.size())) : deleted;
+    }
+    const Slice value[] = {Slice(&kRecordVersion, 1), Slice(row.payload, row.payload_size)};
+    return batch->Put(rocksdb::SliceParts(&key_slice, 1), rocksdb::SliceParts(value, 2));
+  }
+
+  // Makes sure that every row written before this call is in a table file. RocksDB's word is not enough: until 8.11,
+  // once it has recovered from an error, its Flush returns before the flush is done.
+  rocksdb::Status Flush() {
+    const uint64_t last_write = db_->GetLatestSequenceNumber();
+    rocksdb::FlushOptions options;
+    options.allow_write_stall = true;  // else it may wait for compactions first
+    for (;;) {
+      const rocksdb::Status flushed = db_->Flush(options);
+      if (!flushed.ok() || last_write <= std::max(opened_at_, listener_->flushed_through())) return flushed;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
+
+  // For so many bytes. Holds writes back where RocksDB itself would, but not for longer than there is hope: while two
+  // full write buffers wait to be flushed, and while writes are slowed down to a crawl for compactions that cannot
+  // catch up.
+  rocksdb::Status AwaitRoom(size_t bytes) const {
+    using Properties = rocksdb::DB::Properties;
+    if (listener_->compactions_lack_space() && IntProperty(Properties::kActualDelayedWriteRate) > 0) {
+      const std::string what = "compactions find none, for " + std::to_string(bytes) + " more bytes";
+      return rocksdb::Status::NoSpace(what, db_->GetName());
+    }
+    rocksdb::Status error;
+    while (error.ok() && IntProperty(Properties::kNumImmutableMemTable) >= 2) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      error = listener_->error();
+    }
+    return error;
+  }
+
+  uint64_t IntProperty(const std::string& name) const {
+    uint64_t value = 0;
+    db_->GetIntProperty(name, &value);
+    return value;
+  }
+
+  template <typename Attempt>
+  static rocksdb::Status WithPatience(Attempt attempt) {
+    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    for (;;) {
+      const rocksdb::Status status = attempt();
+      if (!status.IsNoSpace() || std::chrono::steady_clock::now() > deadline) return status;
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
+  }
+
+  std::shared_ptr<rocksdb::DB> db_;  // shared with iterators
+  const std::shared_ptr<Listener> listener_;
+  RocksDbJournal journal_;
+  const size_t readahead_;
+  const bool overlaps_reads_;
+  const uint64_t rows_per_release_;
+  std::atomic<uint64_t> rows_since_release_ = 0;
+  const uint64_t opened_at_ = db_->GetLatestSequenceNumber();
+};
+
+}  // namespace
+
+std::unique_ptr<RowStore> OpenRocksDbStore(const RocksDbOptions& options) {
+  constexpr size_t kLeastMemory = size_t{8} << 20;
+  if (options.create && options.read_only) {
+    throw Error(ErrorCode::kInvalidArgument, "a new store cannot be read-only: " + options.path);
+  }
+  if (options.memory_bytes < kLeastMemory) {
+    throw Error(ErrorCode::kInvalidArgument, "RocksDB needs memory_bytes >= " + std::to_string(kLeastMemory) +
+                                                 ", got " + std::to_string(options.memory_bytes));
+  }
+  auto listener = std::make_shared<Listener>();
+  rocksdb::Options db_options = MakeOptions(options);
+  db_options.listeners.push_back(listener);
+#if ROCKSDB_MAJOR >= 11
+  std::unique_ptr<rocksdb::DB> db;
+#else
+  rocksdb::DB* db = nullptr;
+#endif
+  Check(options.read_only ? rocksdb::DB::OpenForReadOnly(db_options, options.path, &db)
+                          : rocksdb::DB::Open(db_options, options.path, &db),
+        "cannot open " + options.path);
+  return std::make_unique<RocksDbStore>(std::shared_ptr<rocksdb::DB>(std::move(db)), std::move(listener), options);
+}
+
+}  // namespace damo

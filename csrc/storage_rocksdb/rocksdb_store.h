@@ -1,0 +1,49 @@
+// Rows on disk, in a RocksDB with one column family that writes no write-ahead log: what a crash leaves behind is the
+// last checkpoint, whose logs are the journal. docs/format.md describes the bytes. This header is free of RocksDB's
+// own; only rocksdb_*.cc include them.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+
+#include "storage/row_store.h"
+
+namespace rocksdb {
+class Env;
+}
+
+namespace damo {
+
+struct RocksDbOptions {
+  std::string path;        // the database's directory
+  bool create = false;     // make a new database, an existing one is an error; else open the one that is there
+  bool read_only = false;  // writes nothing at all, not even a log file; Write and Checkpoint throw
+
+  // What RocksDB may keep in memory: block cache with index and filter blocks, table readers, and memtables. At least
+  // 8 MiB. Beyond it come the copy of the rows that a Write makes while it runs, and the buffers of flushes,
+  // compactions and scans, some 10 MiB. A Write should be well below memory_bytes / 8: it lands in one memtable.
+  size_t memory_bytes = size_t{64} << 20;
+
+  int num_threads = 2;     // background flushes and compactions together, within 2..4
+  bool direct_io = false;  // bypass the page cache
+
+  // For tests: where files are instead of FileSystemEnv() (rocksdb_file_system.h). It outlives the store.
+  rocksdb::Env* env = nullptr;
+};
+
+// Throws kCorruption, kOutOfSpace or kIo, and kInvalidArgument for options that contradict each other.
+//
+// Of the RowStore's promises: a MultiGet runs on the calling thread; call it from several with parts of the ids to keep
+// a disk busy. On a full disk Write and Checkpoint wait some seconds for space, then throw; rows that were written stay
+// in memory and work goes on once there is space. A snapshot or RowIterator that outlives Close keeps the files open
+// until it is destroyed.
+std::unique_ptr<RowStore> OpenRocksDbStore(const RocksDbOptions& options);
+
+// Makes the new directory `to` a database with the rows of `from`, a checkpoint's database that nobody writes. Table
+// files and logs, which never change, are hard-linked where the file system allows it and copied otherwise; all others
+// are copied, so that nothing done to `to` reaches `from`. Everything is synced. Throws kOutOfSpace or kIo.
+// REQUIRES: `to` does not exist, its parent does.
+void LinkOrCopyRocksDb(const std::string& from, const std::string& to);
+
+}  // namespace damo

@@ -1,0 +1,1 @@
+"""What lies on disk: checkpoints, deltas, manifests, and the directories that hold them."""

@@ -1,0 +1,126 @@
+"""A store's directory: who has it open, its checkpoints, and the live rows.
+
+::
+
+    LOCK                   held (flock) by the process that has the store open
+    live/                  the rows of the open store; there only while it is open, or after a crash
+    live.unclean-N/        live rows that a crash left behind, set aside
+    checkpoints/step_N/    complete: manifest.json, rows/, and what save_model adds
+
+The live rows are scratch: a directory under ``checkpoints`` is complete, because it is written under another name and
+renamed, and it is all that a later opening needs.
+"""
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+from damo_torchrec import _core
+from damo_torchrec.checkpoints.checkpoint_directory import CHECKPOINTS, ROWS
+from damo_torchrec.errors import StoreLockedError
+from damo_torchrec.files import os_errors, sync_directory
+
+
+class StoreDirectory:
+    """A store's directory, locked for this process while it is open.
+
+    Args:
+        path: made, with its parents, if it does not exist.
+
+    Raises:
+        ValueError: `path` is a file, or a directory that is neither empty nor a store.
+        StoreLockedError: the store is open already.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"a store is a directory, but {path} is a file")
+        if path.is_dir() and not self.is_store(path) and any(path.iterdir()):
+            raise ValueError(
+                f"{path} is neither empty nor a store: it has no {self.checkpoints_path.name}/ and no LOCK"
+            )
+        with os_errors(f"cannot make the store {path}"):
+            path.mkdir(exist_ok=True, parents=True)
+        self._lock = -1
+        try:
+            self._acquire()
+        except BaseException:
+            self.release()
+            raise
+
+    @staticmethod
+    def is_store(path: Path) -> bool:
+        """Whether `path` looks like a store's directory."""
+        return (path / "LOCK").is_file() or (path / CHECKPOINTS).is_dir()
+
+    def _acquire(self) -> None:
+        lock_path = self.path / "LOCK"
+        with os_errors(f"cannot open {lock_path}"):
+            self._lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(self._lock, 32).decode(errors="replace").strip() or "another process"
+            raise StoreLockedError(
+                f"the store {self.path} is open already, in process {holder}: close it there first, or open it "
+                "with read_only=True"
+            ) from error
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Lets others open the store."""
+        if self._lock >= 0:
+            # Closing is not enough: a forked child may have the file open still.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            descriptor, self._lock = self._lock, -1
+            os.close(descriptor)
+
+    @property
+    def live(self) -> Path:
+        """The rows of the open store."""
+        return self.path / "live"
+
+    @property
+    def _prepared(self) -> Path:
+        return self.path / "live.new"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        """Where checkpoints are by default."""
+        return self.path / CHECKPOINTS
+
+    def set_live_aside(self) -> Path:
+        """Renames the live rows, which a crash left behind, and returns their new place."""
+        number = 1
+        while (aside := self.path / f"live.unclean-{number}").exists():
+            number += 1
+        os.rename(self.live, aside)
+        return aside
+
+    def remove_live(self) -> None:
+        """Removes the live rows. REQUIRES: a checkpoint holds them, or the user gave them up."""
+        with os_errors(f"cannot remove {self.live}"):
+            if self.live.exists():
+                shutil.rmtree(self.live)
+
+    def prepare_live(self, checkpoint: Path) -> Path:
+        """Makes a directory with the rows of `checkpoint` beside the live ones, for `start_live`."""
+        with os_errors(f"cannot prepare the rows of {checkpoint}"):
+            self.remove_prepared()
+            _core.link_or_copy_rows(str(checkpoint / ROWS), str(self._prepared))
+        return self._prepared
+
+    def remove_prepared(self) -> None:
+        """Removes what `prepare_live` made, unless it has become the live rows."""
+        if self._prepared.exists():
+            shutil.rmtree(self._prepared)
+
+    def start_live(self, fresh: Path) -> None:
+        """Makes what `prepare_live` made the live rows, in place of those that were."""
+        with os_errors(f"cannot start the live rows of {self.path}"):
+            self.remove_live()
+            os.rename(fresh, self.live)
+            sync_directory(self.path)

@@ -1,0 +1,1 @@
+"""Damaged checkpoints: what is wrong with them, and what can be saved."""

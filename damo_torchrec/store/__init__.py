@@ -1,0 +1,1 @@
+"""A store: its life, its tables, and what writes its checkpoints and deltas."""

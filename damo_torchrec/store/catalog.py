@@ -1,0 +1,179 @@
+"""Which tables a store has: those of its manifest, and those that collections opened since."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from damo_torchrec import _core
+from damo_torchrec.checkpoints.lineage import Line
+from damo_torchrec.checkpoints.manifest import Manifest, TableRecord, TableSchema
+from damo_torchrec.errors import SchemaMismatchError
+from damo_torchrec.store.table import Table, TableDefinition
+
+# Numbers are given out from 1 on, and this one is the last that there is.
+_NEVER_GIVEN = 2**31 - 1
+
+
+class Catalog:
+    """The tables of one store.
+
+    Args:
+        path: the store's, for messages.
+        manifest: of the checkpoint that the store goes on from.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self._path = path
+        self.manifest = manifest
+        self.line = Line()
+        self.open: dict[str, Table] = {}
+
+    def check(self, definition: TableDefinition, engine: _core.Store) -> None:
+        """Whether the table can be opened.
+
+        Raises:
+            SchemaMismatchError: the store has a table of this name with another schema.
+            ValueError: its rows are too large for the memory budget.
+        """
+        if definition.name in self.open:
+            existing = self.open[definition.name]._definition.schema()
+        elif definition.name in self.manifest.tables:
+            existing = self.manifest.tables[definition.name].schema
+        else:
+            schema = _core.TableSchema()
+            schema.name, schema.dim = definition.name, definition.dim
+            schema.optimizer = definition.optimizer.to_core()
+            schema.weight_type = _core.WeightType[definition.row_dtype.upper()]
+            engine.check_table(schema)
+            return
+        wanted = definition.schema()
+        for what in ("dim", "optimizer", "initializer", "row_dtype"):
+            if getattr(existing, what) != getattr(wanted, what):
+                raise SchemaMismatchError(
+                    f"table {definition.name!r} of the store {self._path} has {what} {getattr(existing, what)}, "
+                    f"got {getattr(wanted, what)}"
+                )
+
+    def check_restorable(self, manifest: Manifest, source: Path) -> None:
+        """Raises SchemaMismatchError if a table that is open, or the seed, is another in `manifest`."""
+        check_seed(source, manifest.seed, self.manifest.seed)
+        for name, table in self.open.items():
+            schema = table._definition.schema()
+            if name in manifest.tables and manifest.tables[name].schema != schema:
+                raise SchemaMismatchError(
+                    f"table {name!r} is open with {schema}, but the checkpoint {source} has "
+                    f"{manifest.tables[name].schema}"
+                )
+
+    def _next_number(self) -> int:
+        """A number on disk that no table has had."""
+        taken = [table._number + 1 for table in self.open.values()]
+        return max([self.manifest.next_table_number, *taken])
+
+    def adopt(self, manifest: Manifest, line: Line, engine: _core.Store) -> None:
+        """Goes on from `manifest`, the end of `line`, whose rows `engine` holds, with the tables that are open."""
+        self.manifest = manifest
+        self.line = line
+        tables = list(self.open.values())
+        self.open.clear()
+        for table in tables:
+            self.add(table, engine)
+
+    def add(self, table: Table, engine: _core.Store) -> None:
+        """Makes `table` known to an engine that holds the manifest's rows."""
+        record = self.manifest.tables.get(table.name)
+        table._number = record.number if record else self._next_number()
+        schema = self._engine_schema(table)
+        schema.number = table._number
+        schema.iter = record.iter if record else 0
+        schema.rows = record.rows if record else 0
+        table._index = engine.open_table(schema)
+        self.open[table.name] = table
+
+    def open_without_rows(self, table: Table, engine: _core.Store) -> int:
+        """Opens another table like `table` in the engine, which never has a row; returns its index."""
+        schema = self._engine_schema(table)
+        schema.number = _NEVER_GIVEN
+        return engine.open_table(schema)
+
+    def _engine_schema(self, table: Table) -> _core.TableSchema:
+        definition = table._definition
+        schema = _core.TableSchema()
+        schema.name = definition.name
+        schema.dim = definition.dim
+        schema.weight_type = _core.WeightType[definition.row_dtype.upper()]
+        schema.optimizer = table._optimizer.to_core()
+        schema.initializer = self.initializer(table)
+        return schema
+
+    def initializer(self, table: Table) -> _core.Initializer:
+        """What the initial values of a table's rows are drawn from."""
+        core = _initializer(self._schema(table), table._definition)
+        core.stream_key = _stream_key(self.manifest.seed, table.name)
+        return core
+
+    def _schema(self, table: Table) -> TableSchema:
+        record = self.manifest.tables.get(table.name)
+        return record.schema if record else table._definition.schema()
+
+    def step(self) -> int:
+        """The largest number of updates of any table."""
+        live = {name: table.iter for name, table in list(self.open.items())}
+        stored = {name: record.iter for name, record in self.manifest.tables.items()}
+        return max({**stored, **live}.values(), default=0)
+
+    def snapshot(self, sequence: int, states: Sequence[_core.TableState]) -> Manifest:
+        """A manifest of the tables as the engine's `states` say."""
+        live = {
+            name: TableRecord(
+                number=table._number,
+                schema=self._schema(table),
+                iter=states[table._index].iter,
+                rows=states[table._index].rows,
+            )
+            for name, table in self.open.items()
+        }
+        tables = {**self.manifest.tables, **live}
+        return Manifest(
+            seed=self.manifest.seed,
+            step=max((table.iter for table in tables.values()), default=0),
+            sequence=sequence,
+            next_table_number=self._next_number(),
+            tables=tables,
+        )
+
+
+def _initializer(schema: TableSchema, definition: TableDefinition) -> _core.Initializer:
+    """The engine's initializer, with the numbers that were worked out when the table was made."""
+    core = definition.initializer.to_core(definition.num_embeddings, definition.dim)
+    for name, value in asdict(schema.numbers).items():
+        setattr(core, name, value)
+    return core
+
+
+def check_seed(path: Path, stored: int, seed: int | None) -> None:
+    """Raises SchemaMismatchError if a seed is asked for, and `stored` is another."""
+    if seed is not None and seed != stored:
+        raise SchemaMismatchError(f"{path} has the seed {stored}, got seed={seed}")
+
+
+def empty_manifest(seed: int) -> Manifest:
+    """Of a store without tables, before its first checkpoint."""
+    return Manifest(seed=seed, step=0, sequence=-1, next_table_number=1, tables={})
+
+
+def check_is_seed(seed: object) -> None:
+    """Raises TypeError or ValueError for what is neither None nor a seed."""
+    if seed is None:
+        return
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int or None, got {seed!r}")
+    if not -(2**127) <= seed < 2**127:
+        raise ValueError(f"seed must fit 128 bits, got {seed}")
+
+
+def _stream_key(seed: int, table: str) -> int:
+    """Where a table's random numbers begin: the first 8 bytes of BLAKE2b of its name, keyed by the seed."""
+    key = seed.to_bytes(16, "little", signed=True)
+    return int.from_bytes(hashlib.blake2b(table.encode(), digest_size=8, key=key).digest(), "little")

@@ -1,0 +1,124 @@
+"""Writes a store's checkpoints: in the calling thread, or in one of its own while training goes on."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from damo_torchrec import _core
+from damo_torchrec.checkpoints.checkpoint_directory import ROWS, build_checkpoint, checkpoints_in
+from damo_torchrec.checkpoints.lineage import LINE_FILE, State
+from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.files import write_file
+from damo_torchrec.store.catalog import Catalog
+
+# Contents of files beside the rows, by name, for a manifest.
+Files = Callable[[Manifest], Mapping[str, bytes]]
+
+_log = logging.getLogger(__name__)
+
+
+class CheckpointWriter:
+    """One checkpoint at a time. Not thread-safe: the store's mutex guards it.
+
+    Args:
+        path: the store's.
+        catalog: of its tables.
+    """
+
+    def __init__(self, path: Path, catalog: Catalog) -> None:
+        self._path = path
+        self._catalog = catalog
+        self._thread: ThreadPoolExecutor | None = None
+        self._last: Future[Path] | None = None
+
+    def write(self, engine: _core.Store, target: Path, files: Files | None, link: bool) -> None:
+        """Makes the checkpoint `target`, with more files. REQUIRES: none is being written."""
+        made: list[Manifest] = []
+
+        def fill(staged: Path) -> None:
+            states, _ = engine.checkpoint(str(staged / ROWS), link)
+            made.append(self._catalog.snapshot(self._next_sequence(), states))
+            _write_beside_rows(staged, made[0], self._beside_rows(made[0], files))
+
+        build_checkpoint(target, fill)
+        self._catalog.manifest = made[0]
+        self._catalog.line.add(State.of(made[0]))
+
+    def begin(
+        self,
+        engine: _core.Store,
+        target: Path,
+        files: Files | None,
+        link: bool,
+        failed: Callable[[], None] = lambda: None,
+    ) -> "Future[Path]":
+        """As `write`, of everything as it is now, in a thread of its own, which calls `failed` if it fails.
+
+        An error, or an interrupt, gives it up unless that thread has begun with it.
+        """
+        done: Future[Path] = Future()
+        done.set_running_or_notify_cancel()  # rows wait for it: it cannot be cancelled
+        taken = threading.Lock()  # by the thread that writes it, or by what gives it up before
+        try:
+            states = engine.begin_checkpoint()
+            manifest = self._catalog.snapshot(self._next_sequence(), states)
+            contents = self._beside_rows(manifest, files)
+            self._catalog.line.add(State.of(manifest))
+
+            def fill(staged: Path) -> None:
+                engine.write_checkpoint(str(staged / ROWS), link)
+                _write_beside_rows(staged, manifest, contents)
+
+            def write() -> None:
+                if not taken.acquire(blocking=False):
+                    return
+                try:
+                    build_checkpoint(target, fill)
+                    self._catalog.manifest = manifest
+                except BaseException as error:
+                    _log.exception("the checkpoint %s failed", target)
+                    engine.abandon_checkpoint()  # if it has not come to the rows
+                    failed()
+                    done.set_exception(error)
+                else:
+                    done.set_result(target)
+
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, "damo-checkpoint")
+            self._last = done
+            self._thread.submit(write)
+            return done
+        except BaseException:
+            if taken.acquire(blocking=False):
+                self._last = None
+                engine.abandon_checkpoint()
+            raise
+
+    def _beside_rows(self, manifest: Manifest, files: Files | None) -> Mapping[str, bytes]:
+        return {LINE_FILE: self._catalog.line.dump(), **(files(manifest) if files else {})}
+
+    def _next_sequence(self) -> int:
+        existing = checkpoints_in(self._path)
+        newest = Manifest.read(existing[-1]).sequence if existing else -1
+        return max(newest, self._catalog.manifest.sequence) + 1
+
+    def wait(self) -> None:
+        """Waits until no checkpoint is being written. Whether one failed is for those who asked for it."""
+        if self._last is not None:
+            self._last.exception()
+            self._last = None
+
+    def close(self) -> None:
+        """Waits, and ends the thread."""
+        self.wait()
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
+
+
+def _write_beside_rows(staged: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> None:
+    for name, content in contents.items():
+        write_file(staged / name, content)
+    manifest.write(staged)

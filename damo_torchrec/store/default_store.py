@@ -1,0 +1,21 @@
+"""The store that modules use when they are given none."""
+
+from damo_torchrec.store.embedding_store import EmbeddingStore
+
+_default: EmbeddingStore | None = None
+
+
+def default_store() -> EmbeddingStore:
+    """The store that modules use when they are given none: a temporary one until `set_default_store`."""
+    global _default
+    if _default is None or _default.closed:
+        _default = EmbeddingStore()
+    return _default
+
+
+def set_default_store(store: EmbeddingStore) -> None:
+    """Makes `store` the one that modules use when they are given none."""
+    global _default
+    if not isinstance(store, EmbeddingStore):
+        raise TypeError(f"store must be an EmbeddingStore, got {type(store).__name__}")
+    _default = store

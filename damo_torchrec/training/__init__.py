@@ -1,0 +1,1 @@
+"""What training loops use: whole models in checkpoints, managers of them, prefetching, swapping modules."""

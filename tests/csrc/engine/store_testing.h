@@ -1,0 +1,291 @@
+// What the tests of kernels, optimizers and the store share: rows in memory, update rules in float64, batches, and a
+// row store that fails, blocks or counts on request.
+#pragma once
+
+#include <atomic>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/status.h"
+#include "engine/store.h"
+#include "kernels/kernels.h"
+#include "row/row.h"
+#include "storage/memory_store.h"
+#include "storage/row_store.h"
+#include "storage/row_store_testing.h"
+
+namespace damo::testing {
+
+// The instruction sets that this machine has, "plain" among them.
+inline std::vector<std::string> InstructionSets() {
+  std::vector<std::string> names;
+  for (const char* name : {"plain", "avx2", "avx512", "neon", "sve"}) {
+    if (!ErrorOf([&] { SelectKernels(name); })) names.push_back(name);
+  }
+  return names;
+}
+
+// Of either sign and of magnitudes over six orders.
+inline float RandomFloat(std::mt19937_64* random) {
+  const float magnitude = std::exp2(std::uniform_real_distribution<float>(-10, 10)(*random));
+  return (*random)() % 2 ? magnitude : -magnitude;
+}
+
+inline std::vector<float> RandomFloats(std::mt19937_64* random, size_t n) {
+  std::vector<float> values(n);
+  for (float& value : values) value = RandomFloat(random);
+  return values;
+}
+
+// Rows of one layout, as a cache would hold them, with every byte zero.
+class RowBlock {
+ public:
+  RowBlock(const RowLayout& layout, size_t rows)
+      : layout_(layout), stride_((layout.row_size() + 7) / 8), units_(kFirst + stride_ * rows) {}
+
+  Arena arena() { return {reinterpret_cast<char*>(units_.data()), 3}; }
+  Slot slot(size_t i) const { return static_cast<Slot>(kFirst + stride_ * i); }
+  char* row(size_t i) { return RowAt(arena(), slot(i)); }
+  float* weights(size_t i) { return RowWeights(row(i)); }
+  float* state(size_t i) { return RowState(row(i), layout_); }
+  uint32_t* counters(size_t i) { return RowCounters(row(i), layout_); }
+
+  friend bool operator==(const RowBlock& a, const RowBlock& b) { return a.units_ == b.units_; }
+
+ private:
+  static constexpr size_t kFirst = 2;
+
+  RowLayout layout_;
+  size_t stride_;  // in units of 8 bytes
+  std::vector<uint64_t> units_;
+};
+
+// A row in float64.
+struct ReferenceRow {
+  std::vector<double> weights;
+  std::vector<double> state;
+  uint32_t last_step = 0;
+  uint32_t count = 0;
+};
+
+// One update by the formulas of torch.optim's documentation, and FBGEMM's for row-wise Adagrad.
+inline void ReferenceUpdate(const OptimizerConfig& c, uint32_t iter, std::vector<double> grad, ReferenceRow* row) {
+  const size_t dim = grad.size();
+  const double lr = c.lr / (1 + (static_cast<double>(iter) - 1) * c.lr_decay);
+  std::vector<double>& w = row->weights;
+  std::vector<double>& s = row->state;
+  for (size_t j = 0; j < dim; ++j) {
+    if (c.weight_decay_mode == WeightDecayMode::kL2) grad[j] += c.weight_decay * w[j];
+    if (c.weight_decay_mode == WeightDecayMode::kDecoupled) w[j] -= lr * c.weight_decay * w[j];
+  }
+  double mean_square = 0;
+  for (const double g : grad) mean_square += g * g / static_cast<double>(dim);
+  if (c.kind == OptimizerKind::kRowWiseAdagrad) s[0] += mean_square;
+  for (size_t j = 0; j < dim; ++j) {
+    switch (c.kind) {
+      case OptimizerKind::kSgd:
+        w[j] -= lr * grad[j];
+        break;
+      case OptimizerKind::kAdagrad:
+        s[j] += grad[j] * grad[j];
+        w[j] -= lr * grad[j] / (std::sqrt(s[j]) + c.eps);
+        break;
+      case OptimizerKind::kRowWiseAdagrad:
+        w[j] -= lr * grad[j] / (std::sqrt(s[0]) + c.eps);
+        break;
+      case OptimizerKind::kAdam: {
+        double& m = s[j];
+        double& v = s[dim + j];
+        m = c.beta1 * m + (1 - c.beta1) * grad[j];
+        v = c.beta2 * v + (1 - c.beta2) * grad[j] * grad[j];
+        const double bias1 = 1 - std::pow(c.beta1, iter), bias2 = 1 - std::pow(c.beta2, iter);
+        w[j] -= c.uncorrected_eps ? lr * std::sqrt(bias2) / bias1 * m / (std::sqrt(v) + c.eps)
+                                  : lr * (m / bias1) / (std::sqrt(v / bias2) + c.eps);
+        break;
+      }
+      default:
+        throw std::logic_error("this rule is tested from Python");
+    }
+  }
+  row->last_step = iter;
+  ++row->count;
+}
+
+// A batch that owns its arrays.
+struct Batch {
+  std::vector<int64_t> ids;
+  std::vector<int64_t> lengths;
+  std::vector<float> weights;
+  bool weighted = false;
+  size_t keys = 1;
+  size_t batch = 0;
+
+  JaggedBatch view() const {
+    return {ids.data(), lengths.data(), weighted ? weights.data() : nullptr, ids.size(), keys, batch};
+  }
+  std::unique_ptr<Lookup> lookup(const std::vector<Feature>& features) const {
+    return Store::MakeLookup(features, view());
+  }
+};
+
+// One id in each bag.
+inline Batch BatchOf(const std::vector<int64_t>& ids) {
+  return {ids, std::vector<int64_t>(ids.size(), 1), {}, false, 1, ids.size()};
+}
+
+// One key into one table.
+inline std::vector<Feature> OneFeature(uint16_t table, UnseenRows unseen = UnseenRows::kInitial) {
+  return {{table, Pooling::kSum, unseen, 0, 0}};
+}
+
+inline std::vector<float> Forward(Store* store, Lookup* lookup, size_t columns) {
+  std::vector<float> out(lookup->batch.batch * columns, -77);
+  store->Forward(lookup, out.data(), columns);
+  return out;
+}
+
+// A training step of one table with one id in each bag, the gradient of every element being `grad`.
+inline void Step(Store* store, uint16_t table, const std::vector<int64_t>& ids, float grad) {
+  const Batch batch = BatchOf(ids);
+  const std::unique_ptr<Lookup> lookup = batch.lookup(OneFeature(table));
+  const size_t dim = static_cast<size_t>(store->layout(table).dim);
+  Forward(store, lookup.get(), dim);
+  const std::vector<float> grads(ids.size() * dim, grad);
+  const GradientPart part{lookup.get(), grads.data(), dim};
+  store->Backward({&part, 1}, 1, NonFinite::kRaise);
+}
+
+inline std::vector<float> GetRows(Store* store, uint16_t table, const std::vector<int64_t>& ids,
+                                  UnseenRows unseen = UnseenRows::kInitial) {
+  std::vector<float> weights(ids.size() * static_cast<size_t>(store->layout(table).dim));
+  store->Get(table, ids, unseen, weights.data());
+  return weights;
+}
+
+inline std::vector<int64_t> Range(int64_t begin, int64_t end) {
+  std::vector<int64_t> ids;
+  for (int64_t id = begin; id < end; ++id) ids.push_back(id);
+  return ids;
+}
+
+// All payloads of a table. Writes what is dirty.
+inline Table Contents(Store* store, uint16_t table) {
+  return ReadAll(store->Scan(table).get(), store->layout(table).payload_size());
+}
+
+// Calls what it was given before each read and each write, in the thread that reads or writes.
+class HookedStore : public RowStore {
+ public:
+  using Hook = std::function<void()>;
+
+  explicit HookedStore(
+      Hook before_read, Hook before_write = [] {})
+      : before_read_(std::move(before_read)), before_write_(std::move(before_write)) {}
+
+  void MultiGet(uint32_t table, std::span<const int64_t> ids, size_t payload_size, char* const* dst,
+                uint8_t* found) override {
+    before_read_();
+    rows_->MultiGet(table, ids, payload_size, dst, found);
+  }
+  void Write(std::span<const RowWrite> rows) override {
+    before_write_();
+    rows_->Write(rows);
+  }
+  std::unique_ptr<RowStoreSnapshot> TakeSnapshot(std::span<const uint32_t> tables) override {
+    return rows_->TakeSnapshot(tables);
+  }
+  bool Checkpoint(const std::string& path, bool link) override { return rows_->Checkpoint(path, link); }
+  void AddToJournal(std::span<const RowWrite> rows) override {
+    before_write_();
+    rows_->AddToJournal(rows);
+  }
+  void ClearJournal() override { rows_->ClearJournal(); }
+  JournalSize journal_size() const override { return rows_->journal_size(); }
+  RowStoreStats Stats() const override { return rows_->Stats(); }
+  void Close() override { rows_->Close(); }
+
+ private:
+  const std::unique_ptr<RowStore> rows_ = OpenMemoryStore();
+  const Hook before_read_;
+  const Hook before_write_;
+};
+
+// A hook that throws kIo at the n-th call after Arm(n), and then no more.
+class FailOnce {
+ public:
+  void Arm(int n) { calls_left_ = n; }
+  // Whether a call has failed since.
+  bool Fired() const { return calls_left_ <= 0; }
+  void operator()() {
+    if (calls_left_.load() > 0 && calls_left_.fetch_sub(1) == 1) throw Error(ErrorCode::kIo, "the disk is on fire");
+  }
+
+ private:
+  std::atomic<int> calls_left_{0};
+};
+
+// A hook that blocks until the gate is opened, and then no more.
+class Gate {
+ public:
+  void operator()() {
+    std::unique_lock lock(mutex_);
+    arrived_ = true;
+    changed_.notify_all();
+    changed_.wait(lock, [&] { return open_; });
+  }
+  // Waits until somebody stands before the gate.
+  void AwaitArrival() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return arrived_; });
+  }
+  void Open() {
+    const std::lock_guard lock(mutex_);
+    open_ = true;
+    changed_.notify_all();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool arrived_ = false, open_ = false;
+};
+
+// The shares of the least budget, with `cache_bytes` for the cache.
+inline BudgetShares SharesWithCache(size_t cache_bytes) {
+  BudgetShares shares = DivideBudget(size_t{64} << 20);
+  shares.cache = cache_bytes;
+  return shares;
+}
+
+constexpr size_t kRoomyCache = size_t{8} << 20;
+// Eleven segments for rows: with rows of 64 floats, some 10,000.
+constexpr size_t kTightCache = size_t{3} << 20;
+
+inline std::unique_ptr<Store> OpenStore(const StoreOptions& options = {}, size_t cache_bytes = kRoomyCache,
+                                        std::unique_ptr<RowStore> rows = OpenMemoryStore()) {
+  return std::make_unique<Store>(std::move(rows), SharesWithCache(cache_bytes), options);
+}
+
+// A table with SGD of learning rate 1 whose rows begin at `initial`: gradients of whole numbers leave whole numbers.
+inline TableSchema PlainTable(const std::string& name, uint32_t number, int dim, float initial = 0) {
+  TableSchema schema;
+  schema.name = name;
+  schema.number = number;
+  schema.dim = dim;
+  schema.initializer.a = initial;
+  schema.optimizer.lr = 1;
+  return schema;
+}
+
+}  // namespace damo::testing
