@@ -1,5 +1,6 @@
 """Small collections and updates, and one larger training run, for tests that compare rows."""
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 
@@ -136,3 +137,11 @@ class SmallModel(torch.nn.Module):
         adam = self.optimizer.state_dict()["state"]
         dense = [*self.dense.state_dict().values(), *(v for s in adam.values() for v in s.values())]
         return [rows_of(self.ebc.store), [value.tolist() for value in dense]]
+
+
+@functools.cache
+def rows_after(steps: int) -> Rows:
+    """Of a run that nothing disturbed."""
+    with damo.EmbeddingStore(options=damo.StoreOptions(backend="memory")) as store:
+        MixedRun(store).train(0, steps)
+        return rows_of(store)

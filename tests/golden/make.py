@@ -2,7 +2,7 @@
 """Makes the golden store of the format version that this release writes. Run it once, when that version is new.
 
 A golden store is a checkpoint, ``format_N/``, and what it holds as text, ``format_N.json``. Every later release reads
-all of them to the same rows (test_golden.py), so none is ever made again.
+all of them to the same rows (checkpoints/test_golden.py), so none is ever made again.
 """
 
 import json

@@ -8,8 +8,8 @@ from torchrec import KeyedJaggedTensor
 
 import damo_torchrec as damo
 from support import kjt, small_store
-from test_bad_input import BATCHES, WEIGHTS, batch, trained
 from training import collection, look_up, rows_of, update
+from wrong_batches import BATCHES, WEIGHTS, batch, trained
 
 
 @pytest.fixture

@@ -1,12 +1,10 @@
 """Promise 5: after `kill -9` at any instant, the store is exactly its last completed checkpoint."""
 
-import functools
 import itertools
 import logging
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -14,20 +12,12 @@ import pytest
 
 import damo_torchrec as damo
 from damo_torchrec.checkpoints import store_directory as directory
-from damo_torchrec.checkpoints.manifest import Manifest
+from kills import PLACES, then_die
 from processes import kill_this_process, run_until_killed, started
 from support import A_HANDFUL_OF_ROWS
-from training import MixedRun, Rows, assert_same_rows, collection, rows_of, update
+from training import MixedRun, assert_same_rows, collection, rows_after, rows_of, update
 
 OPTIONS = damo.StoreOptions(cache_bytes=A_HANDFUL_OF_ROWS, num_threads=2)
-
-
-@functools.cache
-def rows_after(steps: int) -> Rows:
-    """Of a run that nothing disturbed."""
-    with damo.EmbeddingStore(options=damo.StoreOptions(backend="memory")) as store:
-        MixedRun(store).train(0, steps)
-        return rows_of(store)
 
 
 def assert_is_exactly(path: Path, steps: int) -> None:
@@ -38,24 +28,6 @@ def assert_is_exactly(path: Path, steps: int) -> None:
 
 
 # ------------------------------------------------------------------ killed at a given place
-
-
-def then_die(function: Callable[..., object]) -> Callable[..., object]:
-    def wrapped(*args: object, **keywords: object) -> None:
-        function(*args, **keywords)
-        kill_this_process()
-
-    return wrapped
-
-
-# What dies where it is called next, and whether the checkpoint under way is complete by then.
-PLACES: dict[str, tuple[Callable[[], None], bool]] = {
-    "before its directory is made": (lambda: setattr(Path, "mkdir", kill_this_process), False),
-    "when the rows are written": (lambda: setattr(Manifest, "write", kill_this_process), False),
-    "when the manifest is written": (lambda: setattr(Manifest, "write", then_die(Manifest.write)), False),
-    "before it gets its name": (lambda: setattr(os, "rename", kill_this_process), False),
-    "when it has its name": (lambda: setattr(os, "rename", then_die(os.rename)), True),
-}
 
 
 def die_in_a_checkpoint(path: Path, place: str) -> None:

@@ -11,7 +11,7 @@ import torch
 import damo_torchrec as damo
 
 LR, N, RATE, END, ALPHA, BETA, PERIODS = 0.4, 10, 0.3, 0.05, 0.1, 0.001, 0.5
-DOC = Path(__file__).parent.parent / "docs" / "torchrec.md"
+DOC = Path(__file__).parents[2] / "docs" / "torchrec.md"
 
 FORMULAS = {
     "exponential": lambda s: LR * RATE ** (s / N),

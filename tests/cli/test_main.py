@@ -162,5 +162,5 @@ def test_the_program_verifies_a_store_that_another_process_trains_into(tmp_path)
 
 
 def test_the_entry_point_is_the_tool():
-    project = Path(__file__).parents[1] / "pyproject.toml"
+    project = Path(__file__).parents[2] / "pyproject.toml"
     assert '[project.scripts]\ndamo-torchrec = "damo_torchrec.cli.main:main"\n' in project.read_text()

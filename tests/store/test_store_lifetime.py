@@ -108,7 +108,9 @@ def calls_that_answer(store: damo.EmbeddingStore, ebc: damo.EmbeddingBagCollecti
 def ended(tmp_path_factory) -> tuple[Path, dict[str, object]]:
     directory = tmp_path_factory.mktemp("program")
     script = f"import test_store_lifetime, pathlib; test_store_lifetime.program(pathlib.Path({str(directory)!r}))"
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join(
+        [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    )
     result = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": paths, "TMPDIR": str(directory)},

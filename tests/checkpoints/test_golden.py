@@ -11,7 +11,7 @@ import torch
 import damo_torchrec as damo
 from damo_torchrec.checkpoints.manifest import FORMAT_VERSION
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 FORMATS = sorted(GOLDEN.glob("format_*/"))
 make = runpy.run_path(str(GOLDEN / "make.py"))
 

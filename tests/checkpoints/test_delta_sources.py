@@ -12,11 +12,11 @@ import torch
 import damo_torchrec as damo
 from damo_torchrec import Delta
 from damo_torchrec.rescue.repair import repair
+from delta_model import Model, applied
 from support import config, small_store
-from test_delta import Model, applied
 from training import collection, update
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 make = runpy.run_path(str(GOLDEN / "make.py"))
 
 

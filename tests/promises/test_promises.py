@@ -1,6 +1,6 @@
 """The promises of the design, one test or more for each, by its number.
 
-Promise 2 is in test_bit_equality.py, the others that are not here in test_promise_*.py.
+Promise 2 is in promises/test_promise_2_bit_equality.py, the others that are not here in test_promise_*.py.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Update rules against torch's and TorchRec's own optimizers, in float64.
 
 Only the rows of a batch are updated, and Adam's bias correction goes by the table's iteration: optimizer_oracles.py has
-torch's dense optimizers do the same. Rules that neither has are in test_optimizer_formulas.py.
+torch's dense optimizers do the same. Rules that neither has are in optim/test_formulas.py.
 """
 
 import pytest

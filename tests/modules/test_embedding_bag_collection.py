@@ -274,7 +274,7 @@ def test_no_parameter_or_buffer_is_registered(memory_store):
     ebc = damo.EmbeddingBagCollection([config("t")], store=memory_store)
     assert list(ebc.parameters()) == []
     assert list(ebc.buffers()) == []
-    assert list(ebc.state_dict()) == ["_extra_state"]  # test_state_dict.py says what it is
+    assert list(ebc.state_dict()) == ["_extra_state"]  # modules/test_state.py says what it is
 
 
 GRADIENTS = {

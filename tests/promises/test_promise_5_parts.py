@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import damo_torchrec as damo
+from kills import PLACES
 from processes import kill_this_process, run_until_killed
 from support import A_HANDFUL_OF_ROWS
-from test_promise_5_crash import PLACES
 from training import SmallModel
 
 

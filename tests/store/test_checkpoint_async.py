@@ -11,8 +11,7 @@ import torch
 import damo_torchrec as damo
 from processes import run
 from support import A_HANDFUL_OF_ROWS
-from test_promise_5_crash import rows_after
-from training import MixedRun, SmallModel, assert_same_rows, collection, rows_of, update
+from training import MixedRun, SmallModel, assert_same_rows, collection, rows_after, rows_of, update
 
 
 @pytest.fixture(params=[0, A_HANDFUL_OF_ROWS], ids=["all rows cached", "few rows cached"])

@@ -30,7 +30,7 @@ from serve_json import Limits
 from serving_cases import SGD
 from support import kjt, small_store
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 KEYS = ("user", "clicks")
 
 
