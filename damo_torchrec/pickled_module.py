@@ -29,7 +29,7 @@ class _Pickler(pickle.Pickler):
         if isinstance(value, nn.Parameter):
             return _parameter, (value.shape, value.dtype, value.requires_grad)
         if isinstance(value, Collection):
-            arguments, keywords = value._made_with
+            arguments, keywords = value.made_with
             return _collection, (
                 type(value),
                 arguments,

@@ -72,9 +72,9 @@ def scan(store: damo.EmbeddingStore, table: str) -> Iterator[tuple[torch.Tensor,
 
     A payload is the bytes of weights, optimizer state, last step and count.
     """
-    index = store.table(table)._index
-    size = store._engine.payload_size(index)
-    scan = _core.Scan(store._engine, index)
+    index = store.table(table).opened.index
+    size = store.session.engine.payload_size(index)
+    scan = _core.Scan(store.session.engine, index)
     while True:
         ids = torch.empty(1000, dtype=torch.int64)
         data = torch.empty(1000, size, dtype=torch.uint8)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from damo_torchrec import _core
 from damo_torchrec.errors import StoreClosedError
-from damo_torchrec.modules.operators import eager
-from damo_torchrec.store.embedding_store import EmbeddingStore
+from damo_torchrec.modules.accumulation import Accumulation, Part
+from damo_torchrec.modules.tracing import eager
+from damo_torchrec.store.session import Session
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,17 @@ class Call:
     """What one forward of a collection needs beyond its tensors.
 
     Args:
-        store: where the rows are.
-        collection: identifies the collection, for `EmbeddingStore.accumulate`.
-        features: which outputs to pool, for the store's engine.
+        session: of the store where the rows are.
+        accumulation: gradients of the collection that wait for this one.
+        features: which outputs to pool, for the session's engine.
         shape: of the output: (batch, columns), or (floats,) where keys differ in their number of bags.
         update: whether a gradient updates rows.
         set_optimizers: brings the collection's learning rates to the engine; called before each update.
         pinned: whether the output goes to another device.
     """
 
-    store: EmbeddingStore
-    collection: int
+    session: Session
+    accumulation: Accumulation
     features: Sequence[_core.Feature]
     shape: tuple[int, ...]
     update: bool
@@ -101,11 +102,11 @@ _SMALL_OUTPUT = 1 << 18
 
 
 def _output(call: Call) -> torch.Tensor:
-    """Memory for the output, from the store's pool where it is large."""
+    """Memory for the output, from the engine's pool where it is large."""
     n = math.prod(call.shape)
     if call.pinned or n < _SMALL_OUTPUT:
         return torch.empty(call.shape, dtype=torch.float32, device="cpu", pin_memory=call.pinned)
-    buffer = _core.OutputBuffer(call.store._engine, n)
+    buffer = _core.OutputBuffer(call.session.engine, n)
     storage = torch.frombuffer(buffer, dtype=torch.float32).untyped_storage()
     # Not a view: those that are made without a graph cannot be changed in place.
     return torch.empty(0, dtype=torch.float32, device="cpu").set_(storage, 0, call.shape, (*call.shape[1:], 1))
@@ -122,10 +123,10 @@ class _Lookup(torch.autograd.Function):
         batch: Batch,
         call: Call,
     ) -> torch.Tensor:
-        generation = call.store._generation
+        generation = call.session.generation
         lookup = make_lookup(batch, call.features)
         output = _output(call)
-        call.store._engine.forward(lookup, output.data_ptr(), call.shape[-1])
+        call.session.engine.forward(lookup, output.data_ptr(), call.shape[-1])
         # The engine's lookup points into these: they are kept, whatever hooks do with saved tensors. Saving them has
         # autograd notice if they are changed in place.
         ctx.kept = (ids, lengths, weights.detach() if weights is not None else None)
@@ -159,60 +160,31 @@ def readable(grad: torch.Tensor) -> torch.Tensor:
 def weight_gradient(call: Call, lookup: _core.Lookup, grad: torch.Tensor) -> torch.Tensor:
     """The gradient of a batch's weights, float32 ``(n,)``."""
     result = torch.empty(lookup.num_ids, dtype=torch.float32, device="cpu")
-    call.store._engine.weight_gradient(lookup, grad.data_ptr(), grad.stride(0), result.data_ptr())
+    call.session.engine.weight_gradient(lookup, grad.data_ptr(), grad.stride(0), result.data_ptr())
     return result
 
 
 def check_same_rows(call: Call, generation: int) -> None:
     """Raises StoreClosedError if the store's rows are others than at that generation."""
-    _ = call.store._engine
-    if generation != call.store._generation:
-        raise StoreClosedError(f"the store {call.store.path} was restored between this forward and its backward")
-
-
-@dataclass(frozen=True)
-class Part:
-    """One backward call's gradient, and all that its lookup points into."""
-
-    lookup: _core.Lookup
-    generation: int
-    tensors: tuple[torch.Tensor | None, ...]
-    grad: torch.Tensor
-    versions: tuple[int, ...] = ()
-
-    def waiting(self) -> Part:
-        """As it is kept for a later call: autograd may go on to use the gradient's memory."""
-        return replace(self, grad=self.grad.clone(), versions=self._versions())
-
-    def check_unchanged(self) -> None:
-        """Raises RuntimeError, as autograd does, if the batch was changed in place while its gradient waited."""
-        if self.versions and self.versions != self._versions():
-            raise RuntimeError("ids, lengths or weights were changed in place while accumulate(n) waits to use them")
-
-    def _versions(self) -> tuple[int, ...]:
-        return tuple(tensor._version for tensor in self.tensors if tensor is not None)
+    _ = call.session.engine
+    if generation != call.session.generation:
+        raise StoreClosedError(f"the store {call.session.path} was restored between this forward and its backward")
 
 
 def update(call: Call, part: Part) -> None:
     """Updates rows with this gradient, or keeps it until `EmbeddingStore.accumulate`'s number of calls is there."""
-    store = call.store
-    with store._mutex:
+    session = call.session
+    with session.mutex:
         check_same_rows(call, part.generation)
-        waiting = store._pending.get(call.collection, [])
-        parts = [*waiting, part]
-        if len(parts) < store._accumulate:
-            store._pending[call.collection] = [*waiting, part.waiting()]
+        parts = call.accumulation.take(part, session.waiting.calls_per_update)
+        if not parts:
             return
-        # Gone with a gradient that raises, too: half of an accumulation cannot be made whole.
-        store._pending.pop(call.collection, None)
-        for earlier in waiting:
-            earlier.check_unchanged()
         call.set_optimizers()
-        store._note_change()
-        applied = store._engine.backward(
+        session.note_change()
+        applied = session.engine.backward(
             [(p.lookup, p.grad.data_ptr(), p.grad.stride(0)) for p in parts],
-            grad_scale=store.grad_scale,
-            skip_nonfinite=store._options.on_nonfinite == "skip",
+            grad_scale=session.grad_scale,
+            skip_nonfinite=session.options.on_nonfinite == "skip",
         )
         if not applied:
-            store._skipped_backwards += 1
+            session.skipped_backwards += 1

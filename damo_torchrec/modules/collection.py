@@ -3,7 +3,6 @@
 import abc
 import copy
 import itertools
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,14 +12,17 @@ from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 
 from damo_torchrec import _core
-from damo_torchrec.modules import operators, state
+from damo_torchrec.modules import state
+from damo_torchrec.modules.accumulation import Accumulation
 from damo_torchrec.modules.autograd import Batch, Call, lookup, make_lookup
 from damo_torchrec.modules.definitions import POOLING, check_options, definition_of, pooling_of, spec_of
 from damo_torchrec.modules.fused_optimizer import FusedTableOptimizer
+from damo_torchrec.modules.tracing import eager
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store.default_store import default_store
 from damo_torchrec.store.embedding_store import EmbeddingStore
-from damo_torchrec.store.table import Table
+from damo_torchrec.store.session import Session
+from damo_torchrec.store.table import Table, open_tables
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,12 +32,12 @@ class Collection(abc.ABC, nn.Module):
     """Tables of one store with a fused optimizer. Rows are no parameters: a state dict holds none."""
 
     # The constructor's arguments, to make the collection again over another store.
-    _made_with: tuple[tuple[Any, ...], dict[str, Any]]
+    made_with: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Self":
         """Notes the constructor's arguments."""
         collection = super().__new__(cls)
-        collection.__dict__["_made_with"] = (args, kwargs)  # nn.Module's own __setattr__ needs its __init__ first
+        collection.__dict__["made_with"] = (args, kwargs)  # nn.Module's own __setattr__ needs its __init__ first
         return collection
 
     def _define(
@@ -57,7 +59,6 @@ class Collection(abc.ABC, nn.Module):
         self._optimizer_kwargs = dict(kwargs or {})
         specs = {c.name: spec_of(options[c.name], *optimizer) for c in self._configs}
         self._definitions = [definition_of(c, options[c.name], specs[c.name]) for c in self._configs]
-        self._number = operators.register(self)
         self._prefix = prefix
         self._optimizer = FusedTableOptimizer(specs, prefix, self._set_state)
         self._unseen_in_eval = [options[config.name].unseen_in_eval for config in self._configs]
@@ -66,22 +67,29 @@ class Collection(abc.ABC, nn.Module):
         self._features: dict[tuple[Any, ...], list[_core.Feature]] = {}
         self._tables: list[Table] = []
         self._store: EmbeddingStore | None = None
+        self._accumulation = Accumulation()
 
-    def _attach(self, store: EmbeddingStore | None) -> None:
-        """Opens the tables, or makes them: in `default_store()` if `store` is None."""
+    def attach(self, store: EmbeddingStore | None) -> None:
+        """Opens the tables, or makes them: in `default_store()` if `store` is None. For the modules of this package."""
         if store is not None and not isinstance(store, EmbeddingStore):
             raise TypeError(f"store must be an EmbeddingStore, got {type(store).__name__}")
         if self._device.type == "meta":
             return
         store = store if store is not None else default_store()
-        self._tables = store._open_tables(self._definitions)
+        session = store.session
+        self._tables = open_tables(session, self._definitions)
         self._store = store
-        # What it has not applied goes with it.
-        weakref.finalize(self, store._pending.pop, self._number, None)
+        self._accumulation = Accumulation()
+        with session.mutex:
+            session.waiting.watch(self._accumulation)
+
+    def detach(self) -> None:
+        """Undoes `attach`. For the modules of this package."""
+        self._store, self._tables = None, []
 
     # ------------------------------------------------------------------ batches
 
-    @operators.eager
+    @eager
     def prefetch(self, features: Any) -> None:
         """Begins to read the rows of a later batch, and returns.
 
@@ -95,11 +103,11 @@ class Collection(abc.ABC, nn.Module):
             KeyError, TypeError, ValueError: as `forward`.
         """
         batch = self._batch(features)
-        self.store._engine.prefetch(make_lookup(batch, self._engine_features(batch.keys, self.training)))
+        self._session.engine.prefetch(make_lookup(batch, self._engine_features(batch.keys, self.training)))
 
     def _as_ids(self, what: str, ids: torch.Tensor) -> torch.Tensor:
         """`as_int64`, but refuses more ids than could be looked up at once before it copies them."""
-        budget = self.store._memory_budget
+        budget = self._session.memory_budget
         if ids.numel() > budget // 8:
             raise ValueError(f"{ids.numel()} ids at once are more than memory_budget ({budget} bytes) allows")
         return as_int64(what, ids)
@@ -110,8 +118,8 @@ class Collection(abc.ABC, nn.Module):
 
     def _call(self, batch: Batch, training: bool) -> Call:
         return Call(
-            store=self.store,
-            collection=self._number,
+            session=self._session,
+            accumulation=self._accumulation,
             features=self._engine_features(batch.keys, training),
             shape=self._output_shape(batch),
             update=training,
@@ -125,10 +133,12 @@ class Collection(abc.ABC, nn.Module):
 
     def _output_shape(self, batch: Batch) -> tuple[int, ...]:
         if batch.bags is None:
-            return batch.size, self._columns()
+            return batch.size, self.columns
         return (sum(n * dim for n, dim in zip(self._bags_of_outputs(batch), self._dims, strict=True)),)
 
-    def _columns(self) -> int:
+    @property
+    def columns(self) -> int:
+        """Of the output, where all keys have as many bags."""
         return sum(self._dims)
 
     def _bags_of_outputs(self, batch: Batch) -> list[int]:
@@ -149,7 +159,7 @@ class Collection(abc.ABC, nn.Module):
 
     def _engine_features(self, keys: tuple[str, ...], training: bool) -> list[_core.Feature]:
         """Which key goes from which table to which columns, for the engine that is open now."""
-        cache_key = (keys, training, self.store._generation)
+        cache_key = (keys, training, self._session.generation)
         features = self._features.get(cache_key)
         if features is None:
             if len(self._features) > 16:  # keys that change from batch to batch
@@ -168,7 +178,7 @@ class Collection(abc.ABC, nn.Module):
                 mode = "initial" if training else unseen
                 features.append(
                     _core.Feature(
-                        table=table._index,
+                        table=table.opened.index,
                         pooling=POOLING[pooling_of(config)],
                         unseen=_core.UnseenRows[mode.upper()],
                         key=position[name],
@@ -180,8 +190,9 @@ class Collection(abc.ABC, nn.Module):
 
     def _set_optimizers(self) -> None:
         specs = self._optimizer.specs()
+        session = self._session
         for table in self._tables:
-            table._set_optimizer(specs[table.name])
+            session.catalog.set_optimizer(table.opened, specs[table.name], session.engine)
 
     # ------------------------------------------------------------------ what it is made of
 
@@ -196,6 +207,15 @@ class Collection(abc.ABC, nn.Module):
         if self._store is None:
             raise ValueError(f"{type(self).__name__}(device='meta') has shapes only: it is over no store")
         return self._store
+
+    @property
+    def attached_to(self) -> EmbeddingStore | None:
+        """The store, or None where there is none, or none yet."""
+        return self._store
+
+    @property
+    def _session(self) -> Session:
+        return self.store.session
 
     @property
     def device(self) -> torch.device:

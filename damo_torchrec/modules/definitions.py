@@ -12,7 +12,7 @@ from damo_torchrec.init import from_config
 from damo_torchrec.optim.rules import optimizer_spec
 from damo_torchrec.optim.spec import OptimizerSpec
 from damo_torchrec.options import TableOptions
-from damo_torchrec.store.table import TableDefinition
+from damo_torchrec.store.table_definition import TableDefinition
 
 POOLING = {PoolingType.SUM: _core.Pooling.SUM, PoolingType.MEAN: _core.Pooling.MEAN}
 _ROW_DTYPES = {DataType.FP32: "float32", DataType.FP16: "float16", DataType.BF16: "bfloat16"}

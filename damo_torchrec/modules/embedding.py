@@ -94,13 +94,13 @@ class Embedding(Collection):
         options = TableOptions(initializer=damo_dicts.initializer(initializer, dim))
         self._define([config], "embeddings", optimizer, device, {config.name: options})
         if store is not None:
-            self._attach(store)
+            self.attach(store)
 
     @property
     def store(self) -> EmbeddingStore:
         """Where the rows are: from the first use on `default_store()`, if it was not said before."""
         if self._store is None:
-            self._attach(None)
+            self.attach(None)
         return super().store
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -153,17 +153,17 @@ def damo_embedding_init(model: nn.Module, workdir: str | os.PathLike[str], ttl: 
     """
     found = [module for module in model.modules() if isinstance(module, Embedding)]
     for module in found:
-        if module._store is not None:
-            raise ValueError(f"the Embedding of group {module.group} has its rows in {module._store.path} already")
+        if module.attached_to is not None:
+            raise ValueError(f"the Embedding of group {module.group} has its rows in {module.attached_to.path} already")
     if ttl != 0:
         warnings.warn(f"ttl={ttl} has no effect: rows do not expire here", stacklevel=2)
     store = EmbeddingStore(workdir)
     try:
         for module in found:
-            module._attach(store)
+            module.attach(store)
     except BaseException:
         for module in found:
-            module._store, module._tables = None, []
+            module.detach()
         store.close()
         raise
     set_default_store(store)

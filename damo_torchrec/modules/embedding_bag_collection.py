@@ -10,8 +10,9 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface, 
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
-from damo_torchrec.modules import operators
-from damo_torchrec.modules.autograd import Batch, Part, make_lookup, readable, update, weight_gradient
+from damo_torchrec.modules import operators, tracing
+from damo_torchrec.modules.accumulation import Part
+from damo_torchrec.modules.autograd import Batch, make_lookup, readable, update, weight_gradient
 from damo_torchrec.modules.collection import Collection, as_int64, check_device
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store.embedding_store import EmbeddingStore
@@ -67,7 +68,8 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
         super().__init__()
         self._is_weighted = is_weighted
         self._define(tables, "embedding_bags", (optimizer_type, optimizer_kwargs), device, table_options)
-        self._attach(store)
+        self.attach(store)
+        self._number = operators.register(self)
         self._embedding_names = [name for names in self._names_by_table for name in names]
         # Stand for the rows in a graph: what has no input that needs a gradient has no backward.
         self._rows = torch.empty(0, device="cpu", requires_grad=True)
@@ -94,8 +96,8 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
         """
         features = maybe_td_to_kjt(features, None)
         if self._device.type == "meta":
-            values = torch.empty(features.stride(), self._columns(), device="meta")
-        elif operators.is_traced(features):
+            values = torch.empty(features.stride(), self.columns, device="meta")
+        elif tracing.is_traced(features):
             values = operators.embedding_bag_collection(
                 self._rows if self.training else self._rows_in_eval,
                 features.values(),
@@ -103,7 +105,7 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
                 features.weights_or_none() if self._is_weighted else None,
                 features.keys(),
                 features.stride(),
-                features.stride_per_key() if operators.is_fx_proxy(features) else [],
+                features.stride_per_key() if tracing.is_fx_proxy(features) else [],
                 self._number,
                 self.training,
             )
@@ -111,7 +113,7 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
             values = self._eager_forward(features)
         return KeyedTensor(keys=self._embedding_names, length_per_key=self._dims, values=values)
 
-    @operators.eager
+    @tracing.eager
     def _eager_forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
         batch = self._batch(features)
         values = self._lookup(batch, self.training)
@@ -187,16 +189,16 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
         check_device("weights", weights, self._device)
         return weights.to("cpu", torch.float32).contiguous()
 
-    def _graph_forward(self, graph: operators.GraphBatch) -> torch.Tensor:
+    def graph_forward(self, graph: operators.GraphBatch) -> torch.Tensor:
         """What operators.py's operator computes."""
         with torch.no_grad():
             return self._lookup(self._of_graph(graph), graph.update)
 
-    def _graph_backward(self, grad: torch.Tensor, graph: operators.GraphBatch) -> torch.Tensor:
+    def graph_backward(self, grad: torch.Tensor, graph: operators.GraphBatch) -> torch.Tensor:
         """Its backward: updates rows, and returns the gradient of the weights if there are any."""
         batch = self._of_graph(graph)
         call = self._call(batch, graph.update)
-        generation = self.store._generation
+        generation = self._session.generation
         found = make_lookup(batch, call.features)
         grad = readable(grad)
         weight_grad = torch.empty(0, device="cpu")

@@ -10,7 +10,7 @@ from torchrec.modules.embedding_modules import EmbeddingCollectionInterface
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
-from damo_torchrec.modules import operators
+from damo_torchrec.modules import operators, tracing
 from damo_torchrec.modules.autograd import Batch
 from damo_torchrec.modules.collection import Collection, check_device
 from damo_torchrec.options import TableOptions
@@ -71,7 +71,8 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
         self._use_gather_select = use_gather_select
         self._use_gather_select_per_sharding = use_gather_select_per_sharding
         self._define(tables, "embeddings", (optimizer_type, optimizer_kwargs), device, table_options)
-        self._attach(store)
+        self.attach(store)
+        self._number = operators.register(self)
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         """Looks up.
@@ -90,7 +91,7 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
             ValueError: lengths do not fit the values, or the batch needs more memory than the budget allows.
         """
         features = maybe_td_to_kjt(features, None)
-        if operators.is_fx_proxy(features):
+        if tracing.is_fx_proxy(features):
             return self._traced_forward(features)
         if self._device.type != "meta":
             batch = self._batch(features)
@@ -123,7 +124,7 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
             for number, (name, feature) in enumerate(zip(self._output_names(), self.feature_names(), strict=True))
         }
 
-    def _graph_sequences(
+    def graph_sequences(
         self, ids: torch.Tensor, ids_per_key: list[int], keys: list[str], training: bool
     ) -> list[torch.Tensor]:
         """What operators.py's operator computes."""

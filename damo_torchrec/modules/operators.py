@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
-
-if TYPE_CHECKING:
-    from damo_torchrec.modules.collection import Collection
 
 _library: Any = torch.library.Library("damo_torchrec", "DEF")  # type: ignore[no-untyped-call]  # torch's
 _ARGUMENTS = (
@@ -26,10 +22,6 @@ _library.define(f"embedding_bag_collection_backward(Tensor grad, {_ARGUMENTS}) -
 _library.define(
     "embedding_collection(Tensor ids, SymInt[] ids_per_key, str[] keys, int collection, bool update) -> Tensor[]"
 )
-
-_collections: weakref.WeakValueDictionary[int, Collection] = weakref.WeakValueDictionary()
-_numbers = itertools.count(1)
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class GraphBatch(NamedTuple):
@@ -56,25 +48,35 @@ class GraphBatch(NamedTuple):
     update: bool
 
 
-def eager(function: F) -> F:
-    """Has torch.compile call `function` as it is, between two graphs."""
-    called: F = torch.compiler.disable(function)  # type: ignore[no-untyped-call]  # torch's
-    return called
+class PooledCollection(Protocol):
+    """What ``embedding_bag_collection`` stands for."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of the output."""
+
+    @property
+    def columns(self) -> int:
+        """Of the output."""
+
+    def graph_forward(self, batch: GraphBatch) -> torch.Tensor:
+        """The output: float32 ``(batch, columns)``."""
+
+    def graph_backward(self, grad: torch.Tensor, batch: GraphBatch) -> torch.Tensor:
+        """Updates rows with the output's gradient; returns that of the weights, without elements if there are none."""
 
 
-def is_traced(features: Any) -> bool:
-    """Whether a forward that is given these features is to be one operator of a graph.
+class SequenceCollection(Protocol):
+    """What ``embedding_collection`` stands for."""
 
-    With a batch size for each feature it is not: torch.compile breaks the graph then.
-    """
-    if is_fx_proxy(features):
-        return True
-    return torch.compiler.is_compiling() and not features.variable_stride_per_key()
+    def graph_sequences(
+        self, ids: torch.Tensor, ids_per_key: list[int], keys: list[str], update: bool
+    ) -> list[torch.Tensor]:
+        """Each output's float32 ``(n, dim)``, for autograd."""
 
 
-def is_fx_proxy(features: object) -> bool:
-    """Whether torch.fx traces the forward that is given these features."""
-    return isinstance(features, torch.fx.Proxy)
+_collections: weakref.WeakValueDictionary[int, PooledCollection | SequenceCollection] = weakref.WeakValueDictionary()
+_numbers = itertools.count(1)
 
 
 def embedding_bag_collection(*args: Any) -> torch.Tensor:
@@ -89,14 +91,18 @@ def embedding_collection(*args: Any) -> list[torch.Tensor]:
     return outputs
 
 
-def register(collection: Collection) -> int:
+def register(collection: PooledCollection | SequenceCollection) -> int:
     """A number by which graphs name a collection, in this process and for as long as it lives."""
     number = next(_numbers)
     _collections[number] = collection
     return number
 
 
-def _collection(number: int) -> Any:
+def _pooled(number: int) -> PooledCollection:
+    return cast("PooledCollection", _collection(number))
+
+
+def _collection(number: int) -> PooledCollection | SequenceCollection:
     try:
         return _collections[number]
     except KeyError:
@@ -110,21 +116,20 @@ def _forward(rows: torch.Tensor, *arguments: Any) -> torch.Tensor:
     batch = GraphBatch(*arguments)
     if any(size != batch.batch for size in batch.sizes):
         raise ValueError(f"batches with a size for each feature cannot be traced by torch.fx, got sizes {batch.sizes}")
-    output: torch.Tensor = _collection(batch.collection)._graph_forward(batch)
-    return output
+    return _pooled(batch.collection).graph_forward(batch)
 
 
 def _backward(grad: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     batch = GraphBatch(*arguments)
-    return torch.empty(0, device="cpu"), _collection(batch.collection)._graph_backward(grad, batch)
+    return torch.empty(0, device="cpu"), _pooled(batch.collection).graph_backward(grad, batch)
 
 
 def _forward_sequences(
     ids: torch.Tensor, ids_per_key: list[int], keys: list[str], collection: int, update: bool
 ) -> list[torch.Tensor]:
     # Through the collection's own autograd: what it looks up stays valid for its backward.
-    outputs: list[torch.Tensor] = _collection(collection)._graph_sequences(ids, ids_per_key, keys, update)
-    return outputs
+    sequences = cast("SequenceCollection", _collection(collection))
+    return sequences.graph_sequences(ids, ids_per_key, keys, update)
 
 
 _library.impl("embedding_collection", _forward_sequences, "CompositeImplicitAutograd")
@@ -135,8 +140,8 @@ for _key in ("CPU", "CUDA"):
 
 def _fake_forward(rows: torch.Tensor, *arguments: Any) -> torch.Tensor:
     batch = GraphBatch(*arguments)
-    collection = _collection(batch.collection)
-    return torch.empty(batch.batch, collection._columns(), dtype=torch.float32, device=collection.device)
+    collection = _pooled(batch.collection)
+    return torch.empty(batch.batch, collection.columns, dtype=torch.float32, device=collection.device)
 
 
 def _fake_backward(grad: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -29,7 +29,7 @@ def describe(store: EmbeddingStore, tables: Sequence[Table]) -> torch.Tensor:
 
 def _schema(table: Table) -> dict[str, Any]:
     """Without the initializer's numbers, in whose last bit machines may differ."""
-    schema = asdict(table._definition.schema())
+    schema = asdict(table.opened.definition.schema())
     del schema["numbers"]
     return schema
 
@@ -101,12 +101,14 @@ def copy_state(rows: torch.Tensor, table: Table) -> None:
         ValueError: k is not what the table's rule has.
     """
     rows = rows.detach().to("cpu", torch.float32).reshape(len(rows), -1)
-    size = table._store._engine.state_size(table._index)
+    size = table.session.engine.state_size(table.opened.index)
     if rows.shape[1] != size:
         raise ValueError(f"table {table.name!r}: a row has {size} floats of state, got {rows.shape[1]}")
     for begin in range(0, len(rows), _ROWS_PER_CALL):
         part = rows[begin : begin + _ROWS_PER_CALL].contiguous()
-        table._set_state(torch.arange(begin, begin + len(part)), part)
+        ids = torch.arange(begin, begin + len(part))
+        with table.session.changing() as engine:
+            engine.set(table.opened.index, ids.data_ptr(), len(ids), 0, part.data_ptr())
 
 
 def split(state_dict: Mapping[str, Any], prefix: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

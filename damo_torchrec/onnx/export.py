@@ -21,7 +21,7 @@ from damo_torchrec.onnx.session import model_file
 from damo_torchrec.onnx.stand_ins import LookupCall
 from damo_torchrec.options import parse_bytes
 from damo_torchrec.store.embedding_store import EmbeddingStore
-from damo_torchrec.store.table import Table
+from damo_torchrec.store.table import Table, open_tables
 
 _LEAST_MEMORY = _core.LEAST_SERVING_MEMORY
 _MOST = 2**62
@@ -96,6 +96,7 @@ def export(
             _check_count(name, number, least=0)
     collections = {where: module for where, module in model.named_modules() if isinstance(module, Collection)}
     store = store or store_of(model)
+    session = store.session
     arguments = read_arguments(model, args, {k: list(axes) for k, axes in (dynamic_axes or {}).items()}, input_names)
     proto, calls = capture(model, arguments, output_names)
     outputs = [output for call in calls for output in call.outputs]
@@ -103,7 +104,7 @@ def export(
     unseen_of = {output.table: unseen or output.unseen for output in outputs}
     limits = _by_name("max_length", max_length, [output.feature for output in outputs])
     most = _by_name("top_n", top_n, [table.name for table in tables])
-    budget = max(store._memory_budget // 16, _LEAST_MEMORY) if memory_budget is None else parse_bytes(memory_budget)
+    budget = max(session.memory_budget // 16, _LEAST_MEMORY) if memory_budget is None else parse_bytes(memory_budget)
     if budget < _LEAST_MEMORY:
         raise ValueError(f"memory_budget must be at least {_LEAST_MEMORY} bytes, got {memory_budget!r}")
     file = model_file(path)
@@ -115,7 +116,7 @@ def export(
     def fill(directory: Path) -> None:
         filters = {table.name: RowFilter(min_count, expire, most.get(table.name)) for table in tables}
         with tqdm(total=sum(map(len, tables)), unit="rows", unit_scale=True, disable=not progress) as bar:
-            writer = RowWriter(directory, dtype, filters, unseen_of, budget, store._options.threads(), _advance(bar))
+            writer = RowWriter(directory, dtype, filters, unseen_of, budget, session.options.threads(), _advance(bar))
             groups = writer.write(tables)
         lower_to_rows(proto, arguments.features, calls, groups, unseen_of, limits, file.parent)
         options = {
@@ -143,7 +144,7 @@ def _tables(collections: Mapping[str, Collection], calls: Sequence[LookupCall], 
     """The tables that lookups ask, each once."""
     definitions = {definition.name: definition for call in calls for definition in collections[call.path]._definitions}
     asked = dict.fromkeys(output.table for call in calls for output in call.outputs)
-    return store._open_tables([definitions[name] for name in asked])
+    return open_tables(store.session, [definitions[name] for name in asked])
 
 
 def _by_name(what: str, value: int | Mapping[str, int] | None, names: Sequence[str]) -> dict[str, int]:

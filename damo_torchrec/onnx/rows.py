@@ -123,8 +123,8 @@ class RowWriter:
             ValueError: a weight does not fit the dtype, or a table's initial values cannot be computed in a graph.
             OutOfSpaceError, DamoError: the disk is full or refuses.
         """
-        engine = tables[0]._store._engine
-        snapshot = _core.RowSnapshot(engine, [table._index for table in tables])
+        engine = tables[0].session.engine
+        snapshot = _core.RowSnapshot(engine, [table.opened.index for table in tables])
         positions: dict[int, list[int]] = {}
         for position, table in enumerate(tables):
             positions.setdefault(table.dim, []).append(position)
@@ -206,12 +206,12 @@ def _draw(table: Table) -> tuple[int, float, float]:
     Raises:
         ValueError: they are not uniform, or not of float32.
     """
-    initializer = table._store._catalog.initializer(table)
+    initializer = table.session.catalog.initializer(table.opened)
     kinds = (_core.Distribution.UNIFORM, _core.Distribution.CONSTANT)
     if initializer.distribution not in kinds or table.row_dtype is not torch.float32:
         raise ValueError(
             f"table {table.name!r}: standard operators can draw the initial values of unseen ids where those are "
-            f"uniform or constant, of float32; here they are {table._definition.initializer}, {table.row_dtype}. "
+            f"uniform or constant, of float32; here they are {table.opened.definition.initializer}, {table.row_dtype}. "
             'unseen="zeros" goes without'
         )
     high = initializer.b if initializer.distribution is _core.Distribution.UNIFORM else initializer.a

@@ -29,6 +29,7 @@ class DensePart:
     Attributes:
         file: the graph's.
         card: what it says of its lookups.
+        inputs: types and shapes by name, as ONNX Runtime has them.
         arguments: what a request has besides KeyedJaggedTensors.
         outputs: shapes by name: sizes, names of sizes, or None.
 
@@ -57,24 +58,24 @@ class DensePart:
             raise CorruptionError(f"{file} is no graph that ONNX Runtime can run: {error}") from error
         self.file = file
         self.card = Card.parse(self._session.get_modelmeta().custom_metadata_map.get(CARD), str(file))
-        self._inputs = {node.name: (node.type, node.shape) for node in self._session.get_inputs()}
+        self.inputs = {node.name: (node.type, node.shape) for node in self._session.get_inputs()}
         self.outputs = {node.name: tuple(size or None for size in node.shape) for node in self._session.get_outputs()}
         looked_up = {name for lookup in self.card.lookups for name in lookup.graph_inputs}
-        if absent := sorted(looked_up - set(self._inputs)):
+        if absent := sorted(looked_up - set(self.inputs)):
             raise CorruptionError(f"{file} says that {absent} are inputs, but they are not")
         self.arguments = self._arguments(looked_up)
 
     def _arguments(self, looked_up: set[str]) -> list[Argument]:
         """What a request has besides KeyedJaggedTensors: inputs that are not looked up, and ids of Embeddings."""
         arguments = []
-        for name, (kind, shape) in self._inputs.items():
+        for name, (kind, shape) in self.inputs.items():
             if name not in looked_up:
                 if kind not in _DTYPES:
                     raise CorruptionError(f"{self.file}: input {name!r} is a {kind}, which requests cannot have")
                 arguments.append(Argument(name, _DTYPES[kind], tuple(size or None for size in shape)))
         for lookup in self.card.lookups:
             if lookup.kind == "Embedding":
-                shape = self._inputs[lookup.graph_inputs[0]][1]
+                shape = self.inputs[lookup.graph_inputs[0]][1]
                 sizes = tuple(size or None for size in shape[:-1]) if shape else None
                 arguments.append(Argument(lookup.input, np.dtype(np.int64), sizes))
         return arguments
@@ -96,7 +97,7 @@ class DensePart:
         for what, mine, wanted in (
             ("features", self.card.features, other.card.features),
             ("lookups", self.card.lookups, other.card.lookups),
-            ("inputs", self._inputs, other._inputs),
+            ("inputs", self.inputs, other.inputs),
             ("outputs", self.outputs, other.outputs),
         ):
             if mine != wanted:
@@ -111,7 +112,7 @@ class DensePart:
         Raises:
             ValueError: they do not fit each other in a way that only running it tells.
         """
-        feed = {name: arrays[name] for name in self._inputs}
+        feed = {name: arrays[name] for name in self.inputs}
         try:
             outputs: Sequence[Array] = self._session.run(None, feed)
         except Exception as error:  # ONNX Runtime's, which have no common base

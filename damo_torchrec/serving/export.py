@@ -37,7 +37,7 @@ def export(model: nn.Module, args: Any, path: str | os.PathLike[str] | None = No
 
     store = store_of(model)
     store.flush()  # so that it has no journal, which a server would have to write first
-    return store._checkpoint(path, files)
+    return store.session.checkpoint(path, files)
 
 
 def dense_graph(model: nn.Module, args: Any) -> bytes:

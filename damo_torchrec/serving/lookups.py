@@ -66,7 +66,7 @@ class Lookup:
             raise ValueError(f"{card.path} looks up {absent}, which {card.input} does not have: {list(keys)}")
         self._keys = [keys.index(output.key) for output in card.outputs]
         self._columns = [sum(output.dim for output in card.outputs[:i]) for i in range(len(card.outputs) + 1)]
-        self._indices = [store.table(output.table)._index for output in card.outputs]
+        self._indices = [store.table(output.table).opened.index for output in card.outputs]
         self._features = [
             _core.Feature(
                 table=index,
@@ -97,7 +97,7 @@ class Lookup:
             bags=0 if jagged.uniform else jagged.bags.ctypes.data,
             weights=jagged.weights.ctypes.data if jagged.weights is not None else 0,
         )
-        self._store._engine.forward(lookup, out.ctypes.data, out.shape[-1])
+        self._store.session.engine.forward(lookup, out.ctypes.data, out.shape[-1])
         for i, output in enumerate(self._card.outputs):
             if (changes := overlay.get(output.table)) is not None:
                 self._patch(i, output, changes, jagged, outputs[i])
@@ -150,7 +150,7 @@ class Lookup:
         ids = np.ascontiguousarray(ids[asked])
         rows = np.empty((len(ids), output.dim), dtype=np.float32)
         unseen = _core.UnseenRows[output.unseen.upper()]
-        self._store._engine.get(self._indices[i], ids.ctypes.data, len(ids), unseen, rows.ctypes.data)
+        self._store.session.engine.get(self._indices[i], ids.ctypes.data, len(ids), unseen, rows.ctypes.data)
         changes.patch(ids, rows)
         weights = jagged.weights[members][asked] if jagged.weights is not None else None
         pooled[bags] = pool(rows, lengths[bags], weights, output.mean)

@@ -80,7 +80,7 @@ class DeltaPublisher:
         with os_errors(f"cannot make the directory {self._directory}"):
             self._directory.mkdir(parents=True, exist_ok=True)
         self._since = since
-        self._state = self._newest_state() if since is None else store._catalog.line.find(since)
+        self._state = self._newest_state() if since is None else store.session.catalog.line.find(since)
         self._dense = DenseGraph(model, args) if model is not None else None
         self._every_steps = every_steps
         self._every_seconds = every_seconds
@@ -115,8 +115,8 @@ class DeltaPublisher:
         """
         self._steps = 0
         self._last = time.monotonic()
-        with self._store._mutex:
-            line = self._store._catalog.line
+        with self._store.session.mutex:
+            line = self._store.session.catalog.line
             if self._state not in line:
                 if line.may_have_forgotten(self._state):
                     raise ValueError(
@@ -133,7 +133,7 @@ class DeltaPublisher:
             step = self._store.step
             if step == self._state.step:
                 return None
-            path = write_delta(self._store, self._free_name(step), self._state, self._files())
+            path = write_delta(self._store.session, self._free_name(step), self._state, self._files())
             self._state = line.find(path)
         self._remove_oldest()
         return path
@@ -142,7 +142,7 @@ class DeltaPublisher:
         given = [] if self._since is None else [self._since]
         for source in reversed([*self._store.checkpoints(), *given, *self.deltas()]):
             try:
-                return self._store._catalog.line.find(source)
+                return self._store.session.catalog.line.find(source)
             except (CorruptionError, ValueError) as error:
                 _log.info("deltas cannot go on from %s: %s", source, error)
         raise ValueError(f"the store {self._store.path} has no checkpoint: say since= what deltas go on from")
@@ -150,7 +150,7 @@ class DeltaPublisher:
     def _is_known(self, path: Path) -> bool:
         """Whether a delta is of the store's past."""
         try:
-            self._store._catalog.line.find(path)
+            self._store.session.catalog.line.find(path)
         except (CorruptionError, ValueError):
             return False
         return True

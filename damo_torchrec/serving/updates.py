@@ -138,7 +138,7 @@ class Updates:
         dense = state.dense
         if DENSE_FILE in delta.files:
             dense = DensePart(delta.path / DENSE_FILE, self._num_threads)
-            dense.check(self._store.seed, self._store._catalog.manifest.tables)
+            dense.check(self._store.seed, self._store.session.catalog.manifest.tables)
             dense.check_replaces(state.dense)
             if dense.card.step != delta.step:
                 raise CorruptionError(f"{dense.file} is of step {dense.card.step}, but its rows of step {delta.step}")
@@ -150,15 +150,15 @@ class Updates:
         return self._unseen[table]
 
     def _write(self, overlay: Overlay) -> None:
-        engine = self._store._engine
+        engine = self._store.session.engine
         # Deletions wait for rows that are on their way to the disk: before anything else there are none.
         for name, changes in overlay.items():
-            index = self._store.table(name)._index
+            index = self._store.table(name).opened.index
             for part in self._parts(len(changes.deleted)):
                 ids = np.array(changes.deleted[part], dtype=np.int64)
                 engine.delete(index, ids.ctypes.data, len(ids))
         for name, changes in overlay.items():
-            index = self._store.table(name)._index
+            index = self._store.table(name).opened.index
             for part in self._parts(len(changes.ids)):
                 ids = np.array(changes.ids[part], dtype=np.int64)
                 weights = np.array(changes.weights[part], dtype=np.float32)

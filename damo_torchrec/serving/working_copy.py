@@ -20,7 +20,7 @@ from damo_torchrec.options import StoreOptions
 from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.card import Output
 from damo_torchrec.store.embedding_store import EmbeddingStore
-from damo_torchrec.store.table import TableDefinition
+from damo_torchrec.store.table_definition import TableDefinition
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def open_working_copy(checkpoint: Path, memory_budget: int | str, num_threads: i
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
-    store._temporary = True
+    store.session.temporary = True
     return store
 
 
@@ -54,7 +54,7 @@ def open_tables(store: EmbeddingStore, manifest: Manifest, outputs: Iterable[Out
     """
     unseen = {output.table: output.unseen for output in outputs}
     definitions = [TableDefinition.of_schema(name, manifest.tables[name].schema, how) for name, how in unseen.items()]
-    store._open_tables(definitions)
+    store.session.open_tables(definitions)
 
 
 class UnseenRows:
@@ -66,10 +66,10 @@ class UnseenRows:
     """
 
     def __init__(self, store: EmbeddingStore, output: Output) -> None:
-        self._engine = store._engine
+        self._engine = store.session.engine
         self._dim = output.dim
         self._unseen = _core.UnseenRows[output.unseen.upper()]
-        self._index = store._catalog.open_without_rows(store.table(output.table), self._engine)
+        self._index = store.session.catalog.open_without_rows(store.table(output.table).opened, self._engine)
 
     def __call__(self, ids: Array) -> Array:
         """Float32 ``(n, dim)`` of int64 ``(n,)``."""

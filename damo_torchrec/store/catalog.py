@@ -2,17 +2,40 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.lineage import Line
 from damo_torchrec.checkpoints.manifest import Manifest, TableRecord, TableSchema
 from damo_torchrec.errors import SchemaMismatchError
-from damo_torchrec.store.table import Table, TableDefinition
+from damo_torchrec.optim.spec import OptimizerSpec
+from damo_torchrec.store.table_definition import TableDefinition
 
 # Numbers are given out from 1 on, and this one is the last that there is.
 _NEVER_GIVEN = 2**31 - 1
+
+
+@dataclass(eq=False)
+class OpenTable:
+    """A table that collections opened. The catalog alone changes it.
+
+    Args:
+        definition: what the first of them said of it.
+        optimizer: as the engine has it.
+        number: on disk.
+        index: in the engine that is open now.
+    """
+
+    definition: TableDefinition
+    optimizer: OptimizerSpec
+    number: int = 0
+    index: int = -1
+
+    @property
+    def name(self) -> str:
+        """The table's name."""
+        return self.definition.name
 
 
 class Catalog:
@@ -27,7 +50,7 @@ class Catalog:
         self._path = path
         self.manifest = manifest
         self.line = Line()
-        self.open: dict[str, Table] = {}
+        self.open: dict[str, OpenTable] = {}
 
     def check(self, definition: TableDefinition, engine: _core.Store) -> None:
         """Whether the table can be opened.
@@ -37,7 +60,7 @@ class Catalog:
             ValueError: its rows are too large for the memory budget.
         """
         if definition.name in self.open:
-            existing = self.open[definition.name]._definition.schema()
+            existing = self.open[definition.name].definition.schema()
         elif definition.name in self.manifest.tables:
             existing = self.manifest.tables[definition.name].schema
         else:
@@ -59,7 +82,7 @@ class Catalog:
         """Raises SchemaMismatchError if a table that is open, or the seed, is another in `manifest`."""
         check_seed(source, manifest.seed, self.manifest.seed)
         for name, table in self.open.items():
-            schema = table._definition.schema()
+            schema = table.definition.schema()
             if name in manifest.tables and manifest.tables[name].schema != schema:
                 raise SchemaMismatchError(
                     f"table {name!r} is open with {schema}, but the checkpoint {source} has "
@@ -68,7 +91,7 @@ class Catalog:
 
     def _next_number(self) -> int:
         """A number on disk that no table has had."""
-        taken = [table._number + 1 for table in self.open.values()]
+        taken = [table.number + 1 for table in self.open.values()]
         return max([self.manifest.next_table_number, *taken])
 
     def adopt(self, manifest: Manifest, line: Line, engine: _core.Store) -> None:
@@ -78,48 +101,60 @@ class Catalog:
         tables = list(self.open.values())
         self.open.clear()
         for table in tables:
-            self.add(table, engine)
+            self._add(table, engine)
 
-    def add(self, table: Table, engine: _core.Store) -> None:
+    def open_table(self, definition: TableDefinition, engine: _core.Store) -> OpenTable:
+        """The table of this name, which is opened, or made, if it is not open. REQUIRES: `check` has passed."""
+        if definition.name not in self.open:
+            self._add(OpenTable(definition, definition.optimizer), engine)
+        return self.open[definition.name]
+
+    def set_optimizer(self, table: OpenTable, spec: OptimizerSpec, engine: _core.Store) -> None:
+        """Has the table's next update use these hyperparameters."""
+        if spec != table.optimizer:
+            engine.set_optimizer(table.index, spec.to_core())
+            table.optimizer = spec
+
+    def _add(self, table: OpenTable, engine: _core.Store) -> None:
         """Makes `table` known to an engine that holds the manifest's rows."""
         record = self.manifest.tables.get(table.name)
-        table._number = record.number if record else self._next_number()
+        table.number = record.number if record else self._next_number()
         schema = self._engine_schema(table)
-        schema.number = table._number
+        schema.number = table.number
         schema.iter = record.iter if record else 0
         schema.rows = record.rows if record else 0
-        table._index = engine.open_table(schema)
+        table.index = engine.open_table(schema)
         self.open[table.name] = table
 
-    def open_without_rows(self, table: Table, engine: _core.Store) -> int:
+    def open_without_rows(self, table: OpenTable, engine: _core.Store) -> int:
         """Opens another table like `table` in the engine, which never has a row; returns its index."""
         schema = self._engine_schema(table)
         schema.number = _NEVER_GIVEN
         return engine.open_table(schema)
 
-    def _engine_schema(self, table: Table) -> _core.TableSchema:
-        definition = table._definition
+    def _engine_schema(self, table: OpenTable) -> _core.TableSchema:
+        definition = table.definition
         schema = _core.TableSchema()
         schema.name = definition.name
         schema.dim = definition.dim
         schema.weight_type = _core.WeightType[definition.row_dtype.upper()]
-        schema.optimizer = table._optimizer.to_core()
+        schema.optimizer = table.optimizer.to_core()
         schema.initializer = self.initializer(table)
         return schema
 
-    def initializer(self, table: Table) -> _core.Initializer:
+    def initializer(self, table: OpenTable) -> _core.Initializer:
         """What the initial values of a table's rows are drawn from."""
-        core = _initializer(self._schema(table), table._definition)
+        core = _initializer(self._schema(table), table.definition)
         core.stream_key = _stream_key(self.manifest.seed, table.name)
         return core
 
-    def _schema(self, table: Table) -> TableSchema:
+    def _schema(self, table: OpenTable) -> TableSchema:
         record = self.manifest.tables.get(table.name)
-        return record.schema if record else table._definition.schema()
+        return record.schema if record else table.definition.schema()
 
-    def step(self) -> int:
+    def step(self, engine: _core.Store) -> int:
         """The largest number of updates of any table."""
-        live = {name: table.iter for name, table in list(self.open.items())}
+        live = {name: engine.iter(table.index) for name, table in list(self.open.items())}
         stored = {name: record.iter for name, record in self.manifest.tables.items()}
         return max({**stored, **live}.values(), default=0)
 
@@ -127,10 +162,10 @@ class Catalog:
         """A manifest of the tables as the engine's `states` say."""
         live = {
             name: TableRecord(
-                number=table._number,
+                number=table.number,
                 schema=self._schema(table),
-                iter=states[table._index].iter,
-                rows=states[table._index].rows,
+                iter=states[table.index].iter,
+                rows=states[table.index].rows,
             )
             for name, table in self.open.items()
         }

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,31 +17,29 @@ from damo_torchrec.checkpoints.delta import DeltaManifest, TableChanges, array_f
 from damo_torchrec.checkpoints.lineage import State
 from damo_torchrec.checkpoints.manifest import FileRecord, file_digest, new_id
 from damo_torchrec.files import write_file
-from damo_torchrec.store.table import Table
-
-if TYPE_CHECKING:
-    from damo_torchrec.store.embedding_store import EmbeddingStore
+from damo_torchrec.store.catalog import OpenTable
+from damo_torchrec.store.session import Session
 
 _WHAT = "delta"
 _BATCH_BYTES = 1 << 20
 
 
 def write_delta(
-    store: EmbeddingStore, path: Path, since: State | int | str | os.PathLike[str], files: Mapping[str, bytes]
+    session: Session, path: Path, since: State | int | str | os.PathLike[str], files: Mapping[str, bytes]
 ) -> Path:
     """What `EmbeddingStore.export_delta` does, with more files, or since a state of the store's line.
 
-    REQUIRES: the store's mutex.
+    REQUIRES: the session's mutex.
     """
-    engine, catalog = store._engine, store._catalog
+    engine, catalog = session.engine, session.catalog
     check_target(path, _WHAT)
-    if store._options.backend == "memory":
-        raise ValueError(f'the store {store.path} with backend="memory" has no checkpoints for a delta to begin from')
+    if session.options.backend == "memory":
+        raise ValueError(f'the store {session.path} with backend="memory" has no checkpoints for a delta to begin from')
     base = since if isinstance(since, State) else catalog.line.find(since)
     if closed := sorted(set(catalog.manifest.tables) - set(catalog.open)):
         raise ValueError(f"a delta is of all tables, but {closed} are not open: make the collections that they are of")
     tables = list(catalog.open.values())
-    snapshot = _core.RowSnapshot(engine, [table._index for table in tables])
+    snapshot = _core.RowSnapshot(engine, [table.index for table in tables])
     iters = {table.name: state.iter for table, state in zip(tables, snapshot.states, strict=True)}
     state = State(new_id(), max(iters.values(), default=0), iters)
 
@@ -56,7 +54,7 @@ def write_delta(
             id=state.id,
             base=base.id,
             line=catalog.line.ids_from(base),
-            seed=store.seed,
+            seed=catalog.manifest.seed,
             since_step=base.step,
             step=state.step,
             tables=changes,
@@ -66,16 +64,18 @@ def write_delta(
 
     build_directory(path, _WHAT, fill)
     catalog.line.add(state)
-    store._note_change()  # another session knows of the delta by the next checkpoint
+    session.note_change()  # another session knows of the delta by the next checkpoint
     return path
 
 
-def _write_table(directory: Path, snapshot: _core.RowSnapshot, position: int, table: Table, since: int) -> TableChanges:
+def _write_table(
+    directory: Path, snapshot: _core.RowSnapshot, position: int, table: OpenTable, since: int
+) -> TableChanges:
     scan = _core.RowChanges(snapshot, position, since)
-    batch = max(_BATCH_BYTES // (4 * table.dim), 1)
+    batch = max(_BATCH_BYTES // (4 * table.definition.dim), 1)
     ids = np.empty(batch, dtype=np.int64)
-    weights = np.empty((batch, table.dim), dtype=np.float32)
-    ids_file, weights_file, deleted_file = (directory / name for name in array_files(table._number))
+    weights = np.empty((batch, table.definition.dim), dtype=np.float32)
+    ids_file, weights_file, deleted_file = (directory / name for name in array_files(table.number))
     with _ArrayFile(ids_file, ids) as id_array, _ArrayFile(weights_file, weights) as weight_array:
         while n := scan.next_rows(ids.ctypes.data, weights.ctypes.data, batch):
             id_array.append(ids[:n])
@@ -83,7 +83,7 @@ def _write_table(directory: Path, snapshot: _core.RowSnapshot, position: int, ta
     with _ArrayFile(deleted_file, ids) as deleted_array:
         while n := scan.next_deleted(ids.ctypes.data, batch):
             deleted_array.append(ids[:n])
-    return TableChanges(table._number, table.dim, id_array.rows, deleted_array.rows)
+    return TableChanges(table.number, table.definition.dim, id_array.rows, deleted_array.rows)
 
 
 class _ArrayFile:

@@ -3,63 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.manifest import InitializerNumbers, TableSchema
-from damo_torchrec.init import Initializer, describe, from_description
-from damo_torchrec.optim.spec import OptimizerSpec
-
-if TYPE_CHECKING:
-    from damo_torchrec.store.embedding_store import EmbeddingStore
-
-
-@dataclass(frozen=True)
-class TableDefinition:
-    """What a collection says of a table."""
-
-    name: str
-    dim: int
-    num_embeddings: int
-    optimizer: OptimizerSpec
-    initializer: Initializer
-    unseen_in_eval: str = "zeros"
-    row_dtype: str = "float32"
-
-    def schema(self) -> TableSchema:
-        """What of it may not change while the table has rows."""
-        core = self.initializer.to_core(self.num_embeddings, self.dim)
-        return TableSchema(
-            dim=self.dim,
-            optimizer=self.optimizer.schema(),
-            initializer=describe(self.initializer, self.num_embeddings, self.dim),
-            numbers=InitializerNumbers(a=core.a, b=core.b, low=core.low, high=core.high),
-            row_dtype=self.row_dtype,
-        )
-
-    @staticmethod
-    def of_schema(name: str, schema: TableSchema, unseen_in_eval: str = "zeros") -> TableDefinition:
-        """A definition to open a table with where there is no collection: for its rows to be read and set.
-
-        Hyperparameters, which a schema does not keep, are none that updates could use.
-
-        Raises:
-            ValueError: this version does not know its initializer.
-        """
-        initializer, num_embeddings = from_description(schema.initializer)
-        initial = float(schema.optimizer["initial_accumulator_value"])
-        return TableDefinition(
-            name=name,
-            dim=schema.dim,
-            num_embeddings=num_embeddings,
-            optimizer=OptimizerSpec(str(schema.optimizer["name"]), lr=1.0, initial_accumulator_value=initial),
-            initializer=initializer,
-            unseen_in_eval=unseen_in_eval,
-            row_dtype=schema.row_dtype,
-        )
+from damo_torchrec.store.catalog import OpenTable
+from damo_torchrec.store.session import Session
+from damo_torchrec.store.table_definition import TableDefinition
 
 
 class Table:
@@ -69,50 +20,64 @@ class Table:
     any order, with duplicates.
     """
 
-    def __init__(self, store: EmbeddingStore, definition: TableDefinition) -> None:
-        self._store = store
-        self._definition = definition
-        self._number = 0  # on disk
-        self._index = -1  # in the engine that is open now
-        self._optimizer = definition.optimizer  # as the engine has it
+    def __init__(self, session: Session, opened: OpenTable) -> None:
+        self._session = session
+        self._opened = opened
+
+    @property
+    def session(self) -> Session:
+        """For the modules of this package: the store that is open. No part of the interface."""
+        return self._session
+
+    @property
+    def opened(self) -> OpenTable:
+        """For the modules of this package: what the store's catalog has of it. No part of the interface."""
+        return self._opened
 
     @property
     def name(self) -> str:
         """The table's name."""
-        return self._definition.name
+        return self._opened.definition.name
 
     @property
     def dim(self) -> int:
         """Weights in a row."""
-        return self._definition.dim
+        return self._opened.definition.dim
 
     @property
     def row_dtype(self) -> torch.dtype:
         """What weights are stored as. They are read and set as float32, and rounded to nearest where they are set."""
-        dtype: torch.dtype = getattr(torch, self._definition.row_dtype)
+        dtype: torch.dtype = getattr(torch, self._opened.definition.row_dtype)
         return dtype
 
     @property
     def iter(self) -> int:
         """Updates applied to the table so far."""
-        return self._store._engine.iter(self._index)
+        return self._session.engine.iter(self._opened.index)
 
     def __len__(self) -> int:
         """Number of rows."""
-        return self._store._engine.rows(self._index)
+        return self._session.engine.rows(self._opened.index)
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError("a Table cannot be copied or pickled: use save_model and load_model")
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both are of one open table."""
+        return isinstance(other, Table) and self._opened is other._opened
+
+    def __hash__(self) -> int:
+        return id(self._opened)
+
     def __repr__(self) -> str:
-        return f"Table({self.name!r}, dim={self.dim}, store={str(self._store.path)!r})"
+        return f"Table({self.name!r}, dim={self.dim}, store={str(self._session.path)!r})"
 
     def get(self, ids: torch.Tensor) -> torch.Tensor:
         """Weights of rows, float32 ``(n, dim)``; ids without a row as eval mode reads them. Creates no rows."""
         ids = _as_ids(ids)
         weights = torch.empty(len(ids), self.dim, dtype=torch.float32, device="cpu")
-        unseen = _core.UnseenRows[self._definition.unseen_in_eval.upper()]
-        self._store._engine.get(self._index, ids.data_ptr(), len(ids), unseen, weights.data_ptr())
+        unseen = _core.UnseenRows[self._opened.definition.unseen_in_eval.upper()]
+        self._session.engine.get(self._opened.index, ids.data_ptr(), len(ids), unseen, weights.data_ptr())
         return weights
 
     def set(self, ids: torch.Tensor, weights: torch.Tensor) -> None:
@@ -135,22 +100,20 @@ class Table:
         finite = torch.isfinite(weights).all(dim=1)
         if not bool(finite.all()):
             raise ValueError(f"table {self.name!r}: weights must be finite, those of id {ids[~finite][0]} are not")
-        with self._store._mutex:
-            self._store._note_change()
-            self._store._engine.set(self._index, ids.data_ptr(), len(ids), weights.data_ptr(), 0)
+        with self._session.changing() as engine:
+            engine.set(self._opened.index, ids.data_ptr(), len(ids), weights.data_ptr(), 0)
 
     def delete(self, ids: torch.Tensor) -> None:
         """Deletes rows; ids without a row are passed over. An update still to come creates a row anew."""
         ids = _as_ids(ids)
-        with self._store._mutex:
-            self._store._note_change()
-            self._store._engine.delete(self._index, ids.data_ptr(), len(ids))
+        with self._session.changing() as engine:
+            engine.delete(self._opened.index, ids.data_ptr(), len(ids))
 
     def contains(self, ids: torch.Tensor) -> torch.Tensor:
         """Whether the ids have rows: bool ``(n,)``."""
         ids = _as_ids(ids)
         found = torch.empty(len(ids), dtype=torch.bool, device="cpu")
-        self._store._engine.contains(self._index, ids.data_ptr(), len(ids), found.data_ptr())
+        self._session.engine.contains(self._opened.index, ids.data_ptr(), len(ids), found.data_ptr())
         return found
 
     def items(self, batch_size: int = 65536) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -160,9 +123,9 @@ class Table:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        scan = _core.Scan(self._store._engine, self._index)
+        scan = _core.Scan(self._session.engine, self._opened.index)
         while True:
-            _ = self._store._engine  # names the store if it is closed by now
+            _ = self._session.engine  # names the store if it is closed by now
             ids = torch.empty(batch_size, dtype=torch.int64, device="cpu")
             weights = torch.empty(batch_size, self.dim, dtype=torch.float32, device="cpu")
             n = scan.next(ids.data_ptr(), weights.data_ptr(), batch_size)
@@ -178,17 +141,10 @@ class Table:
         ids, weights = zip(*batches, strict=True)
         return torch.cat(ids), torch.cat(weights)
 
-    def _set_state(self, ids: torch.Tensor, state: torch.Tensor) -> None:
-        """Sets the optimizer state of rows: int64 ``(n,)``, and float32 ``(n, k)`` as the table's rule has it."""
-        with self._store._mutex:
-            self._store._note_change()
-            self._store._engine.set(self._index, ids.data_ptr(), len(ids), 0, state.data_ptr())
 
-    def _set_optimizer(self, spec: OptimizerSpec) -> None:
-        """Has the next update use these hyperparameters."""
-        if spec != self._optimizer:
-            self._store._engine.set_optimizer(self._index, spec.to_core())
-            self._optimizer = spec
+def open_tables(session: Session, definitions: list[TableDefinition]) -> list[Table]:
+    """As `Session.open_tables`."""
+    return [Table(session, opened) for opened in session.open_tables(definitions)]
 
 
 def _as_ids(ids: object) -> torch.Tensor:

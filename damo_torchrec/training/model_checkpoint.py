@@ -25,6 +25,7 @@ from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import SchemaMismatchError
 from damo_torchrec.modules import Collection, store_of
 from damo_torchrec.store.checkpoint_writer import Files
+from damo_torchrec.store.opening import restore_unless_at
 from damo_torchrec.training.random_state import random_state, set_random_state
 
 _log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def save_model(
         from damo_torchrec.onnx import export  # needs packages that training does not
 
         return export(model, serving.pop("dummy_input"), path, **serving)
-    return store_of(model)._checkpoint(path, _files(model, _Parts(optimizer, schedulers, step, extra)))
+    return store_of(model).session.checkpoint(path, _files(model, _Parts(optimizer, schedulers, step, extra)))
 
 
 def save_model_async(
@@ -123,7 +124,7 @@ def save_model_async(
     Returns:
         Future: of the checkpoint's directory. Its ``result()`` waits, and raises what the disk refuses.
     """
-    return store_of(model)._checkpoint_async(path, _files(model, _Parts(optimizer, schedulers, step, extra)))
+    return store_of(model).session.checkpoint_async(path, _files(model, _Parts(optimizer, schedulers, step, extra)))
 
 
 @dataclass(frozen=True)
@@ -204,8 +205,7 @@ def load_model(
     _check_model(model, dense["model"], path)
     if optimizer is not None:
         _check_optimizer(optimizer, dense["optimizer"], path)
-    store = store_of(model)
-    store._restore_unless_at(path, dense["checkpoint_id"])
+    restore_unless_at(store_of(model).session, path, dense["checkpoint_id"])
     own = _own_state(model)
     told = {name: value for name, value in model.state_dict().items() if name in own}
     model.load_state_dict({**told, **dense["model"]})

@@ -84,9 +84,9 @@ def one_more_step(model: nn.ModuleDict) -> None:
 def rows_of(store: damo.EmbeddingStore, name: str) -> dict[str, dict[str, object]]:
     """All rows of a table, as JSON holds them: every float32 is exact in it."""
     table = store.table(name)
-    size = store._engine.payload_size(table._index)
+    size = store.session.engine.payload_size(table.opened.index)
     ids, payloads = torch.empty(100, dtype=torch.int64), torch.empty(100, size, dtype=torch.uint8)
-    n = _core.Scan(store._engine, table._index).next_payloads(ids.data_ptr(), payloads.data_ptr(), 100)
+    n = _core.Scan(store.session.engine, table.opened.index).next_payloads(ids.data_ptr(), payloads.data_ptr(), 100)
     weight_bytes = (table.dim * table.row_dtype.itemsize + 3) // 4 * 4
     weights, state, counters = payloads.split([weight_bytes, size - weight_bytes - 8, 8], dim=1)
     return {

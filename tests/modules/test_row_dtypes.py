@@ -53,7 +53,7 @@ def test_weights_that_are_set_are_rounded_as_torch_does(store, dtype, dim):
     store.flush()
     _, weights = table.to_torch()
     assert torch.equal(weights, expected)
-    assert store._engine.payload_size(table._index) == (2 * dim + 3) // 4 * 4 + 8
+    assert store.session.engine.payload_size(table.opened.index) == (2 * dim + 3) // 4 * 4 + 8
     stored = payloads(store, "t")
     assert stored[0][: 2 * dim] == rows[0].to(dtype).view(torch.int16).numpy().tobytes()
 

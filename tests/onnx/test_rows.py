@@ -88,7 +88,7 @@ def collection(store, names, dim=4, **options):
 
 
 def snapshot_of(store, *names):
-    return _core.RowSnapshot(store._engine, [store.table(name)._index for name in names])
+    return _core.RowSnapshot(store.session.engine, [store.table(name).opened.index for name in names])
 
 
 def export(directory, store, names, dtype="float32", shard_rows=1 << 20, threads=2, row_filter=None):
@@ -286,7 +286,7 @@ def test_a_snapshot_ends_with_its_store(tmp_path):
     with pytest.raises(damo.errors.StoreClosedError):
         add(group, snapshot, 0)
     with pytest.raises(damo.errors.StoreClosedError):
-        _core.RowSnapshot(store._engine, [0])
+        _core.RowSnapshot(store.session.engine, [0])
 
 
 def test_progress_may_end_it_and_so_may_a_signal(memory_store, tmp_path):

@@ -69,7 +69,7 @@ def test_promise_2_whatever_the_instruction_set(instruction_set, cache_bytes, ex
     except ValueError as error:
         pytest.skip(str(error))
     with store:
-        assert store._engine.instruction_set == instruction_set
+        assert store.session.engine.instruction_set == instruction_set
         assert_equal(trained(store), expected)
 
 

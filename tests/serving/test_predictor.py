@@ -19,7 +19,7 @@ import damo_torchrec as damo
 from damo_torchrec import init
 from damo_torchrec.optim.spec import OptimizerSpec
 from damo_torchrec.serving.histogram import Histogram
-from damo_torchrec.store.table import TableDefinition
+from damo_torchrec.store.table_definition import TableDefinition
 from serving_cases import (
     SGD,
     Groups,
@@ -457,7 +457,7 @@ def test_a_dense_part_that_does_not_go_with_the_rows_is_refused(
 ) -> None:
     tables = [EmbeddingBagConfig(name="t", embedding_dim=4, num_embeddings=10, feature_names=["a"])]
     damo.EmbeddingBagCollection(tables, store=store, **SGD)
-    path = store._checkpoint(tmp_path / "checkpoint", lambda _: {"dense.onnx": graph})
+    path = store.session.checkpoint(tmp_path / "checkpoint", lambda _: {"dense.onnx": graph})
     with pytest.raises(error, match=message):
         predictor_of(path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "store"]

@@ -101,8 +101,8 @@ class Training:
         if dense:
             files["dense.onnx"] = refresh_dense((self.path / "served" / "dense.onnx").read_bytes(), self.model)
         target = path or self.path / f"delta-{self.store.step:012}"
-        with self.store._mutex:
-            self.newest = write_delta(self.store, target, self.newest, files)
+        with self.store.session.mutex:
+            self.newest = write_delta(self.store.session, target, self.newest, files)
         return self.newest
 
 
@@ -317,8 +317,8 @@ def test_a_dense_part_of_another_model_or_step_is_refused(
     ):
         training.step()
         path = training.path / f"bad-{number}"
-        with training.store._mutex:
-            write_delta(training.store, path, training.newest, {"dense.onnx": content})
+        with training.store.session.mutex:
+            write_delta(training.store.session, path, training.newest, {"dense.onnx": content})
         with pytest.raises(error, match=message):
             predictor.apply_delta(path)
         check_same(answers_of(predictor), start)

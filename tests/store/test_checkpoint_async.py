@@ -150,7 +150,7 @@ def test_interrupted_as_it_is_handed_over_it_is_given_up(store, tmp_path, monkey
     update(module, {"t": [[1]]})
     store.checkpoint_async().result()
     update(module, {"t": [[2]]})
-    executor = store._writer._thread
+    executor = store.session._writer._thread
     begun, submit = threading.Event(), executor.submit
     submit(begun.wait)  # nothing is written before
 

@@ -239,7 +239,7 @@ class StoreMachine(RuleBasedStateMachine):
         inside = self.store.path / "checkpoints" / f"named-{number}"
         path = {"default": None, "name": inside, "elsewhere": self.directory / f"own-{number}"}[place]
         if self.gradients_wait():
-            if path is not None or self.store._changed:
+            if path is not None or self.store.session.changed:
                 with pytest.raises(ValueError, match="checkpoint in the middle"):
                     self.store.checkpoint(path)
             return

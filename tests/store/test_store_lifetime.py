@@ -217,7 +217,7 @@ class InterruptedOnceClosed:
 def test_a_store_that_is_interrupted_while_it_closes_loses_nothing_and_is_opened_again(tmp_path):
     store = damo.EmbeddingStore(tmp_path / "store")
     update(collection(store, "t"), {"t": [[1]]})
-    store._core = InterruptedOnceClosed(store._core)
+    store.session._core = InterruptedOnceClosed(store.session._core)
     with pytest.raises(KeyboardInterrupt):
         store.close()
     store.close()

@@ -1,0 +1,177 @@
+"""Where a session's rows come from: the checkpoint that a store is opened with, or goes back to."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from damo_torchrec import _core
+from damo_torchrec.checkpoints.checkpoint_directory import (
+    ROWS,
+    clear_unfinished,
+    find_checkpoint,
+    has_checkpoints,
+    is_checkpoint,
+    newest_checkpoint,
+)
+from damo_torchrec.checkpoints.lineage import Line
+from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.checkpoints.recovered_rows import RecoveredRows, has_large_journal
+from damo_torchrec.checkpoints.store_directory import StoreDirectory
+from damo_torchrec.errors import CorruptionError, DamoError, UncleanStoreError
+from damo_torchrec.files import os_errors, sync_directory
+from damo_torchrec.store.catalog import check_seed, empty_manifest
+from damo_torchrec.store.session import Session
+
+_log = logging.getLogger(__name__)
+
+
+def start(session: Session, seed: int | None, restore: str | int | os.PathLike[str] | None) -> None:
+    """Starts a new session as `EmbeddingStore` says of its arguments. It is let go of if that fails."""
+    try:
+        with os_errors(f"cannot open the store {session.path}"):
+            if session.read_only:
+                _start_reading(session, seed, restore)
+            else:
+                session.directory = StoreDirectory(session.path)
+                _start_live(session, session.directory, seed, restore)
+    except BaseException:
+        session.abandon()
+        raise
+
+
+def _start_live(
+    session: Session, directory: StoreDirectory, seed: int | None, restore: str | int | os.PathLike[str] | None
+) -> None:
+    clear_unfinished(directory.checkpoints_path)
+    latest = restore is None or restore == "latest"
+    if not has_checkpoints(session.path):
+        if latest:
+            _create(session, directory, seed or 0)
+            return
+        if not is_checkpoint(Path(str(restore))):
+            raise ValueError(f"the new store {session.path} has no checkpoint {restore!r}")
+    source = newest_checkpoint(session.path) if latest else find_checkpoint(session.path, restore)
+    checkpoints = session.checkpoints()
+    manifest = Manifest.read(source)
+    check_seed(session.path, manifest.seed, seed)
+    if directory.live.exists():
+        if restore is None:
+            names = ", ".join(p.name for p in checkpoints)
+            raise UncleanStoreError(
+                f"the store {session.path} was not closed; its checkpoints are {names}. Open it with "
+                'restore="latest", or the name of one of them, to go on from there'
+            )
+        aside = directory.set_live_aside()
+        _log.warning(
+            "the store %s was not closed: it goes back to %s (step %d), and what came after it is set aside in %s",
+            session.path,
+            source.name,
+            manifest.step,
+            aside.name,
+        )
+    directory.checkpoints_path.mkdir(exist_ok=True)
+    manifest.check_files(source)
+    fresh = directory.prepare_live(source)
+    session.owns_live = True
+    directory.start_live(fresh)
+    with _naming(source):
+        session.start(manifest, Line.read(source, manifest), directory.live)
+    if source.parent == directory.checkpoints_path:
+        session.changed = source != checkpoints[-1]
+    else:
+        # From here on the store has to stand without the place that it came from.
+        session.checkpoint()
+
+
+def _create(session: Session, directory: StoreDirectory, seed: int) -> None:
+    if directory.live.exists():  # a crash before the first checkpoint: no row was ever there
+        directory.set_live_aside()
+    directory.checkpoints_path.mkdir(exist_ok=True)
+    sync_directory(session.path)
+    sync_directory(session.path.parent)
+    session.owns_live = True
+    session.start(empty_manifest(seed), Line(), directory.live, create=True)
+    if session.options.backend == "rocksdb":
+        session.checkpoint()
+
+
+def _start_reading(session: Session, seed: int | None, restore: str | int | os.PathLike[str] | None) -> None:
+    path = session.path
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a directory")
+    if is_checkpoint(path):
+        source = path
+    elif restore in (None, "latest"):
+        source = newest_checkpoint(path)
+    else:
+        source = find_checkpoint(path, restore)
+    manifest = Manifest.read(source)
+    check_seed(path, manifest.seed, seed)
+    manifest.check_files(source)
+    with _naming(source):
+        rows = _recovered(session, source) if has_large_journal(source) else source / ROWS
+        session.start(manifest, Line.read(source, manifest), rows)
+
+
+def _recovered(session: Session, source: Path) -> Path:
+    """The rows of a checkpoint without its journal, if there is a place for them."""
+    try:
+        session.recovered_rows = RecoveredRows(source, session.engine_options(read_only=False))
+        return session.recovered_rows.path
+    except CorruptionError:
+        raise
+    except (DamoError, OSError) as error:
+        _log.warning("the journal of %s is held in memory, beyond memory_budget: %s", source, error)
+        return source / ROWS
+
+
+def restore(session: Session, which: str | int | os.PathLike[str]) -> None:
+    """What `EmbeddingStore.restore` does."""
+    with session.mutex:
+        engine = session.engine
+        directory = session.writable_directory()
+        session.wait_for_checkpoint()
+        source = find_checkpoint(session.path, which)
+        manifest = Manifest.read(source)
+        session.catalog.check_restorable(manifest, source)
+        manifest.check_files(source)
+        fresh = directory.prepare_live(source)
+        # What cannot be opened is found before the rows of now are given up.
+        try:
+            with _naming(source):
+                _core.Store(str(fresh), False, False, session.engine_options()).close()
+        except BaseException:
+            with suppress(OSError):
+                directory.remove_prepared()
+            raise
+        try:
+            engine.close()
+            session.waiting.clear()
+            directory.start_live(fresh)
+            session.start(manifest, Line.read(source, manifest), directory.live)
+        except BaseException:
+            # The rows of before are gone, the others not in use: the next opening goes to a checkpoint.
+            session.give_up_rows()
+            raise
+        session.changed = source != session.checkpoints()[-1]
+
+
+def restore_unless_at(session: Session, checkpoint: Path, checkpoint_id: str) -> None:
+    """Goes back to a checkpoint, whose id is given, unless the rows are exactly it already."""
+    with session.mutex:
+        session.wait_for_checkpoint()
+        if session.changed or session.waiting or session.catalog.manifest.id != checkpoint_id:
+            restore(session, checkpoint)
+
+
+@contextmanager
+def _naming(checkpoint: Path) -> Iterator[None]:
+    """Has errors of opening name the checkpoint: RocksDB blames its MANIFEST for what is wrong with a row file."""
+    try:
+        yield
+    except CorruptionError as error:
+        raise CorruptionError(
+            f"a file of {checkpoint / ROWS}, maybe not the one named here, is damaged: {error}"
+        ) from error

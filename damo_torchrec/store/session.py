@@ -1,0 +1,296 @@
+"""`Session`: an open store, as the modules of this package share it."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import shutil
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+
+from damo_torchrec import _core
+from damo_torchrec.checkpoints.checkpoint_directory import CHECKPOINTS, check_target, checkpoints_in, free_name
+from damo_torchrec.checkpoints.lineage import Line
+from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.checkpoints.recovered_rows import RecoveredRows
+from damo_torchrec.checkpoints.store_directory import StoreDirectory
+from damo_torchrec.errors import DamoError, StoreClosedError
+from damo_torchrec.options import StoreOptions
+from damo_torchrec.store.catalog import Catalog, OpenTable, empty_manifest
+from damo_torchrec.store.checkpoint_writer import CheckpointWriter, Files
+from damo_torchrec.store.table_definition import TableDefinition
+from damo_torchrec.store.waiting import WaitingGradients
+
+_log = logging.getLogger(__name__)
+
+# What a normal end of the interpreter closes, so that forgetting close() costs nothing.
+_open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for session in list(_open_sessions):
+        try:
+            session.close()
+        except Exception:
+            _log.exception("could not close the store %s: it goes back to its last checkpoint", session.path)
+
+
+class Session:
+    """One opening of a store: its engine, and what goes with that.
+
+    `EmbeddingStore` is its face for users, tables and collections hold on to it, and opening.py starts it. It closes
+    itself when nothing refers to it any more.
+
+    Attributes:
+        path: the store's directory.
+        options: how it does its work.
+        memory_budget: bytes for everything that it keeps in memory.
+        read_only: whether it never writes to the directory.
+        temporary: whether the directory is removed when it closes.
+        mutex: held by what changes rows, tables or the store's files. Reentrant.
+        catalog: the tables.
+        waiting: gradients that wait for more of them.
+        grad_scale: what arriving gradients are divided by.
+        skipped_backwards: calls of backward that were skipped because of a gradient that was not finite.
+        generation: counts the engines that there were. What was worked out for one is of no use to the next.
+        changed: whether there is something that the newest checkpoint inside the store does not hold.
+        directory: the store's, locked; None if it is read-only.
+        owns_live: whether the live rows there were started by this session.
+        recovered_rows: those that a read-only session reads in place of a checkpoint's, or None.
+    """
+
+    def __init__(
+        self, path: Path, options: StoreOptions, memory_budget: int, *, read_only: bool, temporary: bool
+    ) -> None:
+        self._core: _core.Store | None = None
+        self._process = os.getpid()
+        self.path = path
+        self.options = options
+        self.memory_budget = memory_budget
+        self.read_only = read_only
+        self.temporary = temporary
+        self.mutex = threading.RLock()
+        self.catalog = Catalog(path, empty_manifest(0))
+        self.waiting = WaitingGradients()
+        self.grad_scale = 1.0
+        self.skipped_backwards = 0
+        self.generation = 0
+        self.changed = False
+        self.directory: StoreDirectory | None = None
+        self.owns_live = False
+        self.recovered_rows: RecoveredRows | None = None
+        self._writer = CheckpointWriter(path, self.catalog)
+
+    # ------------------------------------------------------------------ the engine
+
+    @property
+    def engine(self) -> _core.Store:
+        """What has the rows. Raises StoreClosedError if the store is closed, or another process opened it."""
+        if self.in_other_process:
+            raise StoreClosedError(
+                f"the store {self.path} belongs to process {self._process}, which opened it: "
+                f"its child, process {os.getpid()}, cannot use it after a fork"
+            )
+        if self._core is None:
+            raise StoreClosedError(f"the store {self.path} is closed")
+        return self._core
+
+    @property
+    def closed(self) -> bool:
+        """Whether there is no engine: none yet, or no more."""
+        return self._core is None
+
+    @property
+    def in_other_process(self) -> bool:
+        """Whether this is a forked child of the process that opened the store."""
+        return os.getpid() != self._process
+
+    def engine_options(self, read_only: bool = False) -> _core.StoreOptions:
+        """How an engine over this store's rows does its work."""
+        options = _core.StoreOptions()
+        options.memory_budget = self.memory_budget
+        options.num_threads = self.options.threads()
+        options.direct_io = self.options.direct_io
+        options.instruction_set = self.options.instruction_set
+        options.cache_bytes = self.options.cache_bytes
+        options.read_only = read_only
+        return options
+
+    def start(self, manifest: Manifest, line: Line, rows: Path, create: bool = False) -> None:
+        """Starts an engine over `rows` that holds what `manifest`, the end of `line`, says."""
+        in_memory = self.options.backend == "memory"
+        options = self.engine_options(self.read_only)
+        core = _core.Store("" if in_memory else str(rows), create, in_memory, options)
+        try:
+            self.catalog.adopt(manifest, line, core)
+        except BaseException:
+            core.close()
+            raise
+        self._core = core
+        self.generation += 1
+
+    # ------------------------------------------------------------------ tables and changes
+
+    @property
+    def step(self) -> int:
+        """The largest number of updates that any table has had."""
+        return self.catalog.step(self.engine)
+
+    def open_tables(self, definitions: Sequence[TableDefinition]) -> list[OpenTable]:
+        """Attaches to tables, making those that do not exist: all of them, or none.
+
+        Raises:
+            SchemaMismatchError: one exists with another schema.
+        """
+        with self.mutex:
+            engine = self.engine
+            for definition in definitions:
+                self.catalog.check(definition, engine)
+            return [self.catalog.open_table(definition, engine) for definition in definitions]
+
+    def note_change(self) -> None:
+        """Says that the newest checkpoint does not hold everything from now on. REQUIRES: the mutex."""
+        self.changed = True
+
+    @contextmanager
+    def changing(self) -> Iterator[_core.Store]:
+        """Takes the mutex for a change of rows, and notes that there is one."""
+        with self.mutex:
+            self.note_change()
+            yield self.engine
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def checkpoints(self) -> list[Path]:
+        """The complete checkpoints inside the store, oldest first."""
+        return checkpoints_in(self.path)
+
+    def newest_if_unchanged(self) -> Path | None:
+        """The newest checkpoint inside the store if that holds everything. REQUIRES: the mutex."""
+        _ = self.engine
+        self.wait_for_checkpoint()
+        checkpoints = [] if self.changed else self.checkpoints()
+        return checkpoints[-1] if checkpoints else None
+
+    def wait_for_checkpoint(self) -> None:
+        """Waits until none is being written. REQUIRES: the mutex."""
+        self._writer.wait()
+
+    def checkpoint(
+        self, path: str | os.PathLike[str] | None = None, files: Files | None = None, *, link: bool = True
+    ) -> Path:
+        """What `EmbeddingStore.checkpoint` makes, changed or not, with more files: `files` gives their contents."""
+        with self.mutex:
+            target = self._new_checkpoint(path)
+            self._writer.write(self.engine, target, files, link)
+            self.changed &= target.parent != self.path / CHECKPOINTS
+            return target
+
+    def checkpoint_async(
+        self, path: str | os.PathLike[str] | None = None, files: Files | None = None, *, link: bool = True
+    ) -> Future[Path]:
+        """As `checkpoint`, by a thread of its own; what `files` gives is taken now."""
+        with self.mutex:
+            target = self._new_checkpoint(path)
+            if not self.changed or target.parent != self.path / CHECKPOINTS:
+                return self._writer.begin(self.engine, target, files, link)
+            self.changed = False
+            try:
+                return self._writer.begin(self.engine, target, files, link, failed=self.note_change)
+            except BaseException:
+                self.changed = True
+                raise
+
+    def _new_checkpoint(self, path: str | os.PathLike[str] | None) -> Path:
+        """Where one can be made now: at `path`, or at a new name inside the store."""
+        _ = self.engine
+        directory = self.writable_directory()
+        self.waiting.check_none("checkpoint")
+        self.wait_for_checkpoint()
+        target = Path(path).absolute() if path is not None else free_name(directory.checkpoints_path, self.step)
+        check_target(target)
+        return target
+
+    def writable_directory(self) -> StoreDirectory:
+        """The store's directory. Raises ValueError if it can have no new checkpoints."""
+        if self.options.backend == "memory":
+            raise ValueError(f'the store {self.path} with backend="memory" has no checkpoints')
+        if self.directory is None:
+            raise ValueError(f"the store {self.path} is read-only: it makes and restores no checkpoints")
+        return self.directory
+
+    # ------------------------------------------------------------------ its end
+
+    def close_at_exit(self) -> None:
+        """Has a normal end of the interpreter close it."""
+        _open_sessions.add(self)
+
+    def close(self) -> None:
+        """What `EmbeddingStore.close` does."""
+        if self.closed or self.in_other_process:
+            return
+        with self.mutex:
+            if self._core is None:  # since another thread has closed it
+                return
+            self.wait_for_checkpoint()
+            if self.waiting:
+                _log.warning(
+                    "the store %s closes while gradients wait for accumulate(%d): they are dropped",
+                    self.path,
+                    self.waiting.calls_per_update,
+                )
+                self.waiting.clear()
+            durable = not (self.read_only or self.temporary or self.options.backend == "memory")
+            if durable and self.changed:
+                self.engine.flush()  # a checkpoint without a journal is opened faster
+                self.checkpoint()
+            self._writer.close()
+            self.engine.close()
+            # A call that is interrupted from here on leaves the rest to the next one, or to the end of the interpreter.
+            try:
+                if self.directory is not None:
+                    self.directory.remove_live()
+            except DamoError:
+                self._let_go()
+                raise
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self.directory is not None:
+            self.directory.release()
+        if self.recovered_rows is not None:
+            self.recovered_rows.remove()
+        if self.temporary:
+            shutil.rmtree(self.path, ignore_errors=True)
+        self._core = None
+
+    def abandon(self) -> None:
+        """Lets go of what an opening that failed has opened."""
+        if self._core is not None:
+            self._core.close()
+            self._core = None
+        if self.directory is not None and self.owns_live:
+            self.directory.remove_live()
+        self._let_go()
+
+    def give_up_rows(self) -> None:
+        """Ends a session whose rows are lost, and leaves them to the next one. REQUIRES: its engine is closed."""
+        self._core = None
+        if self.directory is not None:
+            self.directory.release()
+
+    def __del__(self) -> None:
+        if getattr(self, "_core", None) is None or self.in_other_process:
+            return
+        try:
+            if not self.temporary:
+                warnings.warn(f"the store {self.path} was not closed", ResourceWarning, stacklevel=2)
+        finally:
+            self.close()

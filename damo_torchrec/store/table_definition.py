@@ -1,0 +1,54 @@
+"""What a collection says of a table, and what of it may not change while the table has rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from damo_torchrec.checkpoints.manifest import InitializerNumbers, TableSchema
+from damo_torchrec.init import Initializer, describe, from_description
+from damo_torchrec.optim.spec import OptimizerSpec
+
+
+@dataclass(frozen=True)
+class TableDefinition:
+    """What a collection says of a table."""
+
+    name: str
+    dim: int
+    num_embeddings: int
+    optimizer: OptimizerSpec
+    initializer: Initializer
+    unseen_in_eval: str = "zeros"
+    row_dtype: str = "float32"
+
+    def schema(self) -> TableSchema:
+        """What of it may not change while the table has rows."""
+        core = self.initializer.to_core(self.num_embeddings, self.dim)
+        return TableSchema(
+            dim=self.dim,
+            optimizer=self.optimizer.schema(),
+            initializer=describe(self.initializer, self.num_embeddings, self.dim),
+            numbers=InitializerNumbers(a=core.a, b=core.b, low=core.low, high=core.high),
+            row_dtype=self.row_dtype,
+        )
+
+    @staticmethod
+    def of_schema(name: str, schema: TableSchema, unseen_in_eval: str = "zeros") -> TableDefinition:
+        """A definition to open a table with where there is no collection: for its rows to be read and set.
+
+        Hyperparameters, which a schema does not keep, are none that updates could use.
+
+        Raises:
+            ValueError: this version does not know its initializer.
+        """
+        initializer, num_embeddings = from_description(schema.initializer)
+        initial = float(schema.optimizer["initial_accumulator_value"])
+        return TableDefinition(
+            name=name,
+            dim=schema.dim,
+            num_embeddings=num_embeddings,
+            optimizer=OptimizerSpec(str(schema.optimizer["name"]), lr=1.0, initial_accumulator_value=initial),
+            initializer=initializer,
+            unseen_in_eval=unseen_in_eval,
+            row_dtype=schema.row_dtype,
+        )
