@@ -30,14 +30,10 @@ from damo_torchrec.store.default_store import default_store, set_default_store
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.table import Table
 from damo_torchrec.training.checkpoint_manager import CheckpointManager
-from damo_torchrec.training.model_checkpoint import (
-    CheckpointInfo,
-    checkpoint_info,
-    load_model,
-    save_model,
-    save_model_async,
-)
+from damo_torchrec.training.loading import load_model
+from damo_torchrec.training.model_checkpoint import CheckpointInfo, checkpoint_info
 from damo_torchrec.training.prefetch import PrefetchIterator
+from damo_torchrec.training.saving import save_model, save_model_async
 from damo_torchrec.training.swap import swap
 
 # Submodules that need more packages, imported when they are first used.

@@ -21,7 +21,9 @@ from damo_torchrec.checkpoints.checkpoint_directory import (
 )
 from damo_torchrec.errors import DamoError
 from damo_torchrec.files import os_errors
-from damo_torchrec.training.model_checkpoint import CheckpointInfo, checkpoint_info, load_model, save_model_async
+from damo_torchrec.training.loading import load_model
+from damo_torchrec.training.model_checkpoint import CheckpointInfo, checkpoint_info
+from damo_torchrec.training.saving import save_model_async
 
 
 class CheckpointManager:

@@ -1,0 +1,112 @@
+"""`load_model`: a model, its rows and its optimizer as `save_model` saved them."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from damo_torchrec import pickled_module
+from damo_torchrec.checkpoints.dense_part import MODULE_FILE
+from damo_torchrec.errors import SchemaMismatchError
+from damo_torchrec.modules import store_of
+from damo_torchrec.store.opening import restore_unless_at
+from damo_torchrec.training.model_checkpoint import dense_state, load_dense_state, model_checkpoint_at, read_dense
+from damo_torchrec.training.random_state import set_random_state
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    model: nn.Module | None = None,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    schedulers: Sequence[LRScheduler] = (),
+    allow_pickle: bool = False,
+) -> nn.Module:
+    """Brings a model, its rows and its optimizer to the state that `save_model` saved. Returns the model.
+
+    The model's store goes back, or forward, to the rows of the checkpoint; what it held otherwise is given up. The
+    random number generators continue where they were. `checkpoint_info` reads the rest.
+
+    Args:
+        path: a checkpoint, or a store: the newest of its checkpoints that `save_model` made.
+        model: made as it was when it was saved. None: made from the pickle in the checkpoint, over `default_store()`.
+        optimizer: of the dense parameters, if one was saved.
+        schedulers: as many as were saved, in the same order.
+        allow_pickle: whether that pickle may be read. Doing so runs any code that its author put in: only for
+            checkpoints that you trust. The classes of the model must be importable.
+
+    Raises:
+        ValueError: `path` is no checkpoint, or has no dense part, or no optimizer though one is given; there is no
+            model, and pickle is not allowed or cannot make one.
+        CorruptionError: parts of it are of different checkpoints, or damaged.
+        SchemaMismatchError: the model or its tables differ from those saved. Neither model nor store was changed.
+    """
+    path = model_checkpoint_at(path)
+    if model is None and not allow_pickle:
+        raise ValueError(
+            "load_model without a model has to read a pickle, which runs any code that its author put in: give it the "
+            "model to load into, or, for a checkpoint that you trust, allow_pickle=True"
+        )
+    dense = read_dense(path)
+    if model is None:
+        model = _unpickle(path, dense)
+    if optimizer is not None and dense["optimizer"] is None:
+        raise ValueError(f"{path} was saved without an optimizer")
+    saved_schedulers = dense.get("schedulers", [])
+    if schedulers and len(schedulers) != len(saved_schedulers):
+        raise ValueError(f"{path} was saved with {len(saved_schedulers)} schedulers, got {len(schedulers)}")
+    _check_model(model, dense["model"], path)
+    if optimizer is not None:
+        _check_optimizer(optimizer, dense["optimizer"], path)
+    restore_unless_at(store_of(model).session, path, dense["checkpoint_id"])
+    load_dense_state(model, dense["model"])
+    if optimizer is not None:
+        optimizer.load_state_dict(dense["optimizer"])
+    for scheduler, state in zip(schedulers, saved_schedulers, strict=False):
+        scheduler.load_state_dict(state)
+    set_random_state(dense["random"])
+    return model
+
+
+def _unpickle(path: Path, dense: Mapping[str, Any]) -> nn.Module:
+    file = path / MODULE_FILE
+    if not file.is_file():
+        reason = dense.get("unpicklable") or "an earlier release saved it"
+        raise ValueError(f"{path} holds no pickle of the model: {reason}. Give load_model a model to load into")
+    try:
+        return pickled_module.load(file.read_bytes())
+    except Exception as error:  # of whatever kind: the pickle runs code of the model's own
+        raise ValueError(
+            f"the model in {file} cannot be made here ({type(error).__name__}: {error}): import its classes where they "
+            "were when it was saved, or give load_model a model to load into"
+        ) from error
+
+
+def _check_model(model: nn.Module, saved: dict[str, torch.Tensor], path: Path) -> None:
+    now, then = _shapes(dense_state(model)), _shapes(saved)
+    if now == then:
+        return
+    names = sorted(n for n in {*now, *then} if now.get(n) != then.get(n))
+    differences = "; ".join(f"{n}: {then.get(n)} saved, {now.get(n)} in the model" for n in names[:5])
+    raise SchemaMismatchError(f"the model differs from the one saved in {path}: {differences}")
+
+
+def _shapes(state_dict: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(getattr(value, "shape", ())) for name, value in state_dict.items()}
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], path: Path) -> None:
+    """Whether the optimizer can load it, which torch finds out when it has begun to."""
+
+    def groups(state: dict[str, Any]) -> list[int]:
+        return [len(group["params"]) for group in state.get("param_groups", [])]
+
+    then, now = groups(saved), groups(optimizer.state_dict())
+    if then != now:
+        raise SchemaMismatchError(
+            f"the optimizer differs from the one saved in {path}: parameters by parameter group were {then}, are {now}"
+        )
