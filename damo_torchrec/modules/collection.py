@@ -77,11 +77,10 @@ class Collection(abc.ABC, nn.Module):
             return
         store = store if store is not None else default_store()
         session = store.session
-        self._tables = open_tables(session, self._definitions)
-        self._store = store
-        self._accumulation = Accumulation()
+        tables, accumulation = open_tables(session, self._definitions), Accumulation()
         with session.mutex:
-            session.waiting.watch(self._accumulation)
+            session.waiting.watch(accumulation)
+        self._tables, self._accumulation, self._store = tables, accumulation, store
 
     def detach(self) -> None:
         """Undoes `attach`. For the modules of this package."""

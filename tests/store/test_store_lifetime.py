@@ -187,6 +187,19 @@ def test_a_store_that_is_forgotten_where_warnings_are_errors_loses_nothing(tmp_p
     assert is_as_it_was_left(tmp_path / "store")
 
 
+def test_a_store_that_is_forgotten_stays_open_for_who_has_a_table_of_it(tmp_path):
+    store = damo.EmbeddingStore(tmp_path / "store")
+    update(collection(store, "t", initial=0.0), {"t": [[1]]})
+    table = store.table("t")
+    assert table == store.table("t")
+    del store
+    gc.collect()
+    assert table.get([1])[0, 0].item() == -1.0
+    with pytest.warns(ResourceWarning, match="was not closed"):
+        del table
+    assert is_as_it_was_left(tmp_path / "store")
+
+
 def test_a_temporary_store_that_is_forgotten_is_removed_without_a_word(caplog):
     with caplog.at_level(logging.WARNING, logger="damo_torchrec"):
         path = forget(None)
