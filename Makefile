@@ -50,10 +50,11 @@ sanitize: venv gtest  ## run the C++ tests under the address, undefined-behaviou
 # Without the tests of RocksDB: the system's library is not instrumented, so its locks would go unseen.
 	@$(FIXED_ADDRESSES) build/tsan/damo_tests --gtest_brief=1 --gtest_filter='-*RocksDb*'
 
-lint: venv  ## check style and types
+lint: venv  ## check style, types and which modules import which
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache --no-logo
 	@$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 
 format: venv  ## put every file into the style that lint checks
