@@ -5,11 +5,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from damo_torchrec.checkpoints.dense_part import MODEL_FILE
+from damo_torchrec.checkpoints.layout import MODEL_FILE
+from damo_torchrec.checkpoints.listing import checkpoints_of
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.errors import DamoError
 from damo_torchrec.rescue.repair import repair
-from damo_torchrec.rescue.verification import checkpoints_of, verify
+from damo_torchrec.rescue.verification import verify
 
 SOUND, DAMAGED, WRONG_USAGE = 0, 1, 2
 

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.lineage import Line
-from damo_torchrec.checkpoints.manifest import Manifest, TableRecord, TableSchema
+from damo_torchrec.checkpoints.lineage import Lineage
+from damo_torchrec.checkpoints.manifest import Manifest, TableEntry, TableSchema
 from damo_torchrec.errors import SchemaMismatchError
 from damo_torchrec.store.table import Table, TableDefinition
 
@@ -26,7 +26,7 @@ class Catalog:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self._path = path
         self.manifest = manifest
-        self.line = Line()
+        self.lineage = Lineage()
         self.open: dict[str, Table] = {}
 
     def check(self, definition: TableDefinition, engine: _core.Store) -> None:
@@ -71,10 +71,10 @@ class Catalog:
         taken = [table._number + 1 for table in self.open.values()]
         return max([self.manifest.next_table_number, *taken])
 
-    def adopt(self, manifest: Manifest, line: Line, engine: _core.Store) -> None:
-        """Goes on from `manifest`, the end of `line`, whose rows `engine` holds, with the tables that are open."""
+    def adopt(self, manifest: Manifest, lineage: Lineage, engine: _core.Store) -> None:
+        """Goes on from `manifest`, the end of `lineage`, whose rows `engine` holds, with the tables that are open."""
         self.manifest = manifest
-        self.line = line
+        self.lineage = lineage
         tables = list(self.open.values())
         self.open.clear()
         for table in tables:
@@ -82,12 +82,12 @@ class Catalog:
 
     def add(self, table: Table, engine: _core.Store) -> None:
         """Makes `table` known to an engine that holds the manifest's rows."""
-        record = self.manifest.tables.get(table.name)
-        table._number = record.number if record else self._next_number()
+        entry = self.manifest.tables.get(table.name)
+        table._number = entry.number if entry else self._next_number()
         schema = self._engine_schema(table)
         schema.number = table._number
-        schema.iter = record.iter if record else 0
-        schema.rows = record.rows if record else 0
+        schema.iter = entry.iter if entry else 0
+        schema.rows = entry.rows if entry else 0
         table._index = engine.open_table(schema)
         self.open[table.name] = table
 
@@ -114,19 +114,19 @@ class Catalog:
         return core
 
     def _schema(self, table: Table) -> TableSchema:
-        record = self.manifest.tables.get(table.name)
-        return record.schema if record else table._definition.schema()
+        entry = self.manifest.tables.get(table.name)
+        return entry.schema if entry else table._definition.schema()
 
     def step(self) -> int:
         """The largest number of updates of any table."""
         live = {name: table.iter for name, table in list(self.open.items())}
-        stored = {name: record.iter for name, record in self.manifest.tables.items()}
+        stored = {name: entry.iter for name, entry in self.manifest.tables.items()}
         return max({**stored, **live}.values(), default=0)
 
-    def snapshot(self, sequence: int, states: Sequence[_core.TableState]) -> Manifest:
+    def new_manifest(self, sequence: int, states: Sequence[_core.TableState]) -> Manifest:
         """A manifest of the tables as the engine's `states` say."""
         live = {
-            name: TableRecord(
+            name: TableEntry(
                 number=table._number,
                 schema=self._schema(table),
                 iter=states[table._index].iter,

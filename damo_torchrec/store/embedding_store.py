@@ -18,21 +18,19 @@ from types import TracebackType
 from typing import Any
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.checkpoint_directory import (
-    CHECKPOINTS,
-    ROWS,
-    check_target,
+from damo_torchrec.checkpoints.atomic_directory import check_target, clear_unfinished
+from damo_torchrec.checkpoints.layout import CHECKPOINTS, ROWS
+from damo_torchrec.checkpoints.lineage import Lineage
+from damo_torchrec.checkpoints.listing import (
     checkpoints_in,
-    clear_unfinished,
     find_checkpoint,
     free_name,
     has_checkpoints,
     is_checkpoint,
     newest_checkpoint,
 )
-from damo_torchrec.checkpoints.lineage import Line
 from damo_torchrec.checkpoints.manifest import Manifest
-from damo_torchrec.checkpoints.recovered_rows import RecoveredRows, has_large_journal
+from damo_torchrec.checkpoints.replayed_journal import ReplayedJournal, has_large_journal
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import CorruptionError, DamoError, StoreClosedError, UncleanStoreError
 from damo_torchrec.files import on_tmpfs, os_errors, sync_directory
@@ -126,7 +124,7 @@ class EmbeddingStore:
         self._catalog = Catalog(self._path, empty_manifest(0))
         self._writer = CheckpointWriter(self._path, self._catalog)
         self._directory: StoreDirectory | None = None
-        self._recovered_rows: RecoveredRows | None = None  # of a read-only store
+        self._replayed_journal: ReplayedJournal | None = None  # of a read-only store
         try:
             with os_errors(f"cannot open the store {self._path}"):
                 if read_only:
@@ -180,7 +178,7 @@ class EmbeddingStore:
         self._live_is_ours = True
         directory.start_live(fresh)
         with _naming(source):
-            self._start(manifest, Line.read(source, manifest), directory.live)
+            self._start(manifest, Lineage.read(source, manifest), directory.live)
         if source.parent == directory.checkpoints_path:
             self._changed = source != newest
         else:
@@ -195,7 +193,7 @@ class EmbeddingStore:
         sync_directory(self._path)
         sync_directory(self._path.parent)
         self._live_is_ours = True
-        self._start(empty_manifest(seed), Line(), self._directory.live, create=True)
+        self._start(empty_manifest(seed), Lineage(), self._directory.live, create=True)
         if self._options.backend == "rocksdb":
             self._checkpoint(None)
 
@@ -212,27 +210,27 @@ class EmbeddingStore:
         check_seed(self._path, manifest.seed, seed)
         manifest.check_files(source)
         with _naming(source):
-            rows = self._recovered(source) if has_large_journal(source) else source / ROWS
-            self._start(manifest, Line.read(source, manifest), rows)
+            rows = self._replayed(source) if has_large_journal(source) else source / ROWS
+            self._start(manifest, Lineage.read(source, manifest), rows)
 
-    def _recovered(self, source: Path) -> Path:
-        """The rows of a checkpoint without its journal, if there is a place for them."""
+    def _replayed(self, source: Path) -> Path:
+        """The rows of a checkpoint with its journal replayed, if there is a place for them."""
         try:
-            self._recovered_rows = RecoveredRows(source, self._engine_options(read_only=False))
-            return self._recovered_rows.path
+            self._replayed_journal = ReplayedJournal(source, self._engine_options(read_only=False))
+            return self._replayed_journal.path
         except CorruptionError:
             raise
         except (DamoError, OSError) as error:
             _log.warning("the journal of %s is held in memory, beyond memory_budget: %s", source, error)
             return source / ROWS
 
-    def _start(self, manifest: Manifest, line: Line, rows: Path, create: bool = False) -> None:
-        """Starts an engine over `rows` that holds what `manifest`, the end of `line`, says."""
+    def _start(self, manifest: Manifest, lineage: Lineage, rows: Path, create: bool = False) -> None:
+        """Starts an engine over `rows` that holds what `manifest`, the end of `lineage`, says."""
         in_memory = self._options.backend == "memory"
         options = self._engine_options(self._read_only)
         core = _core.Store("" if in_memory else str(rows), create, in_memory, options)
         try:
-            self._catalog.adopt(manifest, line, core)
+            self._catalog.adopt(manifest, lineage, core)
         except BaseException:
             core.close()
             raise
@@ -258,8 +256,8 @@ class EmbeddingStore:
             if self._live_is_ours:
                 self._directory.remove_live()
             self._directory.release()
-        if self._recovered_rows is not None:
-            self._recovered_rows.remove()
+        if self._replayed_journal is not None:
+            self._replayed_journal.remove()
 
     # ------------------------------------------------------------------ tables
 
@@ -498,7 +496,7 @@ class EmbeddingStore:
                 engine.close()
                 self._pending.clear()
                 directory.start_live(fresh)
-                self._start(manifest, Line.read(source, manifest), directory.live)
+                self._start(manifest, Lineage.read(source, manifest), directory.live)
             except BaseException:
                 # The rows of before are gone, the others not in use: the next opening goes to a checkpoint.
                 self._core = None
@@ -550,8 +548,8 @@ class EmbeddingStore:
     def _let_go(self) -> None:
         if self._directory is not None:
             self._directory.release()
-        if self._recovered_rows is not None:
-            self._recovered_rows.remove()
+        if self._replayed_journal is not None:
+            self._replayed_journal.remove()
         if self._temporary:
             shutil.rmtree(self._path, ignore_errors=True)
         self._core = None

@@ -18,8 +18,9 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from damo_torchrec import pickled_module
-from damo_torchrec.checkpoints.checkpoint_directory import checkpoints_in, is_checkpoint, newest_checkpoint
-from damo_torchrec.checkpoints.dense_part import MODEL_FILE, MODULE_FILE, dump_dense, load_dense
+from damo_torchrec.checkpoints.dense_part import dump_dense, load_dense
+from damo_torchrec.checkpoints.layout import MODEL_FILE, MODULE_FILE
+from damo_torchrec.checkpoints.listing import checkpoints_in, is_checkpoint, newest_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import SchemaMismatchError

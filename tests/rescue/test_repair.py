@@ -1,4 +1,4 @@
-"""`damo_torchrec.repair`: what a repaired checkpoint holds is what there was, and what it lacks is listed."""
+"""`damo_torchrec.rescue.repair`: what a repaired checkpoint holds is what there was, and what it lacks is listed."""
 
 import shutil
 from dataclasses import replace

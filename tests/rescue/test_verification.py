@@ -1,4 +1,4 @@
-"""`damo_torchrec.verification`: all damage is found, and every file that has some is named."""
+"""`damo_torchrec.rescue.verification`: all damage is found, and every file that has some is named."""
 
 import json
 import os
@@ -11,8 +11,10 @@ import torch
 
 import damo_torchrec as damo
 from damage import DAMAGES, TABLE_FILE_DAMAGES, Model, Sample, flip, make_sample
-from damo_torchrec.checkpoints.manifest import Finding, Manifest
-from damo_torchrec.rescue.verification import checkpoints_of, verify
+from damo_torchrec.checkpoints.file_entry import Finding
+from damo_torchrec.checkpoints.listing import checkpoints_of
+from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.rescue.verification import verify
 from support import small_store
 from training import collection
 
