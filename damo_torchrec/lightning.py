@@ -6,8 +6,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from damo_torchrec.checkpoints.checkpoint_directory import checkpoints_at, free_name, remove_oldest
+from damo_torchrec.checkpoints.listing import checkpoints_at, free_name
 from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.errors import CorruptionError
 from damo_torchrec.files import os_errors
 from damo_torchrec.modules import store_of
@@ -39,10 +40,8 @@ class StoreCheckpoint(Callback):
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, keep: int | None = None) -> None:
-        if keep is not None and keep <= 0:
-            raise ValueError(f"keep must be positive, got {keep}")
+        self._retention = Retention(keep)
         self._directory = Path(directory).absolute()
-        self._keep = keep
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Saves the rows. Lightning calls it before it writes `checkpoint`."""
@@ -50,8 +49,7 @@ class StoreCheckpoint(Callback):
             self._directory.mkdir(parents=True, exist_ok=True)
         path = store_of(pl_module).checkpoint(free_name(self._directory, trainer.global_step))
         checkpoint[_KEY] = {"rows": str(path), "checkpoint_id": Manifest.read(path).id}
-        if self._keep is not None:
-            remove_oldest(self._directory, self._keep)
+        self._retention.apply(self._directory)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Loads the rows that `checkpoint` names.

@@ -19,7 +19,8 @@ import torch
 
 import damo_torchrec as damo
 from chaos_model import STEPS, Digests, Model, rows_digest
-from damo_torchrec.checkpoints.checkpoint_directory import CHECKPOINTS, remove_oldest
+from damo_torchrec.checkpoints.layout import CHECKPOINTS
+from damo_torchrec.checkpoints.retention import Retention
 from support import A_HANDFUL_OF_ROWS, small_store
 
 HANGS_AFTER = 300  # seconds
@@ -231,7 +232,7 @@ def prune(store: damo.EmbeddingStore, keep: int) -> None:
     kept = with_dense_part(store)[-keep:]
     if len(kept) == keep:
         checkpoints = store.checkpoints()
-        remove_oldest(store.path / CHECKPOINTS, len(checkpoints) - checkpoints.index(kept[0]))
+        Retention(len(checkpoints) - checkpoints.index(kept[0])).apply(store.path / CHECKPOINTS)
 
 
 def remove_leftovers(path: Path) -> None:

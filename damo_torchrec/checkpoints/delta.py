@@ -1,6 +1,5 @@
 """`Delta`: what changed in a store since an earlier state of it, as a directory. docs/format.md describes it."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,10 +9,11 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 
-from damo_torchrec.checkpoints.manifest import FileRecord, digest_of, file_digest, parse
+from damo_torchrec.checkpoints.document import dump_document, parse_document
+from damo_torchrec.checkpoints.file_entry import FileEntry
+from damo_torchrec.checkpoints.layout import DELTA_FILE, array_files
 from damo_torchrec.errors import CorruptionError
 
-DELTA_FILE = "delta.json"
 FORMAT_VERSION = 1
 
 _Count = Annotated[int, range(2**63)]
@@ -49,7 +49,7 @@ class DeltaManifest:
         since_step: the store's step at `base`.
         step: the store's step now.
         tables: by name.
-        files: the delta's other files: their size in bytes and SHA-256.
+        files: the delta's other files, by name.
     """
 
     id: str
@@ -59,13 +59,11 @@ class DeltaManifest:
     since_step: _Step
     step: _Step
     tables: dict[str, TableChanges]
-    files: dict[str, FileRecord]
+    files: dict[str, FileEntry]
 
     def write(self, directory: Path) -> None:
         """Writes ``delta.json``."""
-        body = asdict(self)
-        document = {"format_version": FORMAT_VERSION, "sha256": digest_of(body), "delta": body}
-        (directory / DELTA_FILE).write_text(json.dumps(document, indent=1) + "\n")
+        (directory / DELTA_FILE).write_text(dump_document("delta", FORMAT_VERSION, asdict(self)))
 
 
 @dataclass(frozen=True)
@@ -145,42 +143,28 @@ class Delta:
         """
         path = Path(path).absolute()
         manifest = _read_manifest(path)
-        for name, record in manifest.files.items():
+        for name, expected in manifest.files.items():
             file = path / name
             if not file.is_file():
                 raise CorruptionError(f"{file} is missing")
-            size, digest = file.stat().st_size, file_digest(file)
-            if (size, digest) != (record.size, record.sha256):
+            if (found := FileEntry.of(file)) != expected:
                 raise CorruptionError(
-                    f"{file} is damaged: expected {record.size} bytes with the SHA-256 {record.sha256}, "
-                    f"found {size} bytes with {digest}"
+                    f"{file} is damaged: expected {expected.size} bytes with the SHA-256 {expected.sha256}, "
+                    f"found {found.size} bytes with {found.sha256}"
                 )
         tables = {name: _read_table(path, table) for name, table in manifest.tables.items()}
         return Delta(path, manifest, tables)
 
 
-def array_files(number: int) -> tuple[str, str, str]:
-    """The files of a table's ids, weights and deleted ids."""
-    return f"{number}.ids.npy", f"{number}.weights.npy", f"{number}.deleted.npy"
-
-
 def _read_manifest(path: Path) -> DeltaManifest:
     file = path / DELTA_FILE
     try:
-        document = json.loads(file.read_bytes())
-        version, body = document["format_version"], document["delta"]
-        if version != FORMAT_VERSION or type(version) is not int:
-            raise CorruptionError(f"{file} has format version {version}; this version reads {FORMAT_VERSION}")
-        if document["sha256"] != digest_of(body):
-            raise CorruptionError(f"{file} is damaged: its checksum does not match")
-        manifest: DeltaManifest = parse(body, DeltaManifest, "delta")
+        content = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{path} is no delta: it has no {DELTA_FILE}") from error
     except OSError as error:
         raise CorruptionError(f"{file} cannot be read: {error}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptionError(f"{file} is damaged: {error}") from error
-    return manifest
+    return parse_document(content, file, "delta", range(1, FORMAT_VERSION + 1), DeltaManifest)
 
 
 def _read_table(path: Path, table: TableChanges) -> DeltaTable:

@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 
+from damo_torchrec.checkpoints.layout import MODEL_FILE
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.errors import CorruptionError
-
-MODEL_FILE = "model.pt"
-MODULE_FILE = "module.pickle"
 
 
 def dump_dense(dense: Mapping[str, Any]) -> bytes:

@@ -1,14 +1,6 @@
-"""A store's directory: who has it open, its checkpoints, and the live rows.
+"""A store's directory: who has it open, and the live rows.
 
-::
-
-    LOCK                   held (flock) by the process that has the store open
-    live/                  the rows of the open store; there only while it is open, or after a crash
-    live.unclean-N/        live rows that a crash left behind, set aside
-    checkpoints/step_N/    complete: manifest.json, rows/, and what save_model adds
-
-The live rows are scratch: a directory under ``checkpoints`` is complete, because it is written under another name and
-renamed, and it is all that a later opening needs.
+The live rows are scratch: a checkpoint is all that a later opening needs.
 """
 
 import fcntl
@@ -17,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.checkpoint_directory import CHECKPOINTS, ROWS
+from damo_torchrec.checkpoints.layout import CHECKPOINTS, LIVE, LOCK_FILE, PREPARED_LIVE, ROWS, unclean_live
 from damo_torchrec.errors import StoreLockedError
 from damo_torchrec.files import os_errors, sync_directory
 
@@ -38,9 +30,7 @@ class StoreDirectory:
         if path.exists() and not path.is_dir():
             raise ValueError(f"a store is a directory, but {path} is a file")
         if path.is_dir() and not self.is_store(path) and any(path.iterdir()):
-            raise ValueError(
-                f"{path} is neither empty nor a store: it has no {self.checkpoints_path.name}/ and no LOCK"
-            )
+            raise ValueError(f"{path} is neither empty nor a store: it has no {CHECKPOINTS}/ and no {LOCK_FILE}")
         with os_errors(f"cannot make the store {path}"):
             path.mkdir(exist_ok=True, parents=True)
         self._lock = -1
@@ -53,10 +43,10 @@ class StoreDirectory:
     @staticmethod
     def is_store(path: Path) -> bool:
         """Whether `path` looks like a store's directory."""
-        return (path / "LOCK").is_file() or (path / CHECKPOINTS).is_dir()
+        return (path / LOCK_FILE).is_file() or (path / CHECKPOINTS).is_dir()
 
     def _acquire(self) -> None:
-        lock_path = self.path / "LOCK"
+        lock_path = self.path / LOCK_FILE
         with os_errors(f"cannot open {lock_path}"):
             self._lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -81,11 +71,11 @@ class StoreDirectory:
     @property
     def live(self) -> Path:
         """The rows of the open store."""
-        return self.path / "live"
+        return self.path / LIVE
 
     @property
     def _prepared(self) -> Path:
-        return self.path / "live.new"
+        return self.path / PREPARED_LIVE
 
     @property
     def checkpoints_path(self) -> Path:
@@ -95,7 +85,7 @@ class StoreDirectory:
     def set_live_aside(self) -> Path:
         """Renames the live rows, which a crash left behind, and returns their new place."""
         number = 1
-        while (aside := self.path / f"live.unclean-{number}").exists():
+        while (aside := self.path / unclean_live(number)).exists():
             number += 1
         os.rename(self.live, aside)
         return aside

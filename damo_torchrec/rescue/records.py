@@ -11,7 +11,8 @@ from itertools import chain
 from pathlib import Path
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.manifest import TableRecord
+from damo_torchrec.checkpoints.layout import table_file_in
+from damo_torchrec.checkpoints.manifest import TableEntry
 
 # Told what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -53,17 +54,17 @@ class IdRange:
         return f"{what} of table {self.table!r}, ids [{self.first}, {self.end})"
 
 
-def payload_sizes(tables: Mapping[str, TableRecord]) -> dict[int, int]:
+def payload_sizes(tables: Mapping[str, TableEntry]) -> dict[int, int]:
     """Bytes of a row behind its version, by table number."""
     sizes = {}
-    for record in tables.values():
+    for table in tables.values():
         schema = _core.TableSchema()
-        schema.dim = record.schema.dim
-        schema.weight_type = _core.WeightType[record.schema.row_dtype.upper()]
+        schema.dim = table.schema.dim
+        schema.weight_type = _core.WeightType[table.schema.row_dtype.upper()]
         optimizer = _core.OptimizerConfig()
-        optimizer.kind = _core.OptimizerKind[str(record.schema.optimizer["name"])]
+        optimizer.kind = _core.OptimizerKind[str(table.schema.optimizer["name"])]
         schema.optimizer = optimizer
-        sizes[record.number] = _core.payload_size(schema)
+        sizes[table.number] = _core.payload_size(schema)
     return sizes
 
 
@@ -141,7 +142,7 @@ def _block_starts(rows: Path, message: str) -> Iterator[int]:
                 yield key_number(key[1])
 
 
-def ids_between(first: int, end: int, tables: Mapping[str, TableRecord]) -> Iterator[IdRange]:
+def ids_between(first: int, end: int, tables: Mapping[str, TableEntry]) -> Iterator[IdRange]:
     """The ids of tables whose keys are from `first` on, below `end`."""
     for deletions in (False, True):
         for name, table in tables.items():
@@ -153,9 +154,8 @@ def ids_between(first: int, end: int, tables: Mapping[str, TableRecord]) -> Iter
 
 def named_table_file(rows: Path, message: str) -> Path | None:
     """The table file in `rows` that a message of RocksDB names."""
-    # RocksDB looks for a missing .sst under the suffix that LevelDB gave it as well, and names that.
-    match = re.search(r"(\d+)\.(?:sst|ldb)", message)
-    return rows / f"{match[1]}.sst" if match else None
+    name = table_file_in(message)
+    return rows / name if name is not None else None
 
 
 def key_number(key: bytes) -> int:

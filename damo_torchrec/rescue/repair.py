@@ -10,18 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.checkpoint_directory import (
-    CHECKPOINTS,
-    ROWS,
-    build_checkpoint,
-    checkpoints_in,
-    is_checkpoint,
-)
-from damo_torchrec.checkpoints.dense_part import MODEL_FILE, MODULE_FILE, dump_dense, load_dense
-from damo_torchrec.checkpoints.manifest import FILE_NAME, Finding, Manifest, TableRecord, new_id
+from damo_torchrec.checkpoints.atomic_directory import build_directory
+from damo_torchrec.checkpoints.dense_part import dump_dense, load_dense
+from damo_torchrec.checkpoints.file_entry import Finding
+from damo_torchrec.checkpoints.layout import CHECKPOINTS, MANIFEST_FILE, MODEL_FILE, MODULE_FILE, ROWS, holds_rows
+from damo_torchrec.checkpoints.listing import checkpoints_in, checkpoints_of, is_checkpoint
+from damo_torchrec.checkpoints.manifest import Manifest, TableEntry, new_id
 from damo_torchrec.errors import CorruptionError
 from damo_torchrec.files import write_file
-from damo_torchrec.rescue.readable_rows import open_rows
 from damo_torchrec.rescue.records import (
     IdRange,
     Progress,
@@ -31,7 +27,7 @@ from damo_torchrec.rescue.records import (
     payload_sizes,
     read_records,
 )
-from damo_torchrec.rescue.verification import checkpoints_of
+from damo_torchrec.rescue.salvage import open_rows
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ def repair(path: Path, target: Path, progress: Progress, schemas: Path | None = 
     """
     source = _newest(checkpoints_of(path))
     job = _Job(source, schemas, progress)
-    build_checkpoint(target, job.fill)
+    build_directory(target, "checkpoint", job.fill)
     expected = {name: table.rows for name, table in job.manifest.tables.items()} if job.has_manifest else {}
     return Repair(source, target, job.rows, expected, job.losses, job.findings)
 
@@ -113,7 +109,7 @@ class _Job:
         except CorruptionError as error:
             self.manifest, self.has_manifest = _borrowed_manifest(source, schemas, error), False
             self._find(
-                FILE_NAME,
+                MANIFEST_FILE,
                 "a manifest",
                 f"{error}. Tables are as other checkpoints have them, and steps those of the rows' last updates",
             )
@@ -135,7 +131,7 @@ class _Job:
     def _save_rows(self, target: Path, scratch: Path) -> dict[int, _core.RecordTally]:
         rows, tables = self._source / ROWS, self.manifest.tables
         files = self.manifest.files.items()
-        sizes = {Path(name).name: file.size for name, file in files if name.endswith((".sst", ".log"))}
+        sizes = {Path(name).name: file.size for name, file in files if holds_rows(name)}
         reader, lost_files = open_rows(
             rows, sizes if self.has_manifest else None, payload_sizes(tables), scratch / "rebuilt"
         )
@@ -156,7 +152,7 @@ class _Job:
         if not losses:
             self.findings.append(Finding(path, "records of known tables", reason))
 
-    def _saved(self, table: TableRecord, tallies: dict[int, _core.RecordTally]) -> TableRecord:
+    def _saved(self, table: TableEntry, tallies: dict[int, _core.RecordTally]) -> TableEntry:
         """The table as the repaired checkpoint has it."""
         tally = tallies.get(table.number)
         rows = tally.records if tally is not None else 0
@@ -164,7 +160,7 @@ class _Job:
             return replace(table, rows=rows)
         return replace(table, rows=rows, iter=tally.last_step if tally is not None else 0)
 
-    def _find_uncounted(self, tables: dict[str, TableRecord]) -> None:
+    def _find_uncounted(self, tables: dict[str, TableEntry]) -> None:
         """Finds tables that have other rows than the manifest says, though nothing of them was lost."""
         lossy = {loss.ids.table for loss in self.losses if not loss.ids.deletions}
         for name, table in self.manifest.tables.items():
@@ -217,7 +213,7 @@ def _borrowed_manifest(source: Path, schemas: Path | None, error: CorruptionErro
     """What other checkpoints of the store say of its seed and its tables."""
     if schemas is not None:
         if not is_checkpoint(schemas):
-            raise ValueError(f"{schemas} is not a checkpoint: it has no {FILE_NAME}")
+            raise ValueError(f"{schemas} is not a checkpoint: it has no {MANIFEST_FILE}")
         return Manifest.read(schemas)
     in_store = source.parent.name == CHECKPOINTS
     others = [Manifest.read(path) for path in checkpoints_in(source.parents[1])] if in_store else []
@@ -225,7 +221,7 @@ def _borrowed_manifest(source: Path, schemas: Path | None, error: CorruptionErro
         raise CorruptionError(
             f"{error}. Without it, a checkpoint of the same store (--schema) must say what tables are"
         )
-    tables: dict[str, TableRecord] = {}
+    tables: dict[str, TableEntry] = {}
     for manifest in others:
         for name, table in manifest.tables.items():
             known = tables.setdefault(name, table)

@@ -3,21 +3,18 @@
 No lock is taken: a checkpoint does not change while another process trains into its store.
 """
 
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.checkpoint_directory import CHECKPOINTS, ROWS, is_checkpoint
-from damo_torchrec.checkpoints.dense_part import MODEL_FILE, load_dense
-from damo_torchrec.checkpoints.manifest import FILE_NAME, Finding, Manifest
-from damo_torchrec.checkpoints.store_directory import StoreDirectory
+from damo_torchrec.checkpoints.dense_part import load_dense
+from damo_torchrec.checkpoints.file_entry import Finding
+from damo_torchrec.checkpoints.layout import MANIFEST_FILE, MODEL_FILE, ROWS, holds_rows, is_table_file, selects_rows
+from damo_torchrec.checkpoints.listing import checkpoints_of
+from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.errors import CorruptionError, DamoError
 from damo_torchrec.rescue.records import Progress, counting, ids_between, named_table_file, payload_sizes, read_records
-
-# The end of a table file: its format version, and RocksDB's sign that it is one.
-_FOOTER_END = struct.Struct("<IQ")
-_TABLE_FORMAT_VERSION = 5
+from damo_torchrec.rescue.row_files import row_file_finding, table_file_finding
 
 
 def verify(path: Path, progress: Progress) -> Iterator[Finding]:
@@ -33,51 +30,12 @@ def verify(path: Path, progress: Progress) -> Iterator[Finding]:
         yield from _verify_checkpoint(checkpoint, progress)
 
 
-def checkpoints_of(path: Path) -> list[Path]:
-    """The checkpoint `path`, or the checkpoints of the store `path`, damaged or not, by name.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if is_checkpoint(path):
-        return [path]
-    if not path.is_dir() or not StoreDirectory.is_store(path):
-        raise ValueError(f"{path} is neither a store nor a checkpoint")
-    return sorted(entry for entry in (path / CHECKPOINTS).glob("[!.]*") if entry.is_dir())
-
-
-def row_file_finding(file: Path) -> Finding | None:
-    """What is wrong with a table file or a log, by itself."""
-    if file.suffix == ".log":
-        try:
-            _core.verify_log_file(str(file))
-        except DamoError as error:
-            return Finding(file, "a log of RocksDB with records that match their checksums", str(error))
-    return table_file_finding(file) if file.suffix == ".sst" else None
-
-
-def table_file_finding(file: Path) -> Finding | None:
-    """What is wrong with a table file, by itself."""
-    try:
-        _core.verify_table_file(str(file))
-    except DamoError as error:
-        reason = str(error).removeprefix(f"{file}: ")
-        return Finding(file, "a table file of RocksDB with blocks that match their checksums", reason)
-    # No checksum covers the format version, and RocksDB reads others as well.
-    with file.open("rb") as opened:
-        opened.seek(-_FOOTER_END.size, 2)
-        version, _ = _FOOTER_END.unpack(opened.read())
-    if version != _TABLE_FORMAT_VERSION:
-        return Finding(file, f"format_version {_TABLE_FORMAT_VERSION} in its footer", str(version))
-    return None
-
-
 def _verify_checkpoint(checkpoint: Path, progress: Progress) -> Iterator[Finding]:
     manifest = None
     try:
         manifest = Manifest.read(checkpoint)
     except CorruptionError as error:
-        yield Finding(checkpoint / FILE_NAME, "a manifest", str(error))
+        yield Finding(checkpoint / MANIFEST_FILE, "a manifest", str(error))
     damaged = set()
     for finding in _file_findings(checkpoint, manifest, progress):
         damaged.add(finding.path)
@@ -89,10 +47,12 @@ def _verify_checkpoint(checkpoint: Path, progress: Progress) -> Iterator[Finding
 
 def _file_findings(checkpoint: Path, manifest: Manifest | None, progress: Progress) -> Iterator[Finding]:
     """Files that are missing, not as they were written, or too many; one finding at most for each."""
-    named = {}
+    named, damaged = set(), set()
     if manifest is not None:
-        yield from (found := {finding.path: finding for finding in manifest.file_findings(checkpoint)}).values()
-        named = {checkpoint / name: found.get(checkpoint / name) for name in manifest.files}
+        named = {checkpoint / name for name in manifest.files}
+        for finding in manifest.file_findings(checkpoint):
+            damaged.add(finding.path)
+            yield finding
     rows = checkpoint / ROWS
     if not rows.is_dir():
         yield Finding(rows, "a directory of rows", "none")
@@ -100,10 +60,16 @@ def _file_findings(checkpoint: Path, manifest: Manifest | None, progress: Progre
     files = sorted(rows.iterdir())
     for done, file in enumerate(files):
         progress(f"files of {checkpoint}", done, len(files))
-        if manifest is not None and file not in named:
-            yield Finding(file, "no file that the manifest does not name", "one")
-        elif named.get(file) is None and (finding := row_file_finding(file)) is not None:
-            yield finding
+        if manifest is None:
+            found = row_file_finding(file)
+        elif file not in named:
+            found = Finding(file, "no file that the manifest does not name", "one")
+        elif is_table_file(file) and file not in damaged:  # of which the manifest's entry says the size alone
+            found = table_file_finding(file)
+        else:
+            found = None
+        if found is not None:
+            yield found
 
 
 def _dense_findings(checkpoint: Path, manifest: Manifest, damaged: set[Path]) -> Iterator[Finding]:
@@ -121,16 +87,14 @@ def _row_findings(
     """What is wrong with rows, but for what follows from damage of files that is known already."""
     rows = checkpoint / ROWS
     named = [checkpoint / name for name in manifest.files] if manifest is not None else []
-    if any(
-        file in damaged and (file.name.startswith(("CURRENT", "MANIFEST-")) or file.suffix == ".log") for file in named
-    ):
+    if any(file in damaged and selects_rows(file) for file in named):
         return  # RocksDB may open other rows than these
     tables = manifest.tables if manifest is not None else {}
     try:
         reader = _core.RecordReader(str(rows), payload_sizes(tables))
     except DamoError as error:
         file = named_table_file(rows, str(error))
-        known = file in damaged if file is not None else any(file.suffix in (".sst", ".log") for file in damaged)
+        known = file in damaged if file is not None else any(map(holds_rows, damaged))
         if not known:
             yield Finding(file or rows, "rows that RocksDB opens", str(error))
         return

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from damo_torchrec.checkpoints.manifest import TableRecord
+from damo_torchrec.checkpoints.manifest import TableEntry
 from damo_torchrec.errors import CorruptionError, DamoError, SchemaMismatchError
 from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.card import CARD, Card
@@ -80,7 +80,7 @@ class DensePart:
                 arguments.append(Argument(lookup.input, np.dtype(np.int64), sizes))
         return arguments
 
-    def check(self, seed: int, tables: Mapping[str, TableRecord]) -> None:
+    def check(self, seed: int, tables: Mapping[str, TableEntry]) -> None:
         """Raises SchemaMismatchError if it is not for rows of this seed, in these tables."""
         if self.card.seed != seed:
             raise SchemaMismatchError(f"{self.file} is of a store with the seed {self.card.seed}, expected {seed}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from damo_torchrec.checkpoints.checkpoint_directory import is_checkpoint
+from damo_torchrec.checkpoints.listing import is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.errors import StoreClosedError
 from damo_torchrec.options import StoreOptions

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from damo_torchrec.checkpoints.lineage import State
+from damo_torchrec.checkpoints.atomic_directory import remove_directory
+from damo_torchrec.checkpoints.lineage import StoreState
 from damo_torchrec.errors import CorruptionError
 from damo_torchrec.files import os_errors
 from damo_torchrec.serving.dense import DENSE_FILE
@@ -80,7 +80,7 @@ class DeltaPublisher:
         with os_errors(f"cannot make the directory {self._directory}"):
             self._directory.mkdir(parents=True, exist_ok=True)
         self._since = since
-        self._state = self._newest_state() if since is None else store.session.catalog.line.find(since)
+        self._state = self._newest_state() if since is None else store.session.catalog.lineage.find(since)
         self._dense = DenseGraph(model, args) if model is not None else None
         self._every_steps = every_steps
         self._every_seconds = every_seconds
@@ -116,9 +116,9 @@ class DeltaPublisher:
         self._steps = 0
         self._last = time.monotonic()
         with self._store.session.mutex:
-            line = self._store.session.catalog.line
-            if self._state not in line:
-                if line.may_have_forgotten(self._state):
+            lineage = self._store.session.catalog.lineage
+            if self._state not in lineage:
+                if lineage.may_have_forgotten(self._state):
                     raise ValueError(
                         f"the store {self._store.path} has forgotten its state of step {self._state.step}, so many "
                         "checkpoints and other deltas came since: predictors need a new checkpoint, and deltas since it"
@@ -134,15 +134,15 @@ class DeltaPublisher:
             if step == self._state.step:
                 return None
             path = write_delta(self._store.session, self._free_name(step), self._state, self._files())
-            self._state = line.find(path)
+            self._state = lineage.find(path)
         self._remove_oldest()
         return path
 
-    def _newest_state(self) -> State:
+    def _newest_state(self) -> StoreState:
         given = [] if self._since is None else [self._since]
         for source in reversed([*self._store.checkpoints(), *given, *self.deltas()]):
             try:
-                return self._store.session.catalog.line.find(source)
+                return self._store.session.catalog.lineage.find(source)
             except (CorruptionError, ValueError) as error:
                 _log.info("deltas cannot go on from %s: %s", source, error)
         raise ValueError(f"the store {self._store.path} has no checkpoint: say since= what deltas go on from")
@@ -150,7 +150,7 @@ class DeltaPublisher:
     def _is_known(self, path: Path) -> bool:
         """Whether a delta is of the store's past."""
         try:
-            self._store.session.catalog.line.find(path)
+            self._store.session.catalog.lineage.find(path)
         except (CorruptionError, ValueError):
             return False
         return True
@@ -175,7 +175,4 @@ class DeltaPublisher:
             return
         # What leads nowhere goes first.
         for path in sorted(deltas, key=self._is_known)[: -self._keep]:
-            with os_errors(f"cannot remove the delta {path}"):
-                hidden = path.with_name(f".{path.name}.removed")
-                os.rename(path, hidden)
-                shutil.rmtree(hidden)
+            remove_directory(path, "delta")

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from damo_torchrec.checkpoints.delta import DELTA_FILE
+from damo_torchrec.checkpoints.layout import DELTA_FILE, complete_entries
 from damo_torchrec.errors import CorruptionError, DamoError, SchemaMismatchError, StoreClosedError
 from damo_torchrec.serving.updates import AlreadyAppliedError, OutOfOrderError
 
@@ -63,7 +63,7 @@ class Watcher:
             self._stopped.wait(self._poll_seconds)
 
     def _look(self) -> None:
-        found = {path for path in self._directory.glob("[!.]*") if (path / DELTA_FILE).is_file()}
+        found = {path for path in complete_entries(self._directory) if (path / DELTA_FILE).is_file()}
         for known in (self._done, self._refused, self._failed, self._waiting):
             for gone in known.keys() - found:
                 del known[gone]

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.lineage import Line
-from damo_torchrec.checkpoints.manifest import Manifest, TableRecord, TableSchema
+from damo_torchrec.checkpoints.lineage import Lineage
+from damo_torchrec.checkpoints.manifest import Manifest, TableEntry, TableSchema
 from damo_torchrec.errors import SchemaMismatchError
 from damo_torchrec.optim.spec import OptimizerSpec
 from damo_torchrec.store.table_definition import TableDefinition
@@ -49,7 +49,7 @@ class Catalog:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self._path = path
         self.manifest = manifest
-        self.line = Line()
+        self.lineage = Lineage()
         self.open: dict[str, OpenTable] = {}
 
     def check(self, definition: TableDefinition, engine: _core.Store) -> None:
@@ -94,10 +94,10 @@ class Catalog:
         taken = [table.number + 1 for table in self.open.values()]
         return max([self.manifest.next_table_number, *taken])
 
-    def adopt(self, manifest: Manifest, line: Line, engine: _core.Store) -> None:
-        """Goes on from `manifest`, the end of `line`, whose rows `engine` holds, with the tables that are open."""
+    def adopt(self, manifest: Manifest, lineage: Lineage, engine: _core.Store) -> None:
+        """Goes on from `manifest`, the end of `lineage`, whose rows `engine` holds, with the tables that are open."""
         self.manifest = manifest
-        self.line = line
+        self.lineage = lineage
         tables = list(self.open.values())
         self.open.clear()
         for table in tables:
@@ -117,12 +117,12 @@ class Catalog:
 
     def _add(self, table: OpenTable, engine: _core.Store) -> None:
         """Makes `table` known to an engine that holds the manifest's rows."""
-        record = self.manifest.tables.get(table.name)
-        table.number = record.number if record else self._next_number()
+        entry = self.manifest.tables.get(table.name)
+        table.number = entry.number if entry else self._next_number()
         schema = self._engine_schema(table)
         schema.number = table.number
-        schema.iter = record.iter if record else 0
-        schema.rows = record.rows if record else 0
+        schema.iter = entry.iter if entry else 0
+        schema.rows = entry.rows if entry else 0
         table.index = engine.open_table(schema)
         self.open[table.name] = table
 
@@ -149,19 +149,19 @@ class Catalog:
         return core
 
     def _schema(self, table: OpenTable) -> TableSchema:
-        record = self.manifest.tables.get(table.name)
-        return record.schema if record else table.definition.schema()
+        entry = self.manifest.tables.get(table.name)
+        return entry.schema if entry else table.definition.schema()
 
     def step(self, engine: _core.Store) -> int:
         """The largest number of updates of any table."""
         live = {name: engine.iter(table.index) for name, table in list(self.open.items())}
-        stored = {name: record.iter for name, record in self.manifest.tables.items()}
+        stored = {name: entry.iter for name, entry in self.manifest.tables.items()}
         return max({**stored, **live}.values(), default=0)
 
-    def snapshot(self, sequence: int, states: Sequence[_core.TableState]) -> Manifest:
+    def new_manifest(self, sequence: int, states: Sequence[_core.TableState]) -> Manifest:
         """A manifest of the tables as the engine's `states` say."""
         live = {
-            name: TableRecord(
+            name: TableEntry(
                 number=table.number,
                 schema=self._schema(table),
                 iter=states[table.index].iter,

@@ -7,8 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.checkpoint_directory import ROWS, build_checkpoint, checkpoints_in
-from damo_torchrec.checkpoints.lineage import LINE_FILE, State
+from damo_torchrec.checkpoints.atomic_directory import build_directory
+from damo_torchrec.checkpoints.layout import LINEAGE_FILE, ROWS
+from damo_torchrec.checkpoints.lineage import StoreState
+from damo_torchrec.checkpoints.listing import checkpoints_in
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.files import write_file
 from damo_torchrec.store.catalog import Catalog
@@ -39,12 +41,12 @@ class CheckpointWriter:
 
         def fill(staged: Path) -> None:
             states, _ = engine.checkpoint(str(staged / ROWS), link)
-            made.append(self._catalog.snapshot(self._next_sequence(), states))
+            made.append(self._catalog.new_manifest(self._next_sequence(), states))
             _write_beside_rows(staged, made[0], self._beside_rows(made[0], files))
 
-        build_checkpoint(target, fill)
+        build_directory(target, "checkpoint", fill)
         self._catalog.manifest = made[0]
-        self._catalog.line.add(State.of(made[0]))
+        self._catalog.lineage.add(StoreState.of(made[0]))
 
     def begin(
         self,
@@ -63,9 +65,9 @@ class CheckpointWriter:
         taken = threading.Lock()  # by the thread that writes it, or by what gives it up before
         try:
             states = engine.begin_checkpoint()
-            manifest = self._catalog.snapshot(self._next_sequence(), states)
+            manifest = self._catalog.new_manifest(self._next_sequence(), states)
             contents = self._beside_rows(manifest, files)
-            self._catalog.line.add(State.of(manifest))
+            self._catalog.lineage.add(StoreState.of(manifest))
 
             def fill(staged: Path) -> None:
                 engine.write_checkpoint(str(staged / ROWS), link)
@@ -75,7 +77,7 @@ class CheckpointWriter:
                 if not taken.acquire(blocking=False):
                     return
                 try:
-                    build_checkpoint(target, fill)
+                    build_directory(target, "checkpoint", fill)
                     self._catalog.manifest = manifest
                 except BaseException as error:
                     _log.exception("the checkpoint %s failed", target)
@@ -97,7 +99,7 @@ class CheckpointWriter:
             raise
 
     def _beside_rows(self, manifest: Manifest, files: Files | None) -> Mapping[str, bytes]:
-        return {LINE_FILE: self._catalog.line.dump(), **(files(manifest) if files else {})}
+        return {LINEAGE_FILE: self._catalog.lineage.dump(), **(files(manifest) if files else {})}
 
     def _next_sequence(self) -> int:
         existing = checkpoints_in(self._path)

@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.checkpoint_directory import build_directory, check_target
-from damo_torchrec.checkpoints.delta import DeltaManifest, TableChanges, array_files
-from damo_torchrec.checkpoints.lineage import State
-from damo_torchrec.checkpoints.manifest import FileRecord, file_digest, new_id
+from damo_torchrec.checkpoints.atomic_directory import build_directory, check_target
+from damo_torchrec.checkpoints.delta import DeltaManifest, TableChanges
+from damo_torchrec.checkpoints.file_entry import FileEntry
+from damo_torchrec.checkpoints.layout import array_files
+from damo_torchrec.checkpoints.lineage import StoreState
+from damo_torchrec.checkpoints.manifest import new_id
 from damo_torchrec.files import write_file
 from damo_torchrec.store.catalog import OpenTable
 from damo_torchrec.store.session import Session
@@ -25,9 +27,9 @@ _BATCH_BYTES = 1 << 20
 
 
 def write_delta(
-    session: Session, path: Path, since: State | int | str | os.PathLike[str], files: Mapping[str, bytes]
+    session: Session, path: Path, since: StoreState | int | str | os.PathLike[str], files: Mapping[str, bytes]
 ) -> Path:
-    """What `EmbeddingStore.export_delta` does, with more files, or since a state of the store's line.
+    """What `EmbeddingStore.export_delta` does, with more files, or since a state of the store's lineage.
 
     REQUIRES: the session's mutex.
     """
@@ -35,13 +37,13 @@ def write_delta(
     check_target(path, _WHAT)
     if session.options.backend == "memory":
         raise ValueError(f'the store {session.path} with backend="memory" has no checkpoints for a delta to begin from')
-    base = since if isinstance(since, State) else catalog.line.find(since)
+    base = since if isinstance(since, StoreState) else catalog.lineage.find(since)
     if closed := sorted(set(catalog.manifest.tables) - set(catalog.open)):
         raise ValueError(f"a delta is of all tables, but {closed} are not open: make the collections that they are of")
     tables = list(catalog.open.values())
     snapshot = _core.RowSnapshot(engine, [table.index for table in tables])
     iters = {table.name: state.iter for table, state in zip(tables, snapshot.states, strict=True)}
-    state = State(new_id(), max(iters.values(), default=0), iters)
+    state = StoreState(new_id(), max(iters.values(), default=0), iters)
 
     def fill(staged: Path) -> None:
         changes = {
@@ -53,17 +55,17 @@ def write_delta(
         manifest = DeltaManifest(
             id=state.id,
             base=base.id,
-            line=catalog.line.ids_from(base),
+            line=catalog.lineage.ids_from(base),
             seed=catalog.manifest.seed,
             since_step=base.step,
             step=state.step,
             tables=changes,
-            files={file.name: FileRecord(file.stat().st_size, file_digest(file)) for file in sorted(staged.iterdir())},
+            files={file.name: FileEntry.of(file) for file in sorted(staged.iterdir())},
         )
         manifest.write(staged)
 
     build_directory(path, _WHAT, fill)
-    catalog.line.add(state)
+    catalog.lineage.add(state)
     session.note_change()  # another session knows of the delta by the next checkpoint
     return path
 

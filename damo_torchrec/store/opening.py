@@ -7,17 +7,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.checkpoint_directory import (
-    ROWS,
-    clear_unfinished,
-    find_checkpoint,
-    has_checkpoints,
-    is_checkpoint,
-    newest_checkpoint,
-)
-from damo_torchrec.checkpoints.lineage import Line
+from damo_torchrec.checkpoints.atomic_directory import clear_unfinished
+from damo_torchrec.checkpoints.layout import ROWS
+from damo_torchrec.checkpoints.lineage import Lineage
+from damo_torchrec.checkpoints.listing import find_checkpoint, has_checkpoints, is_checkpoint, newest_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest
-from damo_torchrec.checkpoints.recovered_rows import RecoveredRows, has_large_journal
+from damo_torchrec.checkpoints.replayed_journal import ReplayedJournal, has_large_journal
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import CorruptionError, DamoError, UncleanStoreError
 from damo_torchrec.files import os_errors, sync_directory
@@ -77,7 +72,7 @@ def _start_live(
     session.owns_live = True
     directory.start_live(fresh)
     with _naming(source):
-        session.start(manifest, Line.read(source, manifest), directory.live)
+        session.start(manifest, Lineage.read(source, manifest), directory.live)
     if source.parent == directory.checkpoints_path:
         session.changed = source != checkpoints[-1]
     else:
@@ -92,7 +87,7 @@ def _create(session: Session, directory: StoreDirectory, seed: int) -> None:
     sync_directory(session.path)
     sync_directory(session.path.parent)
     session.owns_live = True
-    session.start(empty_manifest(seed), Line(), directory.live, create=True)
+    session.start(empty_manifest(seed), Lineage(), directory.live, create=True)
     if session.options.backend == "rocksdb":
         session.checkpoint()
 
@@ -111,15 +106,15 @@ def _start_reading(session: Session, seed: int | None, restore: str | int | os.P
     check_seed(path, manifest.seed, seed)
     manifest.check_files(source)
     with _naming(source):
-        rows = _recovered(session, source) if has_large_journal(source) else source / ROWS
-        session.start(manifest, Line.read(source, manifest), rows)
+        rows = _replayed(session, source) if has_large_journal(source) else source / ROWS
+        session.start(manifest, Lineage.read(source, manifest), rows)
 
 
-def _recovered(session: Session, source: Path) -> Path:
-    """The rows of a checkpoint without its journal, if there is a place for them."""
+def _replayed(session: Session, source: Path) -> Path:
+    """The rows of a checkpoint with its journal replayed, if there is a place for them."""
     try:
-        session.recovered_rows = RecoveredRows(source, session.engine_options(read_only=False))
-        return session.recovered_rows.path
+        session.replayed_journal = ReplayedJournal(source, session.engine_options(read_only=False))
+        return session.replayed_journal.path
     except CorruptionError:
         raise
     except (DamoError, OSError) as error:
@@ -150,7 +145,7 @@ def restore(session: Session, which: str | int | os.PathLike[str]) -> None:
             engine.close()
             session.waiting.clear()
             directory.start_live(fresh)
-            session.start(manifest, Line.read(source, manifest), directory.live)
+            session.start(manifest, Lineage.read(source, manifest), directory.live)
         except BaseException:
             # The rows of before are gone, the others not in use: the next opening goes to a checkpoint.
             session.give_up_rows()

@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.checkpoint_directory import CHECKPOINTS, check_target, checkpoints_in, free_name
-from damo_torchrec.checkpoints.lineage import Line
+from damo_torchrec.checkpoints.atomic_directory import check_target
+from damo_torchrec.checkpoints.layout import CHECKPOINTS
+from damo_torchrec.checkpoints.lineage import Lineage
+from damo_torchrec.checkpoints.listing import checkpoints_in, free_name
 from damo_torchrec.checkpoints.manifest import Manifest
-from damo_torchrec.checkpoints.recovered_rows import RecoveredRows
+from damo_torchrec.checkpoints.replayed_journal import ReplayedJournal
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import DamoError, StoreClosedError
 from damo_torchrec.options import StoreOptions
@@ -63,7 +65,7 @@ class Session:
         changed: whether there is something that the newest checkpoint inside the store does not hold.
         directory: the store's, locked; None if it is read-only.
         owns_live: whether the live rows there were started by this session.
-        recovered_rows: those that a read-only session reads in place of a checkpoint's, or None.
+        replayed_journal: those that a read-only session reads in place of a checkpoint's, or None.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class Session:
         self.changed = False
         self.directory: StoreDirectory | None = None
         self.owns_live = False
-        self.recovered_rows: RecoveredRows | None = None
+        self.replayed_journal: ReplayedJournal | None = None
         self._writer = CheckpointWriter(path, self.catalog)
 
     # ------------------------------------------------------------------ the engine
@@ -123,13 +125,13 @@ class Session:
         options.read_only = read_only
         return options
 
-    def start(self, manifest: Manifest, line: Line, rows: Path, create: bool = False) -> None:
-        """Starts an engine over `rows` that holds what `manifest`, the end of `line`, says."""
+    def start(self, manifest: Manifest, lineage: Lineage, rows: Path, create: bool = False) -> None:
+        """Starts an engine over `rows` that holds what `manifest`, the end of `lineage`, says."""
         in_memory = self.options.backend == "memory"
         options = self.engine_options(self.read_only)
         core = _core.Store("" if in_memory else str(rows), create, in_memory, options)
         try:
-            self.catalog.adopt(manifest, line, core)
+            self.catalog.adopt(manifest, lineage, core)
         except BaseException:
             core.close()
             raise
@@ -265,8 +267,8 @@ class Session:
     def _let_go(self) -> None:
         if self.directory is not None:
             self.directory.release()
-        if self.recovered_rows is not None:
-            self.recovered_rows.remove()
+        if self.replayed_journal is not None:
+            self.replayed_journal.remove()
         if self.temporary:
             shutil.rmtree(self.path, ignore_errors=True)
         self._core = None

@@ -12,13 +12,9 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from damo_torchrec.checkpoints.checkpoint_directory import (
-    checkpoints_at,
-    clear_unfinished,
-    free_name,
-    newest_checkpoint_at,
-    remove_oldest,
-)
+from damo_torchrec.checkpoints.atomic_directory import clear_unfinished
+from damo_torchrec.checkpoints.listing import checkpoints_at, free_name, newest_checkpoint_at
+from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.errors import DamoError
 from damo_torchrec.files import os_errors
 from damo_torchrec.training.loading import load_model
@@ -64,16 +60,16 @@ class CheckpointManager:
     ) -> None:
         if every_steps is None and every_seconds is None:
             raise ValueError("a CheckpointManager needs every_steps, every_seconds or both")
-        for name, value in (("every_steps", every_steps), ("every_seconds", every_seconds), ("keep", keep)):
+        for name, value in (("every_steps", every_steps), ("every_seconds", every_seconds)):
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
+        self._retention = Retention(keep)
         self._directory = Path(directory).absolute()
         with os_errors(f"cannot make the directory {self._directory}"):
             self._directory.mkdir(parents=True, exist_ok=True)
         clear_unfinished(self._directory)
         self._every_steps = every_steps
         self._every_seconds = every_seconds
-        self._keep = keep
         self._steps = 0
         self._last = time.monotonic()
         self._saving: Future[Path] | None = None
@@ -162,13 +158,12 @@ class CheckpointManager:
         self._finish(wait=True)
 
     def _finish(self, wait: bool) -> None:
-        """Ends a checkpoint that is complete, and removes the oldest."""
+        """Ends a checkpoint that is complete, and removes those that do not stay."""
         if self._saving is None or not (wait or self._saving.done()):
             return
         saving, self._saving = self._saving, None
         saving.result()
-        if self._keep is not None:
-            remove_oldest(self._directory, self._keep)
+        self._retention.apply(self._directory)
 
     def __enter__(self) -> "CheckpointManager":
         return self

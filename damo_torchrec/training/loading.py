@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from damo_torchrec import pickled_module
-from damo_torchrec.checkpoints.dense_part import MODULE_FILE
+from damo_torchrec.checkpoints.layout import MODULE_FILE
 from damo_torchrec.errors import SchemaMismatchError
 from damo_torchrec.modules import store_of
 from damo_torchrec.store.opening import restore_unless_at

@@ -13,8 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from damo_torchrec.checkpoints.checkpoint_directory import checkpoints_in, is_checkpoint, newest_checkpoint
-from damo_torchrec.checkpoints.dense_part import MODEL_FILE, load_dense
+from damo_torchrec.checkpoints.dense_part import load_dense
+from damo_torchrec.checkpoints.layout import MODEL_FILE
+from damo_torchrec.checkpoints.listing import checkpoints_in, is_checkpoint, newest_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.modules import Collection

@@ -13,7 +13,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from damo_torchrec import pickled_module
-from damo_torchrec.checkpoints.dense_part import MODEL_FILE, MODULE_FILE, dump_dense
+from damo_torchrec.checkpoints.dense_part import dump_dense
+from damo_torchrec.checkpoints.layout import MODEL_FILE, MODULE_FILE
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.modules import store_of
 from damo_torchrec.store.checkpoint_writer import Files

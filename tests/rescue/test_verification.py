@@ -1,4 +1,4 @@
-"""`damo_torchrec.verification`: all damage is found, and every file that has some is named."""
+"""`damo_torchrec.rescue.verification`: all damage is found, and every file that has some is named."""
 
 import json
 import os
@@ -10,21 +10,14 @@ import pytest
 import torch
 
 import damo_torchrec as damo
-from damage import DAMAGES, TABLE_FILE_DAMAGES, Model, Sample, flip, make_sample
-from damo_torchrec.checkpoints.manifest import Finding, Manifest
-from damo_torchrec.rescue.verification import checkpoints_of, verify
+from damage import DAMAGES, TABLE_FILE_DAMAGES, Model, flip, make_sample
+from damo_torchrec import _core
+from damo_torchrec.checkpoints.file_entry import Finding
+from damo_torchrec.checkpoints.listing import checkpoints_of
+from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.rescue.verification import verify
 from support import small_store
 from training import collection
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory) -> Sample:
-    return make_sample(tmp_path_factory.mktemp("sample"))
-
-
-@pytest.fixture(scope="module")
-def journal_sample(tmp_path_factory) -> Sample:
-    return make_sample(tmp_path_factory.mktemp("journal"), journal=True)
 
 
 def findings(path: Path) -> list[Finding]:
@@ -90,6 +83,26 @@ def test_a_damaged_log_is_named(journal_sample, tmp_path, damage):
             damo.EmbeddingStore(tmp_path / "store", restore=checkpoint)
         with pytest.raises(damo.CorruptionError, match=r"damaged|missing|bytes"):
             damo.EmbeddingStore(checkpoint, read_only=True)
+
+
+def test_each_log_is_read_from_end_to_end_once(journal_sample, tmp_path, monkeypatch):
+    """Whether the manifest names them, or is damaged and names none."""
+    read = []
+
+    def verify_log_file(path: str) -> None:
+        read.append(Path(path))
+        verify_log(path)
+
+    verify_log = _core.verify_log_file
+    monkeypatch.setattr(_core, "verify_log_file", verify_log_file)
+    assert named(journal_sample.checkpoint) == set()
+    assert read == [journal_sample.checkpoint / log for log in journal_sample.logs()]
+
+    read.clear()
+    checkpoint = journal_sample.copy(tmp_path / "checkpoint")
+    (checkpoint / "manifest.json").write_text("{}")
+    assert named(checkpoint) == {"manifest.json"}
+    assert read == [checkpoint / log for log in journal_sample.logs()]
 
 
 def test_no_bit_of_a_table_file_that_holds_something_changes_unseen(sample, tmp_path):

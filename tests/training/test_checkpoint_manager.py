@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import damo_torchrec as damo
-from damo_torchrec.checkpoints import checkpoint_directory
+from damo_torchrec.checkpoints import atomic_directory
 from processes import kill_this_process, run_until_killed
 from training import SmallModel
 
@@ -104,7 +104,7 @@ def die_while_one_is_removed(path):
     model = SmallModel(store)
     manager = damo.CheckpointManager(path / "run", every_steps=1, keep=1)
     train(model, manager, [1])
-    checkpoint_directory.shutil.rmtree = kill_this_process
+    atomic_directory.shutil.rmtree = kill_this_process
     train(model, manager, [2])
 
 

@@ -1,15 +1,14 @@
-"""A checkpoint's rows without its journal, for reading.
+"""A checkpoint's rows with its journal replayed into table files, for reading.
 
 RocksDB would hold a journal in memory that it may not write.
 """
 
-import re
 import shutil
 import tempfile
 from pathlib import Path
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.checkpoint_directory import ROWS
+from damo_torchrec.checkpoints.layout import ROWS, holds_rows, logs, next_log
 from damo_torchrec.errors import OutOfSpaceError
 from damo_torchrec.files import on_tmpfs
 
@@ -19,10 +18,10 @@ _SMALL_JOURNAL = 8 << 20
 
 def has_large_journal(checkpoint: Path) -> bool:
     """Whether the checkpoint's journal takes more memory than RocksDB has within the budget."""
-    return sum(log.stat().st_size for log in (checkpoint / ROWS).glob("*.log")) > _SMALL_JOURNAL
+    return sum(log.stat().st_size for log in logs(checkpoint / ROWS)) > _SMALL_JOURNAL
 
 
-class RecoveredRows:
+class ReplayedJournal:
     """A database of a checkpoint's table files, by symbolic links, and of its journal, which is written to new ones.
 
     It is among temporary files. RocksDB changes no table file: the checkpoint stays as it is.
@@ -41,15 +40,14 @@ class RecoveredRows:
         try:
             if on_tmpfs(str(self.path)):
                 raise OutOfSpaceError(f"{self.path} is on tmpfs, that is, in memory: set TMPDIR to a disk")
-            numbers = [0]
-            for file in (checkpoint / ROWS).iterdir():
-                if file.suffix in (".sst", ".log"):
+            files = list((checkpoint / ROWS).iterdir())
+            for file in files:
+                if holds_rows(file):
                     (self.path / file.name).symlink_to(file.absolute())
                 else:
                     shutil.copyfile(file, self.path / file.name)
-                numbers += map(int, re.findall(r"\d+", file.name))
             # RocksDB cuts the last log to its size when it opens the database, which would touch the checkpoint's.
-            (self.path / f"{max(numbers) + 1:06}.log").touch()
+            (self.path / next_log(file.name for file in files)).touch()
             _core.Store(str(self.path), False, False, options).close()
         except BaseException:
             self.remove()

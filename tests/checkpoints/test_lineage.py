@@ -1,20 +1,16 @@
-"""Deltas of stores that are not plain: in memory, of an earlier release, repaired, read-only, of 16-bit rows."""
+"""`damo_torchrec.checkpoints.lineage`: which states of a store deltas can begin from, wherever the store goes on."""
 
 import json
 import runpy
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 import damo_torchrec as damo
 from damo_torchrec import Delta
 from damo_torchrec.rescue.repair import repair
 from delta_model import Model, applied
-from support import config, small_store
-from training import collection, update
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 make = runpy.run_path(str(GOLDEN / "make.py"))
@@ -32,17 +28,9 @@ def id_of(checkpoint: Path) -> str:
     return json.loads((checkpoint / "manifest.json").read_text())["manifest"]["id"]
 
 
-def test_a_store_in_memory_has_nothing_that_a_delta_could_begin_from(tmp_path):
-    with small_store() as store:
-        update(collection(store, "t"), {"t": [[1]]})
-        with pytest.raises(ValueError, match=r'backend="memory" has no checkpoints for a delta'):
-            store.export_delta(tmp_path / "delta", since=0)
-    assert not (tmp_path / "delta").exists()
-
-
 @pytest.mark.parametrize("version", [1, 2])
 def test_files_that_an_earlier_release_wrote_hide_nothing(version, tmp_path):
-    """They do not say how recent their rows are, and their checkpoint has no line."""
+    """They do not say how recent their rows are, and their checkpoint has no lineage."""
     golden = tmp_path / "golden"
     shutil.copytree(GOLDEN / f"format_{version}", golden)
     with damo.EmbeddingStore(tmp_path / "store", restore=golden) as store:
@@ -105,33 +93,30 @@ def test_a_checkpoint_in_the_background_is_a_state_from_its_moment_on(tmp_path):
         assert since.line == [id_of(written.result()), at_once.id]
 
 
-def test_gradients_that_wait_are_in_no_delta(tmp_path):
+def test_the_lineage_goes_on_in_another_session_and_ends_where_a_store_goes_back(tmp_path: Path) -> None:
     with damo.EmbeddingStore(tmp_path / "store") as store:
         model = Model(store)
         model.train("a", [1])
-        base = store.checkpoint()
-        store.accumulate(2)
-        before = model.rows()
-        model.train("a", [1, 2])
-        delta = Delta.read(store.export_delta(tmp_path / "delta", since=base))
-        assert applied(before, delta) == model.rows() == before
+        first = store.checkpoint()
+        model.train("a", [2])
+        second = store.checkpoint()
+        d1 = Delta.read(store.export_delta(tmp_path / "d1", since=first))
         model.train("a", [3])
-        assert applied(before, Delta.read(store.export_delta(tmp_path / "more", since=base))) == model.rows() != before
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_weights_of_16_bits_are_given_as_float32(dtype, tmp_path):
+    ids = {path: id_of(path) for path in (first, second)}
     with damo.EmbeddingStore(tmp_path / "store") as store:
-        ebc = damo.EmbeddingBagCollection(
-            [config("t", dim=3)],
-            torch.optim.SGD,
-            {"lr": 0.5},
-            table_options={"t": damo.TableOptions(row_dtype=dtype)},
-            store=store,
-        )
-        values = torch.tensor([[0.1, -2.7, 3e-3], [1e4, 7.0, -0.3]])
-        store.table("t").set([-1, 5], values)
-        delta = Delta.read(store.export_delta(tmp_path / "delta", since=0))
-        assert ebc is not None
-    assert delta.tables["t"].weights.dtype == np.float32
-    np.testing.assert_array_equal(delta.tables["t"].weights, values.to(dtype).float().numpy())
+        model = Model(store)
+        d2 = Delta.read(store.export_delta(tmp_path / "d2", since=first))
+        assert {1, 2, 3} >= set(d2.tables["a"].ids.tolist()) >= {2, 3}
+        for history in ([ids[first]], [ids[second]], [ids[first], d1.id]):
+            assert d2.follows(history)
+        assert d1.follows([ids[first]])
+        assert d1.follows([ids[second]])
+        assert not d1.follows([ids[first], d2.id])
+        assert not d2.follows([ids[first], d2.id])
+        assert not d2.follows([])
+        store.restore(second)
+        with pytest.raises(ValueError, match="no state of this store"):
+            store.export_delta(tmp_path / "d3", since=tmp_path / "d2")
+        d4 = Delta.read(store.export_delta(tmp_path / "d4", since=first))
+        assert d4.follows([ids[second]])
+        assert not d4.follows([ids[first], d2.id])

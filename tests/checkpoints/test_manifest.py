@@ -11,14 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import damo_torchrec as damo
-from damo_torchrec.checkpoints.manifest import (
-    FILE_NAME,
-    InitializerNumbers,
-    Manifest,
-    TableRecord,
-    TableSchema,
-    digest_of,
-)
+from damo_torchrec.checkpoints.document import digest_of
+from damo_torchrec.checkpoints.layout import MANIFEST_FILE
+from damo_torchrec.checkpoints.manifest import InitializerNumbers, Manifest, TableEntry, TableSchema
 
 fuzz = settings(
     max_examples=150,
@@ -43,8 +38,8 @@ def manifest(tmp_path) -> Manifest:
     uniform = {"name": "Uniform", "low": -1, "high": 0.5}
     numbers = InitializerNumbers(a=-1.0, b=0.5, low=0.0, high=1.0)
     tables = {
-        "t": TableRecord(number=1, schema=TableSchema(4, adam, uniform, numbers), iter=3, rows=7),
-        "é": TableRecord(number=2, schema=TableSchema(3, adam, uniform, numbers, "float16"), iter=2, rows=0),
+        "t": TableEntry(number=1, schema=TableSchema(4, adam, uniform, numbers), iter=3, rows=7),
+        "é": TableEntry(number=2, schema=TableSchema(3, adam, uniform, numbers, "float16"), iter=2, rows=0),
     }
     (tmp_path / "rows").mkdir()
     for name in ("1.sst", "CURRENT"):
@@ -54,13 +49,13 @@ def manifest(tmp_path) -> Manifest:
 
 
 def body_of(directory: Path) -> dict:
-    return json.loads((directory / FILE_NAME).read_text())["manifest"]
+    return json.loads((directory / MANIFEST_FILE).read_text())["manifest"]
 
 
 def write(directory: Path, body: object) -> None:
     """With the checksum that belongs to it."""
     document = {"format_version": 2, "sha256": digest_of(body), "manifest": body}
-    (directory / FILE_NAME).write_text(json.dumps(document))
+    (directory / MANIFEST_FILE).write_text(json.dumps(document))
 
 
 def read_or_refuse(directory: Path) -> Manifest | None:
@@ -68,7 +63,7 @@ def read_or_refuse(directory: Path) -> Manifest | None:
     try:
         return Manifest.read(directory)
     except damo.CorruptionError as error:
-        assert str(directory / FILE_NAME) in str(error)  # noqa: PT017
+        assert str(directory / MANIFEST_FILE) in str(error)  # noqa: PT017
         return None
 
 
@@ -156,13 +151,13 @@ def check(directory: Path, body: object) -> None:
 @fuzz
 @given(contents=st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_anything_else_is_refused(tmp_path, contents):
-    (tmp_path / FILE_NAME).write_bytes(contents)
+    (tmp_path / MANIFEST_FILE).write_bytes(contents)
     assert read_or_refuse(tmp_path) is None
 
 
 @pytest.mark.parametrize("depth", [100, 100_000])
 def test_what_is_nested_without_end_is_refused(tmp_path, depth):
-    (tmp_path / FILE_NAME).write_text(
+    (tmp_path / MANIFEST_FILE).write_text(
         '{"format_version": 1, "sha256": "", "manifest": ' + "[" * depth + "]" * depth + "}"
     )
     assert read_or_refuse(tmp_path) is None
@@ -171,7 +166,7 @@ def test_what_is_nested_without_end_is_refused(tmp_path, depth):
 @fuzz
 @given(data=st.data())
 def test_damaged_bytes_are_refused_or_mean_the_same(manifest, tmp_path, data):
-    path = tmp_path / FILE_NAME
+    path = tmp_path / MANIFEST_FILE
     whole = path.read_bytes()
     contents = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 3))):
@@ -189,7 +184,7 @@ def test_damaged_bytes_are_refused_or_mean_the_same(manifest, tmp_path, data):
 @given(data=st.data())
 def test_fields_are_read_as_they_are_or_refused(manifest, tmp_path, data):
     """Of a manifest with the right checksum, in which fields were removed, added or given another value."""
-    whole = (tmp_path / FILE_NAME).read_bytes()
+    whole = (tmp_path / MANIFEST_FILE).read_bytes()
     body = body_of(tmp_path)
     for _ in range(data.draw(st.integers(1, 2))):
         path = data.draw(st.sampled_from(places(body) or [("seed",)]))
@@ -202,7 +197,7 @@ def test_fields_are_read_as_they_are_or_refused(manifest, tmp_path, data):
     try:
         check(tmp_path, body)
     finally:
-        (tmp_path / FILE_NAME).write_bytes(whole)
+        (tmp_path / MANIFEST_FILE).write_bytes(whole)
 
 
 def test_each_field_is_needed_and_has_its_type(manifest, tmp_path):

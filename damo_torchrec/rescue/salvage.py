@@ -1,4 +1,4 @@
-"""Opening rows of which files are damaged, and telling what the records of lost files were."""
+"""Salvage of rows of which files are damaged: opening what is left, and telling what the records of lost files were."""
 
 import os
 import shutil
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from damo_torchrec import _core
+from damo_torchrec.checkpoints.layout import is_log, logs, table_files
 from damo_torchrec.errors import DamoError
 from damo_torchrec.rescue.records import END_OF_KEYS, key_number, named_table_file
-from damo_torchrec.rescue.verification import row_file_finding
+from damo_torchrec.rescue.row_files import row_file_finding
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ def open_rows(
 
     Returns: None for a reader if there are no records; and the files that are lost.
     """
-    there = {file.name: file.stat().st_size for file in rows.glob("*.sst")}
+    there = {file.name: file.stat().st_size for file in table_files(rows)}
     if sizes is None:
-        logs = {file.name: file.stat().st_size for file in rows.glob("*.log")}
+        log_sizes = {file.name: file.stat().st_size for file in logs(rows)}
     else:
-        logs = {name: size for name, size in sizes.items() if name.endswith(".log")}
-        sizes = {name: size for name, size in sizes.items() if name not in logs}
-    damages = {rows / name: _damage(rows / name, size) for name, size in logs.items()}
+        log_sizes = {name: size for name, size in sizes.items() if is_log(name)}
+        sizes = {name: size for name, size in sizes.items() if not is_log(name)}
+    damages = {rows / name: _damage(rows / name, size) for name, size in log_sizes.items()}
     # Of which keys the records are that are missing, nothing tells.
     lost = [LostFile(log, reason) for log, reason in damages.items() if reason is not None]
     listed = _listed_files(rows, there, sizes)

@@ -1,0 +1,127 @@
+"""How directories and files are called, which nothing else knows: a store's, a checkpoint's, its rows', a delta's.
+
+::
+
+    LOCK                   held (flock) by the process that has the store open
+    live/                  the rows of the open store; there only while it is open, or after a crash
+    live.new/              rows that are about to become the live ones
+    live.unclean-N/        live rows that a crash left behind, set aside
+    checkpoints/step_N/    a checkpoint; step_N.1 and so on where one of that step was there already
+        manifest.json
+        line.json          the store's lineage
+        model.pt           the dense part     } what save_model adds
+        module.pickle      the model's pickle }
+        rows/              a database of RocksDB: *.sst, table files; *.log, the journal; CURRENT, MANIFEST-N, OPTIONS-N
+
+Whatever is being written, or removed, has a name that begins with a dot: a directory that can be seen is complete.
+docs/format.md says what the files hold.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePath
+
+LOCK_FILE = "LOCK"
+LIVE = "live"
+PREPARED_LIVE = "live.new"
+CHECKPOINTS = "checkpoints"
+
+MANIFEST_FILE = "manifest.json"
+LINEAGE_FILE = "line.json"
+MODEL_FILE = "model.pt"
+MODULE_FILE = "module.pickle"
+ROWS = "rows"
+
+DELTA_FILE = "delta.json"
+
+_TABLE_FILE = ".sst"
+_LOG = ".log"
+
+
+# ------------------------------------------------------------------ directories
+
+
+def unclean_live(number: int) -> str:
+    """The name of live rows that were set aside, the `number`-th."""
+    return f"live.unclean-{number}"
+
+
+def checkpoint_name(step: int | str, suffix: int = 0) -> str:
+    """The name of a checkpoint at `step`, with a suffix where those below it are taken."""
+    return f"step_{step}.{suffix}" if suffix else f"step_{step}"
+
+
+def staged_name(name: str) -> str:
+    """What a directory that will be `name` is called while this process fills it."""
+    return f".{name}.{os.getpid()}.tmp"
+
+
+def removed_name(name: str) -> str:
+    """What the directory `name` is called while it is removed."""
+    return f".{name}.removed"
+
+
+def unfinished_entries(where: Path) -> Iterator[Path]:
+    """What an interrupted process left half filled, or half removed, in the directory `where`."""
+    for pattern in (".*.tmp", ".*.removed"):
+        yield from where.glob(pattern)
+
+
+def complete_entries(where: Path) -> Iterator[Path]:
+    """What there is in the directory `where`, but for what is being written or removed."""
+    return where.glob("[!.]*")
+
+
+# ------------------------------------------------------------------ rows
+
+
+def is_table_file(file: str | PurePath) -> bool:
+    """Whether it is a table file of RocksDB: sorted rows, never changed once written, with a checksum a block."""
+    return PurePath(file).suffix == _TABLE_FILE
+
+
+def is_log(file: str | PurePath) -> bool:
+    """Whether it is a log of RocksDB, a part of the journal: never changed once written, with a checksum a record."""
+    return PurePath(file).suffix == _LOG
+
+
+def holds_rows(file: str | PurePath) -> bool:
+    """Whether it is one of the files that rows are in, which checkpoints share: a table file or a log."""
+    return is_table_file(file) or is_log(file)
+
+
+def selects_rows(file: str | PurePath) -> bool:
+    """Whether it decides which rows RocksDB opens: a log, which it applies, or what names the table files."""
+    return is_log(file) or PurePath(file).name.startswith(("CURRENT", "MANIFEST-"))
+
+
+def table_files(rows: Path) -> Iterator[Path]:
+    """The table files in the directory `rows`."""
+    return rows.glob(f"*{_TABLE_FILE}")
+
+
+def logs(rows: Path) -> Iterator[Path]:
+    """The logs in the directory `rows`."""
+    return rows.glob(f"*{_LOG}")
+
+
+def next_log(names: Iterable[str]) -> str:
+    """The name of a log with a higher number than all `names`, those of a database's files: RocksDB applies it last."""
+    numbers = (int(number) for name in names for number in re.findall(r"\d+", name))
+    return f"{max(numbers, default=0) + 1:06}{_LOG}"
+
+
+def table_file_in(message: str) -> str | None:
+    """The name of the table file that a message of RocksDB is about, if it names one."""
+    # RocksDB looks for a missing .sst under the suffix that LevelDB gave it as well, and names that.
+    match = re.search(r"(\d+)\.(?:sst|ldb)", message)
+    return f"{match[1]}{_TABLE_FILE}" if match else None
+
+
+# ------------------------------------------------------------------ deltas
+
+
+def array_files(number: int) -> tuple[str, str, str]:
+    """A delta's files of the ids, weights and deleted ids of the table `number`."""
+    return f"{number}.ids.npy", f"{number}.weights.npy", f"{number}.deleted.npy"

@@ -1,0 +1,58 @@
+"""``damo-torchrec info``: what a store or a checkpoint holds."""
+
+import argparse
+from pathlib import Path
+
+from damo_torchrec.checkpoints.layout import MODEL_FILE
+from damo_torchrec.checkpoints.listing import checkpoints_of
+from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.cli.command import DAMAGED, SOUND, Command, absolute_path
+from damo_torchrec.errors import DamoError
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=absolute_path, metavar="PATH", help="a store or a checkpoint")
+
+
+def _run(options: argparse.Namespace) -> int:
+    checkpoints = checkpoints_of(options.path)
+    if checkpoints == [options.path]:
+        _print_checkpoint(options.path, Manifest.read(options.path))
+        return SOUND
+    status = SOUND
+    manifests = {}
+    for checkpoint in checkpoints:
+        try:
+            manifests[checkpoint] = Manifest.read(checkpoint)
+        except DamoError as error:
+            print(error)
+            status = DAMAGED
+    by_age = sorted(manifests, key=lambda checkpoint: manifests[checkpoint].sequence)
+    print(f"store {options.path}")
+    print(f"checkpoints, oldest first: {', '.join(checkpoint.name for checkpoint in by_age) or 'none'}")
+    if by_age:
+        _print_checkpoint(by_age[-1], manifests[by_age[-1]])
+    return status
+
+
+def _print_checkpoint(checkpoint: Path, manifest: Manifest) -> None:
+    print(f"checkpoint {checkpoint}")
+    size = sum(file.size for file in manifest.files.values())
+    dense = "with" if MODEL_FILE in manifest.files else "without"
+    print(f"step {manifest.step}, seed {manifest.seed}, {size} bytes, {dense} a dense part")
+    lines = [("table", "rows", "dim", "weights", "optimizer", "updates")]
+    for name, table in manifest.tables.items():
+        schema = table.schema
+        optimizer = str(schema.optimizer["name"])
+        lines.append((name, str(table.rows), str(schema.dim), schema.row_dtype, optimizer, str(table.iter)))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+COMMAND = Command(
+    name="info",
+    help="what a store or a checkpoint holds",
+    add_arguments=_add_arguments,
+    run=_run,
+)

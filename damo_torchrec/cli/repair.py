@@ -1,0 +1,41 @@
+"""``damo-torchrec repair``: what can be read of a damaged checkpoint, in a new one."""
+
+import argparse
+
+from damo_torchrec.cli.command import DAMAGED, SOUND, Command, absolute_path
+from damo_torchrec.cli.progress_line import ProgressLine
+from damo_torchrec.rescue.repair import repair
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path", type=absolute_path, metavar="PATH", help="a checkpoint, or a store: its newest checkpoint"
+    )
+    parser.add_argument("out", type=absolute_path, metavar="OUT", help="the new checkpoint's directory")
+    parser.add_argument(
+        "--schema",
+        type=absolute_path,
+        metavar="CHECKPOINT",
+        help="says what the tables are if PATH's manifest is damaged; by default the store's other checkpoints do",
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    with ProgressLine() as line:
+        done = repair(options.path, options.out, line.show, options.schema)
+    for lost in [*done.findings, *done.losses]:
+        print(lost)
+    print(f"{done.source} is repaired in {done.target}")
+    for name, rows in done.rows.items():
+        of = f" of {done.expected[name]}" if name in done.expected else ""
+        print(f"table {name!r}: {rows}{of} rows")
+    return DAMAGED if done.losses or done.findings else SOUND
+
+
+COMMAND = Command(
+    name="repair",
+    help="save what can be read of a damaged checkpoint",
+    description="Writes every row that can be read with certainty into a new checkpoint, and prints what is lost.",
+    add_arguments=_add_arguments,
+    run=_run,
+)
