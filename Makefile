@@ -78,7 +78,7 @@ bench-quick: QUICK := --quick
 bench-quick:  ## the same at small sizes, within two minutes
 
 chaos: venv  ## kill training at random instants for MINUTES=60; options in ARGS="..."
-	@$(BIN)/python tests/chaos.py --minutes $(MINUTES) $(ARGS)
+	@PYTHONPATH=tests $(BIN)/python -m chaos.program --minutes $(MINUTES) $(ARGS)
 
 soak: venv  ## train for MINUTES=60 and watch memory, descriptors and disk; options in ARGS="..."
 	@$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(ARGS)

@@ -13,8 +13,8 @@ from pathlib import Path
 from signal import SIGINT, SIGKILL, SIGTERM, Signals
 from typing import Any, ClassVar
 
-from chaos_model import Digests
-from chaos_training import PHASES, Truth, train, undisturbed
+from chaos.model import Digests
+from chaos.training import PHASES, Truth, train, undisturbed
 from processes import started
 
 Message = tuple[Any, ...]

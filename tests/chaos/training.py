@@ -1,4 +1,4 @@
-"""What tests/chaos.py kills: training that saves, flushes, prunes, closes and reopens at random places.
+"""What tests/chaos/program.py kills: training that saves, flushes, prunes, closes and reopens at random places.
 
 And the same training undisturbed, which is what it has to come back to.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import damo_torchrec as damo
-from chaos_model import STEPS, Digests, Model, rows_digest
+from chaos.model import STEPS, Digests, Model, rows_digest
 from damo_torchrec.checkpoints.checkpoint_directory import CHECKPOINTS, remove_oldest
 from support import A_HANDFUL_OF_ROWS, small_store
 

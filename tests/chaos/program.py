@@ -1,8 +1,8 @@
 """Kills a training process again and again, at random instants, and checks each time that nothing is lost or mixed.
 
-    python tests/chaos.py --minutes 60 --seed 0 --directory DIR
+    PYTHONPATH=tests python -m chaos.program --minutes 60 --seed 0 --directory DIR
 
-What is killed is tests/chaos_training.py: by SIGKILL for the most part, sometimes by SIGTERM or SIGINT. The next
+What is killed is tests/chaos/training.py: by SIGKILL for the most part, sometimes by SIGTERM or SIGINT. The next
 process opens the store. What it finds must be the last checkpoint that was reported complete, or the one that was under
 way, to the last bit of rows, dense weights, optimizers, losses and random numbers, as a training that nothing disturbs
 has them. A training that comes to its end makes place for one with the next seed.
@@ -20,8 +20,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from chaos_model import STEPS
-from chaos_run import Plan, Run, Tally, undisturbed_training
+from chaos.model import STEPS
+from chaos.run import Plan, Run, Tally, undisturbed_training
 
 
 def chaos(directory: Path, seed: int, enough: Callable[[Tally], bool]) -> Tally:

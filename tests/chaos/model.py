@@ -1,4 +1,4 @@
-"""The model of tests/chaos.py, and digests of all that its training depends on."""
+"""The model of tests/chaos/program.py, and digests of all that its training depends on."""
 
 import hashlib
 from collections.abc import Callable

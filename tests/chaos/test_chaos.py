@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import damo_torchrec as damo
-from chaos import chaos, in_words
-from chaos_model import STEPS, Model
-from chaos_run import Plan, Run, Tally, undisturbed_training
-from chaos_training import load_newest, with_dense_part
+from chaos.model import STEPS, Model
+from chaos.program import chaos, in_words
+from chaos.run import Plan, Run, Tally, undisturbed_training
+from chaos.training import load_newest, with_dense_part
 from processes import run
 from support import small_store
 
@@ -87,7 +87,7 @@ def end_early(*_: object) -> None:
 
 
 def test_a_process_that_ends_by_itself_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr("chaos_run.train", end_early)
+    monkeypatch.setattr("chaos.run.train", end_early)
     with a_run(tmp_path / "store") as training, pytest.raises(AssertionError, match="the process ended by itself"):
         training.live(Plan.NOTHING, 0)
 
