@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workload import Workload
+from common.workload import Workload
 
 OURS = "damo_torchrec"
 

@@ -9,9 +9,9 @@ import torchrec
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 
 import damo_torchrec as damo
-from cache_case import HINDSIGHT, KNOWN, LRU, OURS, Case, Outcome
-from program import RefusedError
-from workload import scatter
+from common.program import RefusedError
+from common.workload import scatter
+from parts.cache_policy.case import HINDSIGHT, KNOWN, LRU, OURS, Case, Outcome
 
 
 def measure(case: Case, on_step: Callable[[], object] = lambda: None) -> Outcome:

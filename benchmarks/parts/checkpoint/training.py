@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 import damo_torchrec as damo
-from cold_store import ROWS_PER_CALL, as_input, collection, payload_bytes, settle
-from resident import peak_bytes, reset_peak, resident_bytes
-from workload import Workload
+from common.cold_store import ROWS_PER_CALL, as_input, collection, payload_bytes, settle
+from common.resident import peak_bytes, reset_peak, resident_bytes
+from common.workload import Workload
 
 HIDDEN_UNITS = (512, 256)
 WARM_UP_STEPS = 20

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from measure import table
-from resident import anonymous_bytes, resident_bytes, threads
+from common.measure import table
+from common.resident import anonymous_bytes, resident_bytes, threads
 
 MIB = 1 << 20
 LEAST_SAMPLES = 8

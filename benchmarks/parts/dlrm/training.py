@@ -8,15 +8,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import dlrm_models
-from dlrm_figures import Figures, Use, WarmUp, is_steady, use_between
-from dlrm_inputs import Inputs
-from dlrm_race import WARM_UP_TURNS, Plan, Racer, times_latency
-from entries import OURS
-from program import QUIET, RefusedError
-from report import Result
-from turns import Contestant, Turn, take_turns
-from workload import Workload
+from common.entries import OURS
+from common.program import QUIET, RefusedError
+from common.report import Result
+from common.turns import Contestant, Turn, take_turns
+from common.workload import Workload
+from parts.dlrm import models
+from parts.dlrm.figures import Figures, Use, WarmUp, is_steady, use_between
+from parts.dlrm.inputs import Inputs
+from parts.dlrm.race import WARM_UP_TURNS, Plan, Racer, times_latency
 
 # Steps of a warm-up between two looks at how it comes along.
 WINDOW = 25
@@ -80,7 +80,7 @@ def measure(race: list[Racer], workload: Workload, inputs: Inputs, plan: Plan) -
 def start(racer: Racer, workload: Workload, inputs: Inputs, directory: Path) -> Contestant:
     return Contestant(
         f"{racer.name}, {racer.setting}",
-        partial(dlrm_models.build, racer, workload, inputs, directory),
+        partial(models.build, racer, workload, inputs, directory),
         racer.environment() | {"TMPDIR": str(directory.parent)} | QUIET,
     )
 

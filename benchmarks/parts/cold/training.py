@@ -13,11 +13,11 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 import damo_torchrec as damo
-import raw
-from budget import LEAST_BUDGET
-from cold_store import ScatteredIds, as_input, collection, payload_bytes, settle
-from program import RefusedError
-from workload import Workload, Zipf
+from common import raw
+from common.budget import LEAST_BUDGET
+from common.cold_store import ScatteredIds, as_input, collection, payload_bytes, settle
+from common.program import RefusedError
+from common.workload import Workload, Zipf
 
 # The rows are so many times the memory budget.
 TIMES_BUDGET = 10

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 import damo_torchrec as damo
-import raw
-from cold_report import DISK, OURS, RAW
-from cold_store import ScatteredIds, as_input, collection
-from workload import Workload
+from common import raw
+from common.cold_store import ScatteredIds, as_input, collection
+from common.entries import OURS
+from common.workload import Workload
+from parts.cold.reading import DISK, RAW, Reading
 
 DISK_SECONDS_PER_BATCH = 0.1
 
@@ -50,19 +51,6 @@ class Setup:
     @property
     def rows_per_batch(self) -> int:
         return self.workload.tables * self.workload.batch_size
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A reader's turn.
-
-    Args:
-        seconds: of each batch, or of an average one.
-        blocks_per_row: 4 KiB blocks that came from the disk, not from the page cache, for each row.
-    """
-
-    seconds: list[float]
-    blocks_per_row: float
 
 
 class Reader(ABC):

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from budget import MIB
-from measure import Comparison, Spread, table
+from common.budget import MIB
+from common.entries import OURS
+from common.measure import Comparison, Spread, table
+from parts.cold.reading import DISK, RAW, Reading
 
 if TYPE_CHECKING:
-    from cold_readers import Reading
-    from cold_training import WriteBack
+    from parts.cold.training import WriteBack
 
-OURS, RAW, DISK = "damo_torchrec", "RocksDB MultiGet", "the disk's random reads"
 # The least ratio of our rate to another's, by whether I/O is direct.
 TARGETS = {False: {RAW: 0.90}, True: {DISK: 0.75}}
 

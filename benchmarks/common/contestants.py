@@ -12,8 +12,8 @@ from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
 import damo_torchrec as damo
-from entries import Entry
-from workload import Workload
+from common.entries import Entry
+from common.workload import Workload
 
 LEARNING_RATE = 0.01
 OPTIMIZERS = {

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from budget import SPARE, budget_for, cache_share, cached_row_bytes
-from entries import OURS, PROCESS_BYTES, Entry
-from measure import MIN_ROUNDS
-from workload import Workload
+from common.budget import SPARE, budget_for, cache_share, cached_row_bytes
+from common.entries import OURS, PROCESS_BYTES, Entry
+from common.measure import MIN_ROUNDS
+from common.workload import Workload
 
 DENSE = "dense part alone"
 FBGEMM = "FBGEMM"

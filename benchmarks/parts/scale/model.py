@@ -12,8 +12,8 @@ import torchrec
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 
 import damo_torchrec as damo
-from resident import peak_bytes, reset_peak, resident_bytes
-from scale_case import Case
+from common.resident import peak_bytes, reset_peak, resident_bytes
+from parts.scale.case import Case
 
 ROWS_PER_CALL = 65536
 TABLE = "table"

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from budget import STATE_SIZE
-from workload import Zipf, scatter
+from common.budget import STATE_SIZE
+from common.workload import Zipf, scatter
 
 COUNTERS = 8  # bytes of a row
 # Of the rows' bytes: what checkpoints hold besides the live rows, and what compaction writes before it removes.

@@ -4,10 +4,10 @@ import itertools
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from entries import Entry
-from measure import Comparison, Spread, table
-from turns import Turn
-from workload import Workload
+from common.entries import Entry
+from common.measure import Comparison, Spread, table
+from common.turns import Turn
+from common.workload import Workload
 
 
 @dataclass(frozen=True)

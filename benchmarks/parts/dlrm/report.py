@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from budget import MIB
-from dlrm_race import FBGEMM
-from dlrm_roofs import Raw
-from dlrm_training import Outcome
-from entries import OURS
-from measure import Comparison, Spread, table
-from report import best_settings
-from turns import Turn
-from workload import Workload
+from common.budget import MIB
+from common.entries import OURS
+from common.measure import Comparison, Spread, table
+from common.report import best_settings
+from common.turns import Turn
+from common.workload import Workload
+from parts.dlrm.race import FBGEMM
+from parts.dlrm.roofs import Raw
+from parts.dlrm.training import Outcome
 
 # Of the dense part alone, with all rows in memory.
 IN_MEMORY_TARGET = 0.93

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from budget import STATE_SIZE, cache_share, cached_row_bytes
+from common.budget import STATE_SIZE, cache_share, cached_row_bytes
 
 # Of a row on disk: weights, state, counters, key, and its part of blocks, index and filter.
 DISK_OVERHEAD = 28

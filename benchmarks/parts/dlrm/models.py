@@ -14,16 +14,16 @@ from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 from torchrec.datasets.utils import Batch
 from torchrec.models.dlrm import DLRM
 
-import contestants
 import damo_torchrec as damo
-from cold_store import collection
-from contestants import LEARNING_RATE, feature_names, table_configs
-from dlrm_figures import Figures
-from dlrm_inputs import Inputs
-from dlrm_race import DENSE, Racer
-from entries import OURS
-from resident import anonymous_bytes
-from workload import Workload
+from common import contestants
+from common.cold_store import collection
+from common.contestants import LEARNING_RATE, feature_names, table_configs
+from common.entries import OURS
+from common.resident import anonymous_bytes
+from common.workload import Workload
+from parts.dlrm.figures import Figures
+from parts.dlrm.inputs import Inputs
+from parts.dlrm.race import DENSE, Racer
 
 DENSE_FEATURES = 13
 HIDDEN_UNITS = [512, 256]

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from measure import Comparison, Spread, table
-from scale_case import Case
-from turns import Turn
+from common.measure import Comparison, Spread, table
+from common.turns import Turn
+from parts.scale.case import Case
 
 MIB, GIB = 1 << 20, 1 << 30
 # How many times as long a step may take as one of the smallest table.

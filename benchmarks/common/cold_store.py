@@ -12,9 +12,9 @@ import torchrec
 from torchrec import KeyedJaggedTensor
 
 import damo_torchrec as damo
-from contestants import feature_names, table_configs
+from common.contestants import feature_names, table_configs
+from common.workload import Workload
 from damo_torchrec.checkpoints.manifest import Manifest
-from workload import Workload
 
 ROWS_PER_CALL = 65536
 # RocksDB counts as idle after so many seconds without a new file.

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from program import RefusedError
+from common.program import RefusedError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "benchmarks" / "raw"
 TARGET = "raw_rocksdb"
 GIB = 1 << 30

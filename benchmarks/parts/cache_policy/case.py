@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from budget import LEAST_BUDGET, MIB, SPARE, budget_for, cache_share, cached_row_bytes
-from program import RefusedError
-from workload import Zipf
+from common.budget import LEAST_BUDGET, MIB, SPARE, budget_for, cache_share, cached_row_bytes
+from common.program import RefusedError
+from common.workload import Zipf
 
 OURS, HINDSIGHT, KNOWN, LRU = "damo_torchrec", "best in hindsight", "best by distribution", "LRU"
 # Hindsight that gains more than this on the distribution knows chance, not popularity.

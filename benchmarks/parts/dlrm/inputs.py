@@ -15,10 +15,10 @@ import torch
 from tqdm import tqdm
 
 import damo_torchrec as damo
-from cold_store import as_input, collection, load, settle
-from dlrm_race import builder
-from program import RefusedError
-from workload import Workload
+from common.cold_store import as_input, collection, load, settle
+from common.program import RefusedError
+from common.workload import Workload
+from parts.dlrm.race import builder
 
 LOADING_BUDGET = 1 << 30
 DESCRIPTION = "inputs.json"

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from measure import describe, machine, versions
-from turns import ContestantError
+from common.measure import describe, machine, versions
+from common.turns import ContestantError
 
 # Errors only: importing TorchRec has torch warn of what TorchRec calls.
 QUIET = {"TORCH_LOGS": "-torch"}

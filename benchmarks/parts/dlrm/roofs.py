@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import raw
-from cold_store import payload_bytes
-from contestants import table_configs
+from common import raw
+from common.cold_store import payload_bytes
+from common.contestants import table_configs
+from common.workload import Workload, Zipf
 from damo_torchrec.checkpoints.manifest import Manifest
-from dlrm_inputs import Inputs
-from dlrm_training import Outcome
-from workload import Workload, Zipf
+from parts.dlrm.inputs import Inputs
+from parts.dlrm.training import Outcome
 
 # Reads under way at a time, where the disk is waited for.
 IN_FLIGHT = 64

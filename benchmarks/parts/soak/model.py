@@ -10,7 +10,7 @@ import torchrec
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 
 import damo_torchrec as damo
-from soak_case import Case
+from parts.soak.case import Case
 
 
 class Soaked(torch.nn.Module):
