@@ -115,7 +115,7 @@ def measure(workload: Workload, race: list[Entry], steps: int) -> list[Result]:
 
 def build(entry: Entry, workload: Workload) -> Trainee:
     """Runs in the contestant's process."""
-    import contestants  # here: torch is imported where it is used, under the contestant's environment
+    from common import contestants  # here: torch is imported where it is used, under the contestant's environment
 
     return contestants.build(entry, workload)
 
