@@ -75,7 +75,7 @@ bench:  ## measure speed and memory; one alone: .venv/bin/python benchmarks/NAME
 
 bench-quick: RESULTS := build/benchmarks/quick
 bench-quick: QUICK := --quick
-bench-quick:  ## the same at small sizes, within two minutes
+bench-quick:  ## the same at small sizes, within some minutes
 
 chaos: venv  ## kill training at random instants for MINUTES=60; options in ARGS="..."
 	@PYTHONPATH=tests $(BIN)/python -m chaos.program --minutes $(MINUTES) $(ARGS)

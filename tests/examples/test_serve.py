@@ -25,8 +25,9 @@ import damo_torchrec as damo
 import serve
 from damo_torchrec.serving import Predictor
 from serve_batching import join, joinable, predict_together
-from serve_http import Settings, make_app
+from serve_http import make_app
 from serve_json import Limits
+from serve_model import Settings
 from serving_cases import SGD
 from support import kjt, small_store
 
