@@ -58,11 +58,12 @@ class Model:
             return predictor
 
     async def close(self) -> None:
-        batcher, self.batcher = self.batcher, None
-        self.metrics.predictor = None
-        if batcher is not None:
-            await batcher.close()
-        await asyncio.gather(*self._ending)
+        async with self._one_at_a_time:  # one that is being loaded has to be closed, too
+            batcher, self.batcher = self.batcher, None
+            self.metrics.predictor = None
+            if batcher is not None:
+                await batcher.close()
+            await asyncio.gather(*self._ending)
 
     def _open(self) -> Predictor:
         settings = self.settings
