@@ -76,10 +76,10 @@ bench:  ## measure speed and memory; one alone: .venv/bin/python benchmarks/NAME
 
 bench-quick: RESULTS := build/benchmarks/quick
 bench-quick: QUICK := --quick
-bench-quick:  ## the same at small sizes, within two minutes
+bench-quick:  ## the same at small sizes, within some minutes
 
 chaos: venv  ## kill training at random instants for MINUTES=60; options in ARGS="..."
-	@$(BIN)/python tests/chaos.py --minutes $(MINUTES) $(ARGS)
+	@PYTHONPATH=tests $(BIN)/python -m chaos.program --minutes $(MINUTES) $(ARGS)
 
 soak: venv  ## train for MINUTES=60 and watch memory, descriptors and disk; options in ARGS="..."
 	@$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(ARGS)

@@ -12,9 +12,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cache_case import HINDSIGHT, KNOWN, OURS, Case, Outcome
-from measure import table, write_json
-from program import DEFAULT, QUIET, Options, begin, count, exponent, run, seed, share
+from common.measure import table, write_json
+from common.program import DEFAULT, QUIET, Options, begin, count, exponent, run, seed, share
+from parts.cache_policy.case import HINDSIGHT, KNOWN, OURS, Case, Outcome
 
 FULL = {"rows": 100_000, "dim": 16, "batch_size": 2048, "steps": 2400}
 # Wider rows: fewer of them fill the least budget.
@@ -40,7 +40,7 @@ examples:
 def main() -> None:
     case, json = parse_arguments()
     os.environ.update(QUIET)  # before torch is imported
-    from cache_policies import measure
+    from parts.cache_policy.policies import measure
 
     case.budget()  # refuses
     report = begin("cache_policy")

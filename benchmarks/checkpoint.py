@@ -11,10 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from budget import LEAST_BUDGET, MIB, budget_for, cached_row_bytes
-from measure import table, write_json
-from program import DEFAULT, QUIET, Options, RefusedError, begin, count, exponent, run, seed, share
-from workload import Workload
+from common.budget import LEAST_BUDGET, MIB, budget_for, cached_row_bytes
+from common.measure import table, write_json
+from common.program import DEFAULT, QUIET, Options, RefusedError, begin, count, exponent, run, seed, share
+from common.workload import Workload
 
 FULL = {"rows": 480_000, "steps": 200, "rounds": 3}
 QUICK = {"rows": 20_000, "steps": 20, "rounds": 1}
@@ -40,7 +40,7 @@ examples:
 def main() -> None:
     arguments = parse_arguments()
     os.environ.update(QUIET)  # before torch is imported
-    from checkpoint_training import Checkpoints
+    from parts.checkpoint.training import Checkpoints
 
     workload = Workload(
         tables=arguments.tables,

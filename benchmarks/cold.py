@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-import raw
-from budget import LEAST_BUDGET, MIB
-from cold_report import Race, write_back_as_json, write_back_in_words
-from measure import write_json
-from program import DEFAULT, QUIET, Options, RefusedError, begin, count, exponent, run, seed
-from turns import take_turns
-from workload import Workload
+from common import raw
+from common.budget import LEAST_BUDGET, MIB
+from common.measure import write_json
+from common.program import DEFAULT, QUIET, Options, RefusedError, begin, count, exponent, run, seed
+from common.turns import take_turns
+from common.workload import Workload
+from parts.cold.report import Race, write_back_as_json, write_back_in_words
 
 if TYPE_CHECKING:
-    from cold_readers import Setup
+    from parts.cold.readers import Setup
 
 FULL = {"rows": 625_000, "rounds": 15, "batches": 10, "steps": 3000}
 QUICK = {"rows": 37_500, "rounds": 5, "batches": 4, "steps": 75}
@@ -51,8 +51,8 @@ examples:
 def main() -> None:
     arguments = parse_arguments()
     os.environ.update(QUIET)  # before torch is imported
-    from cold_readers import Setup
-    from cold_store import ScatteredIds, load, payload_bytes
+    from common.cold_store import ScatteredIds, load, payload_bytes
+    from parts.cold.readers import Setup
 
     workload = Workload(
         tables=arguments.tables,
@@ -111,7 +111,7 @@ def check_room(directory: Path, bytes_: int, available: int) -> None:
 
 def measure(setup: "Setup", rounds: int, batches: int) -> Race:
     """Has all readers take turns, for so many rounds, of so many batches each."""
-    from cold_readers import Disk, Ours, RawMultiGet
+    from parts.cold.readers import Disk, Ours, RawMultiGet
 
     if setup.direct_io:
         raw.disk_limit(setup.db, in_flight=1, seconds=0.01)  # says so where there is no direct I/O
@@ -135,7 +135,7 @@ def measure(setup: "Setup", rounds: int, batches: int) -> Race:
 
 
 def write_back(store: Path, workload: Workload, ids: Any, arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    from cold_training import SLICES, train
+    from parts.cold.training import SLICES, train
 
     with tqdm(total=SLICES, desc="training", unit="slice", leave=False, disable=None) as progress:
         result = train(store, workload, ids, arguments.threads, arguments.steps, progress.update)

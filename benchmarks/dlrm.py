@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dlrm_race import Plan, Racer, builder, races
-from measure import write_json
-from program import DEFAULT, QUIET, Options, RefusedError, begin, count, exponent, run, seed
-from workload import Workload
+from common.measure import write_json
+from common.program import DEFAULT, QUIET, Options, RefusedError, begin, count, exponent, run, seed
+from common.workload import Workload
+from parts.dlrm.race import Plan, Racer, builder, races
 
 IO = {"buffered": False, "direct": True}
 PREFETCH = ("off", "on")
@@ -47,11 +47,11 @@ examples:
 def main() -> None:
     arguments = parse_arguments()
     os.environ.update(QUIET)  # before torch is imported
-    import dlrm_report
-    import dlrm_roofs
-    import raw
-    from dlrm_inputs import inputs
-    from dlrm_training import measure
+    from common import raw
+    from parts.dlrm import roofs
+    from parts.dlrm.inputs import inputs
+    from parts.dlrm.report import as_json, results_table, verdicts, warm_up_in_words
+    from parts.dlrm.training import measure
 
     workload = Workload(
         arguments.tables, arguments.rows, arguments.dim, arguments.batch_size, zipf=arguments.zipf, seed=arguments.seed
@@ -70,14 +70,14 @@ def main() -> None:
     with inputs(workload, arguments.history, plan.batches(arguments.depth), arguments.data) as files:
         for race in planned:
             outcomes = measure(race, workload, files, plan)
-            print(f"\n{dlrm_report.results_table(outcomes, workload)}\n", flush=True)
+            print(f"\n{results_table(outcomes, workload)}\n", flush=True)
             for outcome in outcomes:
                 if outcome.warm_up is not None:
-                    print(dlrm_report.warm_up_in_words(outcome, workload), flush=True)
-            rates = dlrm_roofs.of_race(outcomes, workload, files)
-            for line in dlrm_report.verdicts(outcomes, rates, workload):
+                    print(warm_up_in_words(outcome, workload), flush=True)
+            rates = roofs.of_race(outcomes, workload, files)
+            for line in verdicts(outcomes, rates, workload):
                 print(line, flush=True)
-            report["races"].append(dlrm_report.as_json(outcomes, rates, workload))
+            report["races"].append(as_json(outcomes, rates, workload))
             if arguments.json is not None:  # now: what comes may fail
                 write_json(arguments.json, report)
 
@@ -94,12 +94,17 @@ def refuse_too_large(race: list[Racer], workload: Workload, available: int) -> N
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     options = Options(DESCRIPTION, EPILOG, FULL, QUICK)
-    parser = options.parser
-    parser.add_argument(
+    options.parser.add_argument(
         "--data", type=Path, metavar="DIR", help="keep the store and the batches in DIR, or take them if they are there"
     )
+    add_tables(options)
+    add_race(options)
+    add_steps(options)
+    return options.parse(argv)
 
-    tables = parser.add_argument_group("tables")
+
+def add_tables(options: Options) -> None:
+    tables = options.parser.add_argument_group("tables")
     tables.add_argument("--tables", type=count, metavar="N", default=26, help=f"how many {DEFAULT}")
     tables.add_argument("--rows", type=count, metavar="N", help=f"of each table (default: {FULL['rows']})")
     tables.add_argument("--dim", type=count, metavar="N", default=16, help=f"weights of a row {DEFAULT}")
@@ -113,7 +118,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     tables.add_argument("--seed", type=seed, default=0, help=f"of ids, dense features and weights {DEFAULT}")
 
-    race = parser.add_argument_group("race")
+
+def add_race(options: Options) -> None:
+    race = options.parser.add_argument_group("race")
     race.add_argument(
         "--budgets",
         type=percentage,
@@ -130,7 +137,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     threads = min(2, len(os.sched_getaffinity(0)))
     race.add_argument("--threads", type=count, metavar="N", default=threads, help=f"of a contestant {DEFAULT}")
 
-    steps = parser.add_argument_group("steps")
+
+def add_steps(options: Options) -> None:
+    steps = options.parser.add_argument_group("steps")
     steps.add_argument(
         "--steps", type=count, metavar="N", help=f"that are timed, of each contestant (default: {FULL['steps']})"
     )
@@ -154,7 +163,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="that follow in a row, of the dense part and of ours with 10 %% of the rows and the page cache, for the "
         f"slowest ones; 0 for none (default: {FULL['latency_steps']})",
     )
-    return options.parse(argv)
 
 
 def percentage(text: str) -> float:

@@ -15,12 +15,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from entries import PEER_NAMES, PEERS, Entry, entries
-from measure import write_json
-from program import DEFAULT, QUIET, Options, RefusedError, begin, count, exponent, run, seed
-from report import Result, as_json, in_words
-from turns import Contestant, Trainee, take_turns
-from workload import Workload
+from common.entries import PEER_NAMES, PEERS, Entry, entries
+from common.measure import write_json
+from common.program import DEFAULT, QUIET, Options, RefusedError, begin, count, exponent, run, seed
+from common.report import Result, as_json, in_words
+from common.turns import Contestant, Trainee, take_turns
+from common.workload import Workload
 
 STEPS_IN_TURN = 5
 WARM_UP_TURNS = 2
@@ -115,15 +115,20 @@ def measure(workload: Workload, race: list[Entry], steps: int) -> list[Result]:
 
 def build(entry: Entry, workload: Workload) -> Trainee:
     """Runs in the contestant's process."""
-    import contestants  # here: torch is imported where it is used, under the contestant's environment
+    from common import contestants  # here: torch is imported where it is used, under the contestant's environment
 
     return contestants.build(entry, workload)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     options = Options(DESCRIPTION, EPILOG, FULL, QUICK)
-    parser = options.parser
-    tables = parser.add_argument_group("tables")
+    add_tables_and_batches(options)
+    add_race(options)
+    return options.parse(argv)
+
+
+def add_tables_and_batches(options: Options) -> None:
+    tables = options.parser.add_argument_group("tables")
     tables.add_argument("--tables", type=count, metavar="N", default=26, help=f"how many {DEFAULT}")
     tables.add_argument("--rows", type=count, metavar="N", help=f"of each table (default: {FULL['rows']})")
     tables.add_argument(
@@ -135,7 +140,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="weights of a row, a multiple of 4 (default: 64)",
     )
 
-    batches = parser.add_argument_group("batches")
+    batches = options.parser.add_argument_group("batches")
     batches.add_argument("--batch-size", type=count, metavar="N", default=4096, help=f"samples in a step {DEFAULT}")
     batches.add_argument(
         "--bag", type=count, nargs="+", metavar="N", default=[1], help="ids of a feature in a sample (default: 1)"
@@ -150,7 +155,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     batches.add_argument("--seed", type=seed, default=0, help=f"of ids and gradients {DEFAULT}")
 
-    race = parser.add_argument_group("race")
+
+def add_race(options: Options) -> None:
+    race = options.parser.add_argument_group("race")
     race.add_argument(
         "--optimizer",
         nargs="+",
@@ -187,8 +194,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help=f"that are timed, of each contestant, in turns of {STEPS_IN_TURN} (default: {FULL['steps']})",
     )
-
-    return options.parse(argv)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from budget import MIB
-from cache_case import HINDSIGHT, Case
-from dlrm_race import DENSE, Racer
-from entries import OURS, Entry
-from measure import Spread
-from program import RefusedError, run
-from workload import Workload
+from common.budget import MIB
+from common.entries import OURS, Entry
+from common.measure import Spread
+from common.program import RefusedError, run
+from common.workload import Workload
+from parts.cache_policy.case import HINDSIGHT, Case
+from parts.dlrm.race import DENSE, Racer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -177,8 +177,33 @@ def checkpoint(report: Report) -> "Figure":
     return figure
 
 
+def serving(report: Report) -> "Figure":
+    """Time of a lookup in those of a plain Gather, and of whole models, over the batch."""
+    kinds = sorted({(lookup["ids_per_bag"], lookup["requests"] > 1) for lookup in report["lookups"]})
+    figure, (*lookups, models) = stacked([6] * (len(kinds) + 1))
+    for (ids_per_bag, distinct), axes in zip(kinds, lookups, strict=True):
+        shown = [f for f in report["lookups"] if (f["ids_per_bag"], f["requests"] > 1) == (ids_per_bag, distinct)]
+        lines(axes, shown, over="batch", value="ratio")
+        which = "of which each asks for rows of its own" if distinct else "the same each time"
+        axes.set(ylabel="times a Gather", title=f"{ids_per_bag} id(s) in a bag; requests, {which}")
+    lines(models, report["models"], over="batch", value="p50", factor=1000)
+    models.set(ylabel="ms, median", xlabel="samples of a request", title="whole models")
+    return figure
+
+
+def serving_load(report: Report) -> "Figure":
+    """How soon the server answers, with and without new deltas."""
+    loads = report["load"]
+    figure, (axes,) = stacked([len(loads)])
+    labels = [f"{load['deltas']:,.0f} deltas meanwhile\n{load['per_second']:,.0f} requests/s" for load in loads]
+    spreads = [{"median": load["p50"], "p10": load["p50"], "p90": load["p99"]} for load in loads]
+    bars(axes, labels, spreads, [True] * len(loads), factor=1000)
+    axes.set(title="latency of the server under load", xlabel="ms: median, and up to p99")
+    return figure
+
+
 PLOTS: dict[str, Callable[[Report], "Figure"]] = {
-    plot.__name__: plot for plot in (embedding_step, dlrm, cold, scale, cache_policy, checkpoint)
+    plot.__name__: plot for plot in (embedding_step, dlrm, cold, scale, cache_policy, checkpoint, serving, serving_load)
 }
 
 # ---------------------------------------------------------------- what they share
@@ -213,6 +238,16 @@ def bars(
         axes.text(0, place, text, color="white", verticalalignment="center")
     axes.xaxis.set_major_formatter("{x:,.10g}")
     axes.invert_yaxis()
+
+
+def lines(axes: "Axes", figures: Sequence[Report], over: str, value: str, factor: float = 1) -> None:
+    """A line for each name, on logarithmic axes."""
+    for name in dict.fromkeys(figure["name"] for figure in figures):
+        points = [(figure[over], factor * figure[value]) for figure in figures if figure["name"] == name]
+        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    axes.set(xscale="log", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
 
 
 def legend_below(figure: "Figure", axes: "Axes") -> None:

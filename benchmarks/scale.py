@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from measure import write_json
-from program import DEFAULT, QUIET, Options, RefusedError, begin, count, run, seed, share
-from scale_case import Case
-from scale_report import MIB, Result, as_json, in_words, opening_as_json, opening_in_words
-from turns import Contestant, Turn, take_turns
+from common.measure import write_json
+from common.program import DEFAULT, QUIET, Options, RefusedError, begin, count, run, seed, share
+from common.turns import Contestant, Turn, take_turns
+from parts.scale.case import Case
+from parts.scale.report import MIB, Result, as_json, in_words, opening_as_json, opening_in_words
 
 if TYPE_CHECKING:
-    from scale_model import Opener, Trained
+    from parts.scale.model import Opener, Trained
 
 FULL = {"rows": [1_000_000, 10_000_000, 100_000_000], "steps": 150, "openings": 5}
 QUICK = {"rows": [600_000, 2_400_000], "steps": 40, "openings": 1}
@@ -123,7 +123,7 @@ def check_room(cases: Sequence[Case], directory: Path, available: int) -> None:
 
 
 def load(cases: Sequence[Case], directory: Path) -> list[Loaded]:
-    from scale_model import load
+    from parts.scale.model import load
 
     stores = []
     total = sum(case.rows for case in cases)
@@ -223,13 +223,13 @@ def environment(case: Case) -> dict[str, str]:
 
 
 def build_opener(store: Loaded) -> "Opener":
-    from scale_model import Opener
+    from parts.scale.model import Opener
 
     return Opener(store.case, store.path)
 
 
 def build_trained(store: Loaded) -> "Trained":
-    from scale_model import Trained
+    from parts.scale.model import Trained
 
     return Trained(store.case, store.path)
 

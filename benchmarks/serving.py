@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from measure import table, write_json
-from program import DEFAULT, QUIET, Options, begin, count, run
-from resident import resident_bytes
+from common.measure import table, write_json
+from common.program import DEFAULT, QUIET, Options, begin, count, run
+from common.resident import resident_bytes
 
 FULL = {"rows": 100_000, "seconds": 2.0, "large_rows": 10_000_000}
 QUICK = {"rows": 1_000, "seconds": 0.05, "large_rows": 10_000}
@@ -53,7 +53,7 @@ def main() -> None:
     os.environ.update(QUIET)  # before torch is imported
     import torch
 
-    from serving_models import Served, large_export
+    from parts.serving.models import Served, large_export
 
     torch.set_num_threads(arguments.threads)
     report = begin("serving") | {"options": {n: v for n, v in vars(arguments).items() if n != "json"}}
@@ -170,7 +170,7 @@ def race(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, li
 def load(file: Path) -> dict[str, float]:
     """What a session of it takes, and what a request after that."""
     import damo_torchrec as damo
-    from serving_models import STRIDE
+    from parts.serving.models import STRIDE
 
     size = sum(path.stat().st_size for path in file.parent.rglob(f"{file.stem}*/*"))
     damo.onnx.session(file)  # what the library itself takes, once

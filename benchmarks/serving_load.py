@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from measure import table, write_json
-from program import DEFAULT, QUIET, Options, RefusedError, begin, count, run
+from common.measure import table, write_json
+from common.program import DEFAULT, QUIET, Options, RefusedError, begin, count, run
 
 FULL = {"rows": 10_000, "seconds": 10.0, "wrong": 10_000}
 QUICK = {"rows": 100, "seconds": 1.0, "wrong": 100}
@@ -51,7 +51,7 @@ def main() -> None:
     os.environ.update(QUIET)  # before torch is imported
     import torch
 
-    from serving_models import Trained
+    from parts.serving.models import Trained
 
     torch.set_num_threads(1)
     report = begin("serving_load") | {"options": {n: v for n, v in vars(arguments).items() if n != "json"}}

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from measure import write_json
-from program import DEFAULT, QUIET, Options, RefusedError, begin, count, exponent, run, seed, share
-from soak_case import Case
-from soak_report import LEAST_SAMPLES, MIB, Sample, as_json, grows, in_words
+from common.measure import write_json
+from common.program import DEFAULT, QUIET, Options, RefusedError, begin, count, exponent, run, seed, share
+from parts.soak.case import Case
+from parts.soak.report import LEAST_SAMPLES, MIB, Sample, as_json, grows, in_words
 
 FULL = {"minutes": 60.0}
 QUICK = {"minutes": 3.0}
@@ -84,7 +84,7 @@ def check_room(case: Case, directory: Path) -> None:
 
 def soak(case: Case, path: Path, arguments: argparse.Namespace) -> list[Sample]:
     """Trains until all rows are there, and then for the time that is asked for."""
-    from soak_model import Soaked
+    from parts.soak.model import Soaked
 
     model = Soaked(case, path)
     samples: list[Sample] = []

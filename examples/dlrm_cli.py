@@ -35,6 +35,8 @@ examples:
   python examples/dlrm.py --data synthetic --rows-per-table 100000000 --memory-budget 512MiB
 """
 
+SHOWN = "(default: %(default)s)"
+
 # Where the data sets differ in what they take for granted.
 DEFAULTS = {
     "census": {"epochs": 3, "batch_size": 256, "checkpoint_every": 100},
@@ -53,64 +55,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    shown = "(default: %(default)s)"
     parser.add_argument("files", nargs="*", metavar="FILE", help="with --data criteo: what to read")
-    parser.add_argument("--data", choices=DEFAULTS, default="census", help=f"the data set {shown}")
-
-    training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=_count, help=_default("times through the data", "epochs"))
-    training.add_argument("--batch-size", type=_count, help=_default("samples in a step", "batch_size"))
-    training.add_argument("--dim", type=_count, default=16, help=f"columns of every table {shown}")
-    training.add_argument(
-        "--lr",
-        type=float,
-        default=0.02,
-        help=f"learning rate of the embeddings, by row-wise Adagrad {shown}",
-    )
-    training.add_argument(
-        "--dense-lr",
-        type=float,
-        default=0.001,
-        help=f"learning rate of the dense layers, by Adam {shown}",
-    )
-    training.add_argument("--seed", type=int, default=0, help=f"of weights, order and synthetic data {shown}")
-
-    store = parser.add_argument_group("store")
-    store.add_argument(
-        "--store",
-        type=Path,
-        metavar="DIR",
-        help="the store's directory (default: examples-store/DATA in the current directory)",
-    )
-    store.add_argument(
-        "--memory-budget",
-        default="256MiB",
-        metavar="SIZE",
-        help=f"what the store may take of memory, all in all {shown}",
-    )
-    store.add_argument(
-        "--checkpoint-every",
-        type=_count,
-        metavar="STEPS",
-        help=_default("steps between two checkpoints", "checkpoint_every"),
-    )
-    store.add_argument(
-        "--fresh",
-        action="store_true",
-        help="start from nothing; a store that is there is renamed, not deleted",
-    )
-
-    synthetic = parser.add_argument_group("with --data synthetic")
-    synthetic.add_argument("--tables", type=_count, default=26, help=f"number of tables {shown}")
-    synthetic.add_argument("--rows-per-table", type=_count, default=1_000_000, help=f"distinct ids {shown}")
-    synthetic.add_argument("--steps", type=_count, default=1000, help=f"steps an epoch {shown}")
-    synthetic.add_argument(
-        "--zipf",
-        type=float,
-        default=1.05,
-        metavar="EXPONENT",
-        help=f"how unequal the ids are: 0 draws all alike, 1.2 hardly the rare ones {shown}",
-    )
+    parser.add_argument("--data", choices=DEFAULTS, default="census", help=f"the data set {SHOWN}")
+    _add_training(parser)
+    _add_store(parser)
+    _add_synthetic(parser)
 
     arguments = parser.parse_args(argv)
     if (arguments.data == "criteo") != bool(arguments.files):
@@ -142,6 +91,67 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def resume_command() -> str:
     """The command that goes on with the run that this process was started for."""
     return shlex.join(["python", *(word for word in sys.argv if word != "--fresh")])
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    training = parser.add_argument_group("training")
+    training.add_argument("--epochs", type=_count, help=_default("times through the data", "epochs"))
+    training.add_argument("--batch-size", type=_count, help=_default("samples in a step", "batch_size"))
+    training.add_argument("--dim", type=_count, default=16, help=f"columns of every table {SHOWN}")
+    training.add_argument(
+        "--lr",
+        type=float,
+        default=0.02,
+        help=f"learning rate of the embeddings, by row-wise Adagrad {SHOWN}",
+    )
+    training.add_argument(
+        "--dense-lr",
+        type=float,
+        default=0.001,
+        help=f"learning rate of the dense layers, by Adam {SHOWN}",
+    )
+    training.add_argument("--seed", type=int, default=0, help=f"of weights, order and synthetic data {SHOWN}")
+
+
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    store = parser.add_argument_group("store")
+    store.add_argument(
+        "--store",
+        type=Path,
+        metavar="DIR",
+        help="the store's directory (default: examples-store/DATA in the current directory)",
+    )
+    store.add_argument(
+        "--memory-budget",
+        default="256MiB",
+        metavar="SIZE",
+        help=f"what the store may take of memory, all in all {SHOWN}",
+    )
+    store.add_argument(
+        "--checkpoint-every",
+        type=_count,
+        metavar="STEPS",
+        help=_default("steps between two checkpoints", "checkpoint_every"),
+    )
+    store.add_argument(
+        "--fresh",
+        action="store_true",
+        help="start from nothing; a store that is there is renamed, not deleted",
+    )
+
+
+def _add_synthetic(parser: argparse.ArgumentParser) -> None:
+    synthetic = parser.add_argument_group("with --data synthetic")
+    synthetic.add_argument("--tables", type=_count, default=26, help=f"number of tables {SHOWN}")
+    synthetic.add_argument("--rows-per-table", type=_count, default=1_000_000, help=f"distinct ids {SHOWN}")
+    synthetic.add_argument("--steps", type=_count, default=1000, help=f"steps an epoch {SHOWN}")
+    synthetic.add_argument(
+        "--zipf",
+        type=float,
+        default=1.05,
+        metavar="EXPONENT",
+        help=f"how unequal the ids are: 0 draws all alike, 1.2 hardly the rare ones {SHOWN}",
+    )
 
 
 def _spelled(value: Any) -> str:

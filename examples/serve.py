@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Serves a checkpoint of `damo.serving.export` over HTTP; `--help` tells the rest.
 
-The application is in serve_http.py, what requests look like in serve_json.py, and how those that
-arrive together are answered together in serve_batching.py.
+The application is in serve_http.py, what it serves in serve_model.py, what requests look like in
+serve_json.py, and how those that arrive together are answered together in serve_batching.py.
 """
 
 import argparse
@@ -13,8 +13,9 @@ from pathlib import Path
 import uvicorn
 
 import damo_torchrec as damo
-from serve_http import Settings, make_app
+from serve_http import make_app
 from serve_json import Limits
+from serve_model import Settings
 
 DESCRIPTION = """\
 Answers POST /predict with a model's outputs, as JSON. GET /health tells what is served, GET

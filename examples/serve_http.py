@@ -5,23 +5,19 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
 import damo_torchrec as damo
-from damo_torchrec.serving import Predictor
-from serve_batching import Batcher, Outputs, OverloadedError
-from serve_json import Limits, TooLargeError, parse, to_json, to_request
+from serve_batching import Outputs, OverloadedError
+from serve_json import TooLargeError, parse, to_json, to_request
+from serve_model import Metrics, Model, Settings
 
 log = logging.getLogger("serve")
 
@@ -29,165 +25,68 @@ log = logging.getLogger("serve")
 LARGE_BODY = 65_536
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What serve.py's command line says."""
-
-    checkpoint: Path
-    memory_budget: str = "1GiB"
-    num_threads: int | None = None
-    watch: Path | None = None
-    poll_seconds: float = 1.0
-    batch_samples: int = 256
-    batch_seconds: float = 0.001
-    workers: int = 2
-    waiting_samples: int = 16_384
-    limits: Limits = field(default_factory=Limits)
-
-
-class Model:
-    """The predictor that answers, behind its batcher. Another takes its place between two requests."""
-
-    def __init__(self, settings: Settings, metrics: "Metrics") -> None:
-        self.settings = settings
-        self.metrics = metrics
-        self.batcher: Batcher | None = None
-        self._one_at_a_time = asyncio.Lock()
-        self._ending: set[asyncio.Task[None]] = set()
-
-    async def load(self) -> Predictor:
-        """Opens the checkpoint, which may be a link to another one by now, and lets go of the one before."""
-        async with self._one_at_a_time:
-            predictor = await asyncio.to_thread(self._open)
-            before, self.batcher = self.batcher, self._batcher(predictor)
-            self.metrics.predictor = predictor
-            log.info("serving %s, step %d", predictor.path, predictor.step)
-            if before is not None:
-                task = asyncio.create_task(before.close())  # when it has answered what it was asked
-                self._ending.add(task)
-                task.add_done_callback(self._ending.discard)
-            return predictor
-
-    async def close(self) -> None:
-        batcher, self.batcher = self.batcher, None
-        self.metrics.predictor = None
-        if batcher is not None:
-            await batcher.close()
-        await asyncio.gather(*self._ending)
-
-    def _open(self) -> Predictor:
-        settings = self.settings
-        predictor = Predictor(
-            settings.checkpoint.resolve(),
-            memory_budget=settings.memory_budget,
-            num_threads=settings.num_threads,
-        )
-        if settings.watch is not None:
-            predictor.watch(settings.watch, settings.poll_seconds)
-        return predictor
-
-    def _batcher(self, predictor: Predictor) -> Batcher:
-        settings = self.settings
-        return Batcher(
-            predictor,
-            samples=settings.batch_samples,
-            seconds=settings.batch_seconds,
-            workers=settings.workers,
-            waiting=settings.waiting_samples,
-            answered=self.metrics.batch_samples.observe,
-        )
-
-
-class Metrics(Collector):
-    """What /metrics tells, besides what prometheus_client counts by itself."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.predictor: Predictor | None = None
-        self.requests = Counter("serve_requests", "Requests by status", ["status"], registry=self.registry)
-        self.seconds = Histogram("serve_request_seconds", "Time to answer a request", registry=self.registry)
-        self.batch_samples = Histogram(
-            "serve_batch_samples",
-            "Samples that were answered together",
-            buckets=[2**power for power in range(13)],
-            registry=self.registry,
-        )
-        self.registry.register(self)
-
-    def collect(self) -> Iterator[Metric]:
-        predictor = self.predictor
-        if predictor is None:
-            return
-        try:
-            stats = predictor.stats()
-        except damo.StoreClosedError:  # another one has just taken its place
-            return
-        for name, text, value in (
-            ("step", "Training step of what is served", stats.step),
-            ("deltas_applied", "Deltas applied since the checkpoint was opened", stats.deltas_applied),
-            ("last_delta_time", "When the last one was applied, in seconds since 1970", stats.last_delta_time or 0),
-            ("row_hits", "Rows that were in memory", stats.hits),
-            ("row_misses", "Rows that were not", stats.misses),
-            ("memory_bytes", "Memory that rows take", stats.memory_bytes),
-            ("predict_p50_seconds", "Median time of lookup and model", stats.p50),
-            ("predict_p99_seconds", "99th percentile of the time of lookup and model", stats.p99),
-        ):
-            yield GaugeMetricFamily(f"serve_{name}", text, value)
-
-
 def make_app(settings: Settings) -> FastAPI:
     metrics = Metrics()
     model = Model(settings, metrics)
+    answers = Answers(model, metrics)
+    app = FastAPI(title="damo_torchrec", lifespan=lambda _: serving(model))
+    app.add_exception_handler(StarletteHTTPException, answers.refuse)  # those of no route, too
+    app.add_api_route("/predict", answers.predict, methods=["POST"])
+    app.add_api_route("/reload", answers.reload, methods=["POST"])
+    app.add_api_route("/health", answers.health, methods=["GET"])
+    app.add_api_route("/metrics", answers.show_metrics, methods=["GET"])
+    return app
 
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await model.load()
-        if threading.current_thread() is threading.main_thread():
-            reloads: set[asyncio.Task[None]] = set()
 
-            async def reload() -> None:
-                try:
-                    await model.load()
-                except (damo.DamoError, ValueError) as error:
-                    log.error("serving on as before: %s", error)
+@contextlib.asynccontextmanager
+async def serving(model: Model) -> AsyncIterator[None]:
+    """What happens before the first request and after the last one."""
+    await model.load()
+    if threading.current_thread() is threading.main_thread():
+        reload_on_hangup(model)
+    yield
+    await model.close()
 
-            def on_hangup() -> None:
-                task = asyncio.create_task(reload())
-                reloads.add(task)
-                task.add_done_callback(reloads.discard)
 
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
-        yield
-        await model.close()
+def reload_on_hangup(model: Model) -> None:
+    reloads: set[asyncio.Task[None]] = set()
 
-    app = FastAPI(title="damo_torchrec", lifespan=lifespan)
+    async def reload() -> None:
+        try:
+            await model.load()
+        except (damo.DamoError, ValueError) as error:
+            log.error("serving on as before: %s", error)
 
-    @app.exception_handler(StarletteHTTPException)  # those of no route, too
-    async def refuse(_: Request, error: StarletteHTTPException) -> JSONResponse:
-        metrics.requests.labels(error.status_code).inc()
+    def on_hangup() -> None:
+        task = asyncio.create_task(reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
+
+
+class Answers:
+    """A method for each route."""
+
+    def __init__(self, model: Model, metrics: Metrics) -> None:
+        self._model = model
+        self._metrics = metrics
+        self._limits = model.settings.limits
+
+    async def refuse(self, _: Request, error: StarletteHTTPException) -> JSONResponse:
+        self._metrics.requests.labels(error.status_code).inc()
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
-    async def ask(content: dict[str, Any], in_thread: bool) -> Outputs:
-        while (batcher := model.batcher) is not None:
-            if in_thread:
-                request = await asyncio.to_thread(to_request, batcher.predictor, content, settings.limits)
-            else:
-                request = to_request(batcher.predictor, content, settings.limits)
-            if batcher is model.batcher:  # else another model has taken its place meanwhile
-                return await batcher.predict(request)
-        raise HTTPException(503, "the server is going down")
-
-    @app.post("/predict")
-    async def predict(http: Request) -> JSONResponse:
-        with metrics.seconds.time():
-            body = await read_body(http, settings.limits.body_bytes)
+    async def predict(self, http: Request) -> JSONResponse:
+        with self._metrics.seconds.time():
+            body = await read_body(http, self._limits.body_bytes)
             in_thread = len(body) > LARGE_BODY
             try:
                 content = await asyncio.to_thread(parse, body) if in_thread else parse(body)
             except ValueError as error:
                 raise HTTPException(400, str(error)) from error
             try:
-                answer = await ask(content, in_thread)
+                answer = await self._ask(content, in_thread)
             except TooLargeError as error:
                 raise HTTPException(413, str(error)) from error
             except (ValueError, TypeError) as error:
@@ -198,22 +97,20 @@ def make_app(settings: Settings) -> FastAPI:
                 log.exception("could not answer a request")
                 raise HTTPException(500, "rows cannot be read") from error
             response = JSONResponse(to_json(answer))
-        metrics.requests.labels(200).inc()
+        self._metrics.requests.labels(200).inc()
         return response
 
-    @app.post("/reload")
-    async def reload() -> JSONResponse:
+    async def reload(self) -> JSONResponse:
         try:
-            predictor = await model.load()
+            predictor = await self._model.load()
         except (damo.DamoError, ValueError) as error:
             raise HTTPException(409, f"serving on as before: {error}") from error
         return JSONResponse({"checkpoint": str(predictor.path), "step": predictor.step})
 
-    @app.get("/health")
-    async def health() -> JSONResponse:
-        if model.batcher is None:
+    async def health(self) -> JSONResponse:
+        if self._model.batcher is None:
             raise HTTPException(503, "the server is going down")
-        predictor = model.batcher.predictor
+        predictor = self._model.batcher.predictor
         return JSONResponse(
             {
                 "status": "ok",
@@ -224,11 +121,18 @@ def make_app(settings: Settings) -> FastAPI:
             }
         )
 
-    @app.get("/metrics")
-    def show_metrics() -> Response:
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    def show_metrics(self) -> Response:
+        return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    return app
+    async def _ask(self, content: dict[str, Any], in_thread: bool) -> Outputs:
+        while (batcher := self._model.batcher) is not None:
+            if in_thread:
+                request = await asyncio.to_thread(to_request, batcher.predictor, content, self._limits)
+            else:
+                request = to_request(batcher.predictor, content, self._limits)
+            if batcher is self._model.batcher:  # else another model has taken its place meanwhile
+                return await batcher.predict(request)
+        raise HTTPException(503, "the server is going down")
 
 
 async def read_body(http: Request, most: int) -> bytes:

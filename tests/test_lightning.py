@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 import damo_torchrec as damo
 from damo_torchrec.lightning import StoreCheckpoint
+from mixed_run import assert_same_rows, collection, look_up, rows_of, update
 from support import random_kjt
-from training import assert_same_rows, collection, look_up, rows_of, update
 
 # Of Lightning's own.
 pytestmark = [

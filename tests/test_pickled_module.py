@@ -8,8 +8,8 @@ import torch
 from torchrec import EmbeddingConfig
 
 import damo_torchrec as damo
+from mixed_run import SmallModel
 from support import config, random_kjt
-from training import SmallModel
 
 
 class DamoModel(torch.nn.Module):

@@ -1,11 +1,14 @@
-"""Batches that are refused, each with its error and what that says."""
+"""Calls that are refused: batches, each with its error and what that says, and that nothing changes by it."""
 
+from contextlib import contextmanager
+
+import pytest
 import torch
 import torchrec
 from torchrec import KeyedJaggedTensor
 
 import damo_torchrec as damo
-from support import config, kjt
+from support import config, kjt, payloads
 
 IDS = torch.tensor([1, 2, 3])
 ONES = torch.tensor([1, 1, 1])
@@ -73,3 +76,17 @@ WEIGHTS = {
     "of two dimensions": (torch.ones(3, 1), ValueError, r"one for each of 3 values, got \(3, 1\)"),
     "ints": (ONES, TypeError, "weights must be floating point, got torch.int64"),
 }
+
+
+@contextmanager
+def refused(store, error, match):
+    """The call within raises, and leaves all rows, steps and open tables as they were."""
+
+    def state():
+        return store.step, {name: (table.iter, payloads(store, name)) for name, table in store.tables().items()}
+
+    before = state()
+    assert before[0] > 0
+    with pytest.raises(error, match=match):
+        yield
+    assert state() == before

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import cache_policy
-from cache_case import HINDSIGHT, KNOWN, LRU, OURS, Case, Outcome
-from cache_policies import lru_misses, measure, static_misses, train
-from program import RefusedError
+from common.program import RefusedError
+from parts.cache_policy.case import HINDSIGHT, KNOWN, LRU, OURS, Case, Outcome
+from parts.cache_policy.policies import lru_misses, measure, static_misses, train
 
 TINY = Case(tables=3, rows=50, dim=4, batch_size=8, zipf=1.05, share=0.2, steps=21, backend="memory", seed=0)
 # Wide rows: few of them fill the least cache.

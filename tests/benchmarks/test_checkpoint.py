@@ -9,7 +9,7 @@ from collections import namedtuple
 import pytest
 
 import checkpoint
-from program import RefusedError
+from common.program import RefusedError
 
 
 def test_quick_gives_way_to_what_is_given():

@@ -15,16 +15,18 @@ import pytest
 import rocksdict
 
 import cold
-import raw
-from budget import LEAST_BUDGET
-from cold_readers import Ours, Reading, Setup
-from cold_report import DISK, OURS, RAW, Race, write_back_as_json, write_back_in_words
-from cold_store import ScatteredIds, load, payload_bytes
-from cold_training import WriteBack, memory_for
+from common import raw
+from common.budget import LEAST_BUDGET
+from common.cold_store import ScatteredIds, load, payload_bytes
+from common.entries import OURS
+from common.program import RefusedError
+from common.workload import Workload
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.manifest import Manifest
-from program import RefusedError
-from workload import Workload
+from parts.cold.readers import Ours, Setup
+from parts.cold.reading import DISK, RAW, Reading
+from parts.cold.report import Race, write_back_as_json, write_back_in_words
+from parts.cold.training import WriteBack, memory_for
 
 TINY = Workload(tables=3, rows=640, dim=4, batch_size=16)
 ALL_BATCHES = TINY.rows // TINY.batch_size

@@ -11,26 +11,25 @@ import pytest
 import torch
 
 import damo_torchrec as damo
-import dlrm_inputs
-import dlrm_models
-import dlrm_race
-import dlrm_report
-import dlrm_roofs
-import raw
-from budget import MIB, budget_for, cache_share
-from cold_store import collection
-from contestants import table_configs
+from common import raw
+from common.budget import MIB, budget_for, cache_share
+from common.cold_store import collection
+from common.contestants import table_configs
+from common.entries import OURS
+from common.program import RefusedError
+from common.raw import Rate
+from common.turns import Turn
+from common.workload import Workload
 from damo_torchrec.checkpoints.manifest import Manifest
-from dlrm_figures import Figures, Use, is_steady, use_between
-from dlrm_race import DENSE, FBGEMM, OPTIMIZER, Plan, Racer, races
-from dlrm_training import Outcome
-from entries import OURS
-from program import RefusedError
-from raw import Rate
-from turns import Turn
-from workload import Workload
+from parts.dlrm import inputs as dlrm_inputs
+from parts.dlrm import models as dlrm_models
+from parts.dlrm import report as dlrm_report
+from parts.dlrm import roofs as dlrm_roofs
+from parts.dlrm.figures import Figures, Use, is_steady, use_between
+from parts.dlrm.race import DENSE, FBGEMM, OPTIMIZER, Plan, Racer, races
+from parts.dlrm.training import Outcome
 
-PROGRAM = Path(dlrm_race.__file__).with_name("dlrm.py")
+PROGRAM = Path(__file__).parents[2] / "benchmarks" / "dlrm.py"
 TINY = Workload(tables=2, rows=50, dim=4, batch_size=8)
 
 
@@ -47,7 +46,7 @@ def program():
 def _no_rest():
     """Nobody waits for compactions, of which there are none."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cold_store.IDLE_SECONDS", 0.01)
+        patch.setattr("common.cold_store.IDLE_SECONDS", 0.01)
         yield
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-import contestants
 import embedding_step
-from entries import OUR_OPTIMIZERS, PEERS, TUNED_MEMORY, Entry, entries
-from measure import Comparison, Spread, machine, table, versions
-from workload import Workload
+from common import contestants
+from common.entries import OUR_OPTIMIZERS, PEERS, TUNED_MEMORY, Entry, entries
+from common.measure import Comparison, Spread, machine, table, versions
+from common.workload import Workload
 
 PROGRAM = Path(embedding_step.__file__)
 TINY = Workload(tables=2, rows=50, dim=4, batch_size=8, bag=3)

@@ -1,30 +1,32 @@
 """Plots of what each benchmark's own code writes, and of files that are something else."""
 
 import json
+import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import cache_policy
-import dlrm_report
 import plots
-import report
 import scale
-import scale_report
-from cache_case import HINDSIGHT, KNOWN, LRU, OURS, Outcome
-from cold_readers import Reading
-from cold_report import DISK, RAW, Race, write_back_as_json
-from cold_training import WriteBack
-from dlrm_figures import Use
-from dlrm_race import DENSE, Racer
-from dlrm_roofs import Raw
-from dlrm_training import Outcome as DlrmOutcome
-from entries import Entry
-from program import RefusedError, run
-from raw import Rate
-from turns import Turn
-from workload import Workload
+from common import report
+from common.entries import Entry
+from common.program import RefusedError, run
+from common.raw import Rate
+from common.turns import Turn
+from common.workload import Workload
+from parts.cache_policy.case import HINDSIGHT, KNOWN, LRU, OURS, Outcome
+from parts.cold.reading import DISK, RAW, Reading
+from parts.cold.report import Race, write_back_as_json
+from parts.cold.training import WriteBack
+from parts.dlrm import report as dlrm_report
+from parts.dlrm.figures import Use
+from parts.dlrm.race import DENSE, Racer
+from parts.dlrm.roofs import Raw
+from parts.dlrm.training import Outcome as DlrmOutcome
+from parts.scale import report as scale_report
 
 TINY = Workload(tables=2, rows=50, dim=4, batch_size=8)
 TURNS = [Turn([0.1, 0.2, 0.3], 0, 0, [0.0, 0.1, 0.3])] * 2
@@ -76,6 +78,23 @@ def of_checkpoint():
     }
 
 
+def of_serving():
+    lookups = [
+        {"name": name, "batch": batch, "ids_per_bag": ids, "requests": n, "median": 0.002, "ratio": 2.0}
+        for name in ("Gather by row number", "kernels")
+        for batch in (1, 16)
+        for ids in (1, 5)
+        for n in (1, 9)
+    ]
+    models = [{"name": "kernels", "batch": batch, "p50": 0.003, "p99": 0.004} for batch in (1, 16)]
+    return {"lookups": lookups, "models": models}
+
+
+def of_serving_load():
+    taken = {"p50": 0.004, "p99": 0.009, "max": 0.1}
+    return {"load": [{"deltas": 0, "per_second": 1200.0, **taken}, {"deltas": 7, "per_second": 900.0, **taken}]}
+
+
 REPORTS = {
     "embedding_step": of_embedding_step,
     "dlrm": of_dlrm,
@@ -83,6 +102,8 @@ REPORTS = {
     "scale": of_scale,
     "cache_policy": of_cache_policy,
     "checkpoint": of_checkpoint,
+    "serving": of_serving,
+    "serving_load": of_serving_load,
 }
 
 
@@ -95,15 +116,17 @@ def write(directory, name):
 
 def texts(figure):
     """All that is written in the panels."""
-    return "\n".join(
-        label.get_text()
-        for axes in figure.axes
-        for label in [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.get_yticklabels(), *axes.texts]
-    )
+    labels = []
+    for axes in figure.axes:
+        labels += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.get_yticklabels(), *axes.texts]
+        labels += axes.get_legend().get_texts() if axes.get_legend() else []
+    return "\n".join(label.get_text() for label in labels)
 
 
-def test_each_benchmark_has_a_plot():
-    assert set(plots.PLOTS) == set(REPORTS)
+def test_each_benchmark_of_make_bench_has_a_plot():
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    benchmarks = re.search(r"^BENCHMARKS := (.*)$", makefile, re.MULTILINE)[1].split()
+    assert set(plots.PLOTS) == set(REPORTS) == set(benchmarks)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +137,8 @@ def test_each_benchmark_has_a_plot():
         ("cold", 3, ["page cache", "direct I/O", DISK, "write-back", " 2,000", "rows/s"]),
         ("scale", 2, ["hit rate of 90.0%", "ms/step", "MiB"]),
         ("checkpoint", 1, ["7 MiB", "in the background", "by the caller", " 0.5", "s above the median"]),
+        ("serving", 5, ["times a Gather", "5 id(s) in a bag", "whole models", "samples of a request", "kernels"]),
+        ("serving_load", 1, ["7 deltas meanwhile\n900 requests/s", " 4", "ms: median, and up to p99"]),
         ("cache_policy", 1, ["damo_torchrec\n1.100 ×", " 11", "% of ids"]),
     ],
 )

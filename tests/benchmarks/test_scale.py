@@ -13,15 +13,15 @@ import pytest
 import torch
 
 import scale
-import scale_case
-import scale_model
-from budget import MIB
+from common.budget import MIB
+from common.program import RefusedError
+from common.resident import peak_bytes, reset_peak, resident_bytes
+from common.turns import Turn
+from parts.scale import case as scale_case
+from parts.scale import model as scale_model
+from parts.scale.case import Case
+from parts.scale.report import Result, as_json, in_words, opening_in_words
 from processes import run
-from program import RefusedError
-from resident import peak_bytes, reset_peak, resident_bytes
-from scale_case import Case
-from scale_report import Result, as_json, in_words, opening_in_words
-from turns import Turn
 
 TINY = Case(
     rows=1000,

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import soak
-from program import RefusedError
-from resident import resident_bytes, threads
-from soak_case import Case
-from soak_report import LEAST_SAMPLES, MIB, Sample, as_json, disk_bytes, figures, grows, in_words
+from common.program import RefusedError
+from common.resident import resident_bytes, threads
+from parts.soak.case import Case
+from parts.soak.report import LEAST_SAMPLES, MIB, Sample, as_json, disk_bytes, figures, grows, in_words
 
 TINY = Case(
     tables=2,

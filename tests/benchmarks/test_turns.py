@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from turns import Contestant, ContestantError, Turn, take_turns
+from common.turns import Contestant, ContestantError, Turn, take_turns
 
 
 class Recorder:

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 import damo_torchrec as damo
 from damo_torchrec import Delta
 from delta_model import Model, applied
+from mixed_run import collection, update
 from support import config, small_store
-from training import collection, update
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import torchrec
 
 import damo_torchrec as damo
 from damo_torchrec.checkpoints.manifest import Manifest
+from mixed_run import INT64_MAX, INT64_MIN, MixedRun, SmallModel, collection, look_up, update
 from raw_records import decode_key, opened
 from support import payloads
-from training import INT64_MAX, INT64_MIN, MixedRun, SmallModel, collection, look_up, update
 
 DELETED = 1 << 31
 

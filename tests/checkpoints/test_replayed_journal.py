@@ -10,7 +10,7 @@ import torch
 
 import damo_torchrec as damo
 from damo_torchrec.checkpoints import replayed_journal
-from training import collection
+from mixed_run import collection
 
 ROWS = 220_000
 DIM = 128

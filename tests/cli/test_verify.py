@@ -8,8 +8,8 @@ import torch
 
 import damo_torchrec as damo
 from damage import flip
+from mixed_run import collection
 from support import small_store
-from training import collection
 
 
 def test_verify_of_a_sound_store_says_nothing(sample, call):

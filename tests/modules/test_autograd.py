@@ -1,4 +1,4 @@
-"""docs/design.md, "Semantics of a row": which backward calls make which updates, and who owns a table."""
+"""docs/design.md, "Semantics of a row": which backward calls make which updates."""
 
 import gc
 import threading
@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from torchrec import KeyedJaggedTensor
 
 import damo_torchrec as damo
+from mixed_run import assert_same_rows, collection, look_up, rows_of, update
 from support import config, kjt
-from training import assert_same_rows, collection, look_up, rows_of, update
 
 
 @pytest.fixture
@@ -207,48 +207,7 @@ def test_a_learning_rate_holds_from_the_next_backward(store):
     assert store.table("t").get([1])[0, 0] == -0.25
 
 
-# ------------------------------------------------------------------ one name, one table
-
-
-def test_opening_a_table_again_with_its_schema_attaches_to_the_same_rows(store):
-    first = collection(store, "t", initial=1.0)
-    update(first, {"t": [[1]]})
-    second = collection(store, "t", initial=1.0, lr=0.5)  # a learning rate is no part of the schema
-    assert torch.equal(look_up(second.eval(), {"t": [[1]]}), store.table("t").get([1]))
-    update(first, {"t": [[1]]})
-    assert look_up(second, {"t": [[1]]})[0, 0] == -1.0
-    assert second.tables() == first.tables()
-
-
-OTHER_SCHEMAS = {
-    "dim": {"dim": 8},
-    "optimizer": {"optimizer": torch.optim.Adam},
-    "initializer": {"initial": 2.0},
-}
-
-
-@pytest.mark.parametrize("reopened", [False, True])
-@pytest.mark.parametrize(("what", "change"), OTHER_SCHEMAS.items(), ids=OTHER_SCHEMAS)
-def test_opening_a_table_with_another_schema_is_refused(tmp_path, what, change, reopened):
-    store = damo.EmbeddingStore(tmp_path / "store")
-    ebc = collection(store, "t", initial=1.0)
-    update(ebc, {"t": [[1]]})
-    before = rows_of(store)
-    if reopened:
-        store.close()
-        store = damo.EmbeddingStore(tmp_path / "store")
-    with store:
-        with pytest.raises(damo.SchemaMismatchError, match=rf"'t'.* has {what} .*, got"):
-            collection(store, "t", **{"initial": 1.0, **change})
-        collection(store, "t", initial=1.0)
-        assert rows_of(store) == before
-
-
-def test_a_collection_of_which_one_table_is_refused_opens_none(store):
-    collection(store, "t", dim=4)
-    with pytest.raises(damo.SchemaMismatchError):
-        damo.EmbeddingBagCollection([config("new", 8), config("t", 8)], torchrec.optim.SGD, {"lr": 1.0}, store=store)
-    assert list(store.tables()) == ["t"]
+# ------------------------------------------------------------------ what a graph holds on to
 
 
 def test_a_batch_that_was_changed_between_forward_and_backward_is_refused_whole(store):

@@ -1,64 +1,17 @@
 """The module against TorchRec's EmbeddingBagCollection over the same rows: outputs, gradients, names."""
 
 import copy
-from dataclasses import dataclass, replace
 
 import pytest
 import torch
 import torchrec
 from torch.nn.functional import embedding_bag
 from torchrec import KeyedJaggedTensor, PoolingType
-from torchrec.fx import symbolic_trace
-from torchrec.models.dlrm import DLRM
 from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
 
 import damo_torchrec as damo
-from support import A_HANDFUL_OF_ROWS, config, copy_rows, kjt, random_kjt, small_store
-
-ROWS = 20
-LAYOUTS = {
-    "one table": [config("t", 8, ["f"])],
-    "mixed dims": [config("t1", 3, ["f"]), config("t2", 16, ["g"]), config("t3", 1, ["h"])],
-    "several features of a table": [config("t1", 4, ["f", "g"]), config("t2", 8, ["h"])],
-    "a feature of several tables": [config("t1", 4, ["f", "g"]), config("t2", 8, ["g"])],
-    "a feature twice in a table": [config("t1", 4, ["f", "f"])],
-    "mixed pooling": [
-        config("t1", 4, ["f"], pooling=PoolingType.MEAN),
-        config("t2", 5, ["g"]),
-        config("t3", 6, ["f", "h"], pooling=PoolingType.MEAN),
-    ],
-}
-
-
-@dataclass
-class Twins:
-    """TorchRec's collection, and ours over a store with the same rows, whose update adds the gradient to the rows."""
-
-    theirs: torchrec.EmbeddingBagCollection
-    ours: damo.EmbeddingBagCollection
-
-    def gradients(self):
-        """The gradient of each table, of TorchRec and as our rows moved by it."""
-        for table in self.ours.tables():
-            weight = self.theirs.embedding_bags[table.name].weight
-            yield weight.detach() - table.get(range(len(weight))), weight.grad
-
-    def assert_same(self, ours, theirs):
-        assert ours.keys() == theirs.keys()
-        assert ours.length_per_key() == theirs.length_per_key()
-        torch.testing.assert_close(ours.values(), theirs.values())
-
-
-def twins(tables, store, is_weighted=False):
-    tables = [replace(table, num_embeddings=ROWS) for table in tables]
-    theirs = torchrec.EmbeddingBagCollection(copy.deepcopy(tables), is_weighted)
-    ours = damo.EmbeddingBagCollection(tables, torch.optim.SGD, {"lr": 1.0}, is_weighted, store=store)
-    copy_rows(theirs, ours)
-    return Twins(theirs, ours)
-
-
-def features_of(tables):
-    return sorted({feature for table in tables for feature in table.feature_names})
+from support import A_HANDFUL_OF_ROWS, config, kjt, random_kjt, small_store
+from twins import LAYOUTS, ROWS, features_of, twins
 
 
 @pytest.fixture(params=[0, A_HANDFUL_OF_ROWS], ids=["cached", "evicted"])
@@ -134,107 +87,6 @@ def test_a_mean_whose_weights_sum_to_zero_is_zeros(memory_store):
     output = ebc(kjt({"t": [[1, 2]]}, weights=[1.0, -1.0])).values()
     output.sum().backward()
     assert torch.equal(output, torch.zeros(1, 4))
-
-
-def test_weights_of_an_unweighted_collection_are_passed_over(memory_store):
-    pair = twins([config("t")], memory_store)
-    features = {"t": [[1, 2], [3]]}
-    pair.assert_same(pair.ours(kjt(features, weights=[5.0, 6.0, 7.0])), pair.theirs(kjt(features)))
-
-
-def test_weights_of_any_floating_point_type_get_gradients_of_it(memory_store):
-    ebc = damo.EmbeddingBagCollection([config("t")], is_weighted=True, store=memory_store)
-    for dtype in (torch.float64, torch.float16):
-        weights = torch.tensor([0.5, 2.0], dtype=dtype, requires_grad=True)
-        features = KeyedJaggedTensor(["t"], torch.tensor([1, 2]), weights, lengths=torch.tensor([2]))
-        ebc(features).values().sum().backward()
-        assert weights.grad.dtype == dtype
-
-
-def test_empty_bags_are_zeros(memory_store):
-    pair = twins(LAYOUTS["mixed pooling"], memory_store)
-    features = kjt({"f": [[], [1, 2]], "g": [[], []], "h": [[3], []]})
-    pair.assert_same(pair.ours(features), pair.theirs(features))
-    assert not pair.ours(features)["g"].any()
-
-
-@pytest.mark.parametrize("is_weighted", [False, True])
-def test_a_batch_without_samples_gives_no_rows_of_output_and_counts_as_an_update(memory_store, is_weighted):
-    tables = LAYOUTS["mixed pooling"]
-    ebc = damo.EmbeddingBagCollection(tables, is_weighted=is_weighted, store=memory_store)
-    empty = torch.empty(0, dtype=torch.int64)
-    output = ebc(KeyedJaggedTensor(["f", "g", "h"], empty, torch.empty(0) if is_weighted else None, lengths=empty))
-    assert output.values().shape == (0, 4 + 5 + 6 + 6)
-    assert output["h"].shape == (0, 6)
-    output.values().sum().backward()
-    assert [table.iter for table in ebc.tables()] == [1, 1, 1]
-
-
-def test_a_batch_of_empty_bags_counts_as_an_update(memory_store):
-    ebc = damo.EmbeddingBagCollection([config("t")], store=memory_store)
-    ebc(kjt({"t": [[], []]})).values().sum().backward()
-    assert memory_store.step == 1
-    assert len(memory_store.table("t")) == 0
-
-
-@pytest.mark.parametrize("ids", [torch.int32, torch.int64])
-@pytest.mark.parametrize("lengths", [torch.int32, torch.int64])
-def test_ids_and_lengths_may_be_int32(memory_store, ids, lengths):
-    pair = twins([config("t", 4, ["f", "g"])], memory_store)
-    features = random_kjt(torch.Generator().manual_seed(0), ["f", "g"], 5, ROWS)
-    narrow = KeyedJaggedTensor(features.keys(), features.values().to(ids), lengths=features.lengths().to(lengths))
-    pair.assert_same(pair.ours(narrow), pair.theirs(features))
-
-
-def test_ids_beyond_int32_are_rows_of_their_own(memory_store):
-    ids = [3, 2**32 + 3, -1, -(2**63), 2**63 - 1, 0]
-    ebc = damo.EmbeddingBagCollection([config("t", 4)], store=memory_store)
-    rows = torch.arange(24.0).view(6, 4)
-    memory_store.table("t").set(ids, rows)
-    assert torch.equal(ebc(kjt({"t": [[i] for i in ids]}))["t"], rows)
-
-
-@pytest.mark.parametrize(
-    "keys", [["g", "h", "f"], ["unused", "f", "g", "h"], ["h", "unused", "g", "f", "also unused"]], ids=",".join
-)
-def test_keys_may_come_in_any_order_and_more_than_needed(memory_store, keys):
-    pair = twins(LAYOUTS["mixed pooling"], memory_store)
-    features = random_kjt(torch.Generator().manual_seed(0), keys, 6, ROWS)
-    theirs, ours = pair.theirs(features), pair.ours(features)
-    pair.assert_same(ours, theirs)
-    for output in (theirs, ours):
-        output.values().sum().backward()
-    for moved, gradient in pair.gradients():
-        torch.testing.assert_close(moved, gradient)
-
-
-def test_the_same_key_order_is_not_needed_from_batch_to_batch(memory_store):
-    pair = twins([config("t1", 4, ["f"]), config("t2", 4, ["g"])], memory_store)
-    for keys in (["f", "g"], ["g", "f"], ["x", "g", "f"], ["f", "g"]):
-        features = random_kjt(torch.Generator().manual_seed(0), keys, 6, ROWS)
-        pair.assert_same(pair.ours(features), pair.theirs(features))
-
-
-def test_offsets_may_take_the_place_of_lengths(memory_store):
-    pair = twins([config("t", 4, ["f", "g"])], memory_store)
-    for dtype in (torch.int32, torch.int64):
-        offsets = torch.tensor([0, 2, 2, 5, 6], dtype=dtype)
-        features = KeyedJaggedTensor(["f", "g"], torch.arange(6), offsets=offsets)
-        pair.assert_same(pair.ours(features), pair.theirs(features))
-
-
-def test_values_need_not_be_contiguous(memory_store):
-    pair = twins([config("t")], memory_store, is_weighted=True)
-    values, weights, lengths = torch.arange(12)[::2], torch.rand(12)[::2], torch.tensor([4, 9, 2, 9])[::2]
-    features = KeyedJaggedTensor(["t"], values, weights, lengths=lengths)
-    packed = KeyedJaggedTensor(["t"], values.clone(), weights.clone(), lengths=lengths.clone())
-    pair.assert_same(pair.ours(features), pair.theirs(packed))
-
-
-def test_a_slice_of_another_input_may_be_given(memory_store):
-    pair = twins([config("t", 4, ["g"])], memory_store)
-    features = random_kjt(torch.Generator().manual_seed(0), ["f", "g", "h"], 6, ROWS)
-    pair.assert_same(pair.ours(features.split([1, 2])[1]), pair.theirs(features))
 
 
 def test_without_feature_names_a_table_reads_the_feature_of_its_name(memory_store):
@@ -400,27 +252,6 @@ def test_large_outputs_keep_their_memory_for_as_long_as_they_are_used():
             del output
     for view, rows in zip(outputs, expected, strict=True):
         assert torch.equal(view, rows)
-
-
-def test_a_model_can_be_traced_around_it(memory_store):
-    ebc = damo.EmbeddingBagCollection([config("a"), config("b")], store=memory_store)
-    model = DLRM(ebc, 3, [4, 8], [4, 1])
-    inputs = torch.ones(2, 3), kjt({"a": [[1], [2]], "b": [[1], []]})
-    traced = symbolic_trace(model, leaf_modules=["EmbeddingBagCollection"])
-    assert torch.equal(traced(*inputs), model(*inputs))
-    traced(*inputs).sum().backward()
-    assert memory_store.step == 1
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch's, on its way through TorchRec
-def test_a_model_runs_under_torch_compile(memory_store):
-    ebc = damo.EmbeddingBagCollection([config("a"), config("b")], store=memory_store)
-    model = DLRM(ebc, 3, [4, 8], [4, 1])
-    inputs = torch.ones(2, 3), kjt({"a": [[1], [2]], "b": [[1], []]})
-    compiled = torch.compile(model, backend="eager")
-    torch.testing.assert_close(compiled(*inputs), model(*inputs))
-    compiled(*inputs).sum().backward()
-    assert memory_store.step == 1
 
 
 def test_a_collection_without_tables_gives_no_columns(memory_store):

@@ -5,9 +5,11 @@ import torch
 import torchrec
 from torch import nn
 from torchrec import KeyedJaggedTensor
+from torchrec.fx import symbolic_trace
+from torchrec.models.dlrm import DLRM
 
 import damo_torchrec as damo
-from support import config, payloads, random_kjt
+from support import config, kjt, payloads, random_kjt
 
 KEYS = ["a", "b"]
 
@@ -136,3 +138,24 @@ def test_meta_has_shapes_and_no_store():
     assert ebc.tables() == []
     with pytest.raises(ValueError, match="over no store"):
         _ = ebc.store
+
+
+def test_a_model_can_be_traced_around_it(memory_store):
+    ebc = damo.EmbeddingBagCollection([config("a"), config("b")], store=memory_store)
+    model = DLRM(ebc, 3, [4, 8], [4, 1])
+    inputs = torch.ones(2, 3), kjt({"a": [[1], [2]], "b": [[1], []]})
+    traced = symbolic_trace(model, leaf_modules=["EmbeddingBagCollection"])
+    assert torch.equal(traced(*inputs), model(*inputs))
+    traced(*inputs).sum().backward()
+    assert memory_store.step == 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch's, on its way through TorchRec
+def test_a_model_runs_under_torch_compile(memory_store):
+    ebc = damo.EmbeddingBagCollection([config("a"), config("b")], store=memory_store)
+    model = DLRM(ebc, 3, [4, 8], [4, 1])
+    inputs = torch.ones(2, 3), kjt({"a": [[1], [2]], "b": [[1], []]})
+    compiled = torch.compile(model, backend="eager")
+    torch.testing.assert_close(compiled(*inputs), model(*inputs))
+    compiled(*inputs).sum().backward()
+    assert memory_store.step == 1

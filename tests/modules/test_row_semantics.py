@@ -8,8 +8,8 @@ import torchrec
 from torch.utils.checkpoint import checkpoint
 
 import damo_torchrec as damo
+from mixed_run import INT64_MAX, INT64_MIN, collection, look_up, rows_of, update
 from support import A_HANDFUL_OF_ROWS, config, kjt, payloads
-from training import INT64_MAX, INT64_MIN, collection, look_up, rows_of, update
 
 
 @pytest.fixture(params=[0, A_HANDFUL_OF_ROWS], ids=["cached", "evicting"])
@@ -282,3 +282,26 @@ def test_checkpointed_activations_run_the_forward_twice_and_the_update_once(stor
     assert store.step == 2
     assert torch.equal(store.table("plain").get([1, 2]), store.table("again").get([1, 2]))
     assert store.table("again").get([1, 2])[:, 0].tolist() == [2.0 - 3.0, 2.0 - 6.0]
+
+
+@pytest.mark.parametrize("flush", [False, True])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adagrad])
+def test_the_smallest_numbers_are_what_torch_makes_of_them(memory_store, optimizer, flush):
+    """They are kept whatever the caller's processor flushes to zero: torch's result without flushing is the oracle."""
+    smallest, gradients = 2.0**-149, torch.tensor([2.0**-149, -(2.0**-140), 2.0**-127, 3 * 2.0**-128])
+    weight = torch.nn.Parameter(torch.full((4,), 5 * smallest))
+    theirs = optimizer([weight], lr=1.0)
+    weight.grad = gradients.clone()
+    theirs.step()
+    ebc = collection(memory_store, "t", optimizer=optimizer, initial=5 * smallest)
+    batch = kjt({"t": [[7]]})
+    output = ebc(batch).values()
+    if flush and not torch.set_flush_denormal(True):
+        pytest.skip("this processor has no such mode")
+    try:
+        output.backward(gradients[None])
+    finally:
+        torch.set_flush_denormal(False)
+    (row,) = memory_store.table("t").get([7])
+    assert row.view(torch.int32).tolist() == weight.detach().view(torch.int32).tolist()
+    assert torch.equal(ebc.eval()(batch).values()[0], row)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import damo_torchrec as damo
+from mixed_run import MixedRun, Rows, assert_same_rows, collection, rows_of, update
 from processes import run
 from support import A_HANDFUL_OF_ROWS, payloads
-from training import MixedRun, Rows, assert_same_rows, collection, rows_of, update
 
 
 @pytest.fixture(scope="module")

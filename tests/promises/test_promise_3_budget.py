@@ -7,8 +7,8 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 import damo_torchrec as damo
+from mixed_run import collection, update
 from processes import resident_bytes, run
-from training import collection, update
 
 MIB = 2**20
 ROWS, DIM, BATCH = 300_000, 64, 10_000  # with Adam's state 780 bytes a row: 3.5 times the least budget

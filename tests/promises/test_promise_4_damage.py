@@ -14,9 +14,9 @@ import torch
 from hypothesis import settings
 
 import damo_torchrec as damo
+from mixed_run import SmallModel, collection, look_up, rows_of, update
 from processes import run
 from support import A_HANDFUL_OF_ROWS, directory_in_memory, payloads
-from training import SmallModel, collection, look_up, rows_of, update
 
 FLIPS = settings.default.max_examples // 5  # of bits, in each file
 ROWS = 300  # set after each step

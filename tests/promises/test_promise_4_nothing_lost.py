@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import damo_torchrec as damo
+from mixed_run import assert_same_rows, collection, look_up, rows_of, update
 from processes import run
 from support import A_HANDFUL_OF_ROWS
-from training import assert_same_rows, collection, look_up, rows_of, update
 
 ROWS, DIM = 2000, 8
 

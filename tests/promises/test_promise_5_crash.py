@@ -13,9 +13,9 @@ import pytest
 import damo_torchrec as damo
 from damo_torchrec.checkpoints import store_directory as directory
 from kills import PLACES, then_die
+from mixed_run import MixedRun, assert_same_rows, collection, rows_after, rows_of, update
 from processes import kill_this_process, run_until_killed, started
 from support import A_HANDFUL_OF_ROWS
-from training import MixedRun, assert_same_rows, collection, rows_after, rows_of, update
 
 OPTIONS = damo.StoreOptions(cache_bytes=A_HANDFUL_OF_ROWS, num_threads=2)
 

@@ -8,9 +8,9 @@ import torch
 
 import damo_torchrec as damo
 from kills import PLACES
+from mixed_run import SmallModel
 from processes import kill_this_process, run_until_killed
 from support import A_HANDFUL_OF_ROWS
-from training import SmallModel
 
 
 def states_after(steps: int) -> list[list[object]]:

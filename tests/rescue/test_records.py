@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from damage import TABLE_FILE_DAMAGES, Records, Sample, flip, records_of
+from mixed_run import collection
 from repairs import WHOLE, check, repaired
 from support import small_store
-from training import collection
 
 
 @pytest.mark.parametrize("damage", ["first block", "block in the middle"])

@@ -10,9 +10,9 @@ import damo_torchrec as damo
 from damage import DAMAGES, TABLE_FILE_DAMAGES, Model, flip, records_of
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.rescue.repair import repair
+from mixed_run import collection, update
 from repairs import check, in_a_copy_of_the_store, repaired
 from support import small_store
-from training import collection, update
 
 
 def without_files(manifest: Manifest) -> Manifest:

@@ -16,8 +16,8 @@ from damo_torchrec.checkpoints.file_entry import Finding
 from damo_torchrec.checkpoints.listing import checkpoints_of
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.rescue.verification import verify
+from mixed_run import collection
 from support import small_store
-from training import collection
 
 
 def findings(path: Path) -> list[Finding]:

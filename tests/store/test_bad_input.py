@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,24 +10,8 @@ from torchrec import DataType, KeyedJaggedTensor, PoolingType
 from torchrec.modules.embedding_configs import CountBasedEvictionPolicy
 
 import damo_torchrec as damo
-from processes import started
 from support import config, payloads, small_store
-from wrong_batches import BATCHES, WEIGHTS, batch, collection, trained
-
-
-@contextmanager
-def refused(store, error, match):
-    """The call within raises, and leaves all rows, steps and open tables as they were."""
-
-    def state():
-        return store.step, {name: (table.iter, payloads(store, name)) for name, table in store.tables().items()}
-
-    before = state()
-    assert before[0] > 0
-    with pytest.raises(error, match=match):
-        yield
-    assert state() == before
-
+from wrong_batches import BATCHES, WEIGHTS, batch, collection, refused, trained
 
 # ---------------------------------------------------------------- batches
 
@@ -203,100 +186,6 @@ def test_copies_and_pickles_are_refused_with_what_to_use_instead(memory_store, c
 
 
 # ---------------------------------------------------------------- stores
-
-SIZES = ["", "MiB", "64 XB", "-64MiB", "64mib", "1e3MiB", "nan", "1,5GiB", "64MiB 1"]
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_a_budget_that_is_no_size_is_refused(size):
-    with pytest.raises(ValueError, match=f"a size must be a number with a unit of B, KB.*, got '{size}'"):
-        damo.EmbeddingStore(memory_budget=size)
-
-
-@pytest.mark.parametrize("size", [None, 1.5, True, ["64MiB"]])
-def test_a_budget_of_another_type_is_refused(size):
-    with pytest.raises(TypeError, match="a size must be an int or a str like '512MiB', got"):
-        damo.EmbeddingStore(memory_budget=size)
-
-
-@pytest.mark.parametrize("size", [-1, 0, 64 * 2**20 - 1, "63.9MiB", "64MB"])
-def test_a_budget_below_the_least_is_refused_with_the_least(tmp_path, size):
-    with pytest.raises(ValueError, match=r'memory_budget must be at least 67108864 bytes \("64MiB"\), got -?\d+'):
-        damo.EmbeddingStore(tmp_path / "store", memory_budget=size)
-    small_store(tmp_path / "store").close()
-
-
-def test_a_path_that_is_a_file_is_refused_and_the_file_is_left_alone(tmp_path):
-    file = tmp_path / "file"
-    file.write_text("mine")
-    with pytest.raises(ValueError, match=f"a store is a directory, but {file} is a file"):
-        small_store(file)
-    assert file.read_text() == "mine"
-
-
-def test_a_directory_that_is_no_store_is_refused_and_left_alone(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=f"{tmp_path} is neither empty nor a store"):
-        small_store(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def hold(connection, path):
-    """Keeps a store open until the other end of the connection closes."""
-    with small_store(path):
-        connection.send("open")
-        with pytest.raises(EOFError):
-            connection.recv()
-
-
-def test_a_store_that_another_process_has_open_is_refused_with_path_and_process(tmp_path):
-    path = tmp_path / "store"
-    with started(hold, path) as (process, connection):
-        assert connection.recv() == "open"
-        with pytest.raises(damo.StoreLockedError, match=f"{path} is open already, in process {process}"):
-            small_store(path)
-    small_store(path).close()
-
-
-def test_a_store_that_this_process_has_open_is_refused(tmp_path):
-    with small_store(tmp_path / "store") as store:
-        trained(store)
-        with refused(store, damo.StoreLockedError, str(tmp_path / "store")):
-            small_store(tmp_path / "store")
-
-
-def test_another_seed_is_refused_with_both_and_the_right_one_opens(tmp_path):
-    with small_store(tmp_path / "store", seed=3) as store:
-        trained(store)
-    with pytest.raises(damo.SchemaMismatchError, match="has the seed 3, got seed=4"):
-        small_store(tmp_path / "store", seed=4)
-    with small_store(tmp_path / "store", seed=3) as store:
-        assert store.step == 1
-
-
-@pytest.mark.parametrize(
-    ("seed", "error"), [("a", TypeError), (1.5, TypeError), (2**127, ValueError), (-(2**127) - 1, ValueError)]
-)
-def test_a_seed_that_is_none_is_refused_at_once(tmp_path, seed, error):
-    with pytest.raises(error, match="seed"):
-        small_store(tmp_path / "store", seed=seed).close()
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "match"),
-    [
-        ({"num_threads": 0}, ValueError, "num_threads must be in 1..1024 or None, got 0"),
-        ({"num_threads": 1.5}, TypeError, "num_threads"),
-        ({"on_nonfinite": "ignore"}, ValueError, "on_nonfinite must be 'raise' or 'skip', got 'ignore'"),
-        ({"backend": "leveldb"}, ValueError, "backend must be 'rocksdb' or 'memory', got 'leveldb'"),
-        ({"cache_bytes": -1}, ValueError, "cache_bytes must not be negative, got -1"),
-        ({"instruction_set": "sse"}, ValueError, "instruction_set must be one of .*plain.* got .*sse"),
-    ],
-    ids=str,
-)
-def test_wrong_options_are_refused(options, error, match):
-    with pytest.raises(error, match=match):
-        small_store(**options)
 
 
 def test_a_wrong_table_option_is_refused():

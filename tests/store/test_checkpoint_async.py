@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import damo_torchrec as damo
+from mixed_run import MixedRun, SmallModel, assert_same_rows, collection, rows_after, rows_of, update
 from processes import run
 from support import A_HANDFUL_OF_ROWS
-from training import MixedRun, SmallModel, assert_same_rows, collection, rows_after, rows_of, update
 
 
 @pytest.fixture(params=[0, A_HANDFUL_OF_ROWS], ids=["all rows cached", "few rows cached"])

@@ -1,9 +1,7 @@
-"""`EmbeddingStore`: opening, checkpoints, figures."""
+"""`EmbeddingStore`: closing, temporary stores, figures; the rest is in the files beside this one."""
 
 import copy
-import importlib
 import logging
-import os
 import pickle
 from pathlib import Path
 
@@ -11,8 +9,8 @@ import pytest
 import torch
 
 import damo_torchrec as damo
+from mixed_run import assert_same_rows, collection, look_up, rows_of, update
 from support import A_HANDFUL_OF_ROWS
-from training import assert_same_rows, collection, look_up, rows_of, update
 
 
 @pytest.fixture
@@ -26,94 +24,6 @@ def names(paths: list[Path]) -> list[str]:
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.name.startswith("damo_torchrec") and r.levelno > logging.INFO]
-
-
-# ------------------------------------------------------------------ opening
-
-
-def test_a_new_store_begins_with_an_empty_checkpoint(path):
-    with damo.EmbeddingStore(path) as store:
-        assert names(store.checkpoints()) == ["step_0"]
-        assert (store.step, store.seed, store.tables(), store.path) == (0, 0, {}, path)
-    with damo.EmbeddingStore(path, read_only=True) as store:
-        assert (store.step, store.tables()) == (0, {})
-
-
-def test_the_directory_is_made_with_its_parents(tmp_path):
-    with damo.EmbeddingStore(str(tmp_path / "some" / "where")) as store:
-        assert store.path == tmp_path / "some" / "where"
-
-
-def test_a_relative_path_stays_the_same_when_the_working_directory_changes(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with damo.EmbeddingStore("store") as store:
-        (tmp_path / "elsewhere").mkdir()
-        monkeypatch.chdir(tmp_path / "elsewhere")
-        update(collection(store, "t"), {"t": [[1]]})
-        assert store.checkpoint() == tmp_path / "store" / "checkpoints" / "step_1"
-
-
-def test_what_is_no_store_is_left_alone(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "directory").mkdir()
-    (tmp_path / "directory" / "file").write_text("mine")
-    for name, message in (("file", "is a file"), ("directory", "neither empty nor a store")):
-        with pytest.raises(ValueError, match=message):
-            damo.EmbeddingStore(tmp_path / name)
-    assert (tmp_path / "file").read_text() == "mine"
-    assert [p.name for p in (tmp_path / "directory").iterdir()] == ["file"]
-    (tmp_path / "empty").mkdir()
-    damo.EmbeddingStore(tmp_path / "empty").close()
-
-
-@pytest.mark.parametrize("name", ["missing", "empty"])
-def test_reading_what_is_no_store_makes_none(tmp_path, name):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises((ValueError, damo.DamoError), match=r"is not a directory|has no complete checkpoint"):
-        damo.EmbeddingStore(tmp_path / name, read_only=True)
-    assert [p.name for p in tmp_path.iterdir()] == ["empty"]
-    assert not list((tmp_path / "empty").iterdir())
-
-
-def test_a_store_is_open_once_at_a_time(path):
-    with damo.EmbeddingStore(path) as store:
-        with pytest.raises(damo.StoreLockedError, match=rf"{path} is open already, in process {os.getpid()}"):
-            damo.EmbeddingStore(path)
-        update(collection(store, "t"), {"t": [[1]]})  # the one that is open goes on
-        damo.EmbeddingStore(path, read_only=True).close()
-    damo.EmbeddingStore(path).close()
-
-
-def test_an_opening_that_fails_lets_go_of_the_store(path):
-    for wrong in ({"memory_budget": 1}, {"restore": "step_9"}, {"options": damo.StoreOptions(instruction_set="x")}):
-        with pytest.raises(ValueError, match=r"at least|no checkpoint|instruction_set"):
-            damo.EmbeddingStore(path, **wrong)
-        damo.EmbeddingStore(path).close()
-        with pytest.raises(ValueError, match=r"at least|no checkpoint|instruction_set"):
-            damo.EmbeddingStore(path, **wrong)
-    with damo.EmbeddingStore(path, restore=None) as store:  # and nothing counts as a crash
-        assert store.step == 0
-
-
-def test_a_seed_is_kept_and_another_refused(path):
-    with damo.EmbeddingStore(path, seed=11) as store:
-        assert store.seed == 11
-    for read_only in (False, True):
-        with damo.EmbeddingStore(path, read_only=read_only) as store:
-            assert store.seed == 11
-        with pytest.raises(damo.SchemaMismatchError, match="has the seed 11, got seed=0"):
-            damo.EmbeddingStore(path, seed=0, read_only=read_only)
-    with damo.EmbeddingStore(path, seed=11) as store:
-        assert store.seed == 11
-
-
-@pytest.mark.parametrize("seed", [-1, 2**63 - 1, 2**127 - 1, -(2**127)])
-def test_any_number_of_128_bits_is_a_seed(path, seed):
-    with damo.EmbeddingStore(path, seed=seed) as store:
-        first = look_up(collection(store, "t"), {"t": [[1]]})
-    with damo.EmbeddingStore(path) as store:
-        assert store.seed == seed
-        assert torch.equal(look_up(collection(store, "t"), {"t": [[1]]}), first)
 
 
 # ------------------------------------------------------------------ closing
@@ -236,7 +146,7 @@ def test_an_iteration_that_is_not_over_does_not_keep_the_store_from_closing(path
     del iteration
 
 
-# ------------------------------------------------------------------ temporary and default stores
+# ------------------------------------------------------------------ temporary stores
 
 
 def test_a_store_without_a_path_is_temporary(tmp_path, caplog):
@@ -274,28 +184,6 @@ def test_a_temporary_store_on_a_file_system_in_memory_warns(tmp_path, monkeypatc
     )
     damo.EmbeddingStore().close()
     assert any("is on tmpfs" in m for m in messages(caplog)) == (kind != "ext4")
-
-
-@pytest.fixture
-def no_default_store(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("damo_torchrec.store.default_store"), "_default", None)
-
-
-@pytest.mark.usefixtures("no_default_store")
-def test_collections_without_a_store_share_the_default_one(path):
-    first, second = (collection(None, name) for name in "ab")
-    temporary = damo.default_store()
-    assert first.store is second.store is temporary
-    assert temporary.path.name.startswith("damo_torchrec-")
-    with damo.EmbeddingStore(path) as store:
-        damo.set_default_store(store)
-        assert damo.default_store() is store
-        assert collection(None, "c").store is store
-    assert damo.default_store() is not store, "a closed store serves nobody"
-    damo.default_store().close()
-    temporary.close()
-    with pytest.raises(TypeError, match="must be an EmbeddingStore, got str"):
-        damo.set_default_store("embeddings/")
 
 
 # ------------------------------------------------------------------ figures

@@ -1,4 +1,4 @@
-"""Full disks on every way to the disk, the smallest numbers, and more ids than memory."""
+"""Full disks on every way to the disk."""
 
 import errno
 import itertools
@@ -14,12 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchrec import KeyedJaggedTensor
 
 import damo_torchrec as damo
+from mixed_run import SmallModel, assert_same_rows, collection, rows_of, update
 from processes import run
-from support import A_HANDFUL_OF_ROWS, config, kjt, payloads
-from training import SmallModel, assert_same_rows, collection, rows_of, update
+from support import A_HANDFUL_OF_ROWS, payloads
 
 DIM = 256
 
@@ -215,59 +214,3 @@ def test_a_disk_that_fills_up_in_training_raises_and_training_goes_on(small_disk
         collection(store, "t", dim=DIM, initial=0.0)
         assert store.step == steps
         assert_all_are_whole(store)
-
-
-# ------------------------------------------------------------------ numbers
-
-
-@pytest.mark.parametrize("flush", [False, True])
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adagrad])
-def test_the_smallest_numbers_are_what_torch_makes_of_them(memory_store, optimizer, flush):
-    """They are kept whatever the caller's processor flushes to zero: torch's result without flushing is the oracle."""
-    smallest, gradients = 2.0**-149, torch.tensor([2.0**-149, -(2.0**-140), 2.0**-127, 3 * 2.0**-128])
-    weight = torch.nn.Parameter(torch.full((4,), 5 * smallest))
-    theirs = optimizer([weight], lr=1.0)
-    weight.grad = gradients.clone()
-    theirs.step()
-    ebc = collection(memory_store, "t", optimizer=optimizer, initial=5 * smallest)
-    batch = kjt({"t": [[7]]})
-    output = ebc(batch).values()
-    if flush and not torch.set_flush_denormal(True):
-        pytest.skip("this processor has no such mode")
-    try:
-        output.backward(gradients[None])
-    finally:
-        torch.set_flush_denormal(False)
-    (row,) = memory_store.table("t").get([7])
-    assert row.view(torch.int32).tolist() == weight.detach().view(torch.int32).tolist()
-    assert torch.equal(ebc.eval()(batch).values()[0], row)
-
-
-@pytest.mark.parametrize("samples", [0, 1, 1000])
-def test_bags_that_are_all_empty_update_no_row_and_count(store, samples):
-    ebc = damo.EmbeddingBagCollection([config("a"), config("b", features=["x", "y"])], store=store)
-    batch = kjt({name: [[]] * samples for name in ("a", "x", "y")})
-    for i in range(3):
-        output = ebc(batch).values()
-        assert torch.equal(output, torch.zeros(samples, 24))
-        output.backward(torch.ones_like(output))
-        assert [(len(t), t.iter) for t in store.tables().values()] == [(0, i + 1)] * 2
-
-
-def ask_for_more_than_memory() -> str:
-    """In a process that could not allocate so many ids if it tried."""
-    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    n = 2**31
-    batch = KeyedJaggedTensor(["t"], torch.zeros(1, dtype=torch.int64).expand(n), lengths=torch.tensor([n]))
-    with open_store(None) as store:
-        ebc = collection(store, "t", initial=0.0)
-        for call in (ebc, ebc.prefetch, ebc.eval()):
-            with pytest.raises(ValueError, match=r"2147483648 ids.*memory_budget") as raised:
-                call(batch)
-        update(ebc.train(), {"t": [[1]]})
-        assert store.step == 1
-        return str(raised.value)
-
-
-def test_more_ids_than_memory_are_refused_before_they_are_copied():
-    assert "67108864 bytes" in run(ask_for_more_than_memory)

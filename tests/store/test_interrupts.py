@@ -21,9 +21,9 @@ from hypothesis import settings
 
 import damo_torchrec as damo
 from damo_torchrec.files import os_errors
+from mixed_run import Rows, assert_same_rows, collection, rows_of
 from processes import started
 from support import A_HANDFUL_OF_ROWS, directory_in_memory, random_kjt, small_store
-from training import Rows, assert_same_rows, collection, rows_of
 
 # An interrupt between open() and the beginning of its `with` leaves the file to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")

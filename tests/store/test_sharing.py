@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import damo_torchrec as damo
+from mixed_run import collection, look_up, update
 from processes import run
 from support import A_HANDFUL_OF_ROWS, kjt
-from training import collection, look_up, update
 
 IDS = list(range(-20, 20))
 THREADS, OPERATIONS = 4, 250

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import damo_torchrec as damo
+from mixed_run import INT64_MAX, INT64_MIN
 from store_model import DIM, INITIAL, CollectionModel, Gradient, TableModel, Tables, copy_of
 from support import A_HANDFUL_OF_ROWS, config, directory_in_memory, kjt, small_store
-from training import INT64_MAX, INT64_MIN
 
 POOL = [INT64_MIN, INT64_MIN + 1, -(2**32), -2, -1, 0, 1, 2, 7, 2**31, 2**32 + 1, INT64_MAX - 1, INT64_MAX]
 # A learning rate of a quarter keeps SGD exact with the integers that gradients and weights are here.

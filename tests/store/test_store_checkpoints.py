@@ -1,6 +1,5 @@
-"""A store's checkpoints, going back to them, and the numbers of its tables."""
+"""A store's checkpoints, and going back to them."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 import damo_torchrec as damo
-from training import assert_same_rows, collection, look_up, rows_of, update
+from mixed_run import assert_same_rows, collection, look_up, rows_of, update
 
 
 @pytest.fixture
@@ -138,27 +137,6 @@ def test_a_store_moves_with_its_directory(path, tmp_path):
     with damo.EmbeddingStore(tmp_path / "moved") as store:
         collection(store, "t", initial=0.0)
         assert len(store.table("t")) == 1
-
-
-def test_table_numbers_are_never_used_again(path):
-    numbers = {}
-    for session in (["a", "b"], ["c"], ["b", "d"], ["e", "a"]):
-        with damo.EmbeddingStore(path) as store:
-            ebc = collection(store, *session)
-            update(ebc, {name: [[1]] for name in session})
-    manifest = json.loads((damo.checkpoint_info(path).path / "manifest.json").read_text())["manifest"]
-    numbers = {name: table["number"] for name, table in manifest["tables"].items()}
-    assert numbers == {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}
-    assert manifest["next_table_number"] == 6
-
-
-def test_a_table_opened_after_going_back_gets_a_number_of_its_own(path):
-    with damo.EmbeddingStore(path) as store:
-        update(collection(store, "a", initial=0.0), {"a": [[1]]})
-        store.restore(0)
-        update(collection(store, "b", initial=0.0), {"b": [[2]]})
-        assert not store.table("a").contains([1, 2]).any()
-        assert store.table("b").contains([1, 2]).tolist() == [False, True]
 
 
 def test_opened_at_an_older_checkpoint_it_is_saved_as_that(trained, path):

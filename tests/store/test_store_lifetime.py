@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import damo_torchrec as damo
-from training import collection, look_up, update
+from mixed_run import collection, look_up, update
 
 # ------------------------------------------------------------------ a program of its own
 

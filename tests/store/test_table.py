@@ -5,8 +5,8 @@ import torch
 import torchrec
 
 import damo_torchrec as damo
+from mixed_run import INT64_MAX, INT64_MIN, collection, look_up, rows_of, update
 from support import A_HANDFUL_OF_ROWS, payloads
-from training import INT64_MAX, INT64_MIN, collection, look_up, rows_of, update
 
 
 @pytest.fixture(params=[0, A_HANDFUL_OF_ROWS], ids=["cached", "evicting"])

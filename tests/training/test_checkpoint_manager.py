@@ -7,8 +7,8 @@ import torch
 
 import damo_torchrec as damo
 from damo_torchrec.checkpoints import atomic_directory
+from mixed_run import SmallModel
 from processes import kill_this_process, run_until_killed
-from training import SmallModel
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from torchrec.models.dlrm import DLRM
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
 import damo_torchrec as damo
+from mixed_run import SmallModel, assert_same_rows, collection, look_up, rows_of, update
 from support import config, random_kjt
-from training import SmallModel, assert_same_rows, collection, look_up, rows_of, update
 
 
 @pytest.fixture(autouse=True)

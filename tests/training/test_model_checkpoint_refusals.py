@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import damo_torchrec as damo
+from mixed_run import SmallModel, collection, look_up, rows_of, update
 from processes import run
-from training import SmallModel, collection, look_up, rows_of, update
 
 
 @pytest.fixture

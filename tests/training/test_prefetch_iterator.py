@@ -14,8 +14,8 @@ from torchrec import KeyedJaggedTensor
 from torchrec.datasets.utils import Batch
 
 import damo_torchrec as damo
+from mixed_run import collection
 from support import kjt
-from training import collection
 
 
 @pytest.fixture

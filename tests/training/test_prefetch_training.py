@@ -14,9 +14,9 @@ from torchrec.distributed.train_pipeline import TrainPipelineBase
 from torchrec.models.dlrm import DLRM, DLRMTrain
 
 import damo_torchrec as damo
+from mixed_run import Rows, assert_same_rows, collection, rows_of
 from processes import resident_bytes, run
 from support import A_HANDFUL_OF_ROWS, config, random_kjt, small_store
-from training import Rows, assert_same_rows, collection, rows_of
 
 KEYS, DIM, STEPS = ["user", "item", "shop"], 8, 12
 Source = Callable[[list[Batch]], Iterable[Batch]]

@@ -1,0 +1,79 @@
+"""One name, one table: its schema, and the number by which its rows are known on disk."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torchrec
+
+import damo_torchrec as damo
+from mixed_run import collection, look_up, rows_of, update
+from support import config
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "store"
+
+
+def test_opening_a_table_again_with_its_schema_attaches_to_the_same_rows(store):
+    first = collection(store, "t", initial=1.0)
+    update(first, {"t": [[1]]})
+    second = collection(store, "t", initial=1.0, lr=0.5)  # a learning rate is no part of the schema
+    assert torch.equal(look_up(second.eval(), {"t": [[1]]}), store.table("t").get([1]))
+    update(first, {"t": [[1]]})
+    assert look_up(second, {"t": [[1]]})[0, 0] == -1.0
+    assert second.tables() == first.tables()
+
+
+OTHER_SCHEMAS = {
+    "dim": {"dim": 8},
+    "optimizer": {"optimizer": torch.optim.Adam},
+    "initializer": {"initial": 2.0},
+}
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+@pytest.mark.parametrize(("what", "change"), OTHER_SCHEMAS.items(), ids=OTHER_SCHEMAS)
+def test_opening_a_table_with_another_schema_is_refused(tmp_path, what, change, reopened):
+    store = damo.EmbeddingStore(tmp_path / "store")
+    ebc = collection(store, "t", initial=1.0)
+    update(ebc, {"t": [[1]]})
+    before = rows_of(store)
+    if reopened:
+        store.close()
+        store = damo.EmbeddingStore(tmp_path / "store")
+    with store:
+        with pytest.raises(damo.SchemaMismatchError, match=rf"'t'.* has {what} .*, got"):
+            collection(store, "t", **{"initial": 1.0, **change})
+        collection(store, "t", initial=1.0)
+        assert rows_of(store) == before
+
+
+def test_a_collection_of_which_one_table_is_refused_opens_none(store):
+    collection(store, "t", dim=4)
+    with pytest.raises(damo.SchemaMismatchError):
+        damo.EmbeddingBagCollection([config("new", 8), config("t", 8)], torchrec.optim.SGD, {"lr": 1.0}, store=store)
+    assert list(store.tables()) == ["t"]
+
+
+def test_table_numbers_are_never_used_again(path):
+    numbers = {}
+    for session in (["a", "b"], ["c"], ["b", "d"], ["e", "a"]):
+        with damo.EmbeddingStore(path) as store:
+            ebc = collection(store, *session)
+            update(ebc, {name: [[1]] for name in session})
+    manifest = json.loads((damo.checkpoint_info(path).path / "manifest.json").read_text())["manifest"]
+    numbers = {name: table["number"] for name, table in manifest["tables"].items()}
+    assert numbers == {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}
+    assert manifest["next_table_number"] == 6
+
+
+def test_a_table_opened_after_going_back_gets_a_number_of_its_own(path):
+    with damo.EmbeddingStore(path) as store:
+        update(collection(store, "a", initial=0.0), {"a": [[1]]})
+        store.restore(0)
+        update(collection(store, "b", initial=0.0), {"b": [[2]]})
+        assert not store.table("a").contains([1, 2]).any()
+        assert store.table("b").contains([1, 2]).tolist() == [False, True]
