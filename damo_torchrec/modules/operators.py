@@ -136,7 +136,7 @@ for _key in ("CPU", "CUDA"):
 def _fake_forward(rows: torch.Tensor, *arguments: Any) -> torch.Tensor:
     batch = GraphBatch(*arguments)
     collection = _collection(batch.collection)
-    return torch.empty(batch.batch, collection._columns(), dtype=torch.float32, device=collection.device)
+    return torch.empty(batch.batch, collection.lookup_plan.width, dtype=torch.float32, device=collection.device)
 
 
 def _fake_backward(grad: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
