@@ -9,20 +9,22 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import nn
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
-from torchrec.modules.embedding_modules import get_embedding_names_by_table
 
 from damo_torchrec import _core
 from damo_torchrec.modules import state
 from damo_torchrec.modules.accumulation import Accumulation
 from damo_torchrec.modules.autograd import Batch, Call, lookup, make_lookup
-from damo_torchrec.modules.definitions import POOLING, check_options, definition_of, pooling_of, spec_of
+from damo_torchrec.modules.definitions import check_options, definition_of, outputs_of, spec_of
 from damo_torchrec.modules.fused_optimizer import FusedTableOptimizer
+from damo_torchrec.modules.jagged_input import Accepted
+from damo_torchrec.modules.lookup_plan import LookupOutput, LookupPlan, engine_features
 from damo_torchrec.modules.tracing import eager
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store.default_store import default_store
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.table import Table, open_tables
+from damo_torchrec.store.table_definition import TableDefinition
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,6 +35,8 @@ class Collection(abc.ABC, nn.Module):
 
     # The constructor's arguments, to make the collection again over another store.
     made_with: tuple[tuple[Any, ...], dict[str, Any]]
+    # What it looks up: made by each kind of collection, of what `_define` returns.
+    _plan: LookupPlan
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Self":
         """Notes the constructor's arguments."""
@@ -47,8 +51,11 @@ class Collection(abc.ABC, nn.Module):
         optimizer: tuple[type[torch.optim.Optimizer], Mapping[str, Any] | None],
         device: torch.device | str | None,
         table_options: Mapping[str, TableOptions] | None,
-    ) -> None:
-        """Works out what the tables are. What `EmbeddingBagCollection` says of its arguments holds."""
+    ) -> tuple[LookupOutput, ...]:
+        """Works out what the tables are, and returns what their features give.
+
+        What `EmbeddingBagCollection` says of its arguments holds.
+        """
         self._device = _check_device(device)
         options = check_options(tables, table_options or {})
         # Copies: the caller's configs stay as they are.
@@ -61,13 +68,11 @@ class Collection(abc.ABC, nn.Module):
         self._definitions = [definition_of(c, options[c.name], specs[c.name]) for c in self._configs]
         self._prefix = prefix
         self._optimizer = FusedTableOptimizer(specs, prefix, self._set_state)
-        self._unseen_in_eval = [options[config.name].unseen_in_eval for config in self._configs]
-        self._names_by_table = get_embedding_names_by_table(self._configs)
-        self._dims = [config.embedding_dim for config in self._configs for _ in config.feature_names]
         self._features: dict[tuple[Any, ...], list[_core.Feature]] = {}
         self._tables: list[Table] = []
         self._store: EmbeddingStore | None = None
         self._accumulation = Accumulation()
+        return outputs_of(self._configs, options)
 
     def attach(self, store: EmbeddingStore | None) -> None:
         """Opens the tables, or makes them: in `default_store()` if `store` is None. For the modules of this package."""
@@ -104,16 +109,13 @@ class Collection(abc.ABC, nn.Module):
         batch = self._batch(features)
         self._session.engine.prefetch(make_lookup(batch, self._engine_features(batch.keys, self.training)))
 
-    def _as_ids(self, what: str, ids: torch.Tensor) -> torch.Tensor:
-        """`as_int64`, but refuses more ids than could be looked up at once before it copies them."""
-        budget = self._session.memory_budget
-        if ids.numel() > budget // 8:
-            raise ValueError(f"{ids.numel()} ids at once are more than memory_budget ({budget} bytes) allows")
-        return as_int64(what, ids)
-
     @abc.abstractmethod
     def _batch(self, features: Any) -> Batch:
         """What the engine is to look up for these features."""
+
+    def _accepted(self) -> Accepted:
+        """What inputs may be."""
+        return Accepted(self._device, self._session.memory_budget, self._plan.weighted)
 
     def _call(self, batch: Batch, training: bool) -> Call:
         return Call(
@@ -132,28 +134,22 @@ class Collection(abc.ABC, nn.Module):
 
     def _output_shape(self, batch: Batch) -> tuple[int, ...]:
         if batch.bags is None:
-            return batch.size, self.columns
-        return (sum(n * dim for n, dim in zip(self._bags_of_outputs(batch), self._dims, strict=True)),)
-
-    @property
-    def columns(self) -> int:
-        """Of the output, where all keys have as many bags."""
-        return sum(self._dims)
+            return batch.size, self._plan.width
+        return (sum(n * dim for n, dim in zip(self._bags_of_outputs(batch), self._plan.dims, strict=True)),)
 
     def _bags_of_outputs(self, batch: Batch) -> list[int]:
         """How many bags each output has, where keys differ in that."""
         assert batch.bags is not None
         bags = dict(zip(batch.keys, batch.bags.tolist(), strict=True))
-        return [bags[name] for name in self.feature_names()]
+        return [bags[name] for name in self._plan.features]
 
     def _outputs(self, values: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
         """Each output's ``(bags, dim)``, of a lookup whose keys differ in their number of bags."""
-        bags = self._bags_of_outputs(batch)
-        ends = itertools.accumulate(n * dim for n, dim in zip(bags, self._dims, strict=True))
+        bags, dims = self._bags_of_outputs(batch), self._plan.dims
+        ends = itertools.accumulate(n * dim for n, dim in zip(bags, dims, strict=True))
         # Not split: of what comes of that, not even one output could be changed in place.
         return [
-            values.narrow(0, end - n * dim, n * dim).view(n, dim)
-            for end, n, dim in zip(ends, bags, self._dims, strict=True)
+            values.narrow(0, end - n * dim, n * dim).view(n, dim) for end, n, dim in zip(ends, bags, dims, strict=True)
         ]
 
     def _engine_features(self, keys: tuple[str, ...], training: bool) -> list[_core.Feature]:
@@ -163,28 +159,8 @@ class Collection(abc.ABC, nn.Module):
         if features is None:
             if len(self._features) > 16:  # keys that change from batch to batch
                 self._features.clear()
-            features = self._features[cache_key] = self._make_features(keys, training)
-        return features
-
-    def _make_features(self, keys: tuple[str, ...], training: bool) -> list[_core.Feature]:
-        position = {key: i for i, key in enumerate(keys)}
-        features = []
-        column = 0
-        for config, table, unseen in zip(self._configs, self._tables, self._unseen_in_eval, strict=True):
-            for name in config.feature_names:
-                if name not in position:
-                    raise KeyError(f"no feature {name!r} in the input, whose keys are {list(keys)}")
-                mode = "initial" if training else unseen
-                features.append(
-                    _core.Feature(
-                        table=table.opened.index,
-                        pooling=POOLING[pooling_of(config)],
-                        unseen=_core.UnseenRows[mode.upper()],
-                        key=position[name],
-                        column=column,
-                    )
-                )
-                column += config.embedding_dim
+            tables = {table.name: table.opened.index for table in self._tables}
+            features = self._features[cache_key] = engine_features(self._plan, keys, tables, training)
         return features
 
     def _set_optimizers(self) -> None:
@@ -199,6 +175,11 @@ class Collection(abc.ABC, nn.Module):
     def fused_optimizer(self) -> FusedTableOptimizer:
         """The optimizer whose parameter groups, one per table, hold the learning rates. Calling it returns it."""
         return self._optimizer
+
+    @property
+    def lookup_plan(self) -> LookupPlan:
+        """What it looks up."""
+        return self._plan
 
     @property
     def store(self) -> EmbeddingStore:
@@ -233,9 +214,13 @@ class Collection(abc.ABC, nn.Module):
         """The tables, in the order of the configs."""
         return list(self._tables)
 
+    def table_definitions(self) -> list[TableDefinition]:
+        """What the tables are, in the order of the configs, to open them in another store."""
+        return list(self._definitions)
+
     def feature_names(self) -> list[str]:
         """The features that an input needs, in the order of the configs."""
-        return [name for config in self._configs for name in config.feature_names]
+        return list(self._plan.features)
 
     def extra_repr(self) -> str:
         """The tables and the store, for ``print(model)``."""
@@ -296,20 +281,6 @@ class Collection(abc.ABC, nn.Module):
         raise TypeError(f"{type(self).__name__} cannot be copied or pickled: use save_model and load_model")
 
 
-def as_int64(what: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The engine's form of ids or lengths, on the CPU.
-
-    Raises:
-        TypeError: they are no integers.
-        ValueError: they have not one dimension.
-    """
-    if tensor.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{what} must be int64 or int32, got {tensor.dtype}")
-    if tensor.dim() != 1:
-        raise ValueError(f"{what} must have one dimension, got the shape {tuple(tensor.shape)}")
-    return tensor.to("cpu", torch.int64).contiguous()
-
-
 def store_of(model: nn.Module) -> EmbeddingStore:
     """The store of a model's collections. Raises ValueError if they have none, or several."""
     stores = {m.store for m in model.modules() if isinstance(m, Collection)}
@@ -317,12 +288,6 @@ def store_of(model: nn.Module) -> EmbeddingStore:
         found = ", ".join(str(store.path) for store in stores) or "none"
         raise ValueError(f"the model's collections must be over one store, found {found}")
     return stores.pop()
-
-
-def check_device(what: str, tensor: torch.Tensor, device: torch.device) -> None:
-    """Raises ValueError if a tensor is neither on the CPU nor on the collection's device."""
-    if tensor.device.type not in ("cpu", device.type):
-        raise ValueError(f"{what} must be on the {device.type}, got {tensor.device}")
 
 
 def _check_device(device: torch.device | str | None) -> torch.device:

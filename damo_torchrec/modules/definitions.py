@@ -1,4 +1,4 @@
-"""From TorchRec's configs, and options of ours, to the definitions of tables."""
+"""From TorchRec's configs, and options of ours, to the definitions of tables and what is looked up in them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -7,18 +7,17 @@ from typing import Any
 import torch
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, DataType, EmbeddingBagConfig, PoolingType
 
-from damo_torchrec import _core
 from damo_torchrec.init import from_config
+from damo_torchrec.modules.lookup_plan import LookupOutput
 from damo_torchrec.optim.rules import optimizer_spec
 from damo_torchrec.optim.spec import OptimizerSpec
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store.table_definition import TableDefinition
 
-POOLING = {PoolingType.SUM: _core.Pooling.SUM, PoolingType.MEAN: _core.Pooling.MEAN}
 _ROW_DTYPES = {DataType.FP32: "float32", DataType.FP16: "float16", DataType.BF16: "bfloat16"}
 
 
-def pooling_of(config: BaseEmbeddingConfig) -> PoolingType:
+def _pooling_of(config: BaseEmbeddingConfig) -> PoolingType:
     """How a table's rows are pooled: each id is a bag of its own where they are not."""
     return config.pooling if isinstance(config, EmbeddingBagConfig) else PoolingType.SUM
 
@@ -61,8 +60,8 @@ def spec_of(
 
 def definition_of(config: BaseEmbeddingConfig, options: TableOptions, spec: OptimizerSpec) -> TableDefinition:
     """What a table of this config is. Raises ValueError for what has no counterpart here."""
-    if pooling_of(config) not in POOLING:
-        raise ValueError(f"table {config.name!r}: pooling must be SUM or MEAN, got {pooling_of(config)}")
+    if _pooling_of(config) not in (PoolingType.SUM, PoolingType.MEAN):
+        raise ValueError(f"table {config.name!r}: pooling must be SUM or MEAN, got {_pooling_of(config)}")
     if config.data_type not in _ROW_DTYPES:
         raise ValueError(f"table {config.name!r}: data_type must be FP32, FP16 or BF16, got {config.data_type}")
     if config.virtual_table_eviction_policy is not None:
@@ -79,4 +78,19 @@ def definition_of(config: BaseEmbeddingConfig, options: TableOptions, spec: Opti
         initializer=options.initializer or from_config(config),
         unseen_in_eval=options.unseen_in_eval,
         row_dtype=str(options.row_dtype).removeprefix("torch.") if options.row_dtype else _ROW_DTYPES[config.data_type],
+    )
+
+
+def outputs_of(configs: Sequence[BaseEmbeddingConfig], options: Mapping[str, TableOptions]) -> tuple[LookupOutput, ...]:
+    """What the features of these tables give, in the order of the tables."""
+    return tuple(
+        LookupOutput(
+            feature=feature,
+            table=config.name,
+            dim=config.embedding_dim,
+            mean=_pooling_of(config) is PoolingType.MEAN,
+            unseen=options[config.name].unseen_in_eval,
+        )
+        for config in configs
+        for feature in config.feature_names
     )

@@ -13,7 +13,9 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 
 from damo_torchrec.modules import damo_dicts
 from damo_torchrec.modules.autograd import Batch
-from damo_torchrec.modules.collection import Collection, check_device
+from damo_torchrec.modules.collection import Collection
+from damo_torchrec.modules.jagged_input import as_ids, check_device
+from damo_torchrec.modules.lookup_plan import LookupKind, LookupPlan
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store.default_store import set_default_store
 from damo_torchrec.store.embedding_store import EmbeddingStore
@@ -92,7 +94,8 @@ class Embedding(Collection):
             name=f"group_{group}_dim_{dim}", embedding_dim=dim, num_embeddings=1, feature_names=[_FEATURE]
         )
         options = TableOptions(initializer=damo_dicts.initializer(initializer, dim))
-        self._define([config], "embeddings", optimizer, device, {config.name: options})
+        outputs = self._define([config], "embeddings", optimizer, device, {config.name: options})
+        self._plan = LookupPlan(LookupKind.ROWS, outputs, padding=padding_idx)
         if store is not None:
             self.attach(store)
 
@@ -124,7 +127,7 @@ class Embedding(Collection):
 
     def _batch(self, ids: torch.Tensor) -> Batch:
         check_device("ids", ids, self._device)
-        flat = self._as_ids("ids", ids.reshape(-1))
+        flat = as_ids("ids", ids.reshape(-1), self._accepted().memory_budget)
         n = flat.numel()
         lengths = torch.ones(n, dtype=torch.int64, device="cpu")
         if self.padding_idx is not None:

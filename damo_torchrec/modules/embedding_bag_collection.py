@@ -6,14 +6,14 @@ from typing import Any
 import torch
 import torchrec
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface, reorder_inverse_indices
+from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
-from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
-from damo_torchrec.modules import operators, tracing
+from damo_torchrec.modules import jagged_input, operators, tracing
 from damo_torchrec.modules.accumulation import Part
 from damo_torchrec.modules.autograd import Batch, make_lookup, readable, update, weight_gradient
-from damo_torchrec.modules.collection import Collection, as_int64, check_device
+from damo_torchrec.modules.collection import Collection
+from damo_torchrec.modules.lookup_plan import LookupKind, LookupPlan
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store.embedding_store import EmbeddingStore
 
@@ -66,11 +66,10 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
         table_options: Mapping[str, TableOptions] | None = None,
     ) -> None:
         super().__init__()
-        self._is_weighted = is_weighted
-        self._define(tables, "embedding_bags", (optimizer_type, optimizer_kwargs), device, table_options)
+        outputs = self._define(tables, "embedding_bags", (optimizer_type, optimizer_kwargs), device, table_options)
+        self._plan = LookupPlan(LookupKind.POOLED, outputs, weighted=is_weighted)
         self.attach(store)
         self._number = operators.register(self)
-        self._embedding_names = [name for names in self._names_by_table for name in names]
         # Stand for the rows in a graph: what has no input that needs a gradient has no backward.
         self._rows = torch.empty(0, device="cpu", requires_grad=True)
         self._rows_in_eval = torch.empty(0, device="cpu")
@@ -94,100 +93,35 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
                 differ in their batch size without ``inverse_indices``, or the batch needs more memory than the budget
                 allows.
         """
-        features = maybe_td_to_kjt(features, None)
+        features = jagged_input.as_keyed_jagged(features)
         if self._device.type == "meta":
-            values = torch.empty(features.stride(), self.columns, device="meta")
+            values = torch.empty(features.stride(), self._plan.width, device="meta")
         elif tracing.is_traced(features):
             values = operators.embedding_bag_collection(
                 self._rows if self.training else self._rows_in_eval,
-                features.values(),
-                features.lengths(),
-                features.weights_or_none() if self._is_weighted else None,
-                features.keys(),
-                features.stride(),
-                features.stride_per_key() if tracing.is_fx_proxy(features) else [],
+                *jagged_input.parts_in_graph(features, self._plan.weighted),
                 self._number,
                 self.training,
             )
         else:
             values = self._eager_forward(features)
-        return KeyedTensor(keys=self._embedding_names, length_per_key=self._dims, values=values)
+        return KeyedTensor(keys=self._plan.names, length_per_key=self._plan.dims, values=values)
 
     @tracing.eager
     def _eager_forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
         batch = self._batch(features)
         values = self._lookup(batch, self.training)
-        return values if batch.bags is None else self._expand(features, values, batch)
+        if batch.bags is None:
+            return values
+        return jagged_input.expand(features, self._plan.features, self._outputs(values, batch))
 
     def _batch(self, features: KeyedJaggedTensor) -> Batch:
-        bags = None
-        if features.variable_stride_per_key():
-            bags = torch.tensor(features.stride_per_key(), dtype=torch.int64, device="cpu")
-        return self._make_batch(
-            features.values(),
-            features.lengths(),
-            features.weights_or_none() if self._is_weighted else None,
-            features.keys(),
-            features.stride(),
-            bags,
-        )
+        return jagged_input.bags(jagged_input.parts_of(features), self._accepted())
 
-    def _make_batch(
-        self,
-        values: torch.Tensor,
-        lengths: torch.Tensor,
-        weights: torch.Tensor | None,
-        keys: list[str],
-        size: int,
-        bags: torch.Tensor | None = None,
-    ) -> Batch:
-        check_device("values", values, self._device)
-        ids = self._as_ids("values", values)
-        lengths = as_int64("lengths", lengths)
-        if bags is not None and bool((bags < 0).any()):
-            raise ValueError(f"batch sizes of features must not be negative, got {bags.tolist()}")
-        expected = len(keys) * size if bags is None else int(bags.sum())
-        if lengths.numel() != expected:
-            samples = f"{size} samples" if bags is None else f"its samples, {expected} in all"
-            raise ValueError(f"lengths must be one for each of {len(keys)} keys and {samples}, got {lengths.numel()}")
-        return Batch(
-            keys=tuple(keys),
-            ids=ids,
-            lengths=lengths,
-            weights=self._check_weights(weights, ids.numel()),
-            size=size,
-            bags=bags,
-        )
-
-    def _expand(self, features: KeyedJaggedTensor, values: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """``(B, ΣD)`` of what was looked up for each feature's own bags."""
-        indices = features.inverse_indices_or_none()
-        if indices is None:
-            raise ValueError(
-                f"features have batch sizes of their own, {features.stride_per_key()}, but there are no "
-                "inverse_indices, which say which bag each sample has"
-            )
-        of_features = reorder_inverse_indices(indices, self.feature_names()).to(values.device)
-        outputs = self._outputs(values, batch)
-        for name, output, index in zip(self.feature_names(), outputs, of_features, strict=True):
-            if index.numel() > 0 and not 0 <= int(index.min()) <= int(index.max()) < len(output):
-                raise ValueError(
-                    f"inverse_indices of feature {name!r} must be in 0..{len(output) - 1}, "
-                    f"got {int(index.min())} to {int(index.max())}"
-                )
-        return torch.cat([output[index] for output, index in zip(outputs, of_features, strict=True)], dim=1)
-
-    def _check_weights(self, weights: torch.Tensor | None, n: int) -> torch.Tensor | None:
-        if not self._is_weighted:
-            return None
-        if weights is None:
-            raise ValueError("the collection is weighted, but the KeyedJaggedTensor has no weights")
-        if not weights.is_floating_point():
-            raise TypeError(f"weights must be floating point, got {weights.dtype}")
-        if tuple(weights.shape) != (n,):
-            raise ValueError(f"weights must be one for each of {n} values, got {tuple(weights.shape)}")
-        check_device("weights", weights, self._device)
-        return weights.to("cpu", torch.float32).contiguous()
+    @property
+    def columns(self) -> int:
+        """Of the output, where all features have as many bags."""
+        return self._plan.width
 
     def graph_forward(self, graph: operators.GraphBatch) -> torch.Tensor:
         """What operators.py's operator computes."""
@@ -209,7 +143,8 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
         return weight_grad.to(graph.ids.device if graph.weights is None else graph.weights.device)
 
     def _of_graph(self, graph: operators.GraphBatch) -> Batch:
-        return self._make_batch(graph.ids, graph.lengths, graph.weights, graph.keys, graph.batch)
+        parts = jagged_input.JaggedParts(graph.ids, graph.lengths, graph.weights, graph.keys, graph.batch)
+        return jagged_input.bags(parts, self._accepted())
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         """The tables' configs."""
@@ -217,4 +152,4 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
 
     def is_weighted(self) -> bool:
         """Whether inputs carry a weight for each id."""
-        return self._is_weighted
+        return self._plan.weighted

@@ -8,11 +8,11 @@ import torchrec
 from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollectionInterface
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
-from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
-from damo_torchrec.modules import operators, tracing
+from damo_torchrec.modules import jagged_input, operators, tracing
 from damo_torchrec.modules.autograd import Batch
-from damo_torchrec.modules.collection import Collection, check_device
+from damo_torchrec.modules.collection import Collection
+from damo_torchrec.modules.lookup_plan import LookupKind, LookupPlan
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store.embedding_store import EmbeddingStore
 
@@ -70,7 +70,8 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
         self._need_indices = need_indices
         self._use_gather_select = use_gather_select
         self._use_gather_select_per_sharding = use_gather_select_per_sharding
-        self._define(tables, "embeddings", (optimizer_type, optimizer_kwargs), device, table_options)
+        outputs = self._define(tables, "embeddings", (optimizer_type, optimizer_kwargs), device, table_options)
+        self._plan = LookupPlan(LookupKind.SEQUENCES, outputs)
         self.attach(store)
         self._number = operators.register(self)
 
@@ -90,23 +91,22 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
             TypeError: the values are not integers.
             ValueError: lengths do not fit the values, or the batch needs more memory than the budget allows.
         """
-        features = maybe_td_to_kjt(features, None)
+        features = jagged_input.as_keyed_jagged(features)
         if tracing.is_fx_proxy(features):
             return self._traced_forward(features)
         if self._device.type != "meta":
             batch = self._batch(features)
             outputs = self._outputs(self._lookup(batch, self.training), batch)
-        ids = _by_key(features, features.values(), features.length_per_key())
-        lengths = _by_key(features, features.lengths(), features.stride_per_key())
+        ids, lengths = jagged_input.by_key(features)
         if self._device.type == "meta":
-            outputs = [torch.empty(len(ids[name]), self._embedding_dim, device="meta") for name in self.feature_names()]
+            outputs = [torch.empty(len(ids[name]), self._embedding_dim, device="meta") for name in self._plan.features]
         return {
             name: JaggedTensor(
                 values=values,
                 lengths=lengths[feature],
                 weights=ids[feature] if self._need_indices else None,
             )
-            for name, feature, values in zip(self._output_names(), self.feature_names(), outputs, strict=True)
+            for name, feature, values in zip(self._plan.names, self._plan.features, outputs, strict=True)
         }
 
     def _traced_forward(self, features: Any) -> dict[str, JaggedTensor]:
@@ -121,42 +121,19 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
                 lengths=jagged[feature].lengths(),
                 weights=jagged[feature].values() if self._need_indices else None,
             )
-            for number, (name, feature) in enumerate(zip(self._output_names(), self.feature_names(), strict=True))
+            for number, (name, feature) in enumerate(zip(self._plan.names, self._plan.features, strict=True))
         }
 
     def graph_sequences(
         self, ids: torch.Tensor, ids_per_key: list[int], keys: list[str], training: bool
     ) -> list[torch.Tensor]:
         """What operators.py's operator computes."""
-        batch = self._make_batch(ids, ids_per_key, keys)
+        batch = jagged_input.sequences(ids, ids_per_key, keys, self._accepted())
         return self._outputs(self._lookup(batch, training), batch)
 
-    def _output_names(self) -> list[str]:
-        return [name for names in self._names_by_table for name in names]
-
     def _batch(self, features: KeyedJaggedTensor) -> Batch:
-        lengths = features.lengths()
-        if lengths.numel() != sum(features.stride_per_key()):
-            raise ValueError(f"lengths must be one for each key and sample, got {lengths.numel()}")
-        if bool((lengths < 0).any()):
-            raise ValueError(f"lengths must not be negative, got {int(lengths.min())}")
-        return self._make_batch(features.values(), features.length_per_key(), features.keys())
-
-    def _make_batch(self, values: torch.Tensor, ids_per_key: list[int], keys: list[str]) -> Batch:
-        check_device("values", values, self._device)
-        ids = self._as_ids("values", values)
-        bags = torch.tensor(ids_per_key, dtype=torch.int64, device="cpu")
-        if int(bags.sum()) != ids.numel() or bool((bags < 0).any()):
-            raise ValueError(f"lengths must sum to the number of values, {ids.numel()}, got {int(bags.sum())}")
-        # Each id is a bag of its own.
-        return Batch(
-            keys=tuple(keys),
-            ids=ids,
-            lengths=torch.ones(ids.numel(), dtype=torch.int64, device="cpu"),
-            weights=None,
-            size=0,
-            bags=bags,
-        )
+        sizes = jagged_input.ids_per_key(features)
+        return jagged_input.sequences(features.values(), sizes, features.keys(), self._accepted())
 
     def embedding_configs(self) -> list[EmbeddingConfig]:
         """The tables' configs."""
@@ -168,7 +145,8 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
 
     def embedding_names_by_table(self) -> list[list[str]]:
         """The outputs' names, by table."""
-        return self._names_by_table
+        names = iter(self._plan.names)
+        return [[next(names) for _ in config.feature_names] for config in self._configs]
 
     def need_indices(self) -> bool:
         """Whether the outputs' weights are the ids."""
@@ -181,8 +159,3 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
     def use_gather_select_per_sharding(self) -> dict[str, bool] | None:
         """What was given."""
         return self._use_gather_select_per_sharding
-
-
-def _by_key(features: KeyedJaggedTensor, values: torch.Tensor, sizes: list[int]) -> dict[str, torch.Tensor]:
-    """A part of `values` for each key. KeyedJaggedTensor.to_dict does that, but not for a batch without samples."""
-    return dict(zip(features.keys(), torch.split(values, sizes), strict=True))

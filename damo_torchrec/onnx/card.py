@@ -1,24 +1,24 @@
-"""What an exported model says of itself, in the metadata of its graph: JSON."""
+"""Cards of exported graphs: made of an export's parts, and read for the user. graph_card.py has their form."""
 
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import onnx
 
+from damo_torchrec.graph_card import CARD, DenseCard, Feature, FullCard, LookupCard
 from damo_torchrec.onnx.arguments import FeatureInput
 from damo_torchrec.onnx.rows import RowGroup
-from damo_torchrec.onnx.session import CARD, existing_model_file
+from damo_torchrec.onnx.session import existing_model_file
 from damo_torchrec.onnx.stand_ins import LookupCall
 from damo_torchrec.store.embedding_store import EmbeddingStore
 
-_FORMAT_VERSION = 1
 
-
-def set_card(proto: onnx.ModelProto, card: Mapping[str, Any]) -> None:
+def set_card(proto: onnx.ModelProto, card: FullCard | DenseCard) -> None:
     """Puts a card into a graph."""
-    proto.metadata_props.add(key=CARD, value=json.dumps(card))
+    proto.metadata_props.add(key=CARD, value=card.dump())
 
 
 def model_card(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -43,12 +43,12 @@ def full_card(
     features: Sequence[FeatureInput],
     groups: Mapping[int, RowGroup],
     options: Mapping[str, Any],
-) -> dict[str, Any]:
+) -> FullCard:
     """Of a graph with rows."""
     tables = {
         name: {"dim": group.dim, "rows": rows} for group in groups.values() for name, rows in group.num_rows.items()
     }
-    return {**_about("full", store, features), "tables": tables, "options": dict(options)}
+    return FullCard(str(store.path), store.seed, store.step, _features(features), tables, options)
 
 
 def dense_card(
@@ -57,7 +57,7 @@ def dense_card(
     calls: Sequence[LookupCall],
     inputs: Sequence[Sequence[str]],
     unseen: Mapping[str, str],
-) -> dict[str, Any]:
+) -> DenseCard:
     """Of a graph that is given what its lookups would find: how to find it.
 
     Args:
@@ -70,49 +70,26 @@ def dense_card(
     Raises:
         ValueError: a lookup is not of an argument as it is.
     """
-    lookups = []
-    for call, names in zip(calls, inputs, strict=True):
-        if not any(names):
-            continue
-        if call.source is None:
-            raise ValueError(
-                f"{call.path} is not given an argument of the model's forward as it is: a dense graph cannot say what "
-                "to look up"
-            )
-        # Sequences have an input each, pooled outputs one for all.
-        outputs = [
-            {
-                "key": output.feature,
-                "table": output.table,
-                "dim": output.dim,
-                "pooling": "MEAN" if output.mean else "SUM",
-                "unseen": unseen[output.table],
-            }
-            for output, name in zip(
-                call.outputs, names if len(names) > 1 else [*names] * len(call.outputs), strict=True
-            )
-            if name
-        ]
-        lookups.append(
-            {
-                "kind": call.kind,
-                "path": call.path,
-                "input": call.source,
-                "graph_inputs": [name for name in names if name],
-                "weighted": call.weighted,
-                "padding": call.padding,
-                "outputs": outputs,
-            }
+    lookups = [_lookup(call, names, unseen) for call, names in zip(calls, inputs, strict=True) if any(names)]
+    return DenseCard(str(store.path), store.seed, store.step, _features(features), tuple(lookups))
+
+
+def _lookup(call: LookupCall, names: Sequence[str], unseen: Mapping[str, str]) -> LookupCard:
+    if call.source is None:
+        raise ValueError(
+            f"{call.path} is not given an argument of the model's forward as it is: a dense graph cannot say what "
+            "to look up"
         )
-    return {**_about("dense", store, features), "lookups": lookups}
+    # Sequences have an input each, pooled outputs one for all.
+    of_outputs = names if len(names) > 1 else [*names] * len(call.plan.outputs)
+    outputs = tuple(
+        replace(output, unseen=unseen[output.table])
+        for output, name in zip(call.plan.outputs, of_outputs, strict=True)
+        if name
+    )
+    graph_inputs = tuple(name for name in names if name)
+    return LookupCard(call.path, call.source, graph_inputs, replace(call.plan, outputs=outputs))
 
 
-def _about(kind: str, store: EmbeddingStore, features: Sequence[FeatureInput]) -> dict[str, Any]:
-    return {
-        "format_version": _FORMAT_VERSION,
-        "kind": kind,
-        "store": str(store.path),
-        "seed": store.seed,
-        "step": store.step,
-        "features": {feature.name: {"keys": feature.keys, "weighted": feature.weighted} for feature in features},
-    }
+def _features(features: Sequence[FeatureInput]) -> dict[str, Feature]:
+    return {feature.name: Feature(tuple(feature.keys), feature.weighted) for feature in features}

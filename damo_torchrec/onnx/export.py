@@ -1,24 +1,26 @@
 """`export`: a model and its rows as one ONNX graph that takes raw ids."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
+import onnx
 from torch import nn
 from tqdm.auto import tqdm
 
 from damo_torchrec import _core
 from damo_torchrec.modules import store_of
 from damo_torchrec.modules.collection import Collection
-from damo_torchrec.onnx.arguments import read_arguments
-from damo_torchrec.onnx.capture import capture
+from damo_torchrec.onnx.arguments import FeatureInput, read_arguments
 from damo_torchrec.onnx.card import dense_card, full_card, set_card
+from damo_torchrec.onnx.graph_files import write_graph
 from damo_torchrec.onnx.lowering import lower_to_inputs, lower_to_rows
-from damo_torchrec.onnx.publish import publish
 from damo_torchrec.onnx.rows import RowFilter, RowWriter
 from damo_torchrec.onnx.session import model_file
 from damo_torchrec.onnx.stand_ins import LookupCall
+from damo_torchrec.onnx.trace_model import trace_model
 from damo_torchrec.options import parse_bytes
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.table import Table, open_tables
@@ -85,66 +87,101 @@ def export(
         OutOfSpaceError, DamoError: the disk is full or refuses. As after any error, nothing is left behind, and an
             export that was there stays.
     """
-    for name, value, known in (
-        ("dtype", dtype, ("float32", "float16", "int8")),
-        ("unseen", unseen, (None, "zeros", "initial")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {known}, got {value!r}")
+    _check_choice("dtype", dtype, ("float32", "float16", "int8"))
+    _check_choice("unseen", unseen, (None, "zeros", "initial"))
     for name, number in (("min_count", min_count), ("expire", expire)):
         if number is not None:
             _check_count(name, number, least=0)
-    collections = {where: module for where, module in model.named_modules() if isinstance(module, Collection)}
     store = store or store_of(model)
-    session = store.session
     arguments = read_arguments(model, args, {k: list(axes) for k, axes in (dynamic_axes or {}).items()}, input_names)
-    proto, calls = capture(model, arguments, output_names)
-    outputs = [output for call in calls for output in call.outputs]
-    tables = _tables(collections, calls, store)
-    unseen_of = {output.table: unseen or output.unseen for output in outputs}
-    limits = _by_name("max_length", max_length, [output.feature for output in outputs])
-    most = _by_name("top_n", top_n, [table.name for table in tables])
-    budget = max(session.memory_budget // 16, _LEAST_MEMORY) if memory_budget is None else parse_bytes(memory_budget)
-    if budget < _LEAST_MEMORY:
-        raise ValueError(f"memory_budget must be at least {_LEAST_MEMORY} bytes, got {memory_budget!r}")
+    proto, calls = trace_model(model, arguments, output_names)
+    tables = _tables(model, calls, store)
+    outputs = [output for call in calls for output in call.plan.outputs]
+    options = _RowOptions(
+        dtype=dtype,
+        unseen={output.table: unseen or output.unseen for output in outputs},
+        max_length=_by_name("max_length", max_length, [output.feature for output in outputs]),
+        min_count=min_count,
+        expire=expire,
+        top_n=_by_name("top_n", top_n, [table.name for table in tables]),
+    )
+    memory_bytes = _memory_bytes(memory_budget, store)
     file = model_file(path)
-
-    def fill_dense(_: Path) -> None:
-        inputs = lower_to_inputs(proto, calls)
-        set_card(proto, dense_card(store, arguments.features, calls, inputs, unseen_of))
-
-    def fill(directory: Path) -> None:
-        filters = {table.name: RowFilter(min_count, expire, most.get(table.name)) for table in tables}
-        with tqdm(total=sum(map(len, tables)), unit="rows", unit_scale=True, disable=not progress) as bar:
-            writer = RowWriter(directory, dtype, filters, unseen_of, budget, session.options.threads(), _advance(bar))
-            groups = writer.write(tables)
-        lower_to_rows(proto, arguments.features, calls, groups, unseen_of, limits, file.parent)
-        options = {
-            "dtype": dtype,
-            "unseen": unseen_of,
-            "max_length": limits,
-            "min_count": min_count,
-            "expire": expire,
-            "top_n": most,
-        }
-        set_card(proto, full_card(store, arguments.features, groups, options))
-
-    publish(file, proto, fill_dense if dense_only else fill)
+    lowering = _Lowering(proto, arguments.features, calls, store, options)
+    if dense_only:
+        write_graph(file, proto, lambda _: lowering.to_inputs())
+    else:
+        write_graph(file, proto, lambda directory: lowering.to_rows(tables, directory, memory_bytes, progress))
     return file
 
 
-def _advance(bar: "tqdm[NoReturn]") -> Callable[[int], None]:
-    def advance(rows: int) -> None:
-        bar.update(rows)
+@dataclass(frozen=True)
+class _RowOptions:
+    """Those options of `export` that are about rows, as the model's card has them.
 
-    return advance
+    `unseen` and `top_n` are by table, `max_length` is by feature.
+    """
+
+    dtype: str
+    unseen: dict[str, str]
+    max_length: dict[str, int]
+    min_count: int
+    expire: int | None
+    top_n: dict[str, int]
 
 
-def _tables(collections: Mapping[str, Collection], calls: Sequence[LookupCall], store: EmbeddingStore) -> list[Table]:
+@dataclass(frozen=True)
+class _Lowering:
+    """From a traced graph, in place, to one to be written: with rows, or with inputs for what lookups give."""
+
+    proto: onnx.ModelProto
+    features: Sequence[FeatureInput]
+    calls: Sequence[LookupCall]
+    store: EmbeddingStore
+    options: _RowOptions
+
+    def to_inputs(self) -> None:
+        inputs = lower_to_inputs(self.proto, self.calls)
+        set_card(self.proto, dense_card(self.store, self.features, self.calls, inputs, self.options.unseen))
+
+    def to_rows(self, tables: Sequence[Table], directory: Path, memory_bytes: int, progress: bool) -> None:
+        """Writes the rows of these tables into `directory`, which goes beside the graph."""
+        options = self.options
+        filters = {t.name: RowFilter(options.min_count, options.expire, options.top_n.get(t.name)) for t in tables}
+        with tqdm(total=sum(map(len, tables)), unit="rows", unit_scale=True, disable=not progress) as bar:
+
+            def advance(rows: int) -> None:
+                bar.update(rows)
+
+            threads = self.store.session.options.threads()
+            writer = RowWriter(directory, options.dtype, filters, options.unseen, memory_bytes, threads, advance)
+            groups = writer.write(tables)
+        lower_to_rows(
+            self.proto, self.features, self.calls, groups, options.unseen, options.max_length, directory.parent
+        )
+        set_card(self.proto, full_card(self.store, self.features, groups, asdict(options)))
+
+
+def _tables(model: nn.Module, calls: Sequence[LookupCall], store: EmbeddingStore) -> list[Table]:
     """The tables that lookups ask, each once."""
-    definitions = {definition.name: definition for call in calls for definition in collections[call.path]._definitions}
-    asked = dict.fromkeys(output.table for call in calls for output in call.outputs)
+    collections = {path: module for path, module in model.named_modules() if isinstance(module, Collection)}
+    definitions = {d.name: d for call in calls for d in collections[call.path].table_definitions()}
+    asked = dict.fromkeys(output.table for call in calls for output in call.plan.outputs)
     return open_tables(store.session, [definitions[name] for name in asked])
+
+
+def _memory_bytes(memory_budget: int | str | None, store: EmbeddingStore) -> int:
+    if memory_budget is None:
+        return max(store.session.memory_budget // 16, _LEAST_MEMORY)
+    memory_bytes = parse_bytes(memory_budget)
+    if memory_bytes < _LEAST_MEMORY:
+        raise ValueError(f"memory_budget must be at least {_LEAST_MEMORY} bytes, got {memory_budget!r}")
+    return memory_bytes
+
+
+def _check_choice(name: str, value: object, known: Sequence[object]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {known}, got {value!r}")
 
 
 def _by_name(what: str, value: int | Mapping[str, int] | None, names: Sequence[str]) -> dict[str, int]:

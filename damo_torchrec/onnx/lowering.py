@@ -1,4 +1,4 @@
-"""From a captured graph to one that looks rows up itself, or to one that is given them."""
+"""From a traced graph to one that looks rows up itself, or to one that is given them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,11 +9,12 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from damo_torchrec.modules.lookup_plan import LookupKind
 from damo_torchrec.onnx.arguments import FeatureInput
 from damo_torchrec.onnx.functions import functions_for
 from damo_torchrec.onnx.jagged_functions import CHECK, LIMIT, SELECT
 from damo_torchrec.onnx.rows import RowGroup
-from damo_torchrec.onnx.stand_ins import NODE, NUMBER, LookupCall, LookupOutput
+from damo_torchrec.onnx.stand_ins import NODE, NUMBER, LookupCall
 from damo_torchrec.onnx.vocabulary import DOMAIN, IR_VERSION, REFUSALS, Lookup
 
 
@@ -29,7 +30,7 @@ def lower_to_rows(
     """Has a graph look up rows in row groups, by functions of standard operators.
 
     Args:
-        proto: captured.
+        proto: traced, with a node for each lookup.
         features: its KeyedJaggedTensors.
         calls: its lookups.
         groups: by dim.
@@ -111,15 +112,16 @@ class _Lowered:
         self.lookups: list[Lookup] = []
         self.arrays: list[tuple[int, list[str]]] = []
         self._call = call
+        self._outputs = call.plan.outputs
         self._name = name
         self._groups = groups
         self._unseen = unseen
-        if call.kind == "Embedding":
+        if call.plan.kind is LookupKind.ROWS:
             self._embedding(node)
             return
         inputs = list(node.input)
         inputs[1] = self._limit(inputs[1], max_length)
-        if call.kind == "EmbeddingBagCollection":
+        if call.plan.kind is LookupKind.POOLED:
             self._bags(inputs, node.output[0])
         else:
             self._sequences(inputs, list(node.output))
@@ -127,15 +129,15 @@ class _Lowered:
     def _bags(self, inputs: list[str], output: str) -> None:
         """One pooled lookup for each dim, and their columns in the outputs' order."""
         by_dim: dict[int, list[int]] = {}
-        for i, wanted in enumerate(self._call.outputs):
-            by_dim.setdefault(wanted.dim, []).append(i)
+        for i, dim in enumerate(self._call.plan.dims):
+            by_dim.setdefault(dim, []).append(i)
         if len(by_dim) == 1:
-            self._lookup(inputs, self._call.outputs, output, pooled=True)
+            self._lookup(inputs, range(len(self._outputs)), output, pooled=True)
             return
-        columns = [""] * len(self._call.outputs)
+        columns = [""] * len(self._outputs)
         for dim, members in by_dim.items():
             pooled = f"{self._name}/{dim}/pooled"
-            self._lookup(inputs, [self._call.outputs[i] for i in members], pooled, pooled=True)
+            self._lookup(inputs, members, pooled, pooled=True)
             for i in members:
                 columns[i] = f"{self._name}/{i}"
             self._node("Split", [pooled], [columns[i] for i in members], axis=1, num_outputs=len(members))
@@ -144,10 +146,10 @@ class _Lowered:
     def _sequences(self, inputs: list[str], outputs: list[str]) -> None:
         """One lookup of rows, which has one dim, and its rows by output."""
         if len(outputs) == 1:
-            self._lookup(inputs, self._call.outputs, outputs[0], pooled=False)
+            self._lookup(inputs, [0], outputs[0], pooled=False)
             return
         rows, sizes = f"{self._name}/rows", f"{self._name}/sizes"
-        lengths = self._lookup(inputs, self._call.outputs, rows, pooled=False)
+        lengths = self._lookup(inputs, range(len(outputs)), rows, pooled=False)
         self._node("ReduceSum", [lengths, self._ints("second_axis", [1])], [sizes], keepdims=0)
         self._node("Split", [rows, sizes], outputs, axis=0)
 
@@ -157,17 +159,18 @@ class _Lowered:
         self._node("Reshape", [ids, self._ints("flat", [-1])], [flat])
         self._node("Size", [ids], [count])
         self._node("Unsqueeze", [count, self._ints("axes", [0, 1])], [lengths])
-        self._lookup([flat, lengths], self._call.outputs, rows, pooled=False)
+        self._lookup([flat, lengths], [0], rows, pooled=False)
         ids_shape = f"{self._name}/ids_shape"
         self._node("Shape", [ids], [ids_shape])
-        self._node("Concat", [ids_shape, self._ints("dim", [self._call.outputs[0].dim])], [shape], axis=0)
+        self._node("Concat", [ids_shape, self._ints("dim", [self._outputs[0].dim])], [shape], axis=0)
         self._node("Reshape", [rows, shape], [node.output[0]], allowzero=1)
 
-    def _lookup(self, inputs: list[str], outputs: Sequence[LookupOutput], result: str, pooled: bool) -> str:
-        """A lookup of these outputs, of one dim. Returns the name of their lengths."""
+    def _lookup(self, inputs: list[str], members: Sequence[int], result: str, pooled: bool) -> str:
+        """A lookup of these outputs, by number, all of one dim. Returns the name of their lengths."""
+        outputs = [self._outputs[i] for i in members]
         group = self._groups[outputs[0].dim]
         name = f"{self._name}/{group.dim}"
-        keys = [output.key for output in outputs]
+        keys = [self._call.positions[i] for i in members]
         if keys != list(range(self._call.num_keys)):
             selected, lengths, position = (f"{name}/{part}" for part in ("values", "lengths", "position"))
             self._node(
@@ -206,7 +209,7 @@ class _Lowered:
         return inputs[1]
 
     def _limit(self, lengths: str, max_length: Mapping[str, int]) -> str:
-        limits = {output.key: max_length.get(output.feature) for output in self._call.outputs}
+        limits = {key: max_length.get(o.feature) for key, o in zip(self._call.positions, self._outputs, strict=True)}
         if not any(limit is not None for limit in limits.values()):
             return lengths
         most = [limits.get(key) for key in range(self._call.num_keys)]
@@ -264,21 +267,19 @@ def _path(calls: Sequence[LookupCall], number: int) -> str:
 
 
 def _input_names(call: LookupCall, path: str) -> list[str]:
-    if call.kind == "EmbeddingBagCollection":
+    if call.plan.kind is LookupKind.POOLED:
         return [f"{path}.pooled"]
-    if call.kind == "Embedding":
+    if call.plan.kind is LookupKind.ROWS:
         return [f"{path}.rows"]
-    names = [output.feature for output in call.outputs]
-    several = {name for name in names if names.count(name) > 1}
-    return [f"{path}.{o.feature}" + (f"@{o.table}" if o.feature in several else "") for o in call.outputs]
+    return [f"{path}.{name}" for name in call.plan.names]
 
 
 def _shapes(call: LookupCall, path: str) -> list[list[str | int] | None]:
-    if call.kind == "EmbeddingBagCollection":
-        return [["batch", sum(output.dim for output in call.outputs)]]
-    if call.kind == "Embedding":
+    if call.plan.kind is LookupKind.POOLED:
+        return [["batch", call.plan.width]]
+    if call.plan.kind is LookupKind.ROWS:
         return [None]
-    return [[f"{path}.{output.feature}.ids", output.dim] for output in call.outputs]
+    return [[f"{path}.{output.feature}.ids", output.dim] for output in call.plan.outputs]
 
 
 def _remove_unused(proto: onnx.ModelProto) -> None:

@@ -9,7 +9,6 @@ import onnxruntime
 from damo_torchrec import _core
 from damo_torchrec.options import StoreOptions
 
-CARD = "damo_torchrec"
 MODEL_FILE = "model.onnx"
 
 

@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from damo_torchrec.modules import Embedding, EmbeddingBagCollection
 from damo_torchrec.modules.collection import Collection
-from damo_torchrec.modules.definitions import pooling_of
+from damo_torchrec.modules.lookup_plan import LookupKind, LookupPlan
 from damo_torchrec.onnx.arguments import Arguments
 from damo_torchrec.onnx.vocabulary import DOMAIN, VERSION
 
@@ -23,47 +22,22 @@ NUMBER = "number"
 
 
 @dataclass(frozen=True)
-class LookupOutput:
-    """One output of a collection: the bags of a key, from a table.
-
-    Args:
-        key: its number in the KeyedJaggedTensor.
-        feature: its name.
-        table: the table's name.
-        dim: of the table's rows.
-        mean: whether bags are means; else sums.
-        unseen: what ids without a row read as in eval mode: ``"zeros"`` or ``"initial"``.
-    """
-
-    key: int
-    feature: str
-    table: str
-    dim: int
-    mean: bool
-    unseen: str
-
-
-@dataclass(frozen=True)
 class LookupCall:
     """A call of a collection in a graph.
 
     Args:
-        kind: the collection's class.
+        plan: what the collection looks up.
         path: where it is in the model.
         source: the name of the argument that it is given, or None if the model made it out of arguments.
         num_keys: of its input.
-        weighted: whether ids have weights.
-        outputs: what it is to give.
-        padding: an id that reads zeros whatever its row; None for none.
+        positions: by output, where among these keys its feature is.
     """
 
-    kind: str
+    plan: LookupPlan
     path: str
     source: str | None
     num_keys: int
-    weighted: bool
-    outputs: list[LookupOutput]
-    padding: int | None = None
+    positions: list[int]
 
 
 class Tracer:
@@ -109,31 +83,17 @@ class _StandIn(nn.Module):
         except AttributeError:
             return getattr(self.__dict__["_collection"], name)
 
-    def _call(self, features: Any, keys: list[str], weighted: bool = False, padding: int | None = None) -> LookupCall:
-        collection = self.__dict__["_collection"]
-        outputs = [
-            LookupOutput(
-                key=_position(keys, feature),
-                feature=feature,
-                table=config.name,
-                dim=config.embedding_dim,
-                mean=pooling_of(config).name == "MEAN",
-                unseen=unseen,
-            )
-            for config, unseen in zip(collection._configs, collection._unseen_in_eval, strict=True)
-            for feature in config.feature_names
-        ]
-        kind = next(c.__name__ for c in type(collection).__mro__ if c.__module__.startswith("damo_torchrec.modules"))
-        return LookupCall(kind, self._path, self._tracer.source(features), len(keys), weighted, outputs, padding)
+    def _call(self, features: Any, keys: list[str]) -> LookupCall:
+        plan: LookupPlan = self.__dict__["_collection"].lookup_plan
+        return LookupCall(plan, self._path, self._tracer.source(features), len(keys), plan.positions(keys))
 
 
 class _Bags(_StandIn):
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        collection = self.__dict__["_collection"]
-        call = self._call(features, features.keys(), collection._is_weighted)
+        call = self._call(features, features.keys())
         lengths = _lengths(features)
         inputs = [features.values(), lengths]
-        if call.weighted:
+        if call.plan.weighted:
             if features.weights_or_none() is None:
                 raise ValueError(f"{self._path} is weighted, but the KeyedJaggedTensor in args has no weights")
             inputs.append(features.weights())
@@ -142,10 +102,10 @@ class _Bags(_StandIn):
             inputs,
             attrs=self._tracer.add(call),
             dtype=torch.float32,
-            shape=[lengths.shape[1], sum(output.dim for output in call.outputs)],
+            shape=[lengths.shape[1], call.plan.width],
             version=VERSION,
         )
-        return KeyedTensor(keys=collection._embedding_names, length_per_key=collection._dims, values=values)
+        return KeyedTensor(keys=call.plan.names, length_per_key=call.plan.dims, values=values)
 
 
 class _Sequences(_StandIn):
@@ -163,53 +123,48 @@ class _Sequences(_StandIn):
             f"{DOMAIN}::{NODE}",
             [values, lengths],
             attrs=self._tracer.add(call),
-            dtypes=[torch.float32] * len(call.outputs),
-            shapes=[[sizes[output.key], output.dim] for output in call.outputs],
+            dtypes=[torch.float32] * len(call.positions),
+            shapes=[[sizes[key], dim] for key, dim in zip(call.positions, call.plan.dims, strict=True)],
             version=VERSION,
         )
-        ids = torch.split(values, sizes) if collection._need_indices else None
+        ids = torch.split(values, sizes) if collection.need_indices() else None
         return {
             name: JaggedTensor(
                 values=of_feature,
-                lengths=lengths[output.key],
-                weights=ids[output.key] if ids is not None else None,
+                lengths=lengths[key],
+                weights=ids[key] if ids is not None else None,
             )
-            for name, output, of_feature in zip(collection._output_names(), call.outputs, rows, strict=True)
+            for name, key, of_feature in zip(call.plan.names, call.positions, rows, strict=True)
         }
 
 
 class _Rows(_StandIn):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        collection = self.__dict__["_collection"]
-        call = self._call(ids, collection.feature_names(), padding=collection.padding_idx)
+        plan: LookupPlan = self.__dict__["_collection"].lookup_plan
+        call = self._call(ids, plan.features)
         rows = torch.onnx.ops.symbolic(
             f"{DOMAIN}::{NODE}",
             [ids.to(torch.int64)],
             attrs=self._tracer.add(call),
             dtype=torch.float32,
-            shape=[*ids.shape, collection.dim],
+            shape=[*ids.shape, plan.width],
             version=VERSION,
         )
-        if call.padding is None:
+        if plan.padding is None:
             return rows
-        return rows * (ids != call.padding).unsqueeze(-1).to(rows.dtype)
+        return rows * (ids != plan.padding).unsqueeze(-1).to(rows.dtype)
+
+
+_STAND_INS = {LookupKind.POOLED: _Bags, LookupKind.SEQUENCES: _Sequences, LookupKind.ROWS: _Rows}
 
 
 def stand_in_for(collection: Collection, path: str, tracer: Tracer) -> _StandIn:
     """The one for a collection that is at `path`. Raises ValueError if that has no rows."""
     if collection.device.type == "meta":
         raise ValueError(f"{path} is on the meta device: it has no rows to export")
-    if isinstance(collection, EmbeddingBagCollection):
-        return _Bags(collection, path, tracer)
-    return (_Rows if isinstance(collection, Embedding) else _Sequences)(collection, path, tracer)
+    return _STAND_INS[collection.lookup_plan.kind](collection, path, tracer)
 
 
 def _lengths(features: KeyedJaggedTensor) -> torch.Tensor:
     """``(F, B)``."""
     return features.lengths().view(len(features.keys()), -1).to(torch.int64)
-
-
-def _position(keys: list[str], feature: str) -> int:
-    if feature not in keys:
-        raise KeyError(f"no feature {feature!r} in the input, whose keys are {keys}")
-    return keys.index(feature)

@@ -9,8 +9,9 @@ import onnxruntime
 
 from damo_torchrec.checkpoints.manifest import TableEntry
 from damo_torchrec.errors import CorruptionError, DamoError, SchemaMismatchError
+from damo_torchrec.graph_card import CARD, DenseCard
+from damo_torchrec.modules.lookup_plan import LookupKind
 from damo_torchrec.serving.arrays import Array
-from damo_torchrec.serving.card import CARD, Card
 from damo_torchrec.serving.requests import Argument
 
 DENSE_FILE = "dense.onnx"
@@ -57,7 +58,7 @@ class DensePart:
         except Exception as error:  # ONNX Runtime's, which have no common base
             raise CorruptionError(f"{file} is no graph that ONNX Runtime can run: {error}") from error
         self.file = file
-        self.card = Card.parse(self._session.get_modelmeta().custom_metadata_map.get(CARD), str(file))
+        self.card = DenseCard.parse(self._session.get_modelmeta().custom_metadata_map.get(CARD), str(file))
         self.inputs = {node.name: (node.type, node.shape) for node in self._session.get_inputs()}
         self.outputs = {node.name: tuple(size or None for size in node.shape) for node in self._session.get_outputs()}
         looked_up = {name for lookup in self.card.lookups for name in lookup.graph_inputs}
@@ -74,7 +75,7 @@ class DensePart:
                     raise CorruptionError(f"{self.file}: input {name!r} is a {kind}, which requests cannot have")
                 arguments.append(Argument(name, _DTYPES[kind], tuple(size or None for size in shape)))
         for lookup in self.card.lookups:
-            if lookup.kind == "Embedding":
+            if lookup.plan.kind is LookupKind.ROWS:
                 shape = self.inputs[lookup.graph_inputs[0]][1]
                 sizes = tuple(size or None for size in shape[:-1]) if shape else None
                 arguments.append(Argument(lookup.input, np.dtype(np.int64), sizes))
@@ -84,7 +85,7 @@ class DensePart:
         """Raises SchemaMismatchError if it is not for rows of this seed, in these tables."""
         if self.card.seed != seed:
             raise SchemaMismatchError(f"{self.file} is of a store with the seed {self.card.seed}, expected {seed}")
-        for output in (output for lookup in self.card.lookups for output in lookup.outputs):
+        for output in (output for lookup in self.card.lookups for output in lookup.plan.outputs):
             if output.table not in tables:
                 raise SchemaMismatchError(f"{self.file} needs table {output.table!r}; there are {sorted(tables)}")
             if (dim := tables[output.table].schema.dim) != output.dim:

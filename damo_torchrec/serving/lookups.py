@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 
 from damo_torchrec import _core
+from damo_torchrec.graph_card import Feature, LookupCard
+from damo_torchrec.modules.lookup_plan import LookupKind, LookupOutput, engine_features
 from damo_torchrec.serving.arrays import Array
-from damo_torchrec.serving.card import Feature, LookupCard, Output
 from damo_torchrec.serving.overlay import Overlay, TableOverlay, pool
 from damo_torchrec.serving.requests import Request
 from damo_torchrec.store.embedding_store import EmbeddingStore
@@ -60,23 +60,14 @@ class Lookup:
 
     def __init__(self, card: LookupCard, features: Mapping[str, Feature], store: EmbeddingStore) -> None:
         self._card = card
+        self._plan = plan = card.plan
         self._store = store
-        keys = features[card.input].keys if card.kind != "Embedding" else (card.outputs[0].key,)
-        if absent := sorted({output.key for output in card.outputs} - set(keys)):
+        keys = features[card.input].keys if plan.kind is not LookupKind.ROWS else (plan.features[0],)
+        if absent := sorted(set(plan.features) - set(keys)):
             raise ValueError(f"{card.path} looks up {absent}, which {card.input} does not have: {list(keys)}")
-        self._keys = [keys.index(output.key) for output in card.outputs]
-        self._columns = [sum(output.dim for output in card.outputs[:i]) for i in range(len(card.outputs) + 1)]
-        self._indices = [store.table(output.table).opened.index for output in card.outputs]
-        self._features = [
-            _core.Feature(
-                table=index,
-                pooling=_core.Pooling.MEAN if output.mean else _core.Pooling.SUM,
-                unseen=_core.UnseenRows[output.unseen.upper()],
-                key=key,
-                column=column,
-            )
-            for output, index, key, column in zip(card.outputs, self._indices, self._keys, self._columns, strict=False)
-        ]
+        self._keys = plan.positions(keys)
+        self._indices = {output.table: store.table(output.table).opened.index for output in plan.outputs}
+        self._features = engine_features(plan, keys, self._indices)
 
     def run(self, request: Request, overlay: Overlay) -> dict[str, Array]:
         """The graph's inputs, float32, by name.
@@ -98,21 +89,22 @@ class Lookup:
             weights=jagged.weights.ctypes.data if jagged.weights is not None else 0,
         )
         self._store.session.engine.forward(lookup, out.ctypes.data, out.shape[-1])
-        for i, output in enumerate(self._card.outputs):
+        for i, output in enumerate(self._plan.outputs):
             if (changes := overlay.get(output.table)) is not None:
                 self._patch(i, output, changes, jagged, outputs[i])
-        if self._card.kind == "EmbeddingCollection":
+        if self._plan.kind is LookupKind.SEQUENCES:
             return dict(zip(self._card.graph_inputs, outputs, strict=True))
-        if self._card.kind == "Embedding":
-            out = out.reshape(*request.arrays[self._card.input].shape, self._columns[-1])
+        if self._plan.kind is LookupKind.ROWS:
+            out = out.reshape(*request.arrays[self._card.input].shape, self._plan.width)
         return {self._card.graph_inputs[0]: out}
 
     def _output(self, jagged: _Jagged) -> tuple[Array, list[Array]]:
         """Memory as the engine fills it, and each output's ``(bags, dim)`` in it."""
         if jagged.uniform:
-            out: Array = np.empty((int(jagged.bags[0]), self._columns[-1]), dtype=np.float32)
-            return out, [out[:, begin:end] for begin, end in pairwise(self._columns)]
-        shapes = [(int(jagged.bags[key]), o.dim) for key, o in zip(self._keys, self._card.outputs, strict=True)]
+            out: Array = np.empty((int(jagged.bags[0]), self._plan.width), dtype=np.float32)
+            columns = zip(self._plan.columns(), self._plan.dims, strict=True)
+            return out, [out[:, first : first + dim] for first, dim in columns]
+        shapes = [(int(jagged.bags[key]), dim) for key, dim in zip(self._keys, self._plan.dims, strict=True)]
         ends = np.cumsum([n * dim for n, dim in shapes])
         out = np.empty(int(ends[-1]), dtype=np.float32)
         parts = np.split(out, ends[:-1])
@@ -120,17 +112,17 @@ class Lookup:
 
     def _jagged(self, request: Request) -> _Jagged:
         arrays, name = request.arrays, self._card.input
-        if self._card.kind == "Embedding":
+        if self._plan.kind is LookupKind.ROWS:
             ids = arrays[name].reshape(-1)
-            real = np.ones(len(ids), dtype=bool) if self._card.padding is None else ids != self._card.padding
+            real = np.ones(len(ids), dtype=bool) if self._plan.padding is None else ids != self._plan.padding
             return _Jagged(ids[real], real.astype(np.int64), np.array([len(ids)]), uniform=True)
         ids, lengths = arrays[f"{name}.values"], arrays[f"{name}.lengths"]
-        if self._card.kind == "EmbeddingCollection":  # each id is a bag of its own
+        if self._plan.kind is LookupKind.SEQUENCES:  # each id is a bag of its own
             return _Jagged(ids, np.ones(len(ids), dtype=np.int64), lengths.sum(axis=1), uniform=False)
-        weights = arrays[f"{name}.weights"] if self._card.weighted else None
+        weights = arrays[f"{name}.weights"] if self._plan.weighted else None
         return _Jagged(ids, lengths.reshape(-1), np.full(len(lengths), lengths.shape[1]), uniform=True, weights=weights)
 
-    def _patch(self, i: int, output: Output, changes: TableOverlay, jagged: _Jagged, pooled: Array) -> None:
+    def _patch(self, i: int, output: LookupOutput, changes: TableOverlay, jagged: _Jagged, pooled: Array) -> None:
         """Pools again the bags in which an id is changed."""
         of_key, members = jagged.of_key(self._keys[i])
         ids, lengths = jagged.ids[members], jagged.lengths[of_key]
@@ -150,7 +142,7 @@ class Lookup:
         ids = np.ascontiguousarray(ids[asked])
         rows = np.empty((len(ids), output.dim), dtype=np.float32)
         unseen = _core.UnseenRows[output.unseen.upper()]
-        self._store.session.engine.get(self._indices[i], ids.ctypes.data, len(ids), unseen, rows.ctypes.data)
+        self._store.session.engine.get(self._indices[output.table], ids.ctypes.data, len(ids), unseen, rows.ctypes.data)
         changes.patch(ids, rows)
         weights = jagged.weights[members][asked] if jagged.weights is not None else None
         pooled[bags] = pool(rows, lengths[bags], weights, output.mean)

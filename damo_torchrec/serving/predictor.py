@@ -69,7 +69,7 @@ class Predictor:
         self._num_threads = num_threads
         dense = DensePart(self._path / DENSE_FILE, num_threads)
         dense.check(manifest.seed, manifest.tables)
-        outputs = [output for lookup in dense.card.lookups for output in lookup.outputs]
+        outputs = [output for lookup in dense.card.lookups for output in lookup.plan.outputs]
         self._store = open_working_copy(self._path, memory_budget, num_threads)
         try:
             open_tables(self._store, manifest, outputs)

@@ -11,10 +11,10 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from damo_torchrec.graph_card import CARD
 from damo_torchrec.modules import store_of
 from damo_torchrec.modules.collection import Collection
 from damo_torchrec.serving.arrays import Array
-from damo_torchrec.serving.card import CARD
 from damo_torchrec.serving.export import dense_graph
 
 _log = logging.getLogger(__name__)

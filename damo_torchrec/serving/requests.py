@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from torchrec import KeyedJaggedTensor
 
+from damo_torchrec.graph_card import Feature
 from damo_torchrec.serving.arrays import Array, as_array
-from damo_torchrec.serving.card import Feature
 
 BATCH = "batch"
 _PARTS = ("values", "lengths", "weights")

@@ -16,8 +16,8 @@ import numpy as np
 
 from damo_torchrec.checkpoints.delta import Delta
 from damo_torchrec.errors import CorruptionError, SchemaMismatchError, StoreClosedError
+from damo_torchrec.modules.lookup_plan import LookupOutput
 from damo_torchrec.serving.arrays import Array
-from damo_torchrec.serving.card import Output
 from damo_torchrec.serving.dense import DENSE_FILE, DensePart
 from damo_torchrec.serving.overlay import Overlay, TableOverlay
 from damo_torchrec.serving.states import State, States
@@ -61,7 +61,7 @@ class Updates:
     """
 
     def __init__(
-        self, store: EmbeddingStore, outputs: Mapping[str, Output], states: States, num_threads: int | None
+        self, store: EmbeddingStore, outputs: Mapping[str, LookupOutput], states: States, num_threads: int | None
     ) -> None:
         self._store = store
         self._outputs = outputs

@@ -16,9 +16,9 @@ from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import DamoError
 from damo_torchrec.files import on_tmpfs
+from damo_torchrec.modules.lookup_plan import LookupOutput
 from damo_torchrec.options import StoreOptions
 from damo_torchrec.serving.arrays import Array
-from damo_torchrec.serving.card import Output
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.table_definition import TableDefinition
 
@@ -46,7 +46,7 @@ def open_working_copy(checkpoint: Path, memory_budget: int | str, num_threads: i
     return store
 
 
-def open_tables(store: EmbeddingStore, manifest: Manifest, outputs: Iterable[Output]) -> None:
+def open_tables(store: EmbeddingStore, manifest: Manifest, outputs: Iterable[LookupOutput]) -> None:
     """Opens the tables that outputs are of, as the checkpoint's manifest describes them.
 
     Raises:
@@ -65,7 +65,7 @@ class UnseenRows:
         output: of the table.
     """
 
-    def __init__(self, store: EmbeddingStore, output: Output) -> None:
+    def __init__(self, store: EmbeddingStore, output: LookupOutput) -> None:
         self._engine = store.session.engine
         self._dim = output.dim
         self._unseen = _core.UnseenRows[output.unseen.upper()]

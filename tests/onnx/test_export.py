@@ -1,85 +1,22 @@
-"""What an exported graph computes: what the model does in eval mode."""
+"""What an exported graph computes: what the model does in eval mode; and which options `export` takes."""
 
-import itertools
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 import torch
 from torch import nn
-from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
+from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.models.deepfm import SimpleDeepFMNN
-from torchrec.models.dlrm import DLRM, DLRM_DCN
-from torchrec.modules.embedding_configs import PoolingType
-from torchrec.modules.feature_processor_ import PositionWeightedModuleCollection
-from torchrec.modules.regroup import KTRegroupAsDict
+from torchrec.models.dlrm import DLRM_DCN
 
 import damo_torchrec as damo
-from serving_cases import (
-    SGD,
-    Groups,
-    Pooled,
-    Sequences,
-    SharedTower,
-    SomeSequences,
-    TwoTowers,
-    bags,
-    feed,
-    random_features,
-    train,
-)
-
-BATCHES = (0, 1, 2, 33, 300)
-Requests = Callable[[int], dict[str, Any]]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[damo.EmbeddingStore]:
-    with damo.EmbeddingStore(tmp_path / "store") as opened:
-        yield opened
-
-
-def worst_error(model: nn.Module, requests: Requests, session: onnxruntime.InferenceSession, batches: Any) -> float:
-    errors = [0.0]
-    for batch in batches:
-        request = requests(batch)
-        with torch.no_grad():
-            expected = model(*request.values())
-        expected = list(expected.values()) if isinstance(expected, dict) else [expected]
-        answers = session.run(None, feed(**request))
-        for wanted, got in zip(expected, answers, strict=True):
-            assert got.shape == tuple(wanted.shape)
-            assert got.dtype == np.float32
-            scale = max(1.0, float(wanted.abs().max())) if wanted.numel() else 1.0
-            errors.append(float(np.abs(got - wanted.numpy()).max(initial=0)) / scale)
-    return max(errors)
-
-
-def check_parity(
-    model: nn.Module, requests: Requests, path: Path, tolerance: float = 1e-5, batches: Any = BATCHES, **options: Any
-) -> None:
-    train(model, *(tuple(requests(16).values()) for _ in range(3)))
-    damo.onnx.export(model, tuple(requests(1).values()), path, **options)
-    for threads in (1, 8):
-        session = damo.onnx.session(path, num_threads=threads, operators=False)
-        assert worst_error(model, requests, session, batches) < tolerance
-
-
-def dlrm_requests(keys: str = "abc") -> Requests:
-    def requests(batch: int) -> dict[str, Any]:
-        dense = torch.from_numpy(np.random.default_rng(batch).standard_normal((batch, 5), dtype=np.float32))
-        return {"dense_features": dense, "sparse_features": random_features(keys, batch, seed=batch)}
-
-    return requests
-
-
-def dlrm(store: damo.EmbeddingStore, kind: type[nn.Module] = DLRM, **options: Any) -> nn.Module:
-    ebc = damo.EmbeddingBagCollection(bags("abc", [8] * 3), store=store, **SGD)
-    return kind(ebc, 5, [8, 8], [8, 1], **options)
+from exported_models import BATCHES, REQUEST, answer, check_parity, dlrm, dlrm_requests
+from serving_cases import SGD, Groups, Pooled, Sequences, SharedTower, TwoTowers, bags, feed, random_features, train
 
 
 def test_dlrm(store: damo.EmbeddingStore, tmp_path: Path) -> None:
@@ -106,145 +43,10 @@ def test_pooled_bags_of_any_kind(store: damo.EmbeddingStore, tmp_path: Path, wei
     check_parity(Pooled(store, weighted), requests, tmp_path / "model")
 
 
-class Bags(nn.Module):
-    """Collections with nothing behind them."""
-
-    def __init__(self, *collections: damo.EmbeddingBagCollection) -> None:
-        super().__init__()
-        self.collections = nn.ModuleList(collections)
-
-    def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
-        return torch.cat([collection(features).values() for collection in self.collections], dim=1)
-
-
-@pytest.mark.parametrize("collections", [1, 2])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("pooling", [PoolingType.SUM, PoolingType.MEAN])
-def test_several_dims(
-    store: damo.EmbeddingStore, tmp_path: Path, pooling: PoolingType, weighted: bool, collections: int
-) -> None:
-    model = Bags(
-        *(
-            damo.EmbeddingBagCollection(
-                bags("abc", [8, 4, 8], f"t{number}", pooling), is_weighted=weighted, store=store, **SGD
-            )
-            for number in range(collections)
-        )
-    )
-    check_parity(model, lambda b: {"features": random_features("abc", b, weighted=weighted, seed=b)}, tmp_path / "m")
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-def test_bags_of_very_different_lengths(store: damo.EmbeddingStore, tmp_path: Path, weighted: bool) -> None:
-    def requests(batch: int) -> dict[str, Any]:
-        rng = np.random.default_rng(batch)
-        lengths = np.where(rng.random(4 * batch) < 0.05, rng.integers(0, 400, 4 * batch), 1)
-        n = int(lengths.sum())
-        weights = torch.from_numpy(rng.random(n, dtype=np.float32) / 100)
-        values = torch.from_numpy(rng.integers(-60, 60, n))
-        features = KeyedJaggedTensor(
-            keys=list("axbc"), values=values, lengths=torch.from_numpy(lengths), weights=weights, stride=batch
-        )
-        return {"features": features}
-
-    check_parity(Pooled(store, weighted), requests, tmp_path / "model", batches=(0, 1, 50, 500))
-
-
-@pytest.mark.parametrize(
-    ("make", "keys"), [(lambda store: Pooled(store, False), "axbc"), (Sequences, "cd"), (SomeSequences, "cda")]
-)
-@pytest.mark.parametrize("rows", ["none", "left out"])
-def test_tables_without_rows(store: damo.EmbeddingStore, tmp_path: Path, make: Any, keys: str, rows: str) -> None:
-    model = make(store)
-    request = random_features(keys, 5)
-    if rows == "left out":
-        train(model, (request,))
-    damo.onnx.export(model, request, tmp_path / "m", min_count=1000)
-    session = onnxruntime.InferenceSession(tmp_path / "m" / "model.onnx")
-    session.run(None, feed(features=request))
-
-
 def test_sequences(store: damo.EmbeddingStore, tmp_path: Path) -> None:
     check_parity(
         Sequences(store), lambda b: {"features": random_features("cd", b, seed=b)}, tmp_path / "m", batches=BATCHES[1:]
     )
-
-
-class Rearranged(nn.Module):
-    """Keys that are permuted and split before they are looked up, and columns regrouped afterwards."""
-
-    def __init__(self, store: damo.EmbeddingStore, weighted: bool) -> None:
-        super().__init__()
-        options = {"is_weighted": weighted, "store": store, **SGD}
-        self.first = damo.EmbeddingBagCollection(bags("abc", [8, 4, 8], "first"), **options)
-        self.second = damo.EmbeddingBagCollection(bags("de", [4, 8], "second"), **options)
-
-    def forward(self, features: KeyedJaggedTensor) -> dict[str, torch.Tensor]:
-        first, second = features.permute([4, 0, 2, 1, 3]).split([3, 2])
-        pooled = [self.first(first), self.second(second)]
-        return dict(zip("xyz", KeyedTensor.regroup(pooled, [["e", "a"], ["c"], ["d", "b"]]), strict=True))
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-def test_jagged_tensors_that_are_rearranged(store: damo.EmbeddingStore, tmp_path: Path, weighted: bool) -> None:
-    def requests(batch: int) -> dict[str, Any]:
-        return {"features": random_features("aebdc", batch, weighted=weighted, seed=batch)}
-
-    check_parity(Rearranged(store, weighted), requests, tmp_path / "m", batches=BATCHES[1:])
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize(("make", "keys"), [(Pooled, "abc"), (Pooled, "axbc"), (Rearranged, "aebdc")])
-def test_jagged_tensors_are_checked_before_all_else(
-    store: damo.EmbeddingStore, tmp_path: Path, make: Any, keys: str, weighted: bool
-) -> None:
-    model = make(store, weighted).eval()
-    damo.onnx.export(model, random_features(keys, 2, weighted=weighted), tmp_path / "m")
-    session = damo.onnx.session(tmp_path / "m", operators=False)
-    request = feed(features=random_features(keys, 2, weighted=weighted))
-    session.run(None, request)
-    for where, length in itertools.product(np.ndindex(len(keys), 2), (-1, -3, 2**28, 2**32, 2**45, 2**62)):
-        lengths = request["features.lengths"].copy()
-        lengths[where] = length
-        with pytest.raises(Exception, match="lengths are negative, beyond max_length, or not in sum"):
-            session.run(None, request | {"features.lengths": lengths})
-    for name, message in (("values", "lengths are negative"), ("weights", "not one weight for each value")):
-        if (array := request.get(f"features.{name}")) is not None:
-            with pytest.raises(Exception, match=message):
-                session.run(None, request | {f"features.{name}": np.append(array, array[:3])})
-
-
-@pytest.mark.parametrize(("make", "keys", "checked"), [(Pooled, "abc", False), (Rearranged, "aebdc", True)])
-def test_lookups_check_what_they_alone_read(
-    store: damo.EmbeddingStore, tmp_path: Path, make: Any, keys: str, checked: bool
-) -> None:
-    damo.onnx.export(make(store, weighted=False), random_features(keys, 2), tmp_path / "m.onnx")
-    proto = onnx.load(tmp_path / "m.onnx", load_external_data=False)
-    assert ("CheckJagged" in {node.op_type for node in proto.graph.node}) == checked
-
-
-class Regrouped(nn.Module):
-    """Columns that TorchRec's module regroups, of bags that it weighs by position."""
-
-    def __init__(self, store: damo.EmbeddingStore) -> None:
-        super().__init__()
-        self.weigh = PositionWeightedModuleCollection({"a": 8, "b": 8, "c": 8})
-        self.first = damo.EmbeddingBagCollection(bags("abc", [8, 4, 8], "first"), is_weighted=True, store=store, **SGD)
-        self.second = damo.EmbeddingBagCollection(bags("de", [4, 8], "second"), store=store, **SGD)
-        self.regroup = KTRegroupAsDict([["e", "a"], ["c"], ["d", "b"]], ["x", "y", "z"])
-
-    def forward(self, features: KeyedJaggedTensor, others: KeyedJaggedTensor) -> dict[str, torch.Tensor]:
-        return self.regroup([self.first(self.weigh(features)), self.second(others)])
-
-
-def test_torchrecs_modules_around_a_collection(store: damo.EmbeddingStore, tmp_path: Path) -> None:
-    def requests(batch: int) -> dict[str, Any]:
-        return {"features": random_features("abc", batch, seed=batch), "others": random_features("de", batch, seed=1)}
-
-    model = Regrouped(store)
-    for weight in model.weigh.parameters():
-        nn.init.uniform_(weight)
-    check_parity(model, requests, tmp_path / "m", batches=BATCHES[1:])
 
 
 def test_collections_that_are_called_twice(store: damo.EmbeddingStore, tmp_path: Path) -> None:
@@ -285,111 +87,6 @@ def test_damo_embeddings_save_model(store: damo.EmbeddingStore, tmp_path: Path) 
     session = onnxruntime.InferenceSession(str(file))
     (answer,) = session.run(["prob"], {"feats": ids.numpy()})
     np.testing.assert_allclose(answer, model(ids).detach().numpy(), atol=1e-6)
-
-
-EXTREMES = [0, -1, 1, 2**63 - 1, -(2**63), 2**32, -(2**32), 2**53 + 1, 12345678901234567]
-
-
-def test_every_int64_is_an_id(store: damo.EmbeddingStore, tmp_path: Path) -> None:
-    model = Pooled(store, weighted=False)
-    table = store.table("thirdFalse")
-    table.set(EXTREMES, torch.arange(8.0 * len(EXTREMES)).view(-1, 8))
-    model.eval()
-    damo.onnx.export(model, random_features("abc", 1), tmp_path / "model")
-    session = damo.onnx.session(tmp_path / "model", operators=False)
-    near = [i for extreme in EXTREMES for i in (extreme - 1, extreme + 1) if -(2**63) <= i < 2**63]
-    ids = torch.tensor(EXTREMES + near)
-    lengths = torch.cat([torch.ones(len(ids), dtype=torch.int64), torch.zeros(2 * len(ids), dtype=torch.int64)])
-    features = KeyedJaggedTensor(keys=list("abc"), values=ids, lengths=lengths)
-    (answer,) = session.run(None, feed(features=features))
-    np.testing.assert_array_equal(answer, model(features).detach().numpy())
-    np.testing.assert_array_equal(answer[: len(EXTREMES), -8:], table.get(EXTREMES).numpy())
-    unseen = ~np.isin(ids.numpy(), EXTREMES)
-    assert not answer[unseen].any()
-
-
-def test_unseen_ids_read_their_initial_value_exactly(store: damo.EmbeddingStore, tmp_path: Path) -> None:
-    options = {
-        "t_a": damo.TableOptions(unseen_in_eval="initial"),
-        "t_b": damo.TableOptions(unseen_in_eval="initial", initializer=damo.init.Constant(0.25)),
-        "t_c": damo.TableOptions(),
-        "t_d": damo.TableOptions(unseen_in_eval="initial"),
-    }
-    model = nn.Sequential(
-        damo.EmbeddingBagCollection(bags("abcd", [6, 6, 6, 6]), store=store, table_options=options, **SGD)
-    )
-
-    class Values(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
-            return self.model(features).values()
-
-    values = Values()
-    train(values, (random_features("abcd", 8),))
-    store.table("t_d").delete(store.table("t_d").to_torch()[0])  # nothing is in it
-    damo.onnx.export(values, random_features("abcd", 1), tmp_path / "model")
-    session = damo.onnx.session(tmp_path / "model", operators=False)
-    ids = np.array([*EXTREMES, *range(-100, 100)])
-    features = KeyedJaggedTensor(
-        keys=list("abcd"),
-        values=torch.from_numpy(np.tile(ids, 4)),
-        lengths=torch.ones(4 * len(ids), dtype=torch.int64),
-    )
-    (answer,) = session.run(None, feed(features=features))
-    np.testing.assert_array_equal(answer, values(features).detach().numpy())
-    assert (answer[:, :6] != 0).all()
-    assert (answer[:, 18:] != 0).all()
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-def test_results_do_not_depend_on_threads(store: damo.EmbeddingStore, tmp_path: Path, weighted: bool) -> None:
-    model = Pooled(store, weighted=weighted)
-    # Few bags, too: fewer than threads.
-    sizes = [(2000, 1), (2000, 5), (2000, 60), *itertools.product((1, 2, 3, 8), (6, 9, 61, 300))]
-    requests = [random_features("abc", batch, longest=longest, weighted=weighted, seed=3) for batch, longest in sizes]
-    train(model, (requests[0],))
-    damo.onnx.export(model, requests[0], tmp_path / "model")
-    sessions = [damo.onnx.session(tmp_path / "model", num_threads=n, operators=False) for n in (1, 2, 3, 8, 16)]
-    for request in requests:
-        first, *others = [session.run(None, feed(features=request))[0] for session in sessions]
-        for other in others:
-            np.testing.assert_array_equal(first, other)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_rows_over_several_arrays(
-    store: damo.EmbeddingStore, tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    item = {"float32": 4, "int8": 1}[dtype]
-    monkeypatch.setattr("damo_torchrec.onnx.rows._SHARD_BYTES", 40 * 8 * item)
-    tolerance = {"float32": 1e-5, "int8": 2e-2}[dtype]
-    check_parity(dlrm(store), dlrm_requests(), tmp_path / "model", tolerance, batches=(1, 300), dtype=dtype)
-    graph = onnx.load(tmp_path / "model" / "model.onnx", load_external_data=False).graph
-    assert sum("/rows_" in initializer.name for initializer in graph.initializer) > 2
-
-
-def test_an_empty_store(store: damo.EmbeddingStore, tmp_path: Path) -> None:
-    model = Pooled(store, weighted=False).eval()
-    damo.onnx.export(model, random_features("abc", 1), tmp_path / "model")
-    session = damo.onnx.session(tmp_path / "model", operators=False)
-    (answer,) = session.run(None, feed(features=random_features("abc", 5)))
-    assert answer.shape == (5, 27)
-    assert not answer.any()
-
-
-def test_only_standard_operators(store: damo.EmbeddingStore, tmp_path: Path) -> None:
-    damo.onnx.export(Pooled(store, True), random_features("abc", 1, weighted=True), tmp_path / "m.onnx")
-    proto = onnx.load(tmp_path / "m.onnx", load_external_data=False)
-    onnx.checker.check_model(str(tmp_path / "m.onnx"))
-    own = {function.name for function in proto.functions}
-    assert {function.domain for function in proto.functions} == {"damo_torchrec"}
-    for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
-        for node in nodes:
-            assert node.domain == "" or (node.domain == "damo_torchrec" and node.op_type in own)
-    assert {(o.domain, o.version) for o in proto.opset_import} >= {("", 18)}
 
 
 def test_the_rows_of_another_store(store: damo.EmbeddingStore, tmp_path: Path) -> None:
@@ -438,3 +135,76 @@ def test_filters(store: damo.EmbeddingStore, tmp_path: Path) -> None:
     assert exported(top_n=3) == [1, 3, 4]
     assert exported(top_n={"t": 1}) == [3]
     assert exported(top_n=100) == [1, 2, 3, 4]
+
+
+def test_the_rows_are_those_of_one_moment(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = model(REQUEST).detach().numpy()
+    trained = False
+
+    def update(*_: Any) -> None:
+        nonlocal trained
+        if not trained:
+            trained = True
+            train(model, (REQUEST,))
+
+    monkeypatch.setattr("tqdm.auto.tqdm.update", update)
+    damo.onnx.export(model, REQUEST, tmp_path / "m")
+    assert trained
+    np.testing.assert_allclose(answer(tmp_path / "m"), expected, atol=1e-6)
+
+
+def test_float16_refuses_what_it_cannot_hold(model: nn.Module, store: damo.EmbeddingStore, tmp_path: Path) -> None:
+    store.table("secondFalse").set([77], torch.full((1, 3), 1e6))
+    with pytest.raises(ValueError, match="77"):
+        damo.onnx.export(model, REQUEST, tmp_path / "m", dtype="float16")
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_rows_over_several_arrays(
+    store: damo.EmbeddingStore, tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item = {"float32": 4, "int8": 1}[dtype]
+    monkeypatch.setattr("damo_torchrec.onnx.rows._SHARD_BYTES", 40 * 8 * item)
+    tolerance = {"float32": 1e-5, "int8": 2e-2}[dtype]
+    check_parity(dlrm(store), dlrm_requests(), tmp_path / "model", tolerance, batches=(1, 300), dtype=dtype)
+    graph = onnx.load(tmp_path / "model" / "model.onnx", load_external_data=False).graph
+    assert sum("/rows_" in initializer.name for initializer in graph.initializer) > 2
+
+
+WRONG_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "max_length 2.5": ({"max_length": 2.5}, r"max_length of '.' must be an int, got 2\.5"),
+    "max_length True": ({"max_length": {"b": True}}, "max_length of 'b' must be an int, got True"),
+    "max_length 2^70": ({"max_length": 2**70}, r"must be in 1\.\.2\*\*62"),
+    "min_count '3'": ({"min_count": "3"}, "min_count must be an int, got '3'"),
+    "min_count 2^70": ({"min_count": 2**70}, r"must be in 0\.\.2\*\*62"),
+    "expire 1.5": ({"expire": 1.5}, r"expire must be an int, got 1\.5"),
+    "top_n 2.0": ({"top_n": 2.0}, r"top_n of .* must be an int, got 2\.0"),
+    "memory_budget": ({"memory_budget": "1MiB"}, "memory_budget must be at least 33554432 bytes, got '1MiB'"),
+    "dtype": ({"dtype": "float64"}, "dtype must be one of"),
+    "unseen": ({"unseen": "random"}, "unseen must be one of"),
+    "max_length": ({"max_length": {"z": 3}}, r"max_length names \['z'\]"),
+    "max_length 0": ({"max_length": 0}, r"must be in 1\.\.2\*\*62, got 0"),
+    "top_n": ({"top_n": {"t": 1}}, "top_n names"),
+    "min_count": ({"min_count": -1}, r"min_count must be in 0\.\.2\*\*62, got -1"),
+    "output_names": ({"output_names": ["a", "b"]}, "must name 1 outputs"),
+    "input_names": ({"input_names": ["a", "b"]}, "must name 1 arguments"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG_OPTIONS.values(), ids=WRONG_OPTIONS)
+def test_wrong_options_are_refused(model: nn.Module, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError if "an int" in message else ValueError, match=message):
+        damo.onnx.export(model, REQUEST, tmp_path / "m", **options)
+    assert not (tmp_path / "m").exists()
+
+
+def test_save_model_for_serving_says_what_it_takes(store: damo.EmbeddingStore, tmp_path: Path) -> None:
+    model = Groups(store)
+    ids = torch.zeros(2, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="takes no step"):
+        damo.save_model(model, tmp_path / "m", False, dummy_input=ids, step=3)
+    with pytest.raises(ValueError, match="takes no dummy_input"):
+        damo.save_model(model, tmp_path / "m", dummy_input=ids)
+    with pytest.raises(ValueError, match="needs a path, and dummy_input"):
+        damo.save_model(model, tmp_path / "m", training=False)

@@ -154,7 +154,7 @@ class StoreMachine(RuleBasedStateMachine):
     def train_collection(self, which, batch, values, fault):
         ebc, model = self.collections[which], self.models[which]
         output = ebc.train()(kjt(batch)).to_dict()
-        keys = {name: [k for k in ebc._embedding_names if k in FEATURES[name]] for name in model.names}
+        keys = {name: [k for k in ebc.lookup_plan.names if k in FEATURES[name]] for name in model.names}
         bags = bags_by_table(model.names, batch)
         gradients = {}
         for name, of_table in keys.items():

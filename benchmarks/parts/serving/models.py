@@ -17,7 +17,7 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTens
 from torchrec.models.dlrm import DLRM
 
 import damo_torchrec as damo
-from damo_torchrec.onnx.capture import quiet
+from damo_torchrec.onnx.trace_model import quiet
 
 DENSE_FEATURES = 13
 HIDDEN_UNITS = [512, 256]

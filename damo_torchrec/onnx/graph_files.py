@@ -13,7 +13,7 @@ from damo_torchrec.files import os_errors, sync_directory
 _LARGEST_FILE = 2**31 - 1  # of protobuf
 
 
-def publish(file: Path, proto: onnx.ModelProto, fill: Callable[[Path], None]) -> None:
+def write_graph(file: Path, proto: onnx.ModelProto, fill: Callable[[Path], None]) -> None:
     """Writes a graph to `file`, in the place of what was there once it is whole.
 
     `fill` gets a new directory beside it, ``STEM.data-XXXXXXXX``, for arrays that the graph refers to, and completes

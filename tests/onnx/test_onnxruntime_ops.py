@@ -1,7 +1,6 @@
 """Kernels for ONNX Runtime: they compute what a graph's functions of standard operators and the model do."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,6 @@ pytestmark = pytest.mark.skipif(not operators_file().is_file(), reason="built wi
 
 BATCHES = (0, 1, 33, 300, 2000)
 DTYPES = ("float32", "float16", "int8")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[damo.EmbeddingStore]:
-    with damo.EmbeddingStore(tmp_path / "store") as opened:
-        yield opened
 
 
 def ran(session: onnxruntime.InferenceSession) -> set[str]:

@@ -27,7 +27,7 @@ from damo_torchrec.onnx.vocabulary import OPSET
 _MODEL = "model"  # what the wrapper calls the model: the prefix of its parameters' names
 
 
-def capture(
+def trace_model(
     model: nn.Module, arguments: Arguments, output_names: Sequence[str] | None = None
 ) -> tuple[onnx.ModelProto, list[LookupCall]]:
     """Exports the dense part of a model in eval mode. Parameters keep the names that they have in its state dict.

@@ -1,0 +1,114 @@
+"""What a collection looks up, as plain data: which features, in which tables, and what comes of the rows.
+
+A collection makes its plan; whoever has to know what it would look up, such as export, serving or a sharder, takes the
+plan and not the collection.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from damo_torchrec import _core
+
+
+class LookupKind(Enum):
+    """What is asked with, and what is given. The values are part of the format of exported graphs."""
+
+    POOLED = "EmbeddingBagCollection"  # jagged ids by feature; each bag's rows as one
+    SEQUENCES = "EmbeddingCollection"  # jagged ids by feature; a row for each id
+    ROWS = "Embedding"  # a plain tensor of ids; a row for each
+
+
+@dataclass(frozen=True)
+class LookupOutput:
+    """One output: a feature, looked up in one table.
+
+    Args:
+        feature: its name.
+        table: the table's name.
+        dim: of the table's rows.
+        mean: whether bags are means; else sums, and rows themselves where nothing is pooled.
+        unseen: what ids without a row read as in eval mode: ``"zeros"`` or ``"initial"``.
+    """
+
+    feature: str
+    table: str
+    dim: int
+    mean: bool
+    unseen: str
+
+
+@dataclass(frozen=True)
+class LookupPlan:
+    """All that a collection looks up in one call.
+
+    Args:
+        kind: what is asked with, and what is given.
+        outputs: in the order of the tables, and of each table's features.
+        weighted: whether each id has a weight.
+        padding: an id that reads zeros whatever its row; None for none.
+
+    Attributes:
+        features: by output, its feature.
+        dims: by output, its columns.
+        names: by output, TorchRec's name: the feature's, or ``feature@table`` if several tables have the feature.
+    """
+
+    kind: LookupKind
+    outputs: tuple[LookupOutput, ...]
+    weighted: bool = False
+    padding: int | None = None
+    # Not cached properties, which torch.compile cannot trace; lists, as KeyedTensor wants them.
+    features: list[str] = field(init=False, repr=False, compare=False)
+    dims: list[int] = field(init=False, repr=False, compare=False)
+    names: list[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        features = [output.feature for output in self.outputs]
+        names = [o.feature if features.count(o.feature) == 1 else f"{o.feature}@{o.table}" for o in self.outputs]
+        for name, value in (("features", features), ("dims", [o.dim for o in self.outputs]), ("names", names)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def width(self) -> int:
+        """Columns of all outputs, side by side."""
+        return sum(self.dims)
+
+    def columns(self) -> list[int]:
+        """By output, which of these columns is its first."""
+        return [0, *itertools.accumulate(self.dims)][: len(self.dims)]
+
+    def positions(self, keys: Sequence[str]) -> list[int]:
+        """By output, where among these keys its feature is. Raises KeyError if it is not there."""
+        position = {key: i for i, key in enumerate(keys)}
+        for feature in self.features:
+            if feature not in position:
+                raise KeyError(f"no feature {feature!r} in the input, whose keys are {list(keys)}")
+        return [position[feature] for feature in self.features]
+
+
+def engine_features(
+    plan: LookupPlan, keys: Sequence[str], tables: Mapping[str, int], training: bool = False
+) -> list[_core.Feature]:
+    """The engine's form of a plan: which key goes from which table to which columns.
+
+    Args:
+        plan: what is looked up.
+        keys: of the input, in its order.
+        tables: by name, the engine's number.
+        training: whether ids without a row read their initial values, whatever the plan says of eval mode.
+
+    Raises:
+        KeyError: a feature is not among the keys.
+    """
+    return [
+        _core.Feature(
+            table=tables[output.table],
+            pooling=_core.Pooling.MEAN if output.mean else _core.Pooling.SUM,
+            unseen=_core.UnseenRows[("initial" if training else output.unseen).upper()],
+            key=key,
+            column=column,
+        )
+        for output, key, column in zip(plan.outputs, plan.positions(keys), plan.columns(), strict=True)
+    ]
