@@ -185,7 +185,7 @@ def serving(report: Report) -> "Figure":
         shown = [f for f in report["lookups"] if (f["ids_per_bag"], f["requests"] > 1) == (ids_per_bag, distinct)]
         lines(axes, shown, over="batch", value="ratio")
         which = "of which each asks for rows of its own" if distinct else "the same each time"
-        axes.set(ylabel="times a Gather", title=f"{ids_per_bag} id(s) in a bag; requests, {which}")
+        axes.set(ylabel="times a Gather", title=f"ids in a bag: {ids_per_bag}; requests, {which}")
     lines(models, report["models"], over="batch", value="p50", factor=1000)
     models.set(ylabel="ms, median", xlabel="samples of a request", title="whole models")
     return figure

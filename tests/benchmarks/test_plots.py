@@ -137,7 +137,7 @@ def test_each_benchmark_of_make_bench_has_a_plot():
         ("cold", 3, ["page cache", "direct I/O", DISK, "write-back", " 2,000", "rows/s"]),
         ("scale", 2, ["hit rate of 90.0%", "ms/step", "MiB"]),
         ("checkpoint", 1, ["7 MiB", "in the background", "by the caller", " 0.5", "s above the median"]),
-        ("serving", 5, ["times a Gather", "5 id(s) in a bag", "whole models", "samples of a request", "kernels"]),
+        ("serving", 5, ["times a Gather", "ids in a bag: 5", "whole models", "samples of a request", "kernels"]),
         ("serving_load", 1, ["7 deltas meanwhile\n900 requests/s", " 4", "ms: median, and up to p99"]),
         ("cache_policy", 1, ["damo_torchrec\n1.100 ×", " 11", "% of ids"]),
     ],
