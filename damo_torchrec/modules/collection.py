@@ -164,10 +164,9 @@ class Collection(abc.ABC, nn.Module):
         return features
 
     def _set_optimizers(self) -> None:
-        specs = self._optimizer.specs()
         session = self._session
-        for table in self._tables:
-            session.catalog.set_optimizer(table.opened, specs[table.name], session.engine)
+        opened = [table.opened for table in self._tables]
+        session.catalog.set_optimizers(opened, self._optimizer.specs(), session.engine)
 
     # ------------------------------------------------------------------ what it is made of
 

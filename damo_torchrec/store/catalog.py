@@ -1,7 +1,7 @@
 """Which tables a store has: those of its manifest, and those that collections opened since."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -109,11 +109,15 @@ class Catalog:
             self._add(OpenTable(definition, definition.optimizer), engine)
         return self.open[definition.name]
 
-    def set_optimizer(self, table: OpenTable, spec: OptimizerSpec, engine: _core.Store) -> None:
-        """Has the table's next update use these hyperparameters."""
-        if spec != table.optimizer:
-            engine.set_optimizer(table.index, spec.to_core())
-            table.optimizer = spec
+    def set_optimizers(
+        self, tables: Sequence[OpenTable], specs: Mapping[str, OptimizerSpec], engine: _core.Store
+    ) -> None:
+        """Has the next update of each table use its hyperparameters in `specs`, by name."""
+        for table in tables:
+            spec = specs[table.definition.name]
+            if spec != table.optimizer:
+                engine.set_optimizer(table.index, spec.to_core())
+                table.optimizer = spec
 
     def _add(self, table: OpenTable, engine: _core.Store) -> None:
         """Makes `table` known to an engine that holds the manifest's rows."""

@@ -95,7 +95,7 @@ class Session:
     @property
     def engine(self) -> _core.Store:
         """What has the rows. Raises StoreClosedError if the store is closed, or another process opened it."""
-        if self.in_other_process:
+        if os.getpid() != self._process:
             raise StoreClosedError(
                 f"the store {self.path} belongs to process {self._process}, which opened it: "
                 f"its child, process {os.getpid()}, cannot use it after a fork"
