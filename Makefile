@@ -43,12 +43,14 @@ test-python: venv  ## run the Python tests; pytest's options in ARGS="..."
 sanitize: venv gtest  ## run the C++ tests under the address, undefined-behaviour and thread sanitizers
 	@$(CONFIGURE) -B build/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDAMO_SANITIZE=address,undefined
 	@$(BUILD) build/asan --parallel $(JOBS)
-	@build/asan/damo_tests --gtest_brief=1
+	@for tests in build/asan/damo_test_*; do $$tests --gtest_brief=1 || exit; done
 	@$(BIN)/ctest --test-dir build/asan --quiet --output-on-failure --tests-regex RecordFuzzer
 	@$(CONFIGURE) -B build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDAMO_SANITIZE=thread
 	@$(BUILD) build/tsan --parallel $(JOBS)
 # Without the tests of RocksDB: the system's library is not instrumented, so its locks would go unseen.
-	@$(FIXED_ADDRESSES) build/tsan/damo_tests --gtest_brief=1 --gtest_filter='-*RocksDb*'
+	@for tests in build/tsan/damo_test_*; do \
+	  $(FIXED_ADDRESSES) $$tests --gtest_brief=1 --gtest_filter='-*RocksDb*' || exit; \
+	done
 
 lint: venv  ## check style, types and which modules import which
 	@$(BIN)/ruff check

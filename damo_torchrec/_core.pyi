@@ -1,6 +1,8 @@
 import enum
 from collections.abc import Callable
 
+BLOCK_BYTES: int
+KEY_BYTES: int
 LEAST_MEMORY_BUDGET: int
 LEAST_SERVING_MEMORY: int
 PERFECT_HASH_CONSTANTS: tuple[int, int, int]
@@ -171,6 +173,10 @@ class Store:
     def row_store_stats(self) -> RowStoreStats: ...
     def row_counts(self) -> RowCounts: ...
     def cache_memory_bytes(self) -> int: ...
+
+def first_key(table: int, deletions: bool) -> bytes: ...
+def last_key(table: int, deletions: bool) -> bytes: ...
+def decode_id(key: bytes) -> int: ...
 
 class TableFile:
     name: str

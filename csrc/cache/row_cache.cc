@@ -17,33 +17,25 @@ constexpr size_t kLargestSegment = size_t{1} << 20;
 constexpr size_t kSmallestSegment = size_t{1} << 18;
 // Segments kept free beyond what was asked for: eviction copies survivors before it frees what they came from.
 constexpr size_t kReservedSegments = 2;
-// What an eviction from main should keep of a segment; more raises the bar for frequent rows, less lowers it.
-constexpr double kKeptShare = 0.85;
-// The bar does not sink below this, so that it rises above any row within a few evictions that free nothing.
-constexpr double kLeastFrequent = 1e-6;
-// No row is updated more than once in a step.
-constexpr double kMostFrequent = 1.5;
-// Probation's share of the segments in use.
-constexpr double kProbationShare = 0.05;
 constexpr size_t kRowsAhead = 16;
 
 size_t ChooseSegmentBytes(size_t bytes) {
   return std::clamp(std::bit_floor(bytes / 256), kSmallestSegment, kLargestSegment);
 }
 
-uint16_t Fingerprint(uint32_t tag) { return static_cast<uint16_t>(tag | 1); }
-
 }  // namespace
 
-RowCache::RowCache(const RowCacheOptions& options) : options_(options) {
-  segment_bytes_ = options.segment_bytes ? options.segment_bytes : ChooseSegmentBytes(options.bytes);
-  const size_t segments = options.bytes / segment_bytes_;
+RowCache::RowCache(const RowCacheOptions& options)
+    : options_(options),
+      segment_bytes_(options.segment_bytes ? options.segment_bytes : ChooseSegmentBytes(options.bytes)),
+      segments_(options.bytes / segment_bytes_),
+      replacement_(segments_.size()) {
+  const size_t segments = segments_.size();
   arena_.unit_shift = 3;
   while (segments * segment_bytes_ >> arena_.unit_shift > UINT32_MAX) ++arena_.unit_shift;
   slot_to_segment_shift_ = std::countr_zero(segment_bytes_) - arena_.unit_shift;
   pages_ = AllocatePages(segments * segment_bytes_);
   arena_.base = static_cast<char*>(pages_.get());
-  segments_.resize(segments);
   for (size_t i = segments; i-- > 0;) free_.push_back(static_cast<uint32_t>(i));
   index_ = std::make_unique<HashIndex>(0);
   segment_limit_ = segments;
@@ -75,13 +67,13 @@ uint16_t RowCache::AddTable(const RowLayout& layout) {
 // Splits the budget between index, filter and segments so that the index has room for a cache full of the smallest
 // rows.
 void RowCache::Resize(size_t min_stride) {
-  const size_t rows = options_.bytes / (min_stride + HashIndex::BytesFor(1000) / 1000 + sizeof(uint16_t));
+  const size_t rows = options_.bytes / (min_stride + HashIndex::BytesFor(1000) / 1000 + GhostFilter::BytesFor(1));
   auto index = std::make_unique<HashIndex>(rows);
   index->InsertAll(*index_);
   index_ = std::move(index);
-  ghosts_.assign(rows + 1, 0);
+  replacement_.ghosts().Reset(rows);
   min_stride_ = min_stride;
-  const size_t overhead = HashIndex::BytesFor(rows) + rows * sizeof(uint16_t);
+  const size_t overhead = HashIndex::BytesFor(rows) + GhostFilter::BytesFor(rows);
   segment_limit_ = std::min(segments_.size(), (options_.bytes - overhead) / segment_bytes_);
 }
 
@@ -91,38 +83,28 @@ void RowCache::ReleaseFreeSegments() {
   }
 }
 
-size_t RowCache::Room(const Queue& queue, size_t stride) const {
-  if (queue.empty()) return 0;
-  return (segment_bytes_ - segments_[queue.back()].used) / stride * stride;
-}
-
-void RowCache::OpenSegment(Queue* queue) {
+void RowCache::OpenSegment(Replacement::Queue queue) {
   const uint32_t segment = free_.back();
   free_.pop_back();
   segments_[segment].used = FirstOffset(segment);
-  segments_[segment].in_main = queue == &main_;
-  segments_[segment].arrival = ++arrivals_;
-  queue->push_back(segment);
+  replacement_.Open(queue, segment);
 }
 
-Slot RowCache::Append(Queue* queue, size_t stride) {
-  if (Room(*queue, stride) == 0) OpenSegment(queue);
-  const uint32_t segment = queue->back();
+Slot RowCache::Append(Replacement::Queue queue, size_t stride) {
+  const uint32_t open = replacement_.open_segment(queue);
+  if (open == Replacement::kNoSegment || segment_bytes_ - segments_[open].used < stride) OpenSegment(queue);
+  const uint32_t segment = replacement_.open_segment(queue);
   const size_t offset = segment * segment_bytes_ + segments_[segment].used;
   segments_[segment].used += stride;
   return static_cast<Slot>(offset >> arena_.unit_shift);
 }
 
 Slot RowCache::Add(uint16_t table, int64_t id, uint32_t tag, bool awaited) {
-  uint16_t& ghost = ghosts_[GhostOf(tag)];
-  const bool came_back = ghost == Fingerprint(tag);
-  if (came_back) ghost = 0;
-  const Slot slot = Append(came_back ? &main_ : &probation_, tables_[table].stride);
+  const Slot slot = Append(replacement_.Admit(tag), tables_[table].stride);
   char* row = Row(slot);
-  std::memcpy(row, &id, sizeof id);
-  std::memcpy(row + kTableOffset, &table, sizeof table);
+  SetRowKey(row, table, id);
   SetRowFlags(row, kAbsent | kLoading);
-  row[kTouchOffset] = static_cast<char>((awaited ? kAwaited : operation_) << 2);
+  replacement_.NoteArrival(row, awaited);
   ++tables_[table].rows;
   index_->Insert(tag, slot);
   return slot;
@@ -142,48 +124,6 @@ bool RowCache::NeedsEviction(size_t bytes) const {
   return in_use + needed > segment_limit_;
 }
 
-// Sealed ones in probation.
-size_t RowCache::awaited_segments() const {
-  const auto newer = [&](uint32_t segment) { return segments_[segment].arrival >= awaited_from_; };
-  const size_t sealed = probation_.size() - (probation_.empty() ? 0 : 1);
-  return static_cast<size_t>(
-      std::count_if(probation_.begin(), probation_.begin() + static_cast<ptrdiff_t>(sealed), newer));
-}
-
-size_t RowCache::spare_segments() const {
-  const size_t sealed_p = probation_.size() - (probation_.empty() ? 0 : 1);
-  const size_t sealed_m = main_.size() - (main_.empty() ? 0 : 1);
-  return sealed_m + sealed_p - awaited_segments();
-}
-
-std::vector<uint32_t> RowCache::NextVictims(size_t n) const {
-  // The open segments stay, unless nothing else is left.
-  std::vector<uint32_t> victims;
-  size_t p = 0, m = 0;
-  const size_t sealed_p = probation_.size() - (probation_.empty() ? 0 : 1);
-  const size_t sealed_m = main_.size() - (main_.empty() ? 0 : 1);
-  const double probation =
-      std::max(kProbationShare * static_cast<double>(sealed_p + sealed_m), static_cast<double>(awaited_segments()));
-  while (victims.size() < n && p + m < sealed_p + sealed_m) {
-    const bool from_probation = m == sealed_m || (p<sealed_p&& static_cast<double>(sealed_p - p)> probation);
-    victims.push_back(from_probation ? probation_[p++] : main_[m++]);
-  }
-  return victims;
-}
-
-// By its share of the table's updates so far, unless it has had none for four times as long as that lets expect.
-bool RowCache::Frequent(const char* row) const {
-  const Table& table = tables_[RowTable(row)];
-  const auto [last_step, count] = PayloadCounters(row + kPayloadOffset, table.layout);
-  const double rate = static_cast<double>(count) / std::max(table.iter, 1u);
-  return rate >= frequent_ && rate * (static_cast<double>(table.iter) - last_step) < 4;
-}
-
-bool RowCache::Survives(const char* row, bool in_main) const {
-  const int uses = row[kTouchOffset] & 3;
-  return (RowFlags(row) & kPinned) || uses >= (in_main ? 2 : 1) || Frequent(row);
-}
-
 template <class F>
 void RowCache::ForEachRow(uint32_t segment, F f) const {
   for (size_t offset = FirstOffset(segment); offset < segments_[segment].used;) {
@@ -196,9 +136,12 @@ void RowCache::ForEachRow(uint32_t segment, F f) const {
 
 void RowCache::CollectDirty(uint32_t segment, bool evictable_only, std::vector<Slot>* slots) const {
   if (!segments_[segment].dirty) return;
-  const bool in_main = segments_[segment].in_main;
+  const auto stays = [&](const char* row) {
+    const Table& table = tables_[RowTable(row)];
+    return (RowFlags(row) & kPinned) || replacement_.WouldKeep(row, table.layout, table.iter, segment);
+  };
   ForEachRow(segment, [&](char* row, Slot slot) {
-    if ((RowFlags(row) & kDirty) && !(evictable_only && Survives(row, in_main))) slots->push_back(slot);
+    if ((RowFlags(row) & kDirty) && !(evictable_only && stays(row))) slots->push_back(slot);
   });
 }
 
@@ -216,33 +159,32 @@ void RowCache::EndSnapshot(uint32_t segment, uint8_t flag, std::vector<Slot>* sl
   });
 }
 
+Slot RowCache::MoveToMain(const char* row, uint32_t from) {
+  const size_t stride = tables_[RowTable(row)].stride;
+  const Slot to = Append(Replacement::Queue::kMain, stride);
+  std::memcpy(Row(to), row, stride);
+  if (RowFlags(row) & kDirty) {
+    Segment& segment = segments_[SegmentOf(to)];
+    segment.dirty = true;
+    segment.changed |= segments_[from].changed;
+    // What the snapshot needs of it was taken before, or its own segment would be in it.
+    if (segment.in_snapshot) SetRowFlags(Row(to), RowFlags(row) | kKept);
+  }
+  return to;
+}
+
 void RowCache::Evict(uint32_t segment) {
-  const bool in_main = segments_[segment].in_main;
-  (in_main ? main_ : probation_).pop_front();
-  size_t rows = 0, kept = 0;
+  Replacement::Eviction eviction = replacement_.Begin(segment);
   const auto evict = [&](char* row, Slot slot, uint32_t tag) {
-    const uint16_t table = RowTable(row);
-    const bool pinned = RowFlags(row) & kPinned;
-    rows += pinned ? 0 : 1;
-    if (Survives(row, in_main)) {
-      kept += pinned ? 0 : 1;
-      const Slot to = Append(&main_, tables_[table].stride);
-      std::memcpy(Row(to), row, tables_[table].stride);
-      uint8_t* touch = reinterpret_cast<uint8_t*>(Row(to) + kTouchOffset);
-      *touch = static_cast<uint8_t>((*touch & ~3) | ((*touch & 3) > 0 && in_main ? (*touch & 3) - 1 : 0));
-      if (RowFlags(row) & kDirty) {
-        segments_[SegmentOf(to)].dirty = true;
-        segments_[SegmentOf(to)].changed |= segments_[segment].changed;
-        // What the snapshot needs of it was taken before, or its own segment would be in it.
-        if (segments_[SegmentOf(to)].in_snapshot) SetRowFlags(Row(to), RowFlags(row) | kKept);
-      }
+    Table& table = tables_[RowTable(row)];
+    if ((RowFlags(row) & kPinned) || replacement_.Keeps(row, table.layout, table.iter, &eviction)) {
+      const Slot to = MoveToMain(row, segment);
+      replacement_.Moved(Row(to), eviction);
       index_->Replace(tag, slot, to);
     } else {
-      if (!in_main && !(RowFlags(row) & kAbsent)) {
-        ghosts_[GhostOf(tag)] = Fingerprint(tag);
-      }
+      replacement_.Dropped(row, tag, eviction);
       index_->Erase(tag, slot);
-      --tables_[table].rows;
+      --table.rows;
     }
   };
   // What a row needs of the index and the filter is fetched some rows ahead.
@@ -262,27 +204,18 @@ void RowCache::Evict(uint32_t segment) {
   for (size_t i = n < kRowsAhead ? 0 : n - kRowsAhead; i < n; ++i) {
     evict(ahead[i % kRowsAhead].row, ahead[i % kRowsAhead].slot, ahead[i % kRowsAhead].tag);
   }
-  if (in_main && rows > 0) {
-    const double share = static_cast<double>(kept) / static_cast<double>(rows);
-    const double factor = share == 1 ? 16 : share > kKeptShare ? 1.05 : 0.95;
-    frequent_ = std::clamp(frequent_ * factor, kLeastFrequent, kMostFrequent);
-  }
+  replacement_.End(eviction);
   segments_[segment].recycled_at = ++epoch_;
   segments_[segment].dirty = segments_[segment].changed = segments_[segment].cleaned = false;
   free_.push_back(segment);
 }
 
 void RowCache::Seal() {
-  for (Queue* queue : {&probation_, &main_}) {
-    if (queue->empty() || segments_[queue->back()].used == FirstOffset(queue->back()) || free_.empty()) continue;
+  for (const auto queue : {Replacement::Queue::kProbation, Replacement::Queue::kMain}) {
+    const uint32_t open = replacement_.open_segment(queue);
+    if (open == Replacement::kNoSegment || segments_[open].used == FirstOffset(open) || free_.empty()) continue;
     OpenSegment(queue);
   }
-}
-
-std::vector<uint32_t> RowCache::SegmentsInUse() const {
-  std::vector<uint32_t> all(probation_.begin(), probation_.end());
-  all.insert(all.end(), main_.begin(), main_.end());
-  return all;
 }
 
 size_t RowCache::resident_bytes() const {
@@ -293,7 +226,7 @@ size_t RowCache::resident_bytes() const {
 
 size_t RowCache::memory_bytes() const {
   return (segments_.size() - free_.size()) * segment_bytes_ + index_->capacity() * sizeof(uint64_t) +
-         ghosts_.size() * sizeof(uint16_t);
+         replacement_.ghosts().memory_bytes();
 }
 
 }  // namespace damo

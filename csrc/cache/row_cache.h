@@ -1,28 +1,21 @@
 // The rows in memory, of all tables, within one budget: an index and an arena.
 //
 // The arena is cut into segments of equal size, and rows of any size are appended to the open segment of one of two
-// queues, S3-FIFO's (Yang et al., "FIFO Queues are All You Need for Cache Eviction", SOSP 2023): `probation`, where
-// rows arrive, and `main`, for rows worth keeping. Eviction takes the oldest segment of a queue, copies the rows worth
-// keeping to main, and drops the rest: memory comes back in whole segments whatever the sizes of the rows, and a row
-// stays where it is for as long as its segment lives. A filter remembers rows that left probation (the paper's ghost
-// queue): those arrive in main when they come back.
-//
-// A row is worth keeping if it was used again lately, or if it is updated frequently: the count in a row, which comes
-// back with it from disk, tells that from its first moment in memory. How frequent is enough is set so that each
-// eviction from main frees some of a segment.
+// queues: eviction takes the oldest segment of a queue, copies some of its rows to an open one, and drops the rest. So
+// memory comes back in whole segments whatever the sizes of the rows, and a row stays where it is for as long as its
+// segment lives. Which segments and which rows is the policy's to say: replacement.h.
 //
 // Not thread-safe, but for Find, Prefetch and Touch, which may run concurrently with each other.
 #pragma once
 
-#include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <vector>
 
 #include "base/huge_pages.h"
 #include "cache/hash_index.h"
+#include "cache/replacement.h"
 #include "row/row.h"
 
 namespace damo {
@@ -55,13 +48,13 @@ class RowCache {
   // ---- one operation (a lookup or an update of a batch)
 
   // Until the next call, several touches of a row are one use.
-  void BeginOperation() { operation_ = static_cast<uint8_t>((operation_ + 1) % kOperations); }
+  void BeginOperation() { replacement_.BeginOperation(); }
 
   void PrefetchIndex(uint32_t tag) const { index_->Prefetch(tag); }
   // What Add and Evict need of index and filter.
   void PrefetchForChange(uint32_t tag) const {
     index_->Prefetch(tag);
-    __builtin_prefetch(&ghosts_[GhostOf(tag)], 1);
+    replacement_.ghosts().Prefetch(tag);
   }
   Slot Find(uint32_t tag, uint16_t table, int64_t id) const {
     return index_->Find(tag, [&](Slot slot) {
@@ -74,14 +67,8 @@ class RowCache {
     return index_->Find(tag, [](Slot) { return true; });
   }
 
-  // Notes a use. Counts one use per operation, at most 3 in all.
-  void Touch(Slot slot) const {
-    std::atomic_ref<uint8_t> touch(*reinterpret_cast<uint8_t*>(Row(slot) + kTouchOffset));
-    const uint8_t old = touch.load(std::memory_order_relaxed);
-    if (old >> 2 == operation_) return;
-    const uint8_t uses = old >> 2 == kAwaited ? 0 : std::min((old & 3) + 1, 3);
-    touch.store(static_cast<uint8_t>(operation_ << 2 | uses), std::memory_order_relaxed);
-  }
+  // Notes a use.
+  void Touch(Slot slot) const { replacement_.Touch(Row(slot)); }
 
   // Rises whenever a slot may have become invalid.
   uint64_t epoch() const { return epoch_; }
@@ -131,20 +118,17 @@ class RowCache {
 
   // ---- eviction
 
-  // Where in the order of arrivals the next row will stand.
-  uint64_t arrival() const { return probation_.empty() ? arrivals_ + 1 : segments_[probation_.back()].arrival; }
-  // From which arrival on rows in probation are awaited: they are evicted last of all.
-  void KeepArrivals(uint64_t from) { awaited_from_ = from; }
-  static constexpr uint64_t kNoArrival = UINT64_MAX;
+  // See Replacement.
+  static constexpr uint64_t kNoArrival = Replacement::kNoArrival;
+  uint64_t arrival() const { return replacement_.arrival(); }
+  void KeepArrivals(uint64_t from) { replacement_.KeepArrivals(from); }
+  std::vector<uint32_t> NextVictims(size_t n) const { return replacement_.NextVictims(n); }
+  size_t spare_segments() const { return replacement_.spare_segments(); }
 
   // Whether segments have to be evicted before `bytes` of rows can be added.
   bool NeedsEviction(size_t bytes) const;
-  // The segments that would be evicted next, in order, at most `n`.
-  std::vector<uint32_t> NextVictims(size_t n) const;
   // Appends the slots of rows that are dirty; with `evictable_only`, of those that an eviction now would drop.
   void CollectDirty(uint32_t segment, bool evictable_only, std::vector<Slot>* slots) const;
-  // Sealed segments that an eviction may take without reaching rows that are awaited.
-  size_t spare_segments() const;
   // Evicts `segment`. REQUIRES: it is NextVictims(1)[0], not pinned, in no snapshot, and CollectDirty(segment, true)
   // finds nothing.
   void Evict(uint32_t segment);
@@ -176,7 +160,7 @@ class RowCache {
   void EndSnapshot(uint32_t segment, uint8_t flag, std::vector<Slot>* slots);
 
   uint32_t SegmentOf(Slot slot) const { return slot >> slot_to_segment_shift_; }
-  std::vector<uint32_t> SegmentsInUse() const;
+  std::vector<uint32_t> SegmentsInUse() const { return replacement_.SegmentsInUse(); }
 
   // ---- figures
 
@@ -198,30 +182,19 @@ class RowCache {
   struct Segment {
     size_t used = 0;
     uint64_t recycled_at = 0;
-    uint64_t arrival = 0;
     uint32_t pins = 0;
     bool dirty = false;
     bool changed = false;  // since it was last in a snapshot
     bool cleaned = false;  // its evictable rows were written since it became a victim
-    bool in_main = false;
     bool in_snapshot = false;
   };
-  using Queue = std::deque<uint32_t>;  // segments, oldest first; the last one is open
-
-  // What the touch byte of a row has in its upper 6 bits: the operation that used it last, or kAwaited before the
-  // first.
-  static constexpr int kOperations = 63;
-  static constexpr uint8_t kAwaited = 63;
 
   size_t StrideOf(const RowLayout& layout) const;
-  size_t awaited_segments() const;
-  size_t GhostOf(uint32_t tag) const { return (uint64_t{tag} * ghosts_.size()) >> 32; }
   size_t FirstOffset(uint32_t segment) const { return segment == 0 ? size_t{2} << arena_.unit_shift : 0; }
-  size_t Room(const Queue& queue, size_t stride) const;
-  Slot Append(Queue* queue, size_t stride);
-  void OpenSegment(Queue* queue);
-  bool Frequent(const char* row) const;
-  bool Survives(const char* row, bool in_main) const;
+  Slot Append(Replacement::Queue queue, size_t stride);
+  void OpenSegment(Replacement::Queue queue);
+  // Copies a row of the segment `from`.
+  Slot MoveToMain(const char* row, uint32_t from);
   template <class F>
   void ForEachRow(uint32_t segment, F f) const;
   void Resize(size_t min_stride);
@@ -230,23 +203,17 @@ class RowCache {
   Pages pages_;
   Arena arena_;
   size_t segment_bytes_;
+  std::vector<Segment> segments_;
+  Replacement replacement_;
   int slot_to_segment_shift_;
   size_t segment_limit_ = 0;
   size_t max_stride_ = 0;
   size_t min_stride_ = 0;
-  uint8_t operation_ = 0;
-  double frequent_ = 1e-4;  // updates per step from which on a row is worth a place in main
-  uint64_t arrivals_ = 0;   // of segments
-  uint64_t awaited_from_ = kNoArrival;
   uint64_t epoch_ = 1;
   uint64_t erased_at_ = 0;
   std::vector<Table> tables_;
-  std::vector<Segment> segments_;
   std::vector<uint32_t> free_;
-  Queue probation_;
-  Queue main_;
   std::unique_ptr<HashIndex> index_;
-  std::vector<uint16_t> ghosts_;  // by tag: fingerprint of a row that left probation unused
 };
 
 }  // namespace damo

@@ -182,9 +182,7 @@ void Store::Set(uint16_t table, std::span<const int64_t> ids, const float* weigh
       } else {
         std::fill_n(RowState(row, t.layout), state_size, initial_state);
       }
-      uint32_t* counters = RowCounters(row, t.layout);
-      counters[0] = t.schema.iter;
-      counters[1] = 0;
+      *CountersOf(row, t.layout) = {.last_step = t.schema.iter, .count = 0};
       t.schema.rows += RowFlags(row) & kAbsent ? 1 : 0;
       SetRowFlags(row, static_cast<uint8_t>(RowFlags(row) & ~kAbsent));
       cache_.MarkDirty(lookup->slots[i]);

@@ -45,8 +45,7 @@ struct Table {
       EncodeWeights(layout.weight_type, layout.dim, weights.data(), row + kPayloadOffset);
     }
     std::fill_n(RowState(row, layout), layout.state_size, state);
-    uint32_t* counters = RowCounters(row, layout);
-    counters[0] = counters[1] = 0;
+    *CountersOf(row, layout) = {.last_step = 0, .count = 0};
   }
 };
 

@@ -107,16 +107,16 @@ size_t ApplyRows(const ApplyArgs& a) {
     char* row = RowAt(a.arena, a.slots[r]);
     const float* grad = SumOccurrences<kDim>(a.occurrences + a.begin[r], a.occurrences + a.begin[r + 1], dim, a.buffer);
     if (a.step.adjusts_gradient) grad = AdjustGradient(a.step, dim, grad, a.buffer);
-    uint32_t* counters = RowCounters(row, layout);
-    counters[0] = a.iter;
-    counters[1] += counters[1] != UINT32_MAX ? 1 : 0;
+    RowCounters* counters = CountersOf(row, layout);
+    counters->last_step = a.iter;
+    counters->count += counters->count != UINT32_MAX ? 1 : 0;
     if constexpr (Weights::kExact) {
-      Optimizer::Update(a.step, dim, counters[1], RowWeights(row), RowState(row, layout), grad);
+      Optimizer::Update(a.step, dim, counters->count, RowWeights(row), RowState(row, layout), grad);
     } else {
       float* weights = a.buffer + dim;
       char* stored = row + kPayloadOffset;
       for (int j = 0; j < dim; ++j) weights[j] = Weights::Load(stored, j);
-      Optimizer::Update(a.step, dim, counters[1], weights, RowState(row, layout), grad);
+      Optimizer::Update(a.step, dim, counters->count, weights, RowState(row, layout), grad);
       const uint64_t seed = RoundingSeed(a.stream_key, RowId(row), a.iter);
       for (int j = 0; j < dim; ++j) Weights::Store(stored, j, weights[j], RoundingBits(seed, j));
     }

@@ -12,8 +12,10 @@
 
 #include "base/status.h"
 #include "engine/store.h"
+#include "row/key.h"
 #include "storage/memory_store.h"
 #include "storage_rocksdb/rocksdb_log.h"
+#include "storage_rocksdb/rocksdb_options.h"
 #include "storage_rocksdb/rocksdb_salvage.h"
 #include "storage_rocksdb/rocksdb_store.h"
 
@@ -346,13 +348,16 @@ void RegisterStore(py::module_& m) {
 
 py::bytes KeyBytes(const Key& key) { return py::bytes(key.view()); }
 
-Key KeyOfBytes(std::string_view bytes) {
-  if (bytes.size() != kKeySize) {
-    throw Error(ErrorCode::kInvalidArgument, "a key has 12 bytes, got " + std::to_string(bytes.size()));
-  }
-  Key key;
-  std::memcpy(key.bytes.data(), bytes.data(), kKeySize);
-  return key;
+void RegisterKeys(py::module_& m) {
+  m.attr("KEY_BYTES") = kKeySize;
+  const auto numbered = [](uint32_t table, bool deletions) { return deletions ? table | kDeletionBit : table; };
+  m.def(
+      "first_key", [=](uint32_t table, bool deletions) { return KeyBytes(FirstKey(numbered(table, deletions))); },
+      py::arg("table"), py::arg("deletions"));
+  m.def(
+      "last_key", [=](uint32_t table, bool deletions) { return KeyBytes(LastKey(numbered(table, deletions))); },
+      py::arg("table"), py::arg("deletions"));
+  m.def("decode_id", [](std::string_view key) { return DecodeId(KeyOfBytes(key).view()); }, py::arg("key"));
 }
 
 void RegisterSalvage(py::module_& m) {
@@ -411,10 +416,12 @@ void RegisterSalvage(py::module_& m) {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The engine of damo_torchrec. Not a public interface.";
   m.attr("LEAST_MEMORY_BUDGET") = damo::kLeastMemoryBudget;
+  m.attr("BLOCK_BYTES") = damo::kBlockBytes;
   damo::py::register_local_exception_translator(damo::TranslateError);
   damo::RegisterOptions(m);
   damo::RegisterLookup(m);
   damo::RegisterStore(m);
+  damo::RegisterKeys(m);
   damo::RegisterSalvage(m);
   damo::RegisterServing(m);
 }

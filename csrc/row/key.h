@@ -6,6 +6,7 @@
 // (table | kDeletionBit, id), so that no scan of a table meets them.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <compare>
 #include <cstddef>
@@ -49,6 +50,24 @@ inline Key EncodeDeletionKey(uint32_t table, int64_t id) { return EncodeKey(tabl
 // A table's keys are those from FirstKey(table) to LastKey(table); with kDeletionBit, those of its deletion records.
 inline Key FirstKey(uint32_t table) { return EncodeKey(table, std::numeric_limits<int64_t>::min()); }
 inline Key LastKey(uint32_t table) { return EncodeKey(table, std::numeric_limits<int64_t>::max()); }
+
+// The key of these bytes. Throws kInvalidArgument unless there are as many as a key has.
+inline Key KeyOfBytes(std::string_view bytes) {
+  if (bytes.size() != kKeySize) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "a key has " + std::to_string(kKeySize) + " bytes, got " + std::to_string(bytes.size()));
+  }
+  Key key;
+  std::copy_n(bytes.begin(), kKeySize, key.bytes.begin());
+  return key;
+}
+
+// A key's table number, with kDeletionBit if the key is a deletion record's. REQUIRES: key.size() == kKeySize.
+inline uint32_t DecodeTable(std::string_view key) {
+  uint32_t table = 0;
+  for (size_t i = 0; i < 4; ++i) table = table << 8 | static_cast<unsigned char>(key[i]);
+  return table;
+}
 
 // REQUIRES: key.size() == kKeySize.
 inline int64_t DecodeId(std::string_view key) {

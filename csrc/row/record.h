@@ -5,10 +5,13 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include "base/status.h"
+#include "row/key.h"
+#include "row/row.h"
 
 namespace damo {
 
@@ -35,13 +38,31 @@ inline const char* RowPayload(std::string_view value, size_t payload_size, uint3
 }
 
 // The value of a deletion record: the version byte, then the little-endian u64 step of the deletion.
-using DeletionRecord = std::array<char, 9>;
+inline constexpr size_t kDeletionSize = sizeof(uint64_t);
+using DeletionRecord = std::array<char, 1 + kDeletionSize>;
 
 inline DeletionRecord EncodeDeletion(uint64_t step) {
   DeletionRecord record;
   record[0] = kRecordVersion;
-  for (size_t i = 0; i < 8; ++i) record[1 + i] = static_cast<char>(step >> (8 * i));
+  for (size_t i = 0; i < kDeletionSize; ++i) record[1 + i] = static_cast<char>(step >> (8 * i));
   return record;
+}
+
+// The step in the kDeletionSize bytes behind the version.
+inline uint64_t DecodeDeletion(const char* payload) {
+  uint64_t step = 0;
+  for (size_t i = 0; i < kDeletionSize; ++i) step |= uint64_t{static_cast<unsigned char>(payload[i])} << (8 * i);
+  return step;
+}
+
+// The step of a row's last update or of a deletion, whatever the layout of the table's rows; `table` is the number in
+// the record's key. Nothing if `value` has the wrong size for one.
+inline std::optional<uint64_t> RecordStep(uint32_t table, std::string_view value) {
+  if (table & kDeletionBit) {
+    return value.size() == sizeof(DeletionRecord) ? std::optional(DecodeDeletion(value.data() + 1)) : std::nullopt;
+  }
+  if (value.size() < 1 + sizeof(RowCounters)) return std::nullopt;
+  return PayloadCounters(value.data(), value.size()).last_step;
 }
 
 }  // namespace damo

@@ -3,13 +3,11 @@
 //   byte  0   int64   id
 //         8   uint16  table (index of the table in this store while it is open)
 //        10   uint8   flags
-//        11   uint8   touch: 6 bits of the operation that last touched the row, 2 bits of its use frequency
-//        12   payload: weights[dim], float32 state[state_size], uint32 last_step, uint32 count
+//        11   uint8   touch: what the cache knows of its use (cache/replacement.h)
+//        12   payload: weights[dim], float32 state[state_size], RowCounters
 //
-// Weights are float32 or, padded to a whole float32, of 16 bits.
-//
-// The payload is what a RowStore keeps. `last_step` is the table's iteration of the row's last update and `count` how
-// many updates it has had (it stays at its maximum instead of wrapping).
+// Weights are float32 or, padded to a whole float32, of 16 bits. The payload is what a RowStore keeps: a change of it
+// is one of the format (kRecordVersion).
 //
 // This header is compiled for several instruction sets: nothing in it may become an out-of-line function.
 #pragma once
@@ -41,40 +39,51 @@ constexpr uint8_t kKept = 32;
 // The row has changed since it was last in a checkpoint. REQUIRES: kDirty.
 constexpr uint8_t kChanged = 64;
 
+// What a payload ends with.
+struct RowCounters {
+  uint32_t last_step;  // the table's iteration at the row's last update
+  uint32_t count;      // of its updates; it stays at its maximum instead of wrapping
+};
+
 struct RowLayout {
   int dim = 0;
   int state_size = 0;
   WeightType weight_type = WeightType::kFloat32;
 
   size_t weight_bytes() const { return WeightBytes(weight_type, dim); }
-  size_t payload_size() const { return weight_bytes() + sizeof(float) * state_size + 2 * sizeof(uint32_t); }
+  size_t payload_size() const { return weight_bytes() + sizeof(float) * state_size + sizeof(RowCounters); }
   size_t row_size() const { return kPayloadOffset + payload_size(); }
 };
 
 DAMO_INLINE int64_t RowId(const char* row) { return *reinterpret_cast<const int64_t*>(row); }
 DAMO_INLINE uint16_t RowTable(const char* row) { return *reinterpret_cast<const uint16_t*>(row + kTableOffset); }
+DAMO_INLINE void SetRowKey(char* row, uint16_t table, int64_t id) {
+  *reinterpret_cast<int64_t*>(row) = id;
+  *reinterpret_cast<uint16_t*>(row + kTableOffset) = table;
+}
 DAMO_INLINE uint8_t RowFlags(const char* row) { return *reinterpret_cast<const uint8_t*>(row + kFlagsOffset); }
 DAMO_INLINE void SetRowFlags(char* row, uint8_t flags) { *reinterpret_cast<uint8_t*>(row + kFlagsOffset) = flags; }
-// Of rows whose weights are float32.
+DAMO_INLINE uint8_t* RowTouch(char* row) { return reinterpret_cast<uint8_t*>(row + kTouchOffset); }
+DAMO_INLINE uint8_t RowTouch(const char* row) { return *reinterpret_cast<const uint8_t*>(row + kTouchOffset); }
+
+// RowWeights is for rows whose weights are float32.
 DAMO_INLINE float* RowWeights(char* row) { return reinterpret_cast<float*>(row + kPayloadOffset); }
 DAMO_INLINE const float* RowWeights(const char* row) { return reinterpret_cast<const float*>(row + kPayloadOffset); }
 DAMO_INLINE float* RowState(char* row, const RowLayout& layout) {
   return reinterpret_cast<float*>(row + kPayloadOffset + layout.weight_bytes());
 }
-// The two header fields at the payload's end: {last_step, count}.
-DAMO_INLINE uint32_t* RowCounters(char* row, const RowLayout& layout) {
-  return reinterpret_cast<uint32_t*>(RowState(row, layout) + layout.state_size);
+DAMO_INLINE RowCounters* CountersOf(char* row, const RowLayout& layout) {
+  return reinterpret_cast<RowCounters*>(RowState(row, layout) + layout.state_size);
 }
 
-struct RowCountersView {
-  uint32_t last_step;
-  uint32_t count;
-};
-// Of a row's payload, wherever it is.
-DAMO_INLINE RowCountersView PayloadCounters(const char* payload, const RowLayout& layout) {
-  RowCountersView counters;
-  __builtin_memcpy(&counters, payload + layout.payload_size() - sizeof counters, sizeof counters);
+// The counters of a payload that may lie anywhere. REQUIRES: it has room for them.
+DAMO_INLINE RowCounters PayloadCounters(const char* payload, size_t payload_size) {
+  RowCounters counters;
+  __builtin_memcpy(&counters, payload + payload_size - sizeof counters, sizeof counters);
   return counters;
+}
+DAMO_INLINE RowCounters PayloadCounters(const char* payload, const RowLayout& layout) {
+  return PayloadCounters(payload, layout.payload_size());
 }
 
 // A row's place in the cache's arena, in units of 1 << unit_shift bytes. The first two are never places of rows.

@@ -1,4 +1,4 @@
-// Which rows of a table are exported.
+// Rules for the rows of a table by what their counters say: which ones are exported.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ class RowSelection {
  public:
   explicit RowSelection(const RowFilter& filter) : filter_(filter) {}
 
-  void Count(RowCountersView row) {
+  void Count(RowCounters row) {
     if (Passes(row)) ++rows_with_count_[row.count];
   }
 
@@ -45,7 +45,7 @@ class RowSelection {
     return above;
   }
 
-  bool Takes(RowCountersView row) {
+  bool Takes(RowCounters row) {
     if (!Passes(row) || row.count < least_count_) return false;
     if (row.count > least_count_) return true;
     if (ties_ == 0) return false;
@@ -54,7 +54,7 @@ class RowSelection {
   }
 
  private:
-  bool Passes(RowCountersView row) const {
+  bool Passes(RowCounters row) const {
     return row.count >= filter_.min_count && row.last_step >= filter_.min_last_step;
   }
 

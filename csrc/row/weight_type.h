@@ -15,7 +15,7 @@ namespace damo {
 
 enum class WeightType : uint8_t { kFloat32, kFloat16, kBfloat16 };
 
-// Of a row, in whole float32: state follows.
+// Bytes of a row's weights, in whole float32: state follows.
 DAMO_INLINE size_t WeightBytes(WeightType type, int dim) {
   const size_t n = static_cast<size_t>(dim);
   return type == WeightType::kFloat32 ? 4 * n : (2 * n + 3) / 4 * 4;
@@ -77,7 +77,7 @@ struct Float16Weights {
   }
 
  private:
-  // Of what is smaller than any normal number; 0 for the others.
+  // How many steps of 2^-24 there are in what is smaller than any normal number; 0 for the others.
   DAMO_INLINE float Steps(float x) {
     const uint32_t bits = FloatBits(x) & 0x7FFFFFFFu;
     return bits < kSmallestNormal ? FloatOf(bits) * 0x1p24f : 0.0f;

@@ -191,9 +191,8 @@ Rows ReadCheckpoint(const std::string& path) {
     return taken;
   };
   while (!rest.empty()) {
-    Key key;
+    const Key key = KeyOfBytes(take(kKeySize));
     uint32_t size;
-    std::memcpy(key.bytes.data(), take(kKeySize).data(), kKeySize);
     std::memcpy(&size, take(sizeof(size)).data(), sizeof(size));
     rows.emplace_hint(rows.end(), key, take(size));
   }

@@ -1,6 +1,6 @@
 #include "storage/row_changes.h"
 
-#include <cstring>
+#include "row/record.h"
 
 namespace damo {
 
@@ -19,9 +19,7 @@ bool RowChanges::NextDeleted(int64_t* id) {
   };
   if (deletions_ == nullptr) deletions_ = snapshot_->ScanDeletions(position_, since_);
   while (deletions_->Next(id, &payload)) {
-    uint64_t step;
-    std::memcpy(&step, payload, sizeof step);
-    if (step < since_) continue;
+    if (DecodeDeletion(payload) < since_) continue;
     if (present_ == nullptr) {
       present_ = snapshot_->Scan(position_, since_);
       advance();

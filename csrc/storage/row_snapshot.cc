@@ -66,8 +66,7 @@ std::unique_ptr<RowIterator> RowSnapshot::Scan(size_t position, uint64_t since) 
 }
 
 std::unique_ptr<RowIterator> RowSnapshot::ScanDeletions(size_t position, uint64_t since) const {
-  constexpr size_t kPayload = sizeof(DeletionRecord) - 1;
-  return std::make_unique<SnapshotIterator>(rows_, tables_.at(position).number | kDeletionBit, kPayload, since);
+  return std::make_unique<SnapshotIterator>(rows_, tables_.at(position).number | kDeletionBit, kDeletionSize, since);
 }
 
 }  // namespace damo

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 #include <map>
+#include <optional>
 #include <string>
 
 #include "row/key.h"
@@ -22,36 +23,16 @@ constexpr uint64_t kAlwaysRead = std::numeric_limits<uint64_t>::max();
 constexpr char kProperty[] = "damo.largest_steps";
 constexpr size_t kEntryBytes = sizeof(uint32_t) + sizeof(uint64_t);
 
-uint32_t TableOf(std::string_view key) {
-  uint32_t table = 0;
-  for (size_t i = 0; i < 4; ++i) table = table << 8 | static_cast<unsigned char>(key[i]);
-  return table;
-}
-
-// Of a row or a deletion record (docs/format.md).
-uint64_t StepOf(uint32_t table, std::string_view value) {
-  if (table & kDeletionBit) {
-    if (value.size() != sizeof(DeletionRecord)) return kAlwaysRead;
-    uint64_t step;
-    std::memcpy(&step, value.data() + 1, sizeof step);
-    return step;
-  }
-  constexpr size_t kCounters = 2 * sizeof(uint32_t);
-  if (value.size() < 1 + kCounters) return kAlwaysRead;
-  uint32_t step;
-  std::memcpy(&step, value.data() + value.size() - kCounters, sizeof step);
-  return step;
-}
-
 class StepsCollector : public rocksdb::TablePropertiesCollector {
  public:
   rocksdb::Status AddUserKey(const rocksdb::Slice& key, const rocksdb::Slice& value, rocksdb::EntryType type,
                              rocksdb::SequenceNumber, uint64_t) override {
     if (key.size() != kKeySize) return rocksdb::Status::OK();
-    const uint32_t table = TableOf(key.ToStringView());
+    const uint32_t table = DecodeTable(key.ToStringView());
     if (last_ == steps_.end() || last_->first != table) last_ = steps_.try_emplace(table, 0).first;
-    const uint64_t step = type == rocksdb::kEntryPut ? StepOf(table, value.ToStringView()) : kAlwaysRead;
-    last_->second = std::max(last_->second, step);
+    std::optional<uint64_t> step;
+    if (type == rocksdb::kEntryPut) step = RecordStep(table, value.ToStringView());
+    last_->second = std::max(last_->second, step.value_or(kAlwaysRead));
     return rocksdb::Status::OK();
   }
 

@@ -21,7 +21,7 @@ constexpr size_t kBlock = 32768;
 constexpr size_t kHeader = 7;
 enum Type : char { kFull = 1, kFirst = 2, kMiddle = 3, kLast = 4 };
 
-// Of a batch: the sequence number of its first change, u64, and how many there are, u32.
+// A batch begins with the sequence number of its first change, u64, and how many there are, u32.
 constexpr size_t kBatchHeader = 12;
 constexpr char kDeletionTag = 0, kValueTag = 1;
 
@@ -41,7 +41,7 @@ T Get(const char* from) {
 
 uint32_t Masked(uint32_t crc) { return (crc >> 15 | crc << 17) + 0xA282EAD8; }
 
-// Of a part: its type and its bytes.
+// What a part's header says of its type and its bytes.
 uint32_t ChecksumOf(char type, std::string_view part) {
   return Masked(ExtendCrc32c(ExtendCrc32c(0, {&type, 1}), part));
 }

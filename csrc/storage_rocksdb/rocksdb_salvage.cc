@@ -12,11 +12,11 @@
 #include <rocksdb/write_batch.h>
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "base/status.h"
 #include "row/record.h"
+#include "row/row.h"
 #include "storage_rocksdb/rocksdb_checkpoint.h"
 #include "storage_rocksdb/rocksdb_options.h"
 #include "storage_rocksdb/rocksdb_status.h"
@@ -26,9 +26,8 @@ namespace {
 
 using rocksdb::Slice;
 
-constexpr size_t kMemory = size_t{64} << 20;            // of a database that is read or written
-constexpr size_t kBatchBytes = size_t{1} << 20;         // of records that are written at a time
-constexpr size_t kCounterBytes = 2 * sizeof(uint32_t);  // a row's end: last step, count
+constexpr size_t kMemory = size_t{64} << 20;     // of a database that is read or written
+constexpr size_t kBatchBytes = size_t{1} << 20;  // of records that are written at a time
 
 rocksdb::Options SalvageOptions(const std::string& path, bool create = false) {
   RocksDbOptions options;
@@ -71,12 +70,6 @@ void CloseDb(std::unique_ptr<rocksdb::DB>* db) {
   if (*db == nullptr) return;
   rocksdb::CancelAllBackgroundWork(db->get(), /*wait=*/true);
   db->reset();
-}
-
-uint32_t TableNumber(const Key& key) {
-  uint32_t number = 0;
-  for (size_t i = 0; i < 4; ++i) number = number << 8 | static_cast<unsigned char>(key.bytes[i]);
-  return number;
 }
 
 // The key's first bytes, with zeros where there are none, whatever its size.
@@ -189,7 +182,7 @@ size_t RecordReader::Read(size_t n, RecordWriter* writer) {
 }
 
 bool RecordReader::Accept(std::string_view key, std::string_view value) {
-  const uint32_t number = TableNumber(last_), table = number & ~kDeletionBit;
+  const uint32_t number = DecodeTable(last_.view()), table = number & ~kDeletionBit;
   try {
     const auto size = payload_sizes_.find(table);
     if (key.size() != kKeySize)
@@ -198,19 +191,15 @@ bool RecordReader::Accept(std::string_view key, std::string_view value) {
       throw Error(ErrorCode::kCorruption, "no table has the number " + std::to_string(table));
     }
     const bool is_row = number == table;
-    const size_t payload_size = is_row ? size->second : sizeof(DeletionRecord) - 1;
+    const size_t payload_size = is_row ? size->second : kDeletionSize;
     const char* payload = RowPayload(value, payload_size, table, DecodeId(key));
     RecordTally& tally = tallies_[number];
     ++tally.records;
-    if (is_row) {
-      uint32_t last_step;
-      std::memcpy(&last_step, payload + payload_size - kCounterBytes, sizeof last_step);
-      tally.last_step = std::max(tally.last_step, last_step);
-    }
+    if (is_row) tally.last_step = std::max(tally.last_step, PayloadCounters(payload, payload_size).last_step);
     in_malformed_ = false;
     return true;
   } catch (const Error& error) {
-    if (in_malformed_ && TableNumber(malformed_.back().last) == number) {
+    if (in_malformed_ && DecodeTable(malformed_.back().last.view()) == number) {
       malformed_.back().last = last_;
     } else {
       malformed_.push_back({last_, last_, error.what()});

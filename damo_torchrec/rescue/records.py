@@ -17,18 +17,15 @@ from damo_torchrec.checkpoints.manifest import TableEntry
 # Told what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
 
-_KEY_BYTES = 12
-END_OF_KEYS = 1 << (8 * _KEY_BYTES)
-_IDS = 1 << 64
-_LEAST_ID = -(1 << 63)
-_DELETION_BIT = 1 << 31
+END_OF_KEYS = 1 << (8 * _core.KEY_BYTES)
 _RECORDS_AT_A_TIME = 65536
 
-# Where blocks of rows begin, in bytes; and how they do: nothing shared with a key before, a key of 12 + 8 bytes, the
-# value's size (a varint), the key. csrc/storage_rocksdb/rocksdb_options.cc has the first; the other is RocksDB's.
-_BLOCK_BYTES = 4096
-_FIRST_ENTRY = re.compile(rb"\x00\x14[\x80-\xff]{0,4}[\x00-\x7f](.{12})", re.DOTALL)
-_ENTRY_BYTES = 2 + 5 + _KEY_BYTES
+# How RocksDB begins a block of rows: nothing shared with a key before, the size of the key and of the 8 bytes that it
+# adds to each, the value's size (a varint), the key.
+_FIRST_ENTRY = re.compile(
+    rb"\x00\x%02x[\x80-\xff]{0,4}[\x00-\x7f](.{%d})" % (_core.KEY_BYTES + 8, _core.KEY_BYTES), re.DOTALL
+)
+_ENTRY_BYTES = 2 + 5 + _core.KEY_BYTES
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,7 @@ def _first_readable(reader: _core.RecordReader, first: int) -> int:
     Keys that are tried are those where blocks begin, and then others further and further away.
     """
     unreadable, readable = first, END_OF_KEYS
-    further = (first + (1 << n) for n in range(8 * _KEY_BYTES))
+    further = (first + (1 << n) for n in range(8 * _core.KEY_BYTES))
     for key in chain(_block_starts(Path(reader.path), reader.error), further):
         if unreadable < key < END_OF_KEYS:
             if reader.seek(_key_bytes(key)):
@@ -136,7 +133,7 @@ def _block_starts(rows: Path, message: str) -> Iterator[int]:
         return
     with file.open("rb", buffering=0) as opened:
         place = int(offset[1])
-        while start := os.pread(opened.fileno(), _ENTRY_BYTES, place := place + _BLOCK_BYTES):
+        while start := os.pread(opened.fileno(), _ENTRY_BYTES, place := place + _core.BLOCK_BYTES):
             key = _FIRST_ENTRY.match(start)
             if key is not None:
                 yield key_number(key[1])
@@ -146,10 +143,11 @@ def ids_between(first: int, end: int, tables: Mapping[str, TableEntry]) -> Itera
     """The ids of tables whose keys are from `first` on, below `end`."""
     for deletions in (False, True):
         for name, table in tables.items():
-            begin = (table.number | (_DELETION_BIT if deletions else 0)) * _IDS
-            low, high = max(first, begin), min(end, begin + _IDS)
-            if low < high:
-                yield IdRange(name, low - begin + _LEAST_ID, high - begin + _LEAST_ID, deletions)
+            low = max(first, key_number(_core.first_key(table.number, deletions)))
+            high = min(end - 1, key_number(_core.last_key(table.number, deletions)))
+            if low <= high:
+                first_id, last_id = _core.decode_id(_key_bytes(low)), _core.decode_id(_key_bytes(high))
+                yield IdRange(name, first_id, last_id + 1, deletions)
 
 
 def named_table_file(rows: Path, message: str) -> Path | None:
@@ -164,4 +162,4 @@ def key_number(key: bytes) -> int:
 
 
 def _key_bytes(key: int) -> bytes:
-    return key.to_bytes(_KEY_BYTES, "big")
+    return key.to_bytes(_core.KEY_BYTES, "big")

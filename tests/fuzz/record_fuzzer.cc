@@ -35,8 +35,7 @@ void CheckKey(std::string_view bytes) {
   if (bytes.size() < damo::kKeySize) return;
   const std::string_view key = bytes.substr(0, damo::kKeySize);
   const int64_t id = damo::DecodeId(key);
-  uint32_t table = 0;
-  for (const char byte : key.substr(0, 4)) table = table << 8 | static_cast<unsigned char>(byte);
+  const uint32_t table = damo::DecodeTable(key);
   Require(damo::EncodeKey(table, id).view() == key);
   if (table >= damo::kDeletionBit) {
     Require(damo::EncodeDeletionKey(table - damo::kDeletionBit, id).view() == key);

@@ -8,7 +8,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "storage/row_store_testing.h"
+#include "testing/errors.h"
+#include "testing/temporary_directory.h"
 
 namespace damo {
 namespace {

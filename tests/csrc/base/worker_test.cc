@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "engine/store_testing.h"
+#include "testing/gate.h"
 
 namespace damo {
 namespace {

@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "engine/store_testing.h"
+#include "kernels/kernels_testing.h"
 
 namespace damo {
 namespace {
@@ -100,8 +100,8 @@ void OptimizerTest::ExpectUpdatesAsInFloat64(int dim) {
       EXPECT_NEAR(state[j], expected.state[j], 1e-6 * (std::abs(expected.state[j]) + std::max(term, term * term)))
           << "state " << j << ", iter " << iter;
     }
-    EXPECT_EQ(rows.counters(0)[0], iter);
-    EXPECT_EQ(rows.counters(0)[1], iter);
+    EXPECT_EQ(rows.counters(0)->last_step, iter);
+    EXPECT_EQ(rows.counters(0)->count, iter);
   }
 }
 

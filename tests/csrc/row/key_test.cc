@@ -51,6 +51,20 @@ TEST(KeyTest, DecodesEveryId) {
   }
 }
 
+TEST(KeyTest, DecodesTheTable) {
+  for (const uint32_t table : {0u, 1u, 0x01020304u, 0x7fffffffu}) {
+    EXPECT_EQ(DecodeTable(EncodeKey(table, kMin).view()), table);
+    EXPECT_EQ(DecodeTable(EncodeDeletionKey(table, kMax).view()), table | kDeletionBit);
+  }
+}
+
+TEST(KeyTest, IsMadeOfItsBytesAndNoFewer) {
+  const Key key = EncodeKey(0x01020304, -5);
+  EXPECT_EQ(KeyOfBytes(key.view()), key);
+  EXPECT_THROW(KeyOfBytes(key.view().substr(1)), Error);
+  EXPECT_THROW(KeyOfBytes(std::string(kKeySize + 1, '\0')), Error);
+}
+
 TEST(KeyTest, TableRangeHoldsItsIdsAlone) {
   for (const uint32_t table : {0u, 41u, 0x7fffffffu}) {
     EXPECT_EQ(FirstKey(table), EncodeKey(table, kMin));

@@ -56,7 +56,7 @@ TEST(NormalQuantileTest, InvertsTheDistributionFunction) {
   for (int i = 0; i < 20000; ++i) {
     const double p = (static_cast<double>(random() >> 32) + 0.5) * 0x1p-32;
     const double x = NormalQuantile(p);
-    // Of the smaller tail, where relative errors mean something.
+    // The smaller tail is the one where relative errors mean something.
     const double tail = 0.5 * std::erfc(std::abs(x) / std::sqrt(2.0));
     EXPECT_NEAR(tail, std::min(p, 1 - p), 1e-13 * tail) << p;
   }

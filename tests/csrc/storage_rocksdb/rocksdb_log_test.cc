@@ -31,7 +31,7 @@ class RocksDbLogTest : public ::testing::Test {
   const std::string path_ = directory_ / "000001.log";
 };
 
-// Of many sizes, so that blocks end within records, within headers and in gaps.
+// Batches of many sizes, so that blocks end within records, within headers and in gaps.
 TEST_F(RocksDbLogTest, EveryBitAndEveryLengthIsVerified) {
   RocksDbLogWriter log(path_);
   uint64_t sequence = 1;
