@@ -16,6 +16,7 @@ from damo_torchrec.onnx.capture import capture
 from damo_torchrec.onnx.card import dense_card, full_card, set_card
 from damo_torchrec.onnx.lowering import lower_to_inputs, lower_to_rows
 from damo_torchrec.onnx.publish import publish
+from damo_torchrec.onnx.row_dtypes import ROW_DTYPES, DtypeName
 from damo_torchrec.onnx.rows import RowFilter, RowWriter
 from damo_torchrec.onnx.session import model_file
 from damo_torchrec.onnx.stand_ins import LookupCall
@@ -35,7 +36,7 @@ def export(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dynamic_axes: Mapping[str, Sequence[int] | Mapping[int, str]] | None = None,
-    dtype: Literal["float32", "float16", "int8"] = "float32",
+    dtype: DtypeName = "float32",
     unseen: Literal["zeros", "initial"] | None = None,
     dense_only: bool = False,
     max_length: int | Mapping[str, int] | None = None,
@@ -86,7 +87,7 @@ def export(
             export that was there stays.
     """
     for name, value, known in (
-        ("dtype", dtype, ("float32", "float16", "int8")),
+        ("dtype", dtype, tuple(ROW_DTYPES)),
         ("unseen", unseen, (None, "zeros", "initial")),
     ):
         if value not in known:

@@ -60,9 +60,7 @@ def payload_sizes(tables: Mapping[str, TableRecord]) -> dict[int, int]:
         schema = _core.TableSchema()
         schema.dim = record.schema.dim
         schema.weight_type = _core.WeightType[record.schema.row_dtype.upper()]
-        optimizer = _core.OptimizerConfig()
-        optimizer.kind = _core.OptimizerKind[str(record.schema.optimizer["name"])]
-        schema.optimizer = optimizer
+        schema.optimizer = _core.OptimizerConfig(str(record.schema.optimizer["name"]))
         sizes[record.number] = _core.payload_size(schema)
     return sizes
 
