@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # CMake looks for Ninja there.
 export PATH := $(abspath $(BIN)):$(PATH)
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
-# Of `chaos` and `soak`.
+# How long `chaos` and `soak` run.
 MINUTES ?= 60
 
 CONFIGURE := $(BIN)/cmake --log-level=NOTICE -S . -G Ninja -DDAMO_BUILD_TESTS=ON -DDAMO_BUILD_FUZZERS=ON \
@@ -15,7 +15,7 @@ CPP_FILES = $(shell find csrc tests/csrc tests/fuzz benchmarks/csrc -name '*.h' 
 # Thread sanitizers of GCC before 14 cannot run where the kernel randomises addresses widely.
 FIXED_ADDRESSES = $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(uname -m) -R)
 
-.PHONY: help venv gtest example test test-cpp test-python sanitize lint format bench bench-quick chaos soak clean
+.PHONY: help venv gtest clang example test test-cpp test-python sanitize lint format bench bench-quick chaos soak clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -24,8 +24,8 @@ help:  ## print this list
 venv:  ## set up only: system packages, virtual environment, the package itself
 	@scripts/setup.sh
 
-gtest:
-	@scripts/system_packages.sh gtest
+gtest clang:
+	@scripts/system_packages.sh $@
 
 example: venv  ## train a DLRM; options in ARGS="..."
 	@$(BIN)/python examples/dlrm.py $(ARGS)
@@ -52,12 +52,15 @@ sanitize: venv gtest  ## run the C++ tests under the address, undefined-behaviou
 	  $(FIXED_ADDRESSES) $$tests --gtest_brief=1 --gtest_filter='-*RocksDb*' || exit; \
 	done
 
-lint: venv  ## check style, types and which modules import which
+lint: venv clang  ## check style, types, imports and locks
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@$(BIN)/python -m mypy.stubtest damo_torchrec._core --concise \
+	  --allowlist scripts/stubtest_allowlist.txt --ignore-unused-allowlist
 	@$(BIN)/lint-imports --no-cache --no-logo
 	@$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+	@scripts/check_locks.sh
 
 format: venv  ## put every file into the style that lint checks
 	@$(BIN)/ruff check --fix

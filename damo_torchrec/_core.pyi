@@ -1,5 +1,6 @@
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NoReturn, type_check_only
 
 BLOCK_BYTES: int
 KEY_BYTES: int
@@ -7,8 +8,20 @@ LEAST_MEMORY_BUDGET: int
 LEAST_SERVING_MEMORY: int
 PERFECT_HASH_CONSTANTS: tuple[int, int, int]
 PERFECT_HASH_PART_BITS: int
+ROW_DTYPES: tuple[RowDtype, ...]
+UPDATE_RULES: tuple[str, ...]
 
-class StoreOptions:
+@type_check_only
+class _Type(type): ...  # pybind11's metaclass
+
+@type_check_only
+class _Object(metaclass=_Type): ...
+
+@type_check_only
+class _Given(_Object):  # the engine makes them
+    def __init__(self, *args: NoReturn, **kwargs: NoReturn) -> None: ...
+
+class StoreOptions(_Object):
     memory_budget: int
     num_threads: int
     instruction_set: str
@@ -17,54 +30,15 @@ class StoreOptions:
     cache_bytes: int
     def __init__(self) -> None: ...
 
-class OptimizerKind(enum.Enum):
-    SGD = ...
-    MOMENTUM_SGD = ...
-    ADAGRAD = ...
-    ROWWISE_ADAGRAD = ...
-    ADAM = ...
-    AMSGRAD = ...
-    PARTIAL_ROWWISE_ADAM = ...
-    LAMB = ...
-    PARTIAL_ROWWISE_LAMB = ...
-    LARS_SGD = ...
-    FTRL = ...
-    LION = ...
-
-class WeightDecayMode(enum.Enum):
-    L2 = ...
-    DECOUPLED = ...
-
-class OptimizerConfig:
-    kind: OptimizerKind
-    weight_decay_mode: WeightDecayMode
-    lr: float
-    lr_decay: float
-    momentum: float
-    dampening: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    initial_accumulator_value: float
-    eta: float
-    beta: float
-    lambda1: float
-    lambda2: float
-    nesterov: bool
-    maximize: bool
-    uncorrected_eps: bool
-    rowwise_bias_correction: bool
-    clip_value: float
-    clip_norm: float
-    def __init__(self) -> None: ...
+class OptimizerConfig(_Object):
+    def __init__(self, rule: str, weight_decay_mode: str = "l2", hyperparameters: Mapping[str, float] = {}) -> None: ...
 
 class Distribution(enum.Enum):
     CONSTANT = ...
     UNIFORM = ...
     NORMAL = ...
 
-class Initializer:
+class Initializer(_Object):
     distribution: Distribution
     stream_key: int
     a: float
@@ -78,7 +52,7 @@ class WeightType(enum.Enum):
     FLOAT16 = ...
     BFLOAT16 = ...
 
-class TableSchema:
+class TableSchema(_Object):
     name: str
     number: int
     dim: int
@@ -97,10 +71,10 @@ class UnseenRows(enum.Enum):
     INITIAL = ...
     ZEROS = ...
 
-class Feature:
+class Feature(_Object):
     def __init__(self, table: int, pooling: Pooling, unseen: UnseenRows, key: int, column: int) -> None: ...
 
-class Lookup:
+class Lookup(_Object):
     def __init__(
         self,
         features: object,
@@ -115,36 +89,44 @@ class Lookup:
     @property
     def num_ids(self) -> int: ...
 
-class OutputBuffer:
+class OutputBuffer(_Object):
     def __init__(self, store: Store, floats: int) -> None: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
-class Scan:
+class Scan(_Object):
     def __init__(self, store: Store, table: int) -> None: ...
     def next(self, ids: int, weights: int, n: int) -> int: ...
     def next_payloads(self, ids: int, payloads: int, n: int) -> int: ...
 
-class RowStoreStats:
-    disk_bytes: int
-    memory_bytes: int
-    bytes_written: int
+class RowStoreStats(_Given):
+    @property
+    def disk_bytes(self) -> int: ...
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def bytes_written(self) -> int: ...
 
-class RowCounts:
-    read: int
-    written: int
+class RowCounts(_Given):
+    @property
+    def read(self) -> int: ...
+    @property
+    def written(self) -> int: ...
 
-class TableState:
+class TableState(_Given):
     @property
     def iter(self) -> int: ...
     @property
     def rows(self) -> int: ...
 
-class TableStats:
-    hits: int
-    misses: int
-    cached_rows: int
+class TableStats(_Given):
+    @property
+    def hits(self) -> int: ...
+    @property
+    def misses(self) -> int: ...
+    @property
+    def cached_rows(self) -> int: ...
 
-class Store:
+class Store(_Object):
     def __init__(self, path: str, create: bool, in_memory: bool, options: StoreOptions) -> None: ...
     @property
     def instruction_set(self) -> str: ...
@@ -178,33 +160,49 @@ def first_key(table: int, deletions: bool) -> bytes: ...
 def last_key(table: int, deletions: bool) -> bytes: ...
 def decode_id(key: bytes) -> int: ...
 
-class TableFile:
-    name: str
-    size: int
-    smallest: bytes
-    largest: bytes
-    oldest: int
-    newest: int
+class TableFile(_Given):
+    @property
+    def name(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def smallest(self) -> bytes: ...
+    @property
+    def largest(self) -> bytes: ...
+    @property
+    def oldest(self) -> int: ...
+    @property
+    def newest(self) -> int: ...
 
-class MalformedRecords:
-    first: bytes
-    last: bytes
-    reason: str
+class MalformedRecords(_Given):
+    @property
+    def first(self) -> bytes: ...
+    @property
+    def last(self) -> bytes: ...
+    @property
+    def reason(self) -> str: ...
 
-class RecordTally:
-    records: int
-    last_step: int
+class RecordTally(_Given):
+    @property
+    def records(self) -> int: ...
+    @property
+    def last_step(self) -> int: ...
 
-class RecordWriter:
+class RecordWriter(_Object):
     def __init__(self, scratch: str) -> None: ...
     def finish(self, path: str) -> None: ...
 
-class RecordReader:
-    path: str
-    error: str
-    last_key: bytes | None
-    tallies: dict[int, RecordTally]
-    malformed: list[MalformedRecords]
+class RecordReader(_Object):
+    @property
+    def path(self) -> str: ...
+    @property
+    def error(self) -> str: ...
+    @property
+    def last_key(self) -> bytes | None: ...
+    @property
+    def tallies(self) -> dict[int, RecordTally]: ...
+    @property
+    def malformed(self) -> list[MalformedRecords]: ...
     def __init__(self, path: str, payload_sizes: dict[int, int]) -> None: ...
     def seek(self, key: bytes) -> bool: ...
     def read(self, n: int, writer: RecordWriter | None) -> int: ...
@@ -216,42 +214,57 @@ def list_table_files(path: str) -> list[TableFile]: ...
 def rebuild_rows(path: str) -> None: ...
 def link_or_copy_rows(source: str, target: str) -> None: ...
 
-class RowSnapshot:
-    states: list[TableState]
+class RowSnapshot(_Object):
+    @property
+    def states(self) -> list[TableState]: ...
     def __init__(self, store: Store, tables: list[int]) -> None: ...
 
-class RowChanges:
+class RowChanges(_Object):
     def __init__(self, snapshot: RowSnapshot, position: int, since: int) -> None: ...
     def next_rows(self, ids: int, weights: int, n: int) -> int: ...
     def next_deleted(self, ids: int, n: int) -> int: ...
 
-class ServingRowType(enum.Enum):
-    FLOAT32 = ...
-    FLOAT16 = ...
-    INT8 = ...
+class RowDtype(_Given):
+    @property
+    def name(self) -> str: ...
+    @property
+    def suffix(self) -> str: ...
+    @property
+    def onnx_type(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def scaled(self) -> bool: ...
 
-class RowFilter:
+class RowFilter(_Object):
     min_count: int
     min_last_step: int
     top_n: int | None
     def __init__(self) -> None: ...
 
-class ServingTable:
-    first_bucket: int
-    bucket_mask: int
-    rows: int
+class ServingTable(_Given):
+    @property
+    def first_bucket(self) -> int: ...
+    @property
+    def bucket_mask(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
 
-class ServingRows:
-    num_rows: int
-    num_buckets: int
-    num_shards: int
-    parts: bytes
+class ServingRows(_Object):
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def num_buckets(self) -> int: ...
+    @property
+    def num_shards(self) -> int: ...
+    @property
+    def parts(self) -> bytes: ...
     def __init__(
         self,
         directory: str,
         prefix: str,
         dim: int,
-        row_type: ServingRowType,
+        dtype: str,
         shard_rows: int,
         memory_bytes: int,
         num_threads: int,

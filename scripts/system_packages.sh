@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what pip cannot bring, after saying so: a C++ compiler, RocksDB's development package, Python's venv module and
-# headers; with the argument `gtest`, GoogleTest too. Does nothing where all of it is there.
+# headers; with the arguments `gtest` and `clang`, GoogleTest and Clang too. Does nothing where all of it is there.
 # PYTHON, CXX, RocksDB_ROOT and CMAKE_PREFIX_PATH are respected.
 set -euo pipefail
 
@@ -23,6 +23,7 @@ has() {
     compiler) command -v "$cxx" >/dev/null ;;
     rocksdb) has_header rocksdb/version.h ;;
     gtest) has_header gtest/gtest.h ;;
+    clang) command -v clang++ >/dev/null ;;
     python) "$python" -c 'import ensurepip, venv' 2>/dev/null && [ -e "$("$python" -c \
       'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] ;;
   esac
@@ -34,10 +35,12 @@ packages() {
     apt-get-compiler) echo g++ ;;
     apt-get-rocksdb) echo librocksdb-dev ;;
     apt-get-gtest) echo libgtest-dev ;;
+    apt-get-clang) echo clang ;;
     apt-get-python) echo python3-dev python3-venv ;;
     dnf-compiler) echo gcc-c++ libasan libtsan libubsan ;;
     dnf-rocksdb) echo rocksdb-devel ;;
     dnf-gtest) echo gtest-devel ;;
+    dnf-clang) echo clang ;;
     dnf-python) echo python3-devel ;;
   esac
 }

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/optimizer.h"
+#include "kernels/update_rules.h"
 #include "row/initializer.h"
 #include "row/row.h"
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <string>
 
-#include "kernels/optimizer.h"
+#include "kernels/update_rules.h"
 #include "row/initializer.h"
 #include "row/row.h"
 
@@ -64,7 +64,7 @@ struct WeightGradArgs {
 struct Kernels {
   const char* name;
   void (*pool)(const PoolArgs&);
-  size_t (*apply[kOptimizerKinds])(const ApplyArgs&);
+  size_t (*apply[kOptimizerKinds])(const ApplyArgs&);  // by OptimizerKind
   void (*weight_grad)(const WeightGradArgs&);
   // The largest absolute value's bits as an integer: at least 0x7F800000 if any value is infinite or NaN.
   uint32_t (*max_abs_bits)(const float*, size_t);

@@ -3,18 +3,8 @@
 // into code that runs on narrower machines.
 #include "kernels/kernels.h"
 #include "kernels/lane_sum.h"
-#include "kernels/optimizers/adagrad.h"
-#include "kernels/optimizers/adam.h"
-#include "kernels/optimizers/amsgrad.h"
-#include "kernels/optimizers/ftrl.h"
-#include "kernels/optimizers/lamb.h"
-#include "kernels/optimizers/lars_sgd.h"
-#include "kernels/optimizers/lion.h"
-#include "kernels/optimizers/momentum_sgd.h"
-#include "kernels/optimizers/partial_rowwise_adam.h"
-#include "kernels/optimizers/partial_rowwise_lamb.h"
-#include "kernels/optimizers/rowwise_adagrad.h"
-#include "kernels/optimizers/sgd.h"
+#include "kernels/optimizers/trust_ratio.h"
+#include "kernels/update_rules.h"
 
 namespace damo {
 namespace {
@@ -78,25 +68,40 @@ DAMO_INLINE const float* SumOccurrences(const Occurrence* first, const Occurrenc
   return buffer;
 }
 
-// In torch's order: the sign, then clipping, as torch.nn.utils.clip_grad_value_ and clip_grad_norm_ of the row alone.
-DAMO_INLINE const float* AdjustGradient(const OptimizerStep& s, int dim, const float* grad, float* buffer) {
-  const float sign = s.maximize ? -1.0f : 1.0f;
-  for (int j = 0; j < dim; ++j) {
-    const float g = sign * grad[j];
-    buffer[j] = g > s.clip_value ? s.clip_value : g < -s.clip_value ? -s.clip_value : g;
-  }
-  const float norm = Norm(dim, [&](int j) __attribute__((always_inline)) { return buffer[j]; });
-  const float scale = s.clip_norm / (norm + 1e-6f);
-  if (scale < 1) {
-    for (int j = 0; j < dim; ++j) buffer[j] *= scale;
-  }
-  return buffer;
-}
+// What a rule's gradient goes through first, in torch's order: the sign, then clipping, as
+// torch.nn.utils.clip_grad_value_ and clip_grad_norm_ of the row alone.
+struct GradientAdjustment {
+  bool any;
+  float sign;
+  float clip_value;
+  float clip_norm;
 
-template <class Optimizer, class Weights, int kDim>
+  explicit GradientAdjustment(const OptimizerConfig& c)
+      : any(c.maximize || __builtin_isfinite(c.clip_value) || __builtin_isfinite(c.clip_norm)),
+        sign(c.maximize ? -1.0f : 1.0f),
+        clip_value(static_cast<float>(c.clip_value)),
+        clip_norm(static_cast<float>(c.clip_norm)) {}
+
+  [[gnu::always_inline]] const float* Adjust(int dim, const float* grad, float* buffer) const {
+    for (int j = 0; j < dim; ++j) {
+      const float g = sign * grad[j];
+      buffer[j] = g > clip_value ? clip_value : g < -clip_value ? -clip_value : g;
+    }
+    const float norm = Norm(dim, [&](int j) __attribute__((always_inline)) { return buffer[j]; });
+    const float scale = clip_norm / (norm + 1e-6f);
+    if (scale < 1) {
+      for (int j = 0; j < dim; ++j) buffer[j] *= scale;
+    }
+    return buffer;
+  }
+};
+
+template <class Rule, class Weights, int kDim>
 size_t ApplyRows(const ApplyArgs& a) {
   const int dim = Dim<kDim>(a.dim);
-  const RowLayout layout = {dim, Optimizer::StateSize(dim), Weights::kExact ? WeightType::kFloat32 : a.weight_type};
+  const RowLayout layout = {dim, Rule::StateSize(dim), Weights::kExact ? WeightType::kFloat32 : a.weight_type};
+  const typename Rule::Step step = Rule::MakeStep(a.step);
+  const GradientAdjustment adjustment(a.step.config);
   const size_t touched = layout.row_size();
   size_t created = 0;
   for (size_t r = 0; r < a.rows; ++r) {
@@ -106,17 +111,17 @@ size_t ApplyRows(const ApplyArgs& a) {
     }
     char* row = RowAt(a.arena, a.slots[r]);
     const float* grad = SumOccurrences<kDim>(a.occurrences + a.begin[r], a.occurrences + a.begin[r + 1], dim, a.buffer);
-    if (a.step.adjusts_gradient) grad = AdjustGradient(a.step, dim, grad, a.buffer);
+    if (adjustment.any) grad = adjustment.Adjust(dim, grad, a.buffer);
     RowCounters* counters = CountersOf(row, layout);
     counters->last_step = a.iter;
     counters->count += counters->count != UINT32_MAX ? 1 : 0;
     if constexpr (Weights::kExact) {
-      Optimizer::Update(a.step, dim, counters->count, RowWeights(row), RowState(row, layout), grad);
+      Rule::Update(step, dim, counters->count, RowWeights(row), RowState(row, layout), grad);
     } else {
       float* weights = a.buffer + dim;
       char* stored = row + kPayloadOffset;
       for (int j = 0; j < dim; ++j) weights[j] = Weights::Load(stored, j);
-      Optimizer::Update(a.step, dim, counters->count, weights, RowState(row, layout), grad);
+      Rule::Update(step, dim, counters->count, weights, RowState(row, layout), grad);
       const uint64_t seed = RoundingSeed(a.stream_key, RowId(row), a.iter);
       for (int j = 0; j < dim; ++j) Weights::Store(stored, j, weights[j], RoundingBits(seed, j));
     }
@@ -182,21 +187,21 @@ void Pool(const PoolArgs& a) {
   }
 }
 
-template <class Optimizer>
+template <class Rule>
 size_t Apply(const ApplyArgs& a) {
-  if (a.weight_type == WeightType::kFloat16) return ApplyRows<Optimizer, Float16Weights, 0>(a);
-  if (a.weight_type == WeightType::kBfloat16) return ApplyRows<Optimizer, Bfloat16Weights, 0>(a);
+  if (a.weight_type == WeightType::kFloat16) return ApplyRows<Rule, Float16Weights, 0>(a);
+  if (a.weight_type == WeightType::kBfloat16) return ApplyRows<Rule, Bfloat16Weights, 0>(a);
   switch (a.dim) {
     case 16:
-      return ApplyRows<Optimizer, Float32Weights, 16>(a);
+      return ApplyRows<Rule, Float32Weights, 16>(a);
     case 32:
-      return ApplyRows<Optimizer, Float32Weights, 32>(a);
+      return ApplyRows<Rule, Float32Weights, 32>(a);
     case 64:
-      return ApplyRows<Optimizer, Float32Weights, 64>(a);
+      return ApplyRows<Rule, Float32Weights, 64>(a);
     case 128:
-      return ApplyRows<Optimizer, Float32Weights, 128>(a);
+      return ApplyRows<Rule, Float32Weights, 128>(a);
     default:
-      return ApplyRows<Optimizer, Float32Weights, 0>(a);
+      return ApplyRows<Rule, Float32Weights, 0>(a);
   }
 }
 
@@ -207,13 +212,9 @@ void WeightGrad(const WeightGradArgs& a) {
 }  // namespace
 
 extern const Kernels DAMO_KERNELS_SYMBOL;
-const Kernels DAMO_KERNELS_SYMBOL = {
-    DAMO_KERNELS_NAME,
-    Pool,
-    {Apply<Sgd>, Apply<MomentumSgd>, Apply<Adagrad>, Apply<RowWiseAdagrad>, Apply<Adam>, Apply<AmsGrad>,
-     Apply<PartialRowWiseAdam>, Apply<Lamb>, Apply<PartialRowWiseLamb>, Apply<LarsSgd>, Apply<Ftrl>, Apply<Lion>},
-    WeightGrad,
-    MaxAbsBits,
-    Draw};
+#define DAMO_APPLY(Rule) Apply<Rule>,
+const Kernels DAMO_KERNELS_SYMBOL = {DAMO_KERNELS_NAME, Pool,       {DAMO_UPDATE_RULES(DAMO_APPLY)},
+                                     WeightGrad,        MaxAbsBits, Draw};
+#undef DAMO_APPLY
 
 }  // namespace damo

@@ -1,56 +1,55 @@
-// Which update rule a table uses and with what numbers. The rules themselves are in optimizers/, one file each.
+// What a table's updates are made with: hyperparameters, and what comes of them at one iteration. The update rules
+// themselves are in optimizers/, one file each; update_rules.h lists them.
 #pragma once
 
 #include <cstdint>
 #include <limits>
+#include <string_view>
 
 namespace damo {
 
-enum class OptimizerKind : uint8_t {
-  kSgd,
-  kMomentumSgd,
-  kAdagrad,
-  kRowWiseAdagrad,
-  kAdam,
-  kAmsGrad,
-  kPartialRowWiseAdam,
-  kLamb,
-  kPartialRowWiseLamb,
-  kLarsSgd,
-  kFtrl,
-  kLion
-};
-constexpr int kOptimizerKinds = 12;
+enum class OptimizerKind : uint8_t;  // update_rules.h
 
 enum class WeightDecayMode : uint8_t { kL2, kDecoupled };
 
-// Hyperparameters, as torch.optim or the rule's paper name them. A rule ignores those it has no use for.
+// Hyperparameters, as torch.optim or the rule's paper name them: X(type, name, default). A rule ignores those it has no
+// use for.
+//   eta                      LARS: the trust coefficient
+//   beta, lambda1, lambda2   FTRL
+//   uncorrected_eps          Adam: eps is added to sqrt(v) before the bias correction, as torch.optim.SparseAdam does
+//   rowwise_bias_correction  by how many updates a row has had, instead of the table's iteration
+//   clip_value, clip_norm    limits of each row's gradient; infinite for none
+#define DAMO_HYPERPARAMETERS(X)                                  \
+  X(double, lr, 0.01)                                            \
+  X(double, lr_decay, 0)                                         \
+  X(double, momentum, 0)                                         \
+  X(double, dampening, 0)                                        \
+  X(double, beta1, 0.9)                                          \
+  X(double, beta2, 0.999)                                        \
+  X(double, eps, 1e-8)                                           \
+  X(double, weight_decay, 0)                                     \
+  X(double, initial_accumulator_value, 0)                        \
+  X(double, eta, 0.001)                                          \
+  X(double, beta, 1)                                             \
+  X(double, lambda1, 0)                                          \
+  X(double, lambda2, 0)                                          \
+  X(bool, nesterov, false)                                       \
+  X(bool, maximize, false)                                       \
+  X(bool, uncorrected_eps, false)                                \
+  X(bool, rowwise_bias_correction, false)                        \
+  X(double, clip_value, std::numeric_limits<double>::infinity()) \
+  X(double, clip_norm, std::numeric_limits<double>::infinity())
+
 struct OptimizerConfig {
-  OptimizerKind kind = OptimizerKind::kSgd;
+  OptimizerKind kind{};  // the first of the list, SGD
   WeightDecayMode weight_decay_mode = WeightDecayMode::kL2;
-  double lr = 0.01;
-  double lr_decay = 0;
-  double momentum = 0;
-  double dampening = 0;
-  double beta1 = 0.9;
-  double beta2 = 0.999;
-  double eps = 1e-8;
-  double weight_decay = 0;
-  double initial_accumulator_value = 0;
-  double eta = 0.001;  // LARS: the trust coefficient
-  double beta = 1;     // FTRL
-  double lambda1 = 0;  // FTRL
-  double lambda2 = 0;  // FTRL
-  bool nesterov = false;
-  bool maximize = false;
-  // Adam: eps is added to sqrt(v) before the bias correction, as torch.optim.SparseAdam does.
-  bool uncorrected_eps = false;
-  // Bias correction by how many updates a row has had, instead of the table's iteration.
-  bool rowwise_bias_correction = false;
-  // Of each row's gradient; infinite for none.
-  double clip_value = std::numeric_limits<double>::infinity();
-  double clip_norm = std::numeric_limits<double>::infinity();
+#define DAMO_MEMBER(type, name, value) type name = value;
+  DAMO_HYPERPARAMETERS(DAMO_MEMBER)
+#undef DAMO_MEMBER
 };
+
+// Sets a hyperparameter by its name; of flags, any value but 0 is true. Throws kInvalidArgument for an unknown name.
+void SetHyperparameter(OptimizerConfig* config, std::string_view name, double value);
 
 // What makes up for moments that begin at zero, after t updates (Kingma, Ba 2015, section 3).
 struct BiasCorrection {
@@ -59,42 +58,14 @@ struct BiasCorrection {
   float inv_sqrt_bias2;  // 1 / sqrt(1 - beta2^t)
 };
 
-// What one update needs, worked out once per table and iteration: everything a row update reads is in float32, but for
-// what a correction by a row's own count is made of.
+// One iteration of a table: what each rule makes its constants of.
 struct OptimizerStep {
-  float lr;
-  float momentum;
-  float one_minus_dampening;
-  float beta1;
-  float beta2;
-  float one_minus_beta1;
-  float one_minus_beta2;
-  float eps;
-  float weight_decay;
-  float l2;     // added to the gradient, times the weight
-  float decay;  // decoupled: the weight is multiplied by this first; 1 without decay
-  float eta;
-  float beta;
-  float lambda1;
-  float lambda2;
-  bool nesterov;
-  bool maximize;
-  bool uncorrected_eps;
-  bool rowwise_bias_correction;
-  bool adjusts_gradient;  // maximize, or one of the following
-  float clip_value;
-  float clip_norm;
-  double exact_lr;
-  double exact_beta1;
-  double exact_beta2;
+  OptimizerConfig config;
+  double lr;            // with lr_decay
   BiasCorrection bias;  // by the table's iteration
 };
 
 // REQUIRES: iter >= 1, the iteration that this update is.
 OptimizerStep MakeStep(const OptimizerConfig& config, uint32_t iter);
-
-// Number of float32 of state behind the weights of a row, and their initial value.
-int StateSize(OptimizerKind kind, int dim);
-float InitialState(const OptimizerConfig& config);
 
 }  // namespace damo

@@ -2,51 +2,17 @@
 
 #include <algorithm>
 
-#include "onnxruntime_ops/float16.h"
-
 namespace damo {
 namespace {
 
 // Of a part of a pooled lookup: enough that a thread is worth waking.
 constexpr size_t kWorkPerPart = 1024;
 
-// The weights of row i, by format, as they are multiplied and added. `buffer` has room for a row.
-struct Float32Row {
-  static constexpr size_t kBytes = 4;
-  const float* weights;
-  Float32Row(const LookupArgs& args, size_t i, float*) : weights(static_cast<const float*>(args.rows) + i * args.dim) {}
-  float operator[](size_t j) const { return weights[j]; }
-};
-
-struct Float16Row {
-  static constexpr size_t kBytes = 2;
-  const float* weights;
-  Float16Row(const LookupArgs& args, size_t i, float* buffer) : weights(buffer) {
-    static const DecodeFloat16 decode = SelectDecodeFloat16();
-    decode(static_cast<const char*>(args.rows) + i * args.dim * kBytes, args.dim, buffer);
-  }
-  float operator[](size_t j) const { return weights[j]; }
-};
-
-struct Int8Row {
-  static constexpr size_t kBytes = 1;
-  const int8_t* weights;
-  float scale;
-  Int8Row(const LookupArgs& args, size_t i, float*)
-      : weights(static_cast<const int8_t*>(args.rows) + i * args.dim), scale(args.scales[i]) {}
-  float operator[](size_t j) const { return static_cast<float>(weights[j]) * scale; }
-};
-
-template <class F>
-void WithRows(RowFormat format, F f) {
-  switch (format) {
-    case RowFormat::kFloat32:
-      return f.template operator()<Float32Row>();
-    case RowFormat::kFloat16:
-      return f.template operator()<Float16Row>();
-    case RowFormat::kInt8:
-      return f.template operator()<Int8Row>();
-  }
+// Row i. `buffer` has room for a row.
+template <class Dtype>
+typename Dtype::Row ReadRow(const LookupArgs& args, size_t i, float* buffer) {
+  const char* stored = static_cast<const char*>(args.rows) + i * args.dim * Dtype::kWeightBytes;
+  return {stored, args.dim, Dtype::kScaled ? args.scales[i] : 1.0f, buffer};
 }
 
 std::vector<int64_t> KeyEnds(const LookupArgs& args) {
@@ -78,26 +44,26 @@ std::vector<BagRange> Divide(const LookupArgs& args) {
 }
 
 // Adds the next `length` rows, times their weights, to `out`, which begins as zeros; returns the sum of weights.
-template <class Row>
+template <class Dtype>
 float AddRows(const LookupArgs& args, RowsOfIds* rows, size_t first_id, size_t length, float* buffer,
               float* __restrict out) {
   const size_t dim = args.dim;
   if (length == 1 && args.weights == nullptr) {
-    const Row row(args, rows->Next(), buffer);
+    const auto row = ReadRow<Dtype>(args, rows->Next(), buffer);
     for (size_t j = 0; j < dim; ++j) out[j] = row[j];
     return 1;
   }
   std::fill_n(out, dim, 0.0f);
   if (args.weights == nullptr) {
     for (size_t i = 0; i < length; ++i) {
-      const Row row(args, rows->Next(), buffer);
+      const auto row = ReadRow<Dtype>(args, rows->Next(), buffer);
       for (size_t j = 0; j < dim; ++j) out[j] += row[j];
     }
     return static_cast<float>(length);
   }
   float total = 0;
   for (size_t i = 0; i < length; ++i) {
-    const Row row(args, rows->Next(), buffer);
+    const auto row = ReadRow<Dtype>(args, rows->Next(), buffer);
     const float weight = args.weights[first_id + i];
     for (size_t j = 0; j < dim; ++j) out[j] += weight * row[j];
     total += weight;
@@ -106,10 +72,10 @@ float AddRows(const LookupArgs& args, RowsOfIds* rows, size_t first_id, size_t l
 }
 
 // Returns whether it found the group damaged.
-template <class Row>
+template <class Dtype>
 bool PoolRange(const LookupArgs& args, const RequestIds& request, const BagRange& range, float* out) {
   RowsOfIds rows(args.hash, request, range.first_id, range.first_id + range.ids, range.key,
-                 static_cast<const char*>(args.rows), args.dim * Row::kBytes);
+                 static_cast<const char*>(args.rows), args.dim * Dtype::kWeightBytes);
   std::vector<float> buffer(args.dim);
   size_t id = range.first_id;
   size_t key = range.key;
@@ -121,7 +87,7 @@ bool PoolRange(const LookupArgs& args, const RequestIds& request, const BagRange
     }
     const size_t length = static_cast<size_t>(args.lengths[key * args.batch + bag]);
     float* sum = out + (bag * args.keys + key) * args.dim;
-    const float total = AddRows<Row>(args, &rows, id, length, buffer.data(), sum);
+    const float total = AddRows<Dtype>(args, &rows, id, length, buffer.data(), sum);
     id += length;
     if (args.means != nullptr && args.means[key]) {
       for (size_t j = 0; j < args.dim; ++j) sum[j] = total == 0 ? 0 : sum[j] / total;
@@ -137,8 +103,8 @@ PooledLookup::PooledLookup(const LookupArgs& args, float* out)
 
 void PooledLookup::Do(size_t part) const {
   const RequestIds request{args_.values, key_end_.data(), args_.tables};
-  WithRows(args_.format, [&]<class Row>() {
-    if (PoolRange<Row>(args_, request, ranges_[part], out_)) damaged_ = true;
+  WithRowDtype(args_.dtype, [&](auto dtype) {
+    if (PoolRange<decltype(dtype)>(args_, request, ranges_[part], out_)) damaged_ = true;
   });
 }
 
@@ -148,11 +114,13 @@ void RowLookup::Do(size_t part) const {
   const size_t begin = part * kIdsPerPart;
   const size_t end = std::min(begin + kIdsPerPart, args_.num_ids);
   const RequestIds request{args_.values, key_end_.data(), args_.tables};
-  WithRows(args_.format, [&]<class Row>() {
-    RowsOfIds rows(args_.hash, request, begin, end, 0, static_cast<const char*>(args_.rows), args_.dim * Row::kBytes);
+  WithRowDtype(args_.dtype, [&](auto dtype) {
+    using Dtype = decltype(dtype);
+    RowsOfIds rows(args_.hash, request, begin, end, 0, static_cast<const char*>(args_.rows),
+                   args_.dim * Dtype::kWeightBytes);
     std::vector<float> buffer(args_.dim);
     for (size_t i = begin; i < end; ++i) {
-      const Row row(args_, rows.Next(), buffer.data());
+      const auto row = ReadRow<Dtype>(args_, rows.Next(), buffer.data());
       float* __restrict out = out_ + i * args_.dim;
       for (size_t j = 0; j < args_.dim; ++j) out[j] = row[j];
     }

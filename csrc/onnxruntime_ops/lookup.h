@@ -8,10 +8,9 @@
 #include <vector>
 
 #include "onnxruntime_ops/rows_of_ids.h"
+#include "serving/row_dtype.h"
 
 namespace damo {
-
-enum class RowFormat : uint8_t { kFloat32, kFloat16, kInt8 };
 
 // A request and the arrays of a graph that it is looked up in. Borrowed.
 struct LookupArgs {
@@ -25,9 +24,9 @@ struct LookupArgs {
   size_t batch;
 
   RowGroupHash hash;
-  RowFormat format;
+  RowDtype dtype;
   const void* rows;     // [num_rows, dim]
-  const float* scales;  // [num_rows], of kInt8
+  const float* scales;  // [num_rows], if the dtype has them
   size_t dim;
 };
 

@@ -1,6 +1,5 @@
 // The operators that exported graphs name, for ONNX Runtime: it runs them instead of the functions of the same names.
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -38,17 +37,15 @@ struct Signature {
   bool pooled;
   bool weighted;
   bool means;
-  RowFormat format;
+  RowDtype dtype;
   std::vector<const char*> inputs;
   std::vector<ONNXTensorElementDataType> types;
 
-  Signature(bool pooled_bags, bool weighted_ids, bool some_means, RowFormat row_format)
-      : pooled(pooled_bags), weighted(weighted_ids), means(some_means), format(row_format) {
-    constexpr std::array<const char*, 3> kFormats = {"", "Float16", "Int8"};
-    constexpr std::array kRowTypes = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
-                                      ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8};
+  Signature(bool pooled_bags, bool weighted_ids, bool some_means, RowDtype row_dtype)
+      : pooled(pooled_bags), weighted(weighted_ids), means(some_means), dtype(row_dtype) {
+    const RowDtypeFacts facts = FactsOf(dtype);
     const std::string bags = std::string(weighted ? "Weighted" : "") + "EmbeddingBag" + (means ? "Mean" : "") + "s";
-    name = (pooled ? bags : "EmbeddingRows") + kFormats[static_cast<size_t>(format)];
+    name = (pooled ? bags : "EmbeddingRows") + facts.suffix;
     const auto add = [&](const char* input, ONNXTensorElementDataType type) {
       inputs.push_back(input);
       types.push_back(type);
@@ -62,8 +59,8 @@ struct Signature {
     }
     add("row_scale", ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE);
     for (const char* input : {"buckets", "keys"}) add(input, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
-    add("rows_0", kRowTypes[static_cast<size_t>(format)]);
-    if (format == RowFormat::kInt8) add("scales", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
+    add("rows_0", static_cast<ONNXTensorElementDataType>(facts.onnx_type));  // numbered as in ONNX
+    if (facts.scaled) add("scales", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
   }
 };
 
@@ -165,9 +162,9 @@ LookupArgs ReadArrays(const Signature& signature, const Inputs& inputs) {
                num_parts,
                buckets.as<int64_t>(),
                inputs.Array<int64_t>("keys", {num_rows})};
-  args.format = signature.format;
+  args.dtype = signature.dtype;
   args.rows = rows.data;
-  if (signature.format == RowFormat::kInt8) args.scales = inputs.Array<float>("scales", {num_rows});
+  if (FactsOf(signature.dtype).scaled) args.scales = inputs.Array<float>("scales", {num_rows});
   CheckHash(signature, args, num_tables, buckets.shape[0], num_rows);
   return args;
 }
@@ -267,13 +264,13 @@ struct Operator : OrtCustomOp {
 const std::vector<std::unique_ptr<Operator>>& Operators() {
   static const std::vector<std::unique_ptr<Operator>>& operators = *[] {
     auto* made = new std::vector<std::unique_ptr<Operator>>;
-    for (const RowFormat format : {RowFormat::kFloat32, RowFormat::kFloat16, RowFormat::kInt8}) {
+    for (const RowDtype dtype : kRowDtypes) {
       for (const bool weighted : {false, true}) {
         for (const bool means : {false, true}) {
-          made->push_back(std::make_unique<Operator>(Signature(true, weighted, means, format)));
+          made->push_back(std::make_unique<Operator>(Signature(true, weighted, means, dtype)));
         }
       }
-      made->push_back(std::make_unique<Operator>(Signature(false, false, false, format)));
+      made->push_back(std::make_unique<Operator>(Signature(false, false, false, dtype)));
     }
     return made;
   }();

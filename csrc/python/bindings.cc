@@ -132,6 +132,20 @@ class Scan {
   std::unique_ptr<RowIterator> rows_;
 };
 
+// Hyperparameters that are not given have their defaults. Throws kInvalidArgument for a name that is not known.
+OptimizerConfig MakeOptimizerConfig(std::string_view rule, std::string_view weight_decay_mode,
+                                    const std::map<std::string, double>& hyperparameters) {
+  OptimizerConfig config;
+  config.kind = OptimizerNamed(rule);
+  if (weight_decay_mode != "l2" && weight_decay_mode != "decoupled") {
+    throw Error(ErrorCode::kInvalidArgument,
+                "weight_decay_mode must be l2 or decoupled, got \"" + std::string(weight_decay_mode) + "\"");
+  }
+  config.weight_decay_mode = weight_decay_mode == "l2" ? WeightDecayMode::kL2 : WeightDecayMode::kDecoupled;
+  for (const auto& [name, value] : hyperparameters) SetHyperparameter(&config, name, value);
+  return config;
+}
+
 void RegisterOptions(py::module_& m) {
   py::class_<StoreOptions>(m, "StoreOptions")
       .def(py::init<>())
@@ -142,47 +156,10 @@ void RegisterOptions(py::module_& m) {
       .def_readwrite("read_only", &StoreOptions::read_only)
       .def_readwrite("cache_bytes", &StoreOptions::cache_bytes);
 
-  py::native_enum<OptimizerKind>(m, "OptimizerKind", "enum.Enum")
-      .value("SGD", OptimizerKind::kSgd)
-      .value("MOMENTUM_SGD", OptimizerKind::kMomentumSgd)
-      .value("ADAGRAD", OptimizerKind::kAdagrad)
-      .value("ROWWISE_ADAGRAD", OptimizerKind::kRowWiseAdagrad)
-      .value("ADAM", OptimizerKind::kAdam)
-      .value("AMSGRAD", OptimizerKind::kAmsGrad)
-      .value("PARTIAL_ROWWISE_ADAM", OptimizerKind::kPartialRowWiseAdam)
-      .value("LAMB", OptimizerKind::kLamb)
-      .value("PARTIAL_ROWWISE_LAMB", OptimizerKind::kPartialRowWiseLamb)
-      .value("LARS_SGD", OptimizerKind::kLarsSgd)
-      .value("FTRL", OptimizerKind::kFtrl)
-      .value("LION", OptimizerKind::kLion)
-      .finalize();
-  py::native_enum<WeightDecayMode>(m, "WeightDecayMode", "enum.Enum")
-      .value("L2", WeightDecayMode::kL2)
-      .value("DECOUPLED", WeightDecayMode::kDecoupled)
-      .finalize();
+  m.attr("UPDATE_RULES") = py::tuple(py::cast(OptimizerNames()));
   py::class_<OptimizerConfig>(m, "OptimizerConfig")
-      .def(py::init<>())
-      .def_readwrite("kind", &OptimizerConfig::kind)
-      .def_readwrite("weight_decay_mode", &OptimizerConfig::weight_decay_mode)
-      .def_readwrite("lr", &OptimizerConfig::lr)
-      .def_readwrite("lr_decay", &OptimizerConfig::lr_decay)
-      .def_readwrite("momentum", &OptimizerConfig::momentum)
-      .def_readwrite("dampening", &OptimizerConfig::dampening)
-      .def_readwrite("beta1", &OptimizerConfig::beta1)
-      .def_readwrite("beta2", &OptimizerConfig::beta2)
-      .def_readwrite("eps", &OptimizerConfig::eps)
-      .def_readwrite("weight_decay", &OptimizerConfig::weight_decay)
-      .def_readwrite("initial_accumulator_value", &OptimizerConfig::initial_accumulator_value)
-      .def_readwrite("eta", &OptimizerConfig::eta)
-      .def_readwrite("beta", &OptimizerConfig::beta)
-      .def_readwrite("lambda1", &OptimizerConfig::lambda1)
-      .def_readwrite("lambda2", &OptimizerConfig::lambda2)
-      .def_readwrite("nesterov", &OptimizerConfig::nesterov)
-      .def_readwrite("maximize", &OptimizerConfig::maximize)
-      .def_readwrite("uncorrected_eps", &OptimizerConfig::uncorrected_eps)
-      .def_readwrite("rowwise_bias_correction", &OptimizerConfig::rowwise_bias_correction)
-      .def_readwrite("clip_value", &OptimizerConfig::clip_value)
-      .def_readwrite("clip_norm", &OptimizerConfig::clip_norm);
+      .def(py::init(&MakeOptimizerConfig), py::arg("rule"), py::arg("weight_decay_mode") = "l2",
+           py::arg("hyperparameters") = py::dict());
 
   py::native_enum<Distribution>(m, "Distribution", "enum.Enum")
       .value("CONSTANT", Distribution::kConstant)

@@ -10,6 +10,7 @@
 #include "engine/store.h"
 #include "python/bindings.h"
 #include "serving/perfect_hash.h"
+#include "serving/row_dtype.h"
 #include "serving/serving_rows.h"
 #include "storage/row_changes.h"
 
@@ -83,11 +84,16 @@ void RegisterServing(py::module_& m) {
       .def("next_rows", &NextRows, py::arg("ids"), py::arg("weights"), py::arg("n"), ReleaseGil())
       .def("next_deleted", &NextDeleted, py::arg("ids"), py::arg("n"), ReleaseGil());
 
-  py::native_enum<ServingRowType>(m, "ServingRowType", "enum.Enum")
-      .value("FLOAT32", ServingRowType::kFloat32)
-      .value("FLOAT16", ServingRowType::kFloat16)
-      .value("INT8", ServingRowType::kInt8)
-      .finalize();
+  py::class_<RowDtypeFacts>(m, "RowDtype")
+      .def_readonly("name", &RowDtypeFacts::name)
+      .def_readonly("suffix", &RowDtypeFacts::suffix)
+      .def_readonly("onnx_type", &RowDtypeFacts::onnx_type)
+      .def_readonly("weight_bytes", &RowDtypeFacts::weight_bytes)
+      .def_readonly("scaled", &RowDtypeFacts::scaled);
+  py::tuple dtypes(kRowDtypes.size());
+  for (size_t i = 0; i < dtypes.size(); ++i) dtypes[i] = FactsOf(kRowDtypes[i]);
+  m.attr("ROW_DTYPES") = dtypes;
+
   py::class_<RowFilter>(m, "RowFilter")
       .def(py::init<>())
       .def_readwrite("min_count", &RowFilter::min_count)
@@ -98,12 +104,12 @@ void RegisterServing(py::module_& m) {
       .def_property_readonly("bucket_mask", [](const ServingTable& table) { return table.hash.bucket_mask; })
       .def_readonly("rows", &ServingTable::rows);
   py::class_<ServingRows, Held<ServingRows>>(m, "ServingRows")
-      .def(py::init([](std::string directory, std::string prefix, int dim, ServingRowType row_type, size_t shard_rows,
+      .def(py::init([](std::string directory, std::string prefix, int dim, std::string_view dtype, size_t shard_rows,
                        size_t memory_bytes, int num_threads) {
-             return Held<ServingRows>(new ServingRows(
-                 {std::move(directory), std::move(prefix), dim, row_type, shard_rows, memory_bytes, num_threads}));
+             return Held<ServingRows>(new ServingRows({std::move(directory), std::move(prefix), dim,
+                                                       RowDtypeNamed(dtype), shard_rows, memory_bytes, num_threads}));
            }),
-           py::arg("directory"), py::arg("prefix"), py::arg("dim"), py::arg("row_type"), py::arg("shard_rows"),
+           py::arg("directory"), py::arg("prefix"), py::arg("dim"), py::arg("dtype"), py::arg("shard_rows"),
            py::arg("memory_bytes"), py::arg("num_threads"), ReleaseGil())
       .def("add", &Add, py::arg("snapshot"), py::arg("position"), py::arg("row_filter"), py::arg("progress"))
       .def("finish", &ServingRows::Finish, ReleaseGil())

@@ -78,11 +78,11 @@ struct ServingRows::Source {
 
 ServingRows::ServingRows(const ServingOptions& options)
     : options_(Checked(options)),
-      row_bytes_(ServingRowBytes(options.row_type, options.dim)),
+      row_bytes_(FactsOf(options.dtype).weight_bytes * static_cast<size_t>(options.dim)),
       keys_per_part_(KeysPerPart(row_bytes_)),
       threads_(ThreadsFor(options, keys_per_part_)),
       files_(std::make_unique<ServingFiles>(options.directory + "/" + options.prefix, row_bytes_, options.shard_rows,
-                                            options.row_type == ServingRowType::kInt8)) {
+                                            FactsOf(options.dtype).scaled)) {
   AppendZeros(0);
   files_->AppendBuckets(std::vector{MakeBucket(0, 0)});
   parts_.push_back(HashPart::At(0, 1));
@@ -137,7 +137,8 @@ ServingTable ServingRows::AddTable(Source* rows, const RowFilter& filter) {
     char* record = spill.Add(table_parts.Of(id) / parts_per_group);
     float scale = 0;
     try {
-      EncodeServingRow(options_.row_type, options_.dim, weights.data(), record + kRecordHeader, &scale);
+      WithRowDtype(options_.dtype,
+                   [&](auto dtype) { dtype.Encode(options_.dim, weights.data(), record + kRecordHeader, &scale); });
     } catch (const Error& error) {
       throw Error(error.code(), rows->name() + ", id " + std::to_string(id) + ": " + error.what());
     }

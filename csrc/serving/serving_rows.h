@@ -3,7 +3,7 @@
 //   PREFIX.keys      int64 by row: the id whose row it is
 //   PREFIX.buckets   int64 by bucket (perfect_hash.h)
 //   PREFIX.rows.N    the weights, row by row; a new file begins every `shard_rows` rows
-//   PREFIX.scales    of int8 rows, float32 by row: what to multiply by
+//   PREFIX.scales    if the dtype has scales, float32 by row: what to multiply by
 //
 // Row 0 is zeros, and means none; part 0 and bucket 0 lead to it alone, and so does a table without rows. Then come the
 // slots of the tables' parts. One that is no id's has zeros, and for its key that of another row of the table, so that
@@ -20,9 +20,9 @@
 #include "base/thread_pool.h"
 #include "row/row_policy.h"
 #include "serving/perfect_hash.h"
+#include "serving/row_dtype.h"
 #include "serving/serving_files.h"
 #include "serving/serving_parts.h"
-#include "serving/serving_row.h"
 #include "storage/row_snapshot.h"
 
 namespace damo {
@@ -31,7 +31,7 @@ struct ServingOptions {
   std::string directory;
   std::string prefix;
   int dim = 0;
-  ServingRowType row_type = ServingRowType::kFloat32;
+  RowDtype dtype = RowDtype::kFloat32;
   size_t shard_rows = 0;
   size_t memory_bytes = 0;  // at least kLeastServingMemory; what a snapshot's scans take is not in it
   int num_threads = 1;
@@ -56,7 +56,7 @@ class ServingRows {
   // Adds the snapshot's table at `position`. Reads it once, or with a filter twice. What does not fit into memory goes
   // to files PREFIX.spill.N until the call ends. What is written depends neither on memory nor on threads.
   //
-  // Throws kInvalidArgument for a table of another dim, and for weights that the row type cannot hold; kOutOfSpace, kIo
+  // Throws kInvalidArgument for a table of another dim, and for weights that the dtype cannot hold; kOutOfSpace, kIo
   // or kClosed. After an error nothing can be added, and no file is open.
   ServingTable Add(const RowSnapshot& snapshot, size_t position, const RowFilter& filter, const Progress& progress);
   // Waits until all is on the device, and closes the files.

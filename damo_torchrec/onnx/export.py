@@ -17,6 +17,7 @@ from damo_torchrec.onnx.arguments import FeatureInput, read_arguments
 from damo_torchrec.onnx.card import dense_card, full_card, set_card
 from damo_torchrec.onnx.graph_files import write_graph
 from damo_torchrec.onnx.lowering import lower_to_inputs, lower_to_rows
+from damo_torchrec.onnx.row_dtypes import ROW_DTYPES, DtypeName
 from damo_torchrec.onnx.rows import RowFilter, RowWriter
 from damo_torchrec.onnx.session import model_file
 from damo_torchrec.onnx.stand_ins import LookupCall
@@ -37,7 +38,7 @@ def export(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     dynamic_axes: Mapping[str, Sequence[int] | Mapping[int, str]] | None = None,
-    dtype: Literal["float32", "float16", "int8"] = "float32",
+    dtype: DtypeName = "float32",
     unseen: Literal["zeros", "initial"] | None = None,
     dense_only: bool = False,
     max_length: int | Mapping[str, int] | None = None,
@@ -87,7 +88,7 @@ def export(
         OutOfSpaceError, DamoError: the disk is full or refuses. As after any error, nothing is left behind, and an
             export that was there stays.
     """
-    _check_choice("dtype", dtype, ("float32", "float16", "int8"))
+    _check_choice("dtype", dtype, tuple(ROW_DTYPES))
     _check_choice("unseen", unseen, (None, "zeros", "initial"))
     for name, number in (("min_count", min_count), ("expire", expire)):
         if number is not None:

@@ -7,48 +7,47 @@ from damo_torchrec.onnx.vocabulary import DOMAIN, DRAW_ARRAYS, FLOAT, HASH_ARRAY
 
 def _fetch(index: str, result: str, rows: RowFormat) -> str:
     """Lines that make `result`, float32 ``(..., dim)``, of row numbers `index`."""
-    if rows.shards == 1:
-        if rows.dtype == "float32":
-            return f"{result} = Gather (rows_0, {index})"
-        lines = [f"stored = Gather (rows_0, {index})"]
-        if rows.dtype == "float16":
-            return "\n".join([*lines, f"{result} = Cast <to = {FLOAT}> (stored)"])
-        lines.append(f"plain = Cast <to = {FLOAT}> (stored)")
-    else:
-        lines = [
-            "shard_zero = Constant <value_int = 0> ()",
-            "shard_last = Constant <value_ints = [-1]> ()",
-            f"shard_size = Constant <value_int = {rows.shard_rows}> ()",
-        ]
-        for shard in range(rows.shards):
-            # A row of another shard reads this one's first, times 0.
-            lines += [
-                f"begin_{shard} = Constant <value_int = {shard * rows.shard_rows}> ()",
-                f"local_{shard} = Sub ({index}, begin_{shard})",
-                f"below_{shard} = Less (local_{shard}, shard_zero)",
-                f"beyond_{shard} = GreaterOrEqual (local_{shard}, shard_size)",
-                f"elsewhere_{shard} = Or (below_{shard}, beyond_{shard})",
-                f"safe_{shard} = Where (elsewhere_{shard}, shard_zero, local_{shard})",
-                f"stored_{shard} = Gather (rows_{shard}, safe_{shard})",
-                f"float_{shard} = Cast <to = {FLOAT}> (stored_{shard})",
-                f"here_{shard} = Not (elsewhere_{shard})",
-                f"mask_{shard} = Cast <to = {FLOAT}> (here_{shard})",
-                f"wide_mask_{shard} = Unsqueeze (mask_{shard}, shard_last)",
-                f"part_{shard} = Mul (float_{shard}, wide_mask_{shard})",
-            ]
-        total = result if rows.dtype != "int8" else "plain"
-        lines.append(f"{total} = Sum ({', '.join(f'part_{shard}' for shard in range(rows.shards))})")
-        if rows.dtype != "int8":
-            return "\n".join(lines)
-    return "\n".join(
-        [
-            *lines,
+    unscaled = "plain" if rows.dtype.scaled else result
+    lines = _gather(index, unscaled, rows) if rows.shards == 1 else _gather_of_shards(index, unscaled, rows)
+    if rows.dtype.scaled:
+        lines += [
             "scale_last = Constant <value_ints = [-1]> ()",
             f"scale = Gather (scales, {index})",
             "wide_scale = Unsqueeze (scale, scale_last)",
-            f"{result} = Mul (plain, wide_scale)",
+            f"{result} = Mul ({unscaled}, wide_scale)",
         ]
-    )
+    return "\n".join(lines)
+
+
+def _gather(index: str, result: str, rows: RowFormat) -> list[str]:
+    if rows.dtype.onnx_type == FLOAT:
+        return [f"{result} = Gather (rows_0, {index})"]
+    return [f"stored = Gather (rows_0, {index})", f"{result} = Cast <to = {FLOAT}> (stored)"]
+
+
+def _gather_of_shards(index: str, result: str, rows: RowFormat) -> list[str]:
+    lines = [
+        "shard_zero = Constant <value_int = 0> ()",
+        "shard_last = Constant <value_ints = [-1]> ()",
+        f"shard_size = Constant <value_int = {rows.shard_rows}> ()",
+    ]
+    for shard in range(rows.shards):
+        # A row of another shard reads this one's first, times 0.
+        lines += [
+            f"begin_{shard} = Constant <value_int = {shard * rows.shard_rows}> ()",
+            f"local_{shard} = Sub ({index}, begin_{shard})",
+            f"below_{shard} = Less (local_{shard}, shard_zero)",
+            f"beyond_{shard} = GreaterOrEqual (local_{shard}, shard_size)",
+            f"elsewhere_{shard} = Or (below_{shard}, beyond_{shard})",
+            f"safe_{shard} = Where (elsewhere_{shard}, shard_zero, local_{shard})",
+            f"stored_{shard} = Gather (rows_{shard}, safe_{shard})",
+            f"float_{shard} = Cast <to = {FLOAT}> (stored_{shard})",
+            f"here_{shard} = Not (elsewhere_{shard})",
+            f"mask_{shard} = Cast <to = {FLOAT}> (here_{shard})",
+            f"wide_mask_{shard} = Unsqueeze (mask_{shard}, shard_last)",
+            f"part_{shard} = Mul (float_{shard}, wide_mask_{shard})",
+        ]
+    return [*lines, f"{result} = Sum ({', '.join(f'part_{shard}' for shard in range(rows.shards))})"]
 
 
 # By key, with table 0 before them: what runtimes compute once, as they load. Table 0 has no ids but the one that goes
@@ -141,13 +140,7 @@ def embedding_bags(lookup: Lookup) -> str:
     products of matrices, in which an element is one thread's work: ONNX Runtime's ReduceSum adds in another order where
     there are fewer sums than threads, and its scatter that adds loses additions.
     """
-    by_id = _draws(lookup) if lookup.initial else ""
-    if lookup.weighted:
-        by_id += """
-  num_ids = Shape (ids)
-  checked_weights = Reshape <allowzero = 1> (weights, num_ids)
-  f_zero_1 = Constant <value_floats = [0.0]> ()
-  padded_weight = Concat <axis = 0> (f_zero_1, checked_weights)"""
+    by_id = (_draws(lookup) if lookup.initial else "") + (_WEIGHTS if lookup.weighted else "")
     return f"""
 {lookup.name} ({", ".join(lookup.inputs)}) => (pooled) {{{_BEGIN}{by_id}
   two_1 = Constant <value_ints = [2]> ()
@@ -158,65 +151,10 @@ def embedding_bags(lookup: Lookup) -> str:
   at_most_one = LessOrEqual (longest, one)
   bag_sum = If (at_most_one) <
     then_branch = single () => (sum_single) {{
-      flat_ends = Slice (offsets, one_1, end)
-      end_or_zero = Mul (flat_lengths, flat_ends)
-      taken_by_key = Reshape (end_or_zero, by_key)
-      taken_by_bag = Transpose (taken_by_key)
-      taken = Reshape (taken_by_bag, last)
-{_indent(_single(lookup, "taken", "sum_single"), 2)}
+{textwrap.indent(_sum_of_single(lookup), " " * 6)}
     }},
     else_branch = several () => (sum_several) {{
-      flat_begins = Slice (offsets, zero_1, last)
-      begins = Reshape (flat_begins, by_key)
-      begin_by_bag = Transpose (begins)
-      length_by_bag = Transpose (lengths)
-      padded_bags = Shape (offsets)
-      work = Mul (longest, padded_bags)
-      twice = Add (padded_size, padded_size)
-      even = LessOrEqual (work, twice)
-      sum_several = If (even) <
-        then_branch = padded () => (sum_padded) {{
-          longest_1 = Reshape (longest, last)
-          ones = ConstantOfShape <value = float[1] {{1.0}}> (longest_1)
-          taken = {DOMAIN}.Items (begin_by_bag, length_by_bag, longest)
-{_indent(_sum(lookup, "taken", "sum_padded"), 6)}
-        }},
-        else_branch = levels () => (sum_levels) {{
-          begin = Reshape (begin_by_bag, last)
-          length = Reshape (length_by_bag, last)
-          length_up = Add (length, three)
-          groups = Div (length_up, four)
-          ones = Constant <value_floats = [1.0, 1.0, 1.0, 1.0]> ()
-          taken = {DOMAIN}.Groups (begin, length, groups, four)
-{_indent(_sum(lookup, "taken", "sum_first"), 6)}
-          sum_shape = Shape (sum_first)
-          columns = Slice (sum_shape, one_1, two_1)
-          no_row_shape = Concat <axis = 0> (one_1, columns)
-          no_row = ConstantOfShape <value = float[1] {{0.0}}> (no_row_shape)
-          most = ReduceMax <keepdims = 0> (groups)
-          begin_with = Greater (most, one)
-          group_sum, group_count = Loop (, begin_with, sum_first, groups) <
-            body = level (int64 number, bool go_on, float[g, d] sum_in, int64[b] groups_in)
-                => (bool more, float[h, d] sum_out, int64[b] groups_out) {{
-              begin_in = CumSum <exclusive = 1> (groups_in, zero)
-              groups_up = Add (groups_in, three)
-              groups_out = Div (groups_up, four)
-              taken_in = {DOMAIN}.Groups (begin_in, groups_in, groups_out, four)
-              padded_in = Concat <axis = 0> (no_row, sum_in)
-              fours = Gather (padded_in, taken_in)
-              sum_out = MatMul (ones, fours)
-              most_out = ReduceMax <keepdims = 0> (groups_out)
-              more = Greater (most_out, one)
-            }}
-          >
-          group_begin = CumSum <exclusive = 1> (group_count, zero)
-          group_next = Add (group_begin, one)
-          not_empty = Greater (group_count, zero)
-          row_of_bag = Where (not_empty, group_next, zero)
-          padded_sum = Concat <axis = 0> (no_row, group_sum)
-          sum_levels = Gather (padded_sum, row_of_bag)
-        }}
-      >
+{textwrap.indent(_sum_of_several(lookup), " " * 6)}
     }}
   >
 {_means(lookup)}
@@ -228,8 +166,89 @@ def embedding_bags(lookup: Lookup) -> str:
 """
 
 
-def _indent(text: str, by: int = 0) -> str:
-    return textwrap.indent(text, " " * (4 + by))
+# The weights of ids.
+_WEIGHTS = """
+  num_ids = Shape (ids)
+  checked_weights = Reshape <allowzero = 1> (weights, num_ids)
+  f_zero_1 = Constant <value_floats = [0.0]> ()
+  padded_weight = Concat <axis = 0> (f_zero_1, checked_weights)"""
+
+
+def _sum_of_single(lookup: Lookup) -> str:
+    """Lines that make `sum_single`, where no bag has more than one id."""
+    return f"""\
+flat_ends = Slice (offsets, one_1, end)
+end_or_zero = Mul (flat_lengths, flat_ends)
+taken_by_key = Reshape (end_or_zero, by_key)
+taken_by_bag = Transpose (taken_by_key)
+taken = Reshape (taken_by_bag, last)
+{_single(lookup, "taken", "sum_single")}"""
+
+
+def _sum_of_several(lookup: Lookup) -> str:
+    """Lines that make `sum_several`: of padded bags, or level by level."""
+    return f"""\
+flat_begins = Slice (offsets, zero_1, last)
+begins = Reshape (flat_begins, by_key)
+begin_by_bag = Transpose (begins)
+length_by_bag = Transpose (lengths)
+padded_bags = Shape (offsets)
+work = Mul (longest, padded_bags)
+twice = Add (padded_size, padded_size)
+even = LessOrEqual (work, twice)
+sum_several = If (even) <
+  then_branch = padded () => (sum_padded) {{
+    longest_1 = Reshape (longest, last)
+    ones = ConstantOfShape <value = float[1] {{1.0}}> (longest_1)
+    taken = {DOMAIN}.Items (begin_by_bag, length_by_bag, longest)
+{textwrap.indent(_sum(lookup, "taken", "sum_padded"), " " * 4)}
+  }},
+  else_branch = levels () => (sum_levels) {{
+{textwrap.indent(_sum_by_levels(lookup), " " * 4)}
+  }}
+>"""
+
+
+def _sum_by_levels(lookup: Lookup) -> str:
+    """Lines that make `sum_levels`: sums of 4 rows, then of 4 such sums, until each bag has one."""
+    return f"""\
+begin = Reshape (begin_by_bag, last)
+length = Reshape (length_by_bag, last)
+length_up = Add (length, three)
+groups = Div (length_up, four)
+ones = Constant <value_floats = [1.0, 1.0, 1.0, 1.0]> ()
+taken = {DOMAIN}.Groups (begin, length, groups, four)
+{_sum(lookup, "taken", "sum_first")}
+{_LATER_LEVELS}"""
+
+
+_LATER_LEVELS = f"""\
+sum_shape = Shape (sum_first)
+columns = Slice (sum_shape, one_1, two_1)
+no_row_shape = Concat <axis = 0> (one_1, columns)
+no_row = ConstantOfShape <value = float[1] {{0.0}}> (no_row_shape)
+most = ReduceMax <keepdims = 0> (groups)
+begin_with = Greater (most, one)
+group_sum, group_count = Loop (, begin_with, sum_first, groups) <
+  body = level (int64 number, bool go_on, float[g, d] sum_in, int64[b] groups_in)
+      => (bool more, float[h, d] sum_out, int64[b] groups_out) {{
+    begin_in = CumSum <exclusive = 1> (groups_in, zero)
+    groups_up = Add (groups_in, three)
+    groups_out = Div (groups_up, four)
+    taken_in = {DOMAIN}.Groups (begin_in, groups_in, groups_out, four)
+    padded_in = Concat <axis = 0> (no_row, sum_in)
+    fours = Gather (padded_in, taken_in)
+    sum_out = MatMul (ones, fours)
+    most_out = ReduceMax <keepdims = 0> (groups_out)
+    more = Greater (most_out, one)
+  }}
+>
+group_begin = CumSum <exclusive = 1> (group_count, zero)
+group_next = Add (group_begin, one)
+not_empty = Greater (group_count, zero)
+row_of_bag = Where (not_empty, group_next, zero)
+padded_sum = Concat <axis = 0> (no_row, group_sum)
+sum_levels = Gather (padded_sum, row_of_bag)"""
 
 
 def _single(lookup: Lookup, taken: str, result: str) -> str:

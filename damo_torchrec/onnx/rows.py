@@ -17,6 +17,7 @@ import onnx
 import torch
 
 from damo_torchrec import _core
+from damo_torchrec.onnx.row_dtypes import ROW_DTYPES
 from damo_torchrec.onnx.vocabulary import RowFormat
 from damo_torchrec.store.table import Table
 
@@ -24,8 +25,6 @@ from damo_torchrec.store.table import Table
 _SHARD_BYTES = 8 << 30
 # ONNX Runtime takes equal small arrays for one, and fails where that one is in a file.
 _SMALL_BYTES = 1024
-_ROW_TYPES = {"float32": onnx.TensorProto.FLOAT, "float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}
-_ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class RowWriter:
 
     Args:
         directory: where their files go.
-        dtype: ``"float32"``, ``"float16"`` or ``"int8"``.
+        dtype: of their weights, one of `ROW_DTYPES`.
         filters: by table.
         unseen: by table, what an id without a row reads as: ``"zeros"`` or ``"initial"``.
         memory_bytes: what writing may take.
@@ -132,26 +131,26 @@ class RowWriter:
 
     def _write_group(self, snapshot: _core.RowSnapshot, tables: Sequence[Table], members: Sequence[int]) -> RowGroup:
         dim = tables[members[0]].dim
-        shard_rows = _SHARD_BYTES // (dim * _ITEM_BYTES[self.dtype])
-        row_type = _core.ServingRowType[self.dtype.upper()]
+        dtype = ROW_DTYPES[self.dtype]
+        shard_rows = _SHARD_BYTES // (dim * dtype.weight_bytes)
         prefix = str(dim)
         group = _core.ServingRows(
-            str(self.directory), prefix, dim, row_type, shard_rows, self.memory_bytes, self.num_threads
+            str(self.directory), prefix, dim, dtype.name, shard_rows, self.memory_bytes, self.num_threads
         )
         written = [self._add(group, snapshot, position, tables[position]) for position in members]
         group.finish()
         names = [tables[position].name for position in members]
         parts = np.frombuffer(group.parts, dtype=[("middle_row", np.int64), ("row_scale", np.float64)])
         total = group.num_rows
-        rows = RowFormat(dim, self.dtype, group.num_shards, shard_rows)
+        rows = RowFormat(dim, dtype, group.num_shards, shard_rows)
         files: dict[str, tuple[int, tuple[int, ...], Path]] = {
             "keys": (onnx.TensorProto.INT64, (total,), self._file(prefix, "keys")),
             "buckets": (onnx.TensorProto.INT64, (group.num_buckets,), self._file(prefix, "buckets")),
         }
         for shard in range(group.num_shards):
             size = min(shard_rows, total - shard * shard_rows)
-            files[f"rows_{shard}"] = (_ROW_TYPES[self.dtype], (size, dim), self._file(prefix, f"rows.{shard}"))
-        if self.dtype == "int8":
+            files[f"rows_{shard}"] = (dtype.onnx_type, (size, dim), self._file(prefix, f"rows.{shard}"))
+        if dtype.scaled:
             files["scales"] = (onnx.TensorProto.FLOAT, (total,), self._file(prefix, "scales"))
         arrays = {
             # Table 0 has no ids: all that are looked up in it find row 0.

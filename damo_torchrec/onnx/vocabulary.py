@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import onnx
 
+from damo_torchrec import _core
+
 DOMAIN = "damo_torchrec"
 VERSION = 1
 OPSET = 18
@@ -33,27 +35,26 @@ class RowFormat:
 
     Args:
         dim: weights in a row.
-        dtype: ``"float32"``, ``"float16"`` or ``"int8"``.
+        dtype: of their weights.
         shards: arrays that the rows are spread over.
         shard_rows: rows in each of them but the last; of no meaning for one.
     """
 
     dim: int
-    dtype: str
+    dtype: _core.RowDtype
     shards: int = 1
     shard_rows: int = 0
 
     @property
     def arrays(self) -> list[str]:
         """The names of its arrays in signatures."""
-        scales = ["scales"] if self.dtype == "int8" else []
+        scales = ["scales"] if self.dtype.scaled else []
         return [f"rows_{shard}" for shard in range(self.shards)] + scales
 
     @property
     def suffix(self) -> str:
         """Tells functions for it from those for other formats."""
-        name = {"float32": "", "float16": "Float16", "int8": "Int8"}[self.dtype]
-        return name + (f"Shards{self.shards}x{self.shard_rows}" if self.shards > 1 else "")
+        return self.dtype.suffix + (f"Shards{self.shards}x{self.shard_rows}" if self.shards > 1 else "")
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,16 @@
 """Classes that name update rules which neither torch nor TorchRec has."""
 
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 
+from damo_torchrec.optim.spec import Rule
 
-class _RowOptimizer(torch.optim.Optimizer):
+
+class RowOptimizer(torch.optim.Optimizer):
     """A name for an update rule of rows, as torchrec.optim's classes are: it cannot step a dense parameter."""
+
+    rule: ClassVar[Rule]
 
     def __init__(self, params: Any, **defaults: float | bool | tuple[float, float]) -> None:
         super().__init__(params, defaults)
@@ -18,7 +22,7 @@ class _RowOptimizer(torch.optim.Optimizer):
         )
 
 
-class FTRL(_RowOptimizer):
+class FTRL(RowOptimizer):
     """FTRL-proximal, which makes weights exactly zero where `lambda1` is positive.
 
     McMahan et al., "Ad Click Prediction: a View from the Trenches" (KDD 2013), algorithm 1. For each weight w with
@@ -39,6 +43,8 @@ class FTRL(_RowOptimizer):
         maximize: go up the gradient.
     """
 
+    rule = Rule("FTRL", frozenset({"lr", "beta", "lambda1", "lambda2", "maximize"}), None, divides_by_lr=True)
+
     def __init__(
         self,
         params: Any,
@@ -51,7 +57,7 @@ class FTRL(_RowOptimizer):
         super().__init__(params, lr=lr, beta=beta, lambda1=lambda1, lambda2=lambda2, maximize=maximize)
 
 
-class Lion(_RowOptimizer):
+class Lion(RowOptimizer):
     """Lion: steps of one size, in the direction of a momentum's signs.
 
     Chen et al., "Symbolic Discovery of Optimization Algorithms" (2023), program 1. For each weight w with gradient g,
@@ -67,6 +73,8 @@ class Lion(_RowOptimizer):
         weight_decay: decoupled.
         maximize: go up the gradient.
     """
+
+    rule = Rule("LION", frozenset({"lr", "betas", "weight_decay", "maximize"}), "decoupled")
 
     def __init__(
         self,

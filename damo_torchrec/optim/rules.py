@@ -3,44 +3,27 @@
 import inspect
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torchrec
 
-from damo_torchrec.optim.classes import FTRL, Lion
-from damo_torchrec.optim.spec import OptimizerSpec
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a class stands for.
-
-    Args:
-        kind: the engine's name of it.
-        keywords: those that have an effect here.
-        weight_decay: how it is meant, ``"l2"`` or ``"decoupled"``; None where the rule has its own way.
-        modes: whether FBGEMM's ``weight_decay_mode`` may say otherwise.
-    """
-
-    kind: str
-    keywords: frozenset[str]
-    weight_decay: str | None = "l2"
-    modes: bool = False
-
+from damo_torchrec.optim.classes import RowOptimizer
+from damo_torchrec.optim.spec import HYPERPARAMETERS, OptimizerSpec, Rule
 
 _TORCH = frozenset({"lr", "weight_decay", "maximize"})
 _FBGEMM = frozenset({"lr", "weight_decay", "gradient_clipping", "max_gradient"})
+_SGD = frozenset({"momentum", "dampening", "nesterov"})
 _ADAGRAD = frozenset({"lr_decay", "initial_accumulator_value", "eps"})
 _ADAM = frozenset({"betas", "eps", "use_rowwise_bias_correction"})
+_AMSGRAD = {"amsgrad": "AMSGRAD"}
 
-_RULES: dict[type, Rule] = {
-    torch.optim.SGD: Rule("SGD", _TORCH | {"momentum", "dampening", "nesterov"}),
+RULES: Mapping[type, Rule] = {
+    torch.optim.SGD: Rule("SGD", _TORCH | _SGD, variants={"momentum": "MOMENTUM_SGD"}),
     torch.optim.Adagrad: Rule("ADAGRAD", _TORCH | _ADAGRAD),
-    torch.optim.Adam: Rule("ADAM", _TORCH | _ADAM | {"amsgrad", "decoupled_weight_decay"}),
-    torch.optim.AdamW: Rule("ADAM", _TORCH | _ADAM | {"amsgrad"}, "decoupled"),
-    torch.optim.SparseAdam: Rule("ADAM", _ADAM | {"lr", "maximize"}),
+    torch.optim.Adam: Rule("ADAM", _TORCH | _ADAM | {"amsgrad", "decoupled_weight_decay"}, variants=_AMSGRAD),
+    torch.optim.AdamW: Rule("ADAM", _TORCH | _ADAM | {"amsgrad"}, "decoupled", variants=_AMSGRAD),
+    torch.optim.SparseAdam: Rule("ADAM", _ADAM | {"lr", "maximize"}, uncorrected_eps=True),
     torchrec.optim.SGD: Rule("SGD", _FBGEMM, modes=True),
     torchrec.optim.LarsSGD: Rule("LARS_SGD", _FBGEMM | {"momentum", "eta"}, None),
     torchrec.optim.Adagrad: Rule("ADAGRAD", _FBGEMM | _ADAGRAD, modes=True),
@@ -49,8 +32,7 @@ _RULES: dict[type, Rule] = {
     torchrec.optim.PartialRowWiseAdam: Rule("PARTIAL_ROWWISE_ADAM", _FBGEMM | _ADAM, "decoupled", modes=True),
     torchrec.optim.LAMB: Rule("LAMB", _FBGEMM | _ADAM, None),
     torchrec.optim.PartialRowWiseLAMB: Rule("PARTIAL_ROWWISE_LAMB", _FBGEMM | _ADAM, None),
-    FTRL: Rule("FTRL", frozenset({"lr", "beta", "lambda1", "lambda2", "maximize"}), None),
-    Lion: Rule("LION", _TORCH | {"betas"}, "decoupled"),
+    **{own: own.rule for own in RowOptimizer.__subclasses__()},
 }
 # FBGEMM's defaults, which torchrec.optim's classes get in TorchRec's fused modules.
 _FBGEMM_DEFAULTS: dict[str, Any] = {
@@ -65,11 +47,6 @@ _FBGEMM_DEFAULTS: dict[str, Any] = {
 }
 # How torch computes an update, not what: our own way of computing it stands in for all of them.
 _IMPLEMENTATION = frozenset({"foreach", "fused", "capturable", "differentiable"})
-_NUMBERS = (
-    *("lr", "lr_decay", "momentum", "dampening", "eps", "weight_decay", "initial_accumulator_value"),
-    *("eta", "beta", "lambda1", "lambda2"),
-)
-_FLAGS = ("nesterov", "maximize")
 
 
 def optimizer_spec(optimizer_type: type, optimizer_kwargs: Mapping[str, Any] | None) -> OptimizerSpec:
@@ -87,10 +64,10 @@ def optimizer_spec(optimizer_type: type, optimizer_kwargs: Mapping[str, Any] | N
     """
     if not isinstance(optimizer_type, type):
         raise TypeError(f"optimizer_type must be an optimizer class, got {optimizer_type!r}")
-    if optimizer_type not in _RULES:
-        names = ", ".join(_name(known) for known in _RULES)
+    if optimizer_type not in RULES:
+        names = ", ".join(_name(known) for known in RULES)
         raise ValueError(f"no update rule for {_name(optimizer_type)}: supported are {names}")
-    rule = _RULES[optimizer_type]
+    rule = RULES[optimizer_type]
     values = dict(optimizer_kwargs or {})
     mode = rule.weight_decay or "l2"
     if _is_fbgemms(optimizer_type):
@@ -98,6 +75,29 @@ def optimizer_spec(optimizer_type: type, optimizer_kwargs: Mapping[str, Any] | N
         if rule.modes:
             values, mode = _weight_decay_mode(values, mode)
     defaults = _defaults(optimizer_type)
+    _check_keywords(optimizer_type, rule, values, defaults)
+    values = {**{k: v for k, v in defaults.items() if k in rule.keywords}, **values}
+    _check_nesterov(values)
+    beta1, beta2 = _betas(values.get("betas", (0.9, 0.999)))
+    same_names: dict[str, Any] = {
+        name: bool(values[name]) if kind is bool else _number(name, values[name])
+        for name, kind in HYPERPARAMETERS.items()
+        if name in values
+    }
+    return OptimizerSpec(
+        kind=rule.kind_for(values),
+        weight_decay_mode="decoupled" if values.get("decoupled_weight_decay") else mode,
+        beta1=beta1,
+        beta2=beta2,
+        uncorrected_eps=rule.uncorrected_eps,
+        rowwise_bias_correction=bool(values.get("use_rowwise_bias_correction", False)),
+        clip_value=_number("max_gradient", values["max_gradient"]) if values.get("gradient_clipping") else math.inf,
+        divides_by_lr=rule.divides_by_lr,
+        **same_names,
+    )
+
+
+def _check_keywords(optimizer_type: type, rule: Rule, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if name in rule.keywords or name in _IMPLEMENTATION:
             continue
@@ -107,35 +107,15 @@ def optimizer_spec(optimizer_type: type, optimizer_kwargs: Mapping[str, Any] | N
             f"{_name(optimizer_type)}: {name}={value!r} is not supported here; "
             f"supported are {', '.join(sorted(rule.keywords))}"
         )
-    values = {**{k: v for k, v in defaults.items() if k in rule.keywords}, **values}
-    if values.get("decoupled_weight_decay"):
-        mode = "decoupled"
-    beta1, beta2 = _betas(values.get("betas", (0.9, 0.999)))
-    others: dict[str, Any] = {name: _number(name, values[name]) for name in _NUMBERS if name in values}
-    others |= {name: bool(values[name]) for name in _FLAGS if name in values}
-    return OptimizerSpec(
-        kind=_kind(rule, values),
-        weight_decay_mode=mode,
-        beta1=beta1,
-        beta2=beta2,
-        uncorrected_eps=optimizer_type is torch.optim.SparseAdam,
-        rowwise_bias_correction=bool(values.get("use_rowwise_bias_correction", False)),
-        clip_value=_number("max_gradient", values["max_gradient"]) if values.get("gradient_clipping") else math.inf,
-        **others,
-    )
 
 
-def _kind(rule: Rule, values: Mapping[str, Any]) -> str:
-    """The rule, where keywords decide what state it needs."""
-    if rule.kind == "SGD" and values.get("momentum"):
-        if values.get("nesterov") and values.get("dampening"):
-            raise ValueError(f"nesterov needs dampening=0, got {values['dampening']}")
-        return "MOMENTUM_SGD"
-    if values.get("nesterov"):
+def _check_nesterov(values: Mapping[str, Any]) -> None:
+    if not values.get("nesterov"):
+        return
+    if not values.get("momentum"):
         raise ValueError("nesterov needs a momentum, got momentum=0")
-    if values.get("amsgrad"):
-        return "AMSGRAD"
-    return rule.kind
+    if values.get("dampening"):
+        raise ValueError(f"nesterov needs dampening=0, got {values['dampening']}")
 
 
 def _number(name: str, value: Any) -> float:

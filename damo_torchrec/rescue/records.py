@@ -58,9 +58,7 @@ def payload_sizes(tables: Mapping[str, TableEntry]) -> dict[int, int]:
         schema = _core.TableSchema()
         schema.dim = table.schema.dim
         schema.weight_type = _core.WeightType[table.schema.row_dtype.upper()]
-        optimizer = _core.OptimizerConfig()
-        optimizer.kind = _core.OptimizerKind[str(table.schema.optimizer["name"])]
-        schema.optimizer = optimizer
+        schema.optimizer = _core.OptimizerConfig(str(table.schema.optimizer["name"]))
         sizes[table.number] = _core.payload_size(schema)
     return sizes
 

@@ -56,7 +56,7 @@ def add(group, snapshot, position, row_filter=None, progress=lambda rows: None):
 
 
 def serving_rows(directory: Path, dim: int, dtype: str = "float32", shard_rows: int = 1 << 20, threads: int = 2):
-    return _core.ServingRows(str(directory), "g", dim, _core.ServingRowType[dtype.upper()], shard_rows, MEMORY, threads)
+    return _core.ServingRows(str(directory), "g", dim, dtype, shard_rows, MEMORY, threads)
 
 
 def read(directory: Path, dim: int, dtype: str, group: _core.ServingRows, tables: list[_core.ServingTable]) -> Group:
@@ -241,7 +241,7 @@ def test_neither_memory_nor_threads_change_a_bit(tmp_path):
         for memory, threads in ((32 << 20, 1), (64 << 20, 3), (1 << 30, 1), (1 << 30, 3)):
             directory = tmp_path / f"{memory}-{threads}"
             directory.mkdir()
-            group = _core.ServingRows(str(directory), "g", 64, _core.ServingRowType.FLOAT32, 100_000, memory, threads)
+            group = _core.ServingRows(str(directory), "g", 64, "float32", 100_000, memory, threads)
             spilled = []
             add(group, snapshot, 0, progress=lambda _, d=directory, s=spilled: s.extend(d.glob("*spill*")))
             group.finish()
@@ -332,10 +332,9 @@ def test_wrong_calls_are_refused(memory_store, tmp_path):
         add(serving_rows(tmp_path, 8), snapshot, 0)
     with pytest.raises(ValueError, match="exists"):
         serving_rows(tmp_path, 8)
-    row_type = _core.ServingRowType.FLOAT32
     with pytest.raises(ValueError, match=f"memory_bytes must be at least {_core.LEAST_SERVING_MEMORY}, got 1000"):
-        _core.ServingRows(str(tmp_path), "h", 4, row_type, 10, 1000, 1)
+        _core.ServingRows(str(tmp_path), "h", 4, "float32", 10, 1000, 1)
     with pytest.raises(ValueError, match="shard_rows must be at least 1, got 0"):
-        _core.ServingRows(str(tmp_path), "h", 4, row_type, 0, MEMORY, 1)
+        _core.ServingRows(str(tmp_path), "h", 4, "float32", 0, MEMORY, 1)
     with pytest.raises(damo.errors.DamoError, match=r"no/h\.keys"):
-        _core.ServingRows(str(tmp_path / "no"), "h", 4, row_type, 10, MEMORY, 1)
+        _core.ServingRows(str(tmp_path / "no"), "h", 4, "float32", 10, MEMORY, 1)

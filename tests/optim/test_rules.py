@@ -11,7 +11,7 @@ from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 
 import damo_torchrec as damo
-from damo_torchrec.optim.rules import _RULES
+from damo_torchrec.optim.rules import RULES
 from optimizer_oracles import compare
 from support import config, random_kjt
 
@@ -79,7 +79,7 @@ def test_equals_torchs_own_optimizer(any_store, optimizer_type, kwargs):
 
 @pytest.mark.parametrize(
     "optimizer_type",
-    [t for t in _RULES if t not in IN_FORMULAS],
+    [t for t in RULES if t not in IN_FORMULAS],
     ids=lambda t: f"{t.__module__.split('.')[0]}.{t.__name__}",
 )
 def test_every_class_equals_its_oracle_with_default_hyperparameters(any_store, optimizer_type):
@@ -168,7 +168,7 @@ def test_what_is_not_supported_is_refused_by_name(memory_store, optimizer_type, 
 def test_an_unknown_class_is_refused_with_the_list_of_the_known_ones(memory_store):
     with pytest.raises(ValueError, match="RMSprop") as refusal:
         damo.EmbeddingBagCollection([config("t")], torch.optim.RMSprop, store=memory_store)
-    assert all(known.__name__ in str(refusal.value) for known in _RULES)
+    assert all(known.__name__ in str(refusal.value) for known in RULES)
 
 
 @pytest.mark.parametrize("given", ["SGD", EmbOptimType.EXACT_SGD, torch.optim.SGD([torch.zeros(1)])], ids=repr)

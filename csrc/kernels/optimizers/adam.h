@@ -10,19 +10,26 @@
 #pragma once
 
 #include "kernels/optimizer.h"
-#include "kernels/optimizers/bias_correction.h"
+#include "kernels/optimizers/moments.h"
+#include "kernels/optimizers/weight_decay.h"
 #include "row/row.h"
 
 namespace damo {
 
 struct Adam {
-  DAMO_INLINE int StateSize(int dim) { return 2 * dim; }
+  static constexpr const char* kName = "ADAM";
 
-  DAMO_INLINE void Update(const OptimizerStep& s, int dim, uint32_t updates, float* __restrict w,
-                          float* __restrict state, const float* __restrict g) {
+  DAMO_INLINE int StateSize(int dim) { return 2 * dim; }
+  DAMO_INLINE float InitialState(const OptimizerConfig&) { return 0; }
+
+  struct Step : WeightDecay, Moments {};
+  DAMO_INLINE Step MakeStep(const OptimizerStep& s) { return {MakeWeightDecay(s), MakeMoments(s)}; }
+
+  DAMO_INLINE void Update(const Step& s, int dim, uint32_t updates, float* __restrict w, float* __restrict state,
+                          const float* __restrict g) {
     float* __restrict m = state;
     float* __restrict v = state + dim;
-    const BiasCorrection bias = BiasOf(s, updates);
+    const BiasCorrection bias = s.bias(updates);
     for (int j = 0; j < dim; ++j) {
       const float grad = g[j] + s.l2 * w[j];
       m[j] = s.beta1 * m[j] + s.one_minus_beta1 * grad;

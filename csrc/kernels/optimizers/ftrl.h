@@ -12,9 +12,23 @@
 namespace damo {
 
 struct Ftrl {
-  DAMO_INLINE int StateSize(int dim) { return 2 * dim; }
+  static constexpr const char* kName = "FTRL";
 
-  DAMO_INLINE void Update(const OptimizerStep& s, int dim, uint32_t, float* __restrict w, float* __restrict state,
+  DAMO_INLINE int StateSize(int dim) { return 2 * dim; }
+  DAMO_INLINE float InitialState(const OptimizerConfig&) { return 0; }
+
+  struct Step {
+    float lr;
+    float beta;
+    float lambda1;
+    float lambda2;
+  };
+  DAMO_INLINE Step MakeStep(const OptimizerStep& s) {
+    return {static_cast<float>(s.lr), static_cast<float>(s.config.beta), static_cast<float>(s.config.lambda1),
+            static_cast<float>(s.config.lambda2)};
+  }
+
+  DAMO_INLINE void Update(const Step& s, int dim, uint32_t, float* __restrict w, float* __restrict state,
                           const float* __restrict g) {
     float* __restrict z = state;
     float* __restrict n = state + dim;

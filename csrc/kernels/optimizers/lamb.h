@@ -8,20 +8,31 @@
 #pragma once
 
 #include "kernels/optimizer.h"
-#include "kernels/optimizers/bias_correction.h"
+#include "kernels/optimizers/moments.h"
 #include "kernels/optimizers/trust_ratio.h"
 #include "row/row.h"
 
 namespace damo {
 
 struct Lamb {
-  DAMO_INLINE int StateSize(int dim) { return 2 * dim; }
+  static constexpr const char* kName = "LAMB";
 
-  DAMO_INLINE void Update(const OptimizerStep& s, int dim, uint32_t updates, float* __restrict w,
-                          float* __restrict state, const float* __restrict g) {
+  DAMO_INLINE int StateSize(int dim) { return 2 * dim; }
+  DAMO_INLINE float InitialState(const OptimizerConfig&) { return 0; }
+
+  struct Step : Moments {
+    float lr;
+    float weight_decay;
+  };
+  DAMO_INLINE Step MakeStep(const OptimizerStep& s) {
+    return {MakeMoments(s), static_cast<float>(s.lr), static_cast<float>(s.config.weight_decay)};
+  }
+
+  DAMO_INLINE void Update(const Step& s, int dim, uint32_t updates, float* __restrict w, float* __restrict state,
+                          const float* __restrict g) {
     float* __restrict m = state;
     float* __restrict v = state + dim;
-    const BiasCorrection bias = BiasOf(s, updates);
+    const BiasCorrection bias = s.bias(updates);
     for (int j = 0; j < dim; ++j) {
       m[j] = s.beta1 * m[j] + s.one_minus_beta1 * g[j];
       v[j] = s.beta2 * v[j] + s.one_minus_beta2 * (g[j] * g[j]);

@@ -13,9 +13,23 @@
 namespace damo {
 
 struct LarsSgd {
-  DAMO_INLINE int StateSize(int dim) { return dim; }
+  static constexpr const char* kName = "LARS_SGD";
 
-  DAMO_INLINE void Update(const OptimizerStep& s, int dim, uint32_t, float* __restrict w, float* __restrict state,
+  DAMO_INLINE int StateSize(int dim) { return dim; }
+  DAMO_INLINE float InitialState(const OptimizerConfig&) { return 0; }
+
+  struct Step {
+    float lr;
+    float momentum;
+    float eta;
+    float weight_decay;
+  };
+  DAMO_INLINE Step MakeStep(const OptimizerStep& s) {
+    return {static_cast<float>(s.lr), static_cast<float>(s.config.momentum), static_cast<float>(s.config.eta),
+            static_cast<float>(s.config.weight_decay)};
+  }
+
+  DAMO_INLINE void Update(const Step& s, int dim, uint32_t, float* __restrict w, float* __restrict state,
                           const float* __restrict g) {
     float* __restrict m = state;
     const float weight_norm = Norm(dim, [&](int j) __attribute__((always_inline)) { return w[j]; });

@@ -6,14 +6,34 @@
 #pragma once
 
 #include "kernels/optimizer.h"
+#include "kernels/optimizers/weight_decay.h"
 #include "row/row.h"
 
 namespace damo {
 
 struct Lion {
-  DAMO_INLINE int StateSize(int dim) { return dim; }
+  static constexpr const char* kName = "LION";
 
-  DAMO_INLINE void Update(const OptimizerStep& s, int dim, uint32_t, float* __restrict w, float* __restrict state,
+  DAMO_INLINE int StateSize(int dim) { return dim; }
+  DAMO_INLINE float InitialState(const OptimizerConfig&) { return 0; }
+
+  struct Step : WeightDecay {
+    float lr;
+    float beta1;
+    float beta2;
+    float one_minus_beta1;
+    float one_minus_beta2;
+  };
+  DAMO_INLINE Step MakeStep(const OptimizerStep& s) {
+    return {MakeWeightDecay(s),
+            static_cast<float>(s.lr),
+            static_cast<float>(s.config.beta1),
+            static_cast<float>(s.config.beta2),
+            static_cast<float>(1 - s.config.beta1),
+            static_cast<float>(1 - s.config.beta2)};
+  }
+
+  DAMO_INLINE void Update(const Step& s, int dim, uint32_t, float* __restrict w, float* __restrict state,
                           const float* __restrict g) {
     float* __restrict m = state;
     for (int j = 0; j < dim; ++j) {

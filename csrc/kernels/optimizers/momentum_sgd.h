@@ -6,15 +6,30 @@
 #pragma once
 
 #include "kernels/optimizer.h"
+#include "kernels/optimizers/weight_decay.h"
 #include "row/row.h"
 
 namespace damo {
 
 struct MomentumSgd {
-  DAMO_INLINE int StateSize(int dim) { return dim; }
+  static constexpr const char* kName = "MOMENTUM_SGD";
 
-  DAMO_INLINE void Update(const OptimizerStep& s, int dim, uint32_t updates, float* __restrict w,
-                          float* __restrict state, const float* __restrict g) {
+  DAMO_INLINE int StateSize(int dim) { return dim; }
+  DAMO_INLINE float InitialState(const OptimizerConfig&) { return 0; }
+
+  struct Step : WeightDecay {
+    float lr;
+    float momentum;
+    float one_minus_dampening;
+    bool nesterov;
+  };
+  DAMO_INLINE Step MakeStep(const OptimizerStep& s) {
+    return {MakeWeightDecay(s), static_cast<float>(s.lr), static_cast<float>(s.config.momentum),
+            static_cast<float>(1 - s.config.dampening), s.config.nesterov};
+  }
+
+  DAMO_INLINE void Update(const Step& s, int dim, uint32_t updates, float* __restrict w, float* __restrict state,
+                          const float* __restrict g) {
     float* __restrict b = state;
     const float old = updates == 1 ? 0 : s.momentum;
     const float add = updates == 1 ? 1 : s.one_minus_dampening;

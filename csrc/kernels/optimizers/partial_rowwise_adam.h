@@ -8,19 +8,26 @@
 
 #include "kernels/lane_sum.h"
 #include "kernels/optimizer.h"
-#include "kernels/optimizers/bias_correction.h"
+#include "kernels/optimizers/moments.h"
+#include "kernels/optimizers/weight_decay.h"
 #include "row/row.h"
 
 namespace damo {
 
 struct PartialRowWiseAdam {
-  DAMO_INLINE int StateSize(int dim) { return dim + 1; }
+  static constexpr const char* kName = "PARTIAL_ROWWISE_ADAM";
 
-  DAMO_INLINE void Update(const OptimizerStep& s, int dim, uint32_t updates, float* __restrict w,
-                          float* __restrict state, const float* __restrict g) {
+  DAMO_INLINE int StateSize(int dim) { return dim + 1; }
+  DAMO_INLINE float InitialState(const OptimizerConfig&) { return 0; }
+
+  struct Step : WeightDecay, Moments {};
+  DAMO_INLINE Step MakeStep(const OptimizerStep& s) { return {MakeWeightDecay(s), MakeMoments(s)}; }
+
+  DAMO_INLINE void Update(const Step& s, int dim, uint32_t updates, float* __restrict w, float* __restrict state,
+                          const float* __restrict g) {
     float* __restrict m = state;
     float& v = state[dim];
-    const BiasCorrection bias = BiasOf(s, updates);
+    const BiasCorrection bias = s.bias(updates);
     const float sum = LaneSum(dim, [&](int j) __attribute__((always_inline)) {
       const float grad = g[j] + s.l2 * w[j];
       return grad * grad;

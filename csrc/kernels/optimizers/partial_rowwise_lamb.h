@@ -5,20 +5,31 @@
 
 #include "kernels/lane_sum.h"
 #include "kernels/optimizer.h"
-#include "kernels/optimizers/bias_correction.h"
+#include "kernels/optimizers/moments.h"
 #include "kernels/optimizers/trust_ratio.h"
 #include "row/row.h"
 
 namespace damo {
 
 struct PartialRowWiseLamb {
-  DAMO_INLINE int StateSize(int dim) { return dim + 1; }
+  static constexpr const char* kName = "PARTIAL_ROWWISE_LAMB";
 
-  DAMO_INLINE void Update(const OptimizerStep& s, int dim, uint32_t updates, float* __restrict w,
-                          float* __restrict state, const float* __restrict g) {
+  DAMO_INLINE int StateSize(int dim) { return dim + 1; }
+  DAMO_INLINE float InitialState(const OptimizerConfig&) { return 0; }
+
+  struct Step : Moments {
+    float lr;
+    float weight_decay;
+  };
+  DAMO_INLINE Step MakeStep(const OptimizerStep& s) {
+    return {MakeMoments(s), static_cast<float>(s.lr), static_cast<float>(s.config.weight_decay)};
+  }
+
+  DAMO_INLINE void Update(const Step& s, int dim, uint32_t updates, float* __restrict w, float* __restrict state,
+                          const float* __restrict g) {
     float* __restrict m = state;
     float& v = state[dim];
-    const BiasCorrection bias = BiasOf(s, updates);
+    const BiasCorrection bias = s.bias(updates);
     const float sum = LaneSum(dim, [&](int j) __attribute__((always_inline)) { return g[j] * g[j]; });
     v = s.beta2 * v + s.one_minus_beta2 * (sum / static_cast<float>(dim));
     const float scale = bias.inv_bias1 / (__builtin_sqrtf(v) * bias.inv_sqrt_bias2 + s.eps);

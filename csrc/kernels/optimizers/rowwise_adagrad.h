@@ -4,14 +4,26 @@
 
 #include "kernels/lane_sum.h"
 #include "kernels/optimizer.h"
+#include "kernels/optimizers/weight_decay.h"
 #include "row/row.h"
 
 namespace damo {
 
 struct RowWiseAdagrad {
-  DAMO_INLINE int StateSize(int) { return 1; }
+  static constexpr const char* kName = "ROWWISE_ADAGRAD";
 
-  DAMO_INLINE void Update(const OptimizerStep& s, int dim, uint32_t, float* __restrict w, float* __restrict state,
+  DAMO_INLINE int StateSize(int) { return 1; }
+  DAMO_INLINE float InitialState(const OptimizerConfig& c) { return static_cast<float>(c.initial_accumulator_value); }
+
+  struct Step : WeightDecay {
+    float lr;
+    float eps;
+  };
+  DAMO_INLINE Step MakeStep(const OptimizerStep& s) {
+    return {MakeWeightDecay(s), static_cast<float>(s.lr), static_cast<float>(s.config.eps)};
+  }
+
+  DAMO_INLINE void Update(const Step& s, int dim, uint32_t, float* __restrict w, float* __restrict state,
                           const float* __restrict g) {
     const float sum = LaneSum(dim, [&](int j) __attribute__((always_inline)) {
       const float grad = g[j] + s.l2 * w[j];

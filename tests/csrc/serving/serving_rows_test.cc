@@ -35,7 +35,7 @@ using testing::TemporaryDirectory;
 constexpr size_t kMiB = size_t{1} << 20;
 
 ServingOptions Options(const TemporaryDirectory& directory, int dim, size_t memory_bytes = 64 * kMiB, int threads = 2) {
-  return {directory / "", "g", dim, ServingRowType::kFloat32, 1000, memory_bytes, threads};
+  return {directory / "", "g", dim, RowDtype::kFloat32, 1000, memory_bytes, threads};
 }
 
 void Ignore(uint64_t) {}
@@ -186,42 +186,13 @@ TEST(ServingRowsTest, RowsWithAsManyUpdatesAreTakenInOrder) {
   EXPECT_EQ(taken, (std::vector<bool>{true, false, true, true, false, false}));
 }
 
-TEST(ServingRowTest, Float16IsRoundedToEven) {
-  const std::vector<float> weights = {1, 1 + 0x1p-11f, 1 + 3 * 0x1p-11f, -65519.99f, 0x1p-25f, 0x1.8p-24f};
-  std::vector<uint16_t> halves(weights.size());
-  EncodeFloat16Row(static_cast<int>(weights.size()), weights.data(), reinterpret_cast<char*>(halves.data()));
-  EXPECT_EQ(halves, (std::vector<uint16_t>{0x3C00, 0x3C00, 0x3C02, 0xFBFF, 0, 2}));
-  for (const float beyond : {65520.0f, -65520.0f, std::numeric_limits<float>::infinity()}) {
-    const float row[] = {0, beyond};
-    ExpectError(ErrorCode::kInvalidArgument, {"weight 1 is", "65504"},
-                [&] { EncodeFloat16Row(2, row, reinterpret_cast<char*>(halves.data())); });
-  }
-}
-
-TEST(ServingRowTest, Int8HasAScaleForEachRow) {
-  const auto encode = [](std::vector<float> weights) {
-    std::vector<int8_t> q(weights.size());
-    float scale = -1;
-    EncodeInt8Row(static_cast<int>(q.size()), weights.data(), reinterpret_cast<char*>(q.data()), &scale);
-    return std::pair(std::vector<int>(q.begin(), q.end()), scale);
-  };
-  EXPECT_EQ(encode({127, 0.5, 1.5, -0.5, -2.5, 126.5}), std::pair(std::vector<int>({127, 0, 2, 0, -2, 126}), 1.0f));
-  EXPECT_EQ(encode({-254, 1, 3, 0, 0, 0}), std::pair(std::vector<int>({-127, 0, 2, 0, 0, 0}), 2.0f));
-  EXPECT_EQ(encode({0, -0.0f}), std::pair(std::vector<int>({0, 0}), 0.0f));
-  EXPECT_EQ(encode({1e-45f, 0}), std::pair(std::vector<int>({0, 0}), 0.0f));
-  EXPECT_EQ(encode({3e38f, -3e38f}).first, (std::vector<int>{127, -127}));
-  for (const float refused : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
-    ExpectError(ErrorCode::kInvalidArgument, {"weight 2 is", "finite"}, [&] { encode({0, 1, refused, refused}); });
-  }
-}
-
 TEST(ServingRowsTest, WeightsThatDoNotFitNameTheirRow) {
   TemporaryDirectory directory;
   const std::unique_ptr<Store> store = OpenStore();
   store->OpenTable(PlainTable("t", 1, 2));
   SetRows(store.get(), 0, Range(0, 40'000));
   ServingOptions options = Options(directory, 2);
-  options.row_type = ServingRowType::kFloat16;
+  options.dtype = RowDtype::kFloat16;
   ServingRows rows(options);
   ExpectError(ErrorCode::kInvalidArgument, {"table \"t\", id 32760: weight 0 is 65520"},
               [&] { Add(&rows, Snapshot(store.get(), {0}), 0); });

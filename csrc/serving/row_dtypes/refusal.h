@@ -1,0 +1,23 @@
+// Weights that a dtype cannot hold.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "base/status.h"
+#include "row/weight_type.h"
+
+namespace damo {
+
+// A number's bits without its sign: larger ones are larger magnitudes, infinity and NaN last.
+inline uint32_t MagnitudeBits(float x) { return FloatBits(x) & 0x7FFFFFFFu; }
+
+// Names the first weight for which `refused` holds of its magnitude's bits.
+template <class F>
+[[noreturn]] void ThrowRefusedWeight(int dim, const float* weights, F refused, const std::string& why) {
+  int j = 0;
+  while (j + 1 < dim && !refused(MagnitudeBits(weights[j]))) ++j;
+  throw Error(ErrorCode::kInvalidArgument, "weight " + std::to_string(j) + " is " + std::to_string(weights[j]) + why);
+}
+
+}  // namespace damo
