@@ -36,7 +36,7 @@ inline std::vector<std::string> InstructionSets() {
   return names;
 }
 
-// Of either sign and of magnitudes over six orders.
+// A number of either sign and of a magnitude out of six orders.
 inline float RandomFloat(std::mt19937_64* random) {
   const float magnitude = std::exp2(std::uniform_real_distribution<float>(-10, 10)(*random));
   return (*random)() % 2 ? magnitude : -magnitude;
@@ -134,9 +134,7 @@ struct Batch {
   JaggedBatch view() const {
     return {ids.data(), lengths.data(), weighted ? weights.data() : nullptr, ids.size(), keys, batch};
   }
-  std::unique_ptr<Lookup> lookup(const std::vector<Feature>& features) const {
-    return Store::MakeLookup(features, view());
-  }
+  std::unique_ptr<Lookup> lookup(const std::vector<Feature>& features) const { return MakeLookup(features, view()); }
 };
 
 // One id in each bag.
