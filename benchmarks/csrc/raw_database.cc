@@ -17,7 +17,7 @@
 #include <limits>
 
 #include "base/status.h"
-#include "engine/store.h"
+#include "engine/budget.h"
 #include "row/record.h"
 #include "storage_rocksdb/rocksdb_options.h"
 #include "storage_rocksdb/rocksdb_status.h"

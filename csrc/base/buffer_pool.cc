@@ -7,7 +7,7 @@ namespace damo {
 
 Pages BufferPool::Take(size_t bytes) {
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(&mutex_);
     const auto fits = [&](const Pages& p) {
       return p.get_deleter().bytes >= bytes && p.get_deleter().bytes / 2 <= bytes;
     };
@@ -23,7 +23,7 @@ Pages BufferPool::Take(size_t bytes) {
 }
 
 void BufferPool::GiveBack(Pages pages) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(&mutex_);
   free_bytes_ += pages.get_deleter().bytes;
   free_.push_back(std::move(pages));
   while (free_bytes_ > kept_bytes_) {

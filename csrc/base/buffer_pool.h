@@ -4,10 +4,10 @@
 
 #include <cstddef>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "base/huge_pages.h"
+#include "base/mutex.h"
 
 namespace damo {
 
@@ -23,9 +23,9 @@ class BufferPool {
 
  private:
   const size_t kept_bytes_;
-  std::mutex mutex_;
-  std::vector<Pages> free_;  // guarded by mutex_; most recently used last
-  size_t free_bytes_ = 0;
+  Mutex mutex_;
+  std::vector<Pages> free_ DAMO_GUARDED_BY(mutex_);  // most recently used last
+  size_t free_bytes_ DAMO_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace damo

@@ -6,7 +6,7 @@
 
 namespace damo {
 
-// The checksum of the bytes that have the checksum `crc`, 0 for none, with `bytes` behind them.
+// The checksum of some bytes with `bytes` behind them; `crc` is that of the former, 0 where there are none.
 uint32_t ExtendCrc32c(uint32_t crc, std::string_view bytes);
 
 }  // namespace damo

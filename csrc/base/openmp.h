@@ -26,7 +26,7 @@ class OpenMp {
   void Parallel(int threads, void (*body)(void*), void* data) const {
     parallel_(body, data, static_cast<unsigned>(threads), 0);
   }
-  // The calling thread's number among those of Parallel; 0 is its caller.
+  // The calling thread's number among those of Parallel, whose caller is 0.
   int thread() const { return thread_(); }
 
  private:

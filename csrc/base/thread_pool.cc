@@ -42,10 +42,10 @@ ThreadPool::~ThreadPool() { Stop(); }
 
 void ThreadPool::Stop() {
   {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(&mutex_);
     stop_ = true;
   }
-  start_.notify_all();
+  start_.NotifyAll();
   for (std::thread& worker : workers_) worker.join();
   workers_.clear();
 }
@@ -56,7 +56,7 @@ void ThreadPool::WorkOn(Loop* loop, int thread) noexcept {
       loop->call(loop->body, i, thread);
     } catch (...) {
       loop->next.store(loop->n, std::memory_order_relaxed);
-      std::lock_guard lock(mutex_);
+      const MutexLock lock(&mutex_);
       if (!loop->error) loop->error = std::current_exception();
     }
   }
@@ -64,17 +64,18 @@ void ThreadPool::WorkOn(Loop* loop, int thread) noexcept {
 
 void ThreadPool::WorkerLoop(int thread) {
   std::fesetenv(FE_DFL_ENV);
-  std::unique_lock lock(mutex_);
+  const MutexLock lock(&mutex_);
   while (true) {
-    start_.wait(lock, [&] { return stop_ || !loops_.empty(); });
+    start_.Wait(&mutex_, [&]() DAMO_REQUIRES(mutex_) { return stop_ || !loops_.empty(); });
     if (stop_) return;
     Loop* loop = loops_.front();
     ++loop->active;
     if (--loop->open == 0) loops_.erase(loops_.begin());
-    lock.unlock();
-    WorkOn(loop, thread);
-    lock.lock();
-    if (--loop->active == 0) loop->done.notify_one();
+    {
+      const MutexUnlock unlocked(&mutex_);
+      WorkOn(loop, thread);
+    }
+    if (--loop->active == 0) loop->done.NotifyOne();
   }
 }
 
@@ -105,18 +106,18 @@ bool ThreadPool::UseOpenMp() {
 void ThreadPool::RunOnWorkers(Loop* loop) {
   const size_t helpers = loop->open;
   {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(&mutex_);
     loops_.push_back(loop);
   }
   if (helpers == workers_.size()) {
-    start_.notify_all();
+    start_.NotifyAll();
   } else {
-    for (size_t i = 0; i < helpers; ++i) start_.notify_one();
+    for (size_t i = 0; i < helpers; ++i) start_.NotifyOne();
   }
   WorkOn(loop, 0);
-  std::unique_lock lock(mutex_);
+  const MutexLock lock(&mutex_);
   std::erase(loops_, loop);
-  loop->done.wait(lock, [&] { return loop->active == 0; });
+  loop->done.Wait(&mutex_, [&] { return loop->active == 0; });
 }
 
 void ThreadPool::RunOnOpenMp(Loop* loop) {

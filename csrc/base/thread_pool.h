@@ -3,16 +3,15 @@
 
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
-#include <mutex>
 #include <optional>
 #include <thread>
 #include <type_traits>
 #include <vector>
 
+#include "base/mutex.h"
 #include "base/openmp.h"
 
 namespace damo {
@@ -39,7 +38,10 @@ class ThreadPool {
   template <class F>
   void ParallelFor(size_t n, F&& f) {
     using Body = std::remove_reference_t<F>;
-    Run(n, &f, [](void* body, size_t i, int thread) { (*static_cast<Body*>(body))(i, thread); });
+    // Not analysed: the caller, which waits, holds the locks that `f` requires.
+    Run(n, &f, [](void* body, size_t i, int thread) DAMO_NO_THREAD_SAFETY_ANALYSIS {
+      (*static_cast<Body*>(body))(i, thread);
+    });
   }
 
  private:
@@ -55,7 +57,7 @@ class ThreadPool {
     size_t active = 0;
     std::atomic<size_t> next{0};
     std::exception_ptr error = nullptr;
-    std::condition_variable done{};
+    CondVar done{};
   };
 
   void Run(size_t n, void* body, Call call);
@@ -72,10 +74,10 @@ class ThreadPool {
   std::atomic<int> patience_;                   // how many they will be after the next late thread
   std::atomic<Clock::time_point> last_loop_{};  // its end
   std::vector<std::thread> workers_;
-  std::mutex mutex_;
-  std::condition_variable start_;
-  std::vector<Loop*> loops_;  // that wait for workers; guarded by mutex_, like `stop_`
-  bool stop_ = false;
+  Mutex mutex_;
+  CondVar start_;
+  std::vector<Loop*> loops_ DAMO_GUARDED_BY(mutex_);  // that wait for workers
+  bool stop_ DAMO_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace damo

@@ -1,15 +1,14 @@
 // A thread that does jobs one after the other, in the order in which they were posted.
 #pragma once
 
-#include <condition_variable>
 #include <deque>
 #include <functional>
-#include <mutex>
 #include <string>
 #include <system_error>
 #include <thread>
 #include <utility>
 
+#include "base/mutex.h"
 #include "base/status.h"
 
 namespace damo {
@@ -27,10 +26,10 @@ class Worker {
   // Waits for the job under way and drops those that have not begun.
   ~Worker() {
     {
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(&mutex_);
       stop_ = true;
     }
-    wake_.notify_one();
+    wake_.NotifyOne();
     thread_.join();
   }
   Worker(const Worker&) = delete;
@@ -39,30 +38,29 @@ class Worker {
   // Thread-safe. REQUIRES: `job` does not throw.
   void Post(std::function<void()> job) {
     {
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(&mutex_);
       jobs_.push_back(std::move(job));
     }
-    wake_.notify_one();
+    wake_.NotifyOne();
   }
 
  private:
   void Loop() {
-    std::unique_lock lock(mutex_);
+    const MutexLock lock(&mutex_);
     while (true) {
-      wake_.wait(lock, [&] { return stop_ || !jobs_.empty(); });
+      wake_.Wait(&mutex_, [&]() DAMO_REQUIRES(mutex_) { return stop_ || !jobs_.empty(); });
       if (stop_) return;
       const std::function<void()> job = std::move(jobs_.front());
       jobs_.pop_front();
-      lock.unlock();
+      const MutexUnlock unlocked(&mutex_);
       job();
-      lock.lock();
     }
   }
 
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::deque<std::function<void()>> jobs_;  // guarded by mutex_
-  bool stop_ = false;                       // guarded by mutex_
+  Mutex mutex_;
+  CondVar wake_;
+  std::deque<std::function<void()>> jobs_ DAMO_GUARDED_BY(mutex_);
+  bool stop_ DAMO_GUARDED_BY(mutex_) = false;
   std::thread thread_;
 };
 

@@ -3,69 +3,66 @@
 // Begin marks the segments that hold rows which the journal needs. Write takes them one after the other: it copies
 // those rows and adds the copies to the journal. Whoever is about to update rows of a segment that has not been taken
 // calls Keep first, which copies them into a reserve, from where Write takes them, too. So the journal gets every row
-// as it was at Begin; as long as a snapshot is active nothing may be written to the RowStore.
+// as it was at Begin; as long as a capture is active nothing may be written to the RowStore.
 #pragma once
 
-#include <condition_variable>
+#include <cstddef>
 #include <cstdint>
 #include <deque>
-#include <mutex>
 #include <span>
 #include <vector>
 
-#include "cache/row_cache.h"
+#include "base/mutex.h"
+#include "engine/cached_tables.h"
 #include "engine/journal.h"
 #include "engine/row_copies.h"
 
 namespace damo {
 
-// All methods REQUIRE the store's mutex; Write gives it up while it adds to the journal.
-class Snapshot {
+class Capture {
  public:
-  using Tables = RowCopies::Tables;
+  // Keeps at most `reserve_bytes` of rows.
+  Capture(Journal* journal, CachedTables* rows, size_t reserve_bytes)
+      : journal_(journal), rows_(rows), cache_(rows->cache), reserve_bytes_(reserve_bytes) {}
 
-  // Notifies `progress`, which goes with the store's mutex, whenever rows have been written. Keeps at most
-  // `reserve_bytes` of rows.
-  Snapshot(Journal* journal, RowCache* cache, const Tables* tables, std::condition_variable* progress,
-           size_t reserve_bytes)
-      : journal_(journal), cache_(cache), tables_(tables), progress_(progress), reserve_bytes_(reserve_bytes) {}
-
-  bool active() const { return active_; }
+  bool active() const DAMO_REQUIRES(store_mutex) { return active_; }
   // Whether rows that are updated have to be kept first.
-  bool keeps() const { return active_ && !segments_.empty(); }
+  bool keeps() const DAMO_REQUIRES(store_mutex) { return active_ && !segments_.empty(); }
 
   // REQUIRES: !active(), and no other write is under way.
-  void Begin();
-  // Adds to the journal what it needs at Begin. REQUIRES: active(); one call.
-  void Write(std::unique_lock<std::mutex>& lock);
+  void Begin() DAMO_REQUIRES(store_mutex);
+  // Adds to the journal what it needs at Begin; meanwhile it lets go of the mutex. REQUIRES: active(); one call.
+  void Write() DAMO_REQUIRES(store_mutex);
   // `complete`: Write has not thrown, and the journal is in a checkpoint.
-  void End(bool complete);
+  void End(bool complete) DAMO_REQUIRES(store_mutex);
+  // Waits until no capture is active: until its checkpoint is complete, or has failed.
+  void AwaitEnd() DAMO_REQUIRES(store_mutex);
 
-  // Whether rows of so many bytes can be kept, whichever they are.
-  bool HasRoom(size_t bytes) const { return !keeps() || kept_bytes_ + bytes <= reserve_bytes_; }
-  // To be called before these rows change. May run concurrently for different rows. REQUIRES: HasRoom.
-  void Keep(std::span<const Slot> slots);
+  // Waits until rows of so many bytes can be kept, whichever they are.
+  void AwaitRoom(size_t bytes) DAMO_REQUIRES(store_mutex);
+  // To be called before these rows change, after AwaitRoom for them. May run concurrently for different rows, under the
+  // mutex of one caller.
+  void Keep(std::span<const Slot> slots) DAMO_REQUIRES(store_mutex);
   // Has Write take this segment next.
-  void Hurry(uint32_t segment);
+  void Hurry(uint32_t segment) DAMO_REQUIRES(store_mutex);
 
-  uint64_t rows_written() const { return rows_written_; }
+  uint64_t rows_written() const DAMO_REQUIRES(store_mutex) { return rows_written_; }
 
  private:
-  void WriteKept(std::unique_lock<std::mutex>& lock);
-  void WriteSegment(std::unique_lock<std::mutex>& lock);
+  void WriteKept() DAMO_REQUIRES(store_mutex);
+  void WriteSegment() DAMO_REQUIRES(store_mutex);
 
   Journal* const journal_;
-  RowCache* const cache_;
-  const Tables* const tables_;
-  std::condition_variable* const progress_;
+  CachedTables* const rows_;
+  RowCache& cache_ DAMO_GUARDED_BY(store_mutex);
   const size_t reserve_bytes_;
-  bool active_ = false;
-  uint8_t flag_ = 0;               // of the rows that the journal needs
-  std::deque<uint32_t> segments_;  // yet to be taken
-  std::mutex kept_mutex_;          // guards the next two against concurrent calls of Keep
-  std::vector<RowCopies> kept_;
-  size_t kept_bytes_ = 0;
-  uint64_t rows_written_ = 0;
+  bool active_ DAMO_GUARDED_BY(store_mutex) = false;
+  uint8_t flag_ DAMO_GUARDED_BY(store_mutex) = 0;               // of the rows that the journal needs
+  std::deque<uint32_t> segments_ DAMO_GUARDED_BY(store_mutex);  // yet to be taken
+  Mutex kept_mutex_;                                            // taken by concurrent calls of Keep, for the next two
+  std::vector<RowCopies> kept_ DAMO_GUARDED_BY(store_mutex);
+  size_t kept_bytes_ DAMO_GUARDED_BY(store_mutex) = 0;
+  uint64_t rows_written_ DAMO_GUARDED_BY(store_mutex) = 0;
 };
 
 }  // namespace damo

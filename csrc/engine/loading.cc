@@ -1,4 +1,4 @@
-// Bringing rows into the cache: for a call that waits for them, or ahead of one that will.
+#include "engine/loading.h"
 
 #include <sys/resource.h>
 
@@ -6,9 +6,8 @@
 #include <string>
 #include <utility>
 
+#include "base/float_environment.h"
 #include "base/status.h"
-#include "engine/load.h"
-#include "engine/store.h"
 
 namespace damo {
 namespace {
@@ -27,11 +26,6 @@ WaitingReads HowToWait(const RowStore& rows) {
 // From this share of rows on that came from the disk rather than from the page cache, reads are taken to wait.
 constexpr double kWaitingShare = 0.05;
 constexpr size_t kRowsAhead = 16;
-// Of the cache, what rows may take that were prefetched and not used yet.
-constexpr size_t kAwaitedShare = 4;
-// A prefetch whose forward has not come within so many calls is forgotten.
-constexpr uint64_t kMostCalls = 128;
-
 // 4 KiB blocks that this thread has read from disks.
 int64_t BlocksRead() {
 #ifdef RUSAGE_THREAD
@@ -45,7 +39,28 @@ int64_t BlocksRead() {
 
 }  // namespace
 
-std::vector<Store::LoadRun> Store::Missing(std::span<const Unit> units) {
+// The rows of one load, by run and then id.
+struct Loader::Rows {
+  std::vector<LoadRun> runs;
+  std::vector<Slot> slots;
+  std::vector<char*> payloads;
+  std::vector<uint8_t> found;      // whether the RowStore had them
+  std::vector<uint32_t> segments;  // one pin for each
+  bool awaited;                    // by a call to come
+  bool waits;                      // whether reads wait for a disk
+};
+
+Loader::Loader(CachedTables* rows, RowStore* store, const Compute& compute, bool direct_io)
+    : rows_(rows),
+      store_(store),
+      tables_(rows->tables),
+      cache_(rows->cache),
+      arena_(rows->cache.arena()),
+      compute_(compute),
+      direct_io_(direct_io),
+      reads_wait_(direct_io) {}
+
+std::vector<LoadRun> Loader::Missing(std::span<const Unit> units) {
   std::vector<LoadRun> runs(tables_.size());
   for (const Unit& unit : units) {
     if (unit.missing == 0) continue;
@@ -54,7 +69,7 @@ std::vector<Store::LoadRun> Store::Missing(std::span<const Unit> units) {
       if (unit.slots()[i] == kMissingSlot) of_table.push_back(unit.ids()[i]);
     }
   }
-  threads_.ParallelFor(runs.size(), [&](size_t t, int) {
+  compute_.threads->ParallelFor(runs.size(), [&](size_t t, int) DAMO_REQUIRES(store_mutex) {
     std::vector<int64_t>& ids = runs[t].ids;
     std::sort(ids.begin(), ids.end());
     ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
@@ -66,14 +81,14 @@ std::vector<Store::LoadRun> Store::Missing(std::span<const Unit> units) {
   return runs;
 }
 
-size_t Store::BytesOf(std::span<const LoadRun> runs) const {
+size_t Loader::BytesOf(std::span<const LoadRun> runs) const {
   size_t bytes = 0;
   for (const LoadRun& run : runs) bytes += run.ids.size() * cache_.stride(run.index);
   return bytes;
 }
 
-std::unique_ptr<Store::Load> Store::BeginLoad(std::vector<LoadRun> runs, bool awaited) {
-  auto load = std::make_unique<Load>();
+std::unique_ptr<Loader::Rows> Loader::Begin(std::vector<LoadRun> runs, bool awaited) {
+  auto load = std::make_unique<Rows>();
   load->runs = std::move(runs);
   size_t rows = 0;
   for (LoadRun& run : load->runs) {
@@ -87,7 +102,7 @@ std::unique_ptr<Store::Load> Store::BeginLoad(std::vector<LoadRun> runs, bool aw
   load->waits = reads_wait_;
   load->awaited = awaited;
   if (load->waits && waiting_readers_ == nullptr) {
-    waiting_readers_ = std::make_unique<ThreadPool>(HowToWait(*rows_).calls);
+    waiting_readers_ = std::make_unique<ThreadPool>(HowToWait(*store_).calls);
   }
   for (const LoadRun& run : load->runs) {
     for (size_t i = 0; i < run.ids.size(); ++i) {
@@ -105,13 +120,15 @@ std::unique_ptr<Store::Load> Store::BeginLoad(std::vector<LoadRun> runs, bool aw
   return load;
 }
 
-void Store::Read(Load* load) {
+// Needs no lock: until End nobody else looks at the rows, they stay where they are, and what is read of their tables
+// never changes.
+void Loader::Read(Rows* load) {
   struct Part {
     const LoadRun* run;
     size_t begin;
     size_t end;
   };
-  const size_t rows_per_read = load->waits ? HowToWait(*rows_).rows : kRowsPerRead;
+  const size_t rows_per_read = load->waits ? HowToWait(*store_).rows : kRowsPerRead;
   std::vector<Part> parts;
   for (const LoadRun& run : load->runs) {
     for (size_t begin = 0; begin < run.ids.size(); begin += rows_per_read) {
@@ -124,32 +141,34 @@ void Store::Read(Load* load) {
     const Table& table = *run->table;
     const int64_t blocks_before = BlocksRead();
     try {
-      rows_->MultiGet(table.schema.number, std::span(run->ids).subspan(begin, end - begin), table.layout.payload_size(),
-                      load->payloads.data() + run->first + begin, load->found.data() + run->first + begin);
+      store_->MultiGet(table.schema.number, std::span(run->ids).subspan(begin, end - begin),
+                       table.layout.payload_size(), load->payloads.data() + run->first + begin,
+                       load->found.data() + run->first + begin);
     } catch (const Error& error) {
       throw Error(error.code(), "table \"" + table.schema.name + "\": " + error.what());
     }
     blocks.fetch_add(BlocksRead() - blocks_before, std::memory_order_relaxed);
     for (size_t i = begin; i < end; ++i) {
       if (!load->found[run->first + i]) {
-        table.DrawPayload(kernels_.draw_row, run->ids[i], run->initial_state, cache_.Row(load->slots[run->first + i]));
+        table.DrawPayload(compute_.kernels->draw_row, run->ids[i], run->initial_state,
+                          RowAt(arena_, load->slots[run->first + i]));
       }
     }
   };
   if (load->waits) {
     waiting_readers_->ParallelFor(parts.size(), read);
   } else if (!load->awaited) {
-    threads_.ParallelFor(parts.size(), read);
+    compute_.threads->ParallelFor(parts.size(), read);
   } else {
     // Without the others: they are the model's now.
     const DefaultFloatEnvironment environment;
     for (size_t p = 0; p < parts.size(); ++p) read(p, 0);
   }
   const double share = static_cast<double>(blocks) / static_cast<double>(load->slots.size());
-  reads_wait_ = options_.direct_io || share > kWaitingShare;
+  reads_wait_ = direct_io_ || share > kWaitingShare;
 }
 
-void Store::EndLoad(const Load& load, bool complete) {
+void Loader::End(const Rows& load, bool complete) {
   for (size_t i = 0; i < load.slots.size(); ++i) {
     char* row = cache_.Row(load.slots[i]);
     if (complete) {
@@ -159,104 +178,46 @@ void Store::EndLoad(const Load& load, bool complete) {
     }
   }
   for (uint32_t segment : load.segments) cache_.Unpin(segment);
-  progress_.notify_all();
+  rows_->progress.NotifyAll();
 }
 
-// Brings the rows that `units` miss into the cache: from the RowStore, or with their initial values and flagged absent.
-// Waits for those that a prefetch is about to bring. Slots that `units` already have stay valid, unless that prefetch
-// fails: then its rows are missing again.
-void Store::LoadMissing(std::span<const Unit> units, Lock& lock) {
-  std::vector<LoadRun> runs = Missing(units);
-  const size_t bytes = BytesOf(runs);
-  MakeRoomAround(units, bytes, lock);
-  forward_load_.Note(bytes);
-  if (!runs.empty()) {
-    const std::unique_ptr<Load> load = BeginLoad(std::move(runs), /*awaited=*/false);
-    // No other call can begin, so nothing moves; the write-back thread goes on.
-    lock.data.unlock();
+void Loader::Load(std::vector<LoadRun> runs) {
+  const std::unique_ptr<Rows> load = Begin(std::move(runs), /*awaited=*/false);
+  try {
+    const MutexUnlock unlocked(rows_->mutex());
+    Read(load.get());
+  } catch (...) {
+    End(*load, false);
+    throw;
+  }
+  End(*load, true);
+}
+
+void Loader::LoadInBackground(std::vector<LoadRun> runs) {
+  if (background_ == nullptr) background_ = std::make_unique<Worker>();
+  std::shared_ptr<Rows> load = Begin(std::move(runs), /*awaited=*/true);
+  background_->Post([this, load] {
+    bool complete = true;
     try {
       Read(load.get());
     } catch (...) {
-      lock.data.lock();
-      EndLoad(*load, false);
-      throw;
+      complete = false;
     }
-    lock.data.lock();
-    EndLoad(*load, true);
-  }
+    const MutexLock lock(rows_->mutex());
+    End(*load, complete);
+  });
+}
+
+void Loader::AwaitLoading(std::span<const Unit> units) {
   for (const Unit& unit : units) {
     if (unit.loading == 0) continue;
     for (size_t i = 0; i < unit.num_ids(); ++i) {
       const Slot slot = unit.slots()[i];
       if (slot == kMissingSlot || slot == kZeroSlot) continue;
-      progress_.wait(lock.data, [&] { return !(RowFlags(cache_.Row(slot)) & kLoading); });
+      const char* row = RowAt(arena_, slot);
+      rows_->progress.Wait(rows_->mutex(), [&] { return !(RowFlags(row) & kLoading); });
     }
   }
-}
-
-void Store::Prefetch(Lookup* lookup) {
-  Lock lock = Acquire();
-  if (lookup->slots.empty()) return;
-  lookup->epoch = 0;
-  const size_t awaited = AwaitedBytes(), most = cache_.row_capacity_bytes() / kAwaitedShare;
-  size_t room = most - std::min(most, awaited);
-  // Room is made before rows are looked up: no row of this batch that is there should make way for those that are not.
-  MakeSpareRoom(std::min(prefetch_load_.expected(), room), lock);
-  std::vector<Unit> units = MakeUnits(lookup);
-  threads_.ParallelFor(units.size(), [&](size_t u, int) { Resolve</*kUse=*/false>(&units[u]); });
-  std::vector<LoadRun> runs = Missing(units);
-  for (LoadRun& run : runs) {
-    run.ids.resize(std::min(run.ids.size(), room / cache_.stride(run.index)));
-    room -= run.ids.size() * cache_.stride(run.index);
-  }
-  size_t bytes = BytesOf(runs);
-  prefetch_load_.Note(bytes);
-  MakeSpareRoom(bytes, lock);
-  if (cache_.NeedsEviction(bytes)) bytes = 0;
-  if (bytes > 0 && loader_ == nullptr) loader_ = std::make_unique<Worker>();
-  awaited_.push_back({lookup->features[0].table, bytes, cache_.arrival(), calls_});
-  NoteAwaited();
-  if (bytes > 0) {
-    std::shared_ptr<Load> load = BeginLoad(std::move(runs), /*awaited=*/true);
-    loader_->Post([this, load] {
-      bool complete = true;
-      try {
-        Read(load.get());
-      } catch (...) {
-        complete = false;  // who needs the rows reads them again, and gets the error
-      }
-      const std::lock_guard data(mutex_);
-      EndLoad(*load, complete);
-    });
-  }
-  write_back_->Wake();
-}
-
-size_t Store::AwaitedBytes() const {
-  size_t bytes = 0;
-  for (const Awaited& prefetch : awaited_) bytes += prefetch.bytes;
-  return bytes;
-}
-
-void Store::ForgetAwaited() {
-  awaited_.clear();
-  NoteAwaited();
-}
-
-// The forward that the oldest prefetch of this collection was for has come.
-void Store::EndAwaiting(const Lookup& lookup) {
-  if (lookup.features.empty()) return;
-  const auto found = std::find_if(awaited_.begin(), awaited_.end(),
-                                  [&](const Awaited& prefetch) { return prefetch.table == lookup.features[0].table; });
-  if (found != awaited_.end()) awaited_.erase(found);
-  NoteAwaited();
-}
-
-void Store::NoteAwaited() {
-  ++calls_;
-  std::erase_if(awaited_, [&](const Awaited& prefetch) { return prefetch.call + kMostCalls < calls_; });
-  const auto oldest = std::find_if(awaited_.begin(), awaited_.end(), [](const Awaited& p) { return p.bytes > 0; });
-  cache_.KeepArrivals(oldest == awaited_.end() ? RowCache::kNoArrival : oldest->arrival);
 }
 
 }  // namespace damo

@@ -3,33 +3,28 @@
 
 #include <algorithm>
 #include <cstring>
-#include <deque>
 #include <memory>
 #include <span>
 #include <vector>
 
-#include "cache/row_cache.h"
-#include "engine/table.h"
+#include "engine/cached_tables.h"
 #include "storage/row_store.h"
 
 namespace damo {
 
 class RowCopies {
  public:
-  using Tables = std::deque<Table>;  // by the cache's table number
-
   static RowWrite WriteOf(const Tables& tables, const char* row) {
     const Table& table = tables[RowTable(row)];
     return {table.schema.number,         RowId(row), row + kPayloadOffset,
             table.layout.payload_size(), 0,          (RowFlags(row) & kChanged) != 0};
   }
 
-  // REQUIRES: the store's mutex.
-  RowCopies(const RowCache& cache, const Tables& tables, std::span<const Slot> slots) {
+  RowCopies(const CachedTables& rows, std::span<const Slot> slots) DAMO_REQUIRES(store_mutex) {
     writes_.reserve(slots.size());
     size_t bytes = 0;
     for (Slot slot : slots) {
-      writes_.push_back(WriteOf(tables, cache.Row(slot)));
+      writes_.push_back(WriteOf(rows.tables, rows.cache.Row(slot)));
       bytes += writes_.back().payload_size;
     }
     payloads_ = std::make_unique_for_overwrite<char[]>(bytes);

@@ -2,58 +2,47 @@
 
 #include <algorithm>
 
-#include "base/status.h"
+#include "engine/row_copies.h"
 
 namespace damo {
 namespace {
 
-// Of rows in one write, which is exceeded by a segment at most: enough to be worth sorting, little enough that copying
-// them does not hold up a training step.
+// How much of rows goes into one write, which is exceeded by a segment at most: enough to be worth sorting, little
+// enough that copying them does not hold up a training step.
 constexpr size_t kBytesPerWrite = size_t{2} << 20;
 
 }  // namespace
 
-// What the background thread took out of the cache for one write.
-struct WriteBack::Taken {
-  std::vector<uint32_t> segments;  // pinned
-  std::vector<Slot> slots;
-};
+WriteBack::WriteBack(RowStore* store, Journal* journal, CachedTables* rows)
+    : store_(store), journal_(journal), rows_(rows), cache_(rows->cache), thread_([this] { Loop(); }) {}
 
-WriteBack::WriteBack(RowStore* rows, Journal* journal, RowCache* cache, const Tables* tables, std::mutex* store_mutex,
-                     std::condition_variable* progress)
-    : rows_(rows),
-      journal_(journal),
-      cache_(cache),
-      tables_(tables),
-      mutex_(store_mutex),
-      progress_(progress),
-      thread_([this] { Loop(); }) {}
+WriteBack::~WriteBack() { Stop(); }
 
-WriteBack::~WriteBack() {
+void WriteBack::Stop() {
   {
-    std::lock_guard lock(*mutex_);
+    const MutexLock lock(rows_->mutex());
     stop_ = true;
   }
-  work_.notify_all();
-  thread_.join();
+  work_.NotifyAll();
+  if (thread_.joinable()) thread_.join();
 }
 
 void WriteBack::Wake() {
   wanted_ = true;
-  work_.notify_one();
+  work_.NotifyOne();
 }
 
-void WriteBack::WriteEvictable(const std::vector<uint32_t>& segments, std::unique_lock<std::mutex>& lock) {
-  WaitIdle(lock);
+void WriteBack::WriteEvictable(const std::vector<uint32_t>& segments) {
+  WaitIdle();
   Write(segments, true, [&](std::span<const RowWrite> rows) { journal_->NoteWritten(rows); });
 }
 
-void WriteBack::WriteAll(std::unique_lock<std::mutex>& lock) {
-  WaitIdle(lock);
+void WriteBack::WriteAll() {
+  WaitIdle();
   journal_->Clear();
-  const std::vector<uint32_t> segments = cache_->SegmentsInUse();
+  const std::vector<uint32_t> segments = cache_.SegmentsInUse();
   Write(segments, false, [](std::span<const RowWrite>) {});
-  for (uint32_t segment : segments) cache_->MarkClean(segment);
+  for (uint32_t segment : segments) cache_.MarkClean(segment);
   journal_->Clear(/*all_written=*/true);
 }
 
@@ -65,29 +54,29 @@ void WriteBack::Write(const std::vector<uint32_t>& segments, bool evictable_only
   size_t bytes = 0;
   for (size_t i = 0; i < segments.size(); ++i) {
     const size_t before = slots.size();
-    cache_->CollectDirty(segments[i], evictable_only, &slots);
+    cache_.CollectDirty(segments[i], evictable_only, &slots);
     bytes += PayloadBytes(slots, before);
     if (bytes < kBytesPerWrite && i + 1 < segments.size()) continue;
     if (slots.empty()) continue;
     writes.clear();
     for (Slot slot : slots) {
-      writes.push_back(RowCopies::WriteOf(*tables_, cache_->Row(slot)));
+      writes.push_back(RowCopies::WriteOf(rows_->tables, cache_.Row(slot)));
     }
     RowCopies::SortByKey(&writes);
-    rows_->Write(writes);
+    store_->Write(writes);
     written(writes);
     rows_written_ += writes.size();
-    cache_->MarkRowsClean(slots);
+    cache_.MarkRowsClean(slots);
     slots.clear();
     bytes = 0;
   }
 }
 
-// Of slots[first] and those behind it.
+// How many bytes the payloads of slots[first] and those behind it have.
 size_t WriteBack::PayloadBytes(const std::vector<Slot>& slots, size_t first) const {
   size_t bytes = 0;
   for (size_t i = first; i < slots.size(); ++i) {
-    bytes += (*tables_)[RowTable(cache_->Row(slots[i]))].layout.payload_size();
+    bytes += rows_->tables[RowTable(cache_.Row(slots[i]))].layout.payload_size();
   }
   return bytes;
 }
@@ -95,16 +84,16 @@ size_t WriteBack::PayloadBytes(const std::vector<Slot>& slots, size_t first) con
 // Takes the next victims' dirty rows, none if there are none.
 WriteBack::Taken WriteBack::Take() {
   Taken taken;
-  const size_t ahead = std::max<size_t>(8, cache_->row_capacity_bytes() / cache_->segment_bytes() / 16);
+  const size_t ahead = std::max<size_t>(8, cache_.row_capacity_bytes() / cache_.segment_bytes() / 16);
   size_t bytes = 0;
-  for (uint32_t segment : cache_->NextVictims(ahead)) {
-    if (!cache_->NeedsCleaning(segment)) continue;
+  for (uint32_t segment : cache_.NextVictims(ahead)) {
+    if (!cache_.NeedsCleaning(segment)) continue;
     const size_t before = taken.slots.size();
-    cache_->CollectDirty(segment, true, &taken.slots);
+    cache_.CollectDirty(segment, true, &taken.slots);
     bytes += PayloadBytes(taken.slots, before);
-    cache_->MarkCleaned(segment);
+    cache_.MarkCleaned(segment);
     if (taken.slots.size() == before) continue;
-    cache_->Pin(segment);
+    cache_.Pin(segment);
     taken.segments.push_back(segment);
     if (bytes >= kBytesPerWrite) break;
   }
@@ -112,41 +101,43 @@ WriteBack::Taken WriteBack::Take() {
 }
 
 void WriteBack::Loop() {
-  std::unique_lock lock(*mutex_);
+  const MutexLock lock(rows_->mutex());
   while (true) {
-    work_.wait(lock, [&] { return stop_ || (wanted_ && waiting_ == 0); });
+    work_.Wait(rows_->mutex(), [&]() DAMO_REQUIRES(store_mutex) { return stop_ || (wanted_ && waiting_ == 0); });
     if (stop_) return;
     const Taken taken = Take();
     if (taken.slots.empty()) {
       wanted_ = false;
-      lock.unlock();
-      rows_->ReleaseFreedMemory();
-      lock.lock();
-      continue;
+      const MutexUnlock unlocked(rows_->mutex());
+      store_->ReleaseFreedMemory();
+    } else {
+      WriteTaken(taken);
     }
-    // They count as clean from here on: an update that comes before the write is over makes them dirty again.
-    RowCopies copies(*cache_, *tables_, taken.slots);
-    cache_->MarkRowsClean(taken.slots);
-    busy_ = true;
-    lock.unlock();
-    bool written = true;
-    try {
-      rows_->Write(copies.Sorted());
-      journal_->NoteWritten(copies.all());
-    } catch (...) {
-      // The rows stay dirty in the cache. Whoever needs their room writes them again, and gets the error.
-      written = false;
-    }
-    lock.lock();
-    rows_written_ += written ? copies.rows() : 0;
-    if (!written) {
-      cache_->MarkRowsDirty(taken.slots);
-      wanted_ = false;
-    }
-    for (uint32_t segment : taken.segments) cache_->Unpin(segment);
-    busy_ = false;
-    progress_->notify_all();
   }
+}
+
+void WriteBack::WriteTaken(const Taken& taken) {
+  // They count as clean from here on: an update that comes before the write is over makes them dirty again.
+  RowCopies copies(*rows_, taken.slots);
+  cache_.MarkRowsClean(taken.slots);
+  busy_ = true;
+  bool written = true;
+  try {
+    const MutexUnlock unlocked(rows_->mutex());
+    store_->Write(copies.Sorted());
+    journal_->NoteWritten(copies.all());
+  } catch (...) {
+    // The rows stay dirty in the cache. Whoever needs their room writes them again, and gets the error.
+    written = false;
+  }
+  rows_written_ += written ? copies.rows() : 0;
+  if (!written) {
+    cache_.MarkRowsDirty(taken.slots);
+    wanted_ = false;
+  }
+  for (uint32_t segment : taken.segments) cache_.Unpin(segment);
+  busy_ = false;
+  rows_->progress.NotifyAll();
 }
 
 }  // namespace damo

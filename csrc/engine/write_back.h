@@ -2,87 +2,86 @@
 // thread of its own, so that a segment that has to go is clean by then.
 #pragma once
 
-#include <condition_variable>
+#include <cstddef>
 #include <cstdint>
-#include <deque>
-#include <memory>
-#include <mutex>
 #include <thread>
 #include <vector>
 
-#include "cache/row_cache.h"
+#include "base/mutex.h"
+#include "engine/cached_tables.h"
 #include "engine/journal.h"
-#include "engine/row_copies.h"
 #include "storage/row_store.h"
 
 namespace damo {
 
-// All methods but the constructor and the destructor REQUIRE the store's mutex, and take its lock where they may wait.
 class WriteBack {
  public:
-  using Tables = RowCopies::Tables;
-
-  // Notifies `progress`, which goes with `store_mutex`, whenever a write in the background has ended.
-  WriteBack(RowStore* rows, Journal* journal, RowCache* cache, const Tables* tables, std::mutex* store_mutex,
-            std::condition_variable* progress);
+  WriteBack(RowStore* store, Journal* journal, CachedTables* rows);
   ~WriteBack();
+
+  // Waits for the write under way in the background and begins no more. Idempotent.
+  void Stop();
 
   // Writes the rows of `segments` that an eviction now would drop and that are dirty. When it throws, every row that
   // was not written still is dirty.
-  void WriteEvictable(const std::vector<uint32_t>& segments, std::unique_lock<std::mutex>& lock);
+  void WriteEvictable(const std::vector<uint32_t>& segments) DAMO_REQUIRES(store_mutex);
   // Writes all rows that are dirty, after which checkpoints need no journal. As to errors, as above.
-  void WriteAll(std::unique_lock<std::mutex>& lock);
+  void WriteAll() DAMO_REQUIRES(store_mutex);
 
   // Waits until done() holds, and begins no write in the background meanwhile. REQUIRES: who makes it hold notifies
   // `progress`.
   template <class F>
-  void WaitUntil(std::unique_lock<std::mutex>& lock, F done) {
+  void WaitUntil(F done) DAMO_REQUIRES(store_mutex) {
     ++waiting_;
-    progress_->wait(lock, done);
+    rows_->progress.Wait(rows_->mutex(), done);
     --waiting_;
   }
   // Waits until no write is under way in the background.
-  void WaitIdle(std::unique_lock<std::mutex>& lock) {
-    WaitUntil(lock, [&] { return !busy_; });
+  void WaitIdle() DAMO_REQUIRES(store_mutex) {
+    WaitUntil([&]() DAMO_REQUIRES(store_mutex) { return !busy_; });
   }
 
   // Waits until no write is under way in the background, and lets none begin until Release.
-  void Hold(std::unique_lock<std::mutex>& lock) {
-    WaitIdle(lock);
+  void Hold() DAMO_REQUIRES(store_mutex) {
+    WaitIdle();
     ++waiting_;
   }
-  void Release() {
+  void Release() DAMO_REQUIRES(store_mutex) {
     --waiting_;
     Wake();
   }
 
   // By either thread.
-  uint64_t rows_written() const { return rows_written_; }
+  uint64_t rows_written() const DAMO_REQUIRES(store_mutex) { return rows_written_; }
 
   // Lets the background thread look for work. To be called when an operation ends.
-  void Wake();
+  void Wake() DAMO_REQUIRES(store_mutex);
 
  private:
-  struct Taken;
+  // What the background thread took out of the cache for one write.
+  struct Taken {
+    std::vector<uint32_t> segments;  // pinned
+    std::vector<Slot> slots;
+  };
 
   template <class F>
-  void Write(const std::vector<uint32_t>& segments, bool evictable_only, F written);
+  void Write(const std::vector<uint32_t>& segments, bool evictable_only, F written) DAMO_REQUIRES(store_mutex);
   void Loop();
-  Taken Take();
-  size_t PayloadBytes(const std::vector<Slot>& slots, size_t first) const;
+  Taken Take() DAMO_REQUIRES(store_mutex);
+  void WriteTaken(const Taken& taken) DAMO_REQUIRES(store_mutex);
+  size_t PayloadBytes(const std::vector<Slot>& slots, size_t first) const DAMO_REQUIRES(store_mutex);
 
-  RowStore* const rows_;
+  RowStore* const store_;
   Journal* const journal_;
-  RowCache* const cache_;
-  const Tables* const tables_;
-  std::mutex* const mutex_;
-  std::condition_variable work_;
-  std::condition_variable* const progress_;
-  bool stop_ = false;
-  int waiting_ = 0;  // calls that wait for the thread, or hold it: it starts nothing new then
-  bool busy_ = false;
-  bool wanted_ = false;
-  uint64_t rows_written_ = 0;
+  CachedTables* const rows_;
+  RowCache& cache_ DAMO_GUARDED_BY(store_mutex);
+  CondVar work_;
+  bool stop_ DAMO_GUARDED_BY(store_mutex) = false;
+  // Calls that wait for the thread, or hold it: it starts nothing new then.
+  int waiting_ DAMO_GUARDED_BY(store_mutex) = 0;
+  bool busy_ DAMO_GUARDED_BY(store_mutex) = false;
+  bool wanted_ DAMO_GUARDED_BY(store_mutex) = false;
+  uint64_t rows_written_ DAMO_GUARDED_BY(store_mutex) = 0;
   std::thread thread_;
 };
 

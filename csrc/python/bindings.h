@@ -31,7 +31,10 @@ struct Forget {
 template <class T>
 using Held = std::unique_ptr<T, Forget>;
 
-// bindings_serving.cc
-void RegisterServing(py::module_& m);
+void RegisterOptions(py::module_& m);  // bindings_options.cc
+void RegisterLookup(py::module_& m);   // bindings_store.cc
+void RegisterStore(py::module_& m);    // bindings_store.cc
+void RegisterSalvage(py::module_& m);  // bindings_salvage.cc
+void RegisterServing(py::module_& m);  // bindings_serving.cc
 
 }  // namespace damo

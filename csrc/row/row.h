@@ -34,7 +34,7 @@ constexpr uint8_t kDead = 4;
 constexpr uint8_t kPinned = 8;
 // The row's payload is being read from the RowStore: nobody may look at it.
 constexpr uint8_t kLoading = 16;
-// In a segment of a snapshot (snapshot.h): what the row was at its moment is kept elsewhere.
+// In a segment that a capture has yet to take (engine/capture.h): what the row was when it began is kept elsewhere.
 constexpr uint8_t kKept = 32;
 // The row has changed since it was last in a checkpoint. REQUIRES: kDirty.
 constexpr uint8_t kChanged = 64;

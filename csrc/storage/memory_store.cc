@@ -4,13 +4,12 @@
 #include <fstream>
 #include <iterator>
 #include <map>
-#include <mutex>
 #include <optional>
-#include <shared_mutex>
 #include <utility>
 #include <vector>
 
 #include "base/files.h"
+#include "base/mutex.h"
 #include "base/status.h"
 #include "row/key.h"
 #include "row/record.h"
@@ -67,7 +66,7 @@ class MemoryStore : public RowStore {
   void MultiGet(uint32_t table, std::span<const int64_t> ids, size_t payload_size, char* const* dst,
                 uint8_t* found) override {
     CheckTableNumber(table);
-    std::shared_lock lock(mutex_);
+    const ReaderLock lock(&mutex_);
     for (size_t i = 0; i < ids.size(); ++i) {
       const auto row = rows_.find(EncodeKey(table, ids[i]));
       found[i] = row != rows_.end();
@@ -76,8 +75,8 @@ class MemoryStore : public RowStore {
   }
 
   void Write(std::span<const RowWrite> rows) override {
-    std::unique_lock lock(mutex_);
-    ForEachChange(rows, [&](const Key& key, std::optional<std::string> value) {
+    const WriterLock lock(&mutex_);
+    ForEachChange(rows, [&](const Key& key, std::optional<std::string> value) DAMO_REQUIRES(mutex_) {
       if (value) {
         rows_[key] = std::move(*value);
       } else {
@@ -87,17 +86,18 @@ class MemoryStore : public RowStore {
   }
 
   void AddToJournal(std::span<const RowWrite> rows) override {
-    std::unique_lock lock(mutex_);
-    ForEachChange(rows, [&](const Key& key, std::optional<std::string> value) { journal_[key] = std::move(value); });
+    const WriterLock lock(&mutex_);
+    ForEachChange(rows, [&](const Key& key, std::optional<std::string> value)
+                            DAMO_REQUIRES(mutex_) { journal_[key] = std::move(value); });
   }
 
   void ClearJournal() override {
-    std::unique_lock lock(mutex_);
+    const WriterLock lock(&mutex_);
     journal_.clear();
   }
 
   JournalSize journal_size() const override {
-    std::shared_lock lock(mutex_);
+    const ReaderLock lock(&mutex_);
     JournalSize size;
     for (const auto& [key, value] : journal_) size.bytes += kKeySize + (value ? value->size() : 0);
     return size;
@@ -105,7 +105,7 @@ class MemoryStore : public RowStore {
 
   std::unique_ptr<RowStoreSnapshot> TakeSnapshot(std::span<const uint32_t> tables) override {
     MemorySnapshot::Tables copies;
-    std::shared_lock lock(mutex_);
+    const ReaderLock lock(&mutex_);
     for (const uint32_t table : tables) {
       CheckTableNumber(table);
       for (const uint32_t numbered : {table, table | kDeletionBit}) copies[numbered] = CopyOf(numbered);
@@ -116,7 +116,7 @@ class MemoryStore : public RowStore {
   bool Checkpoint(const std::string& path, bool /*link*/) override {
     std::string contents;
     {
-      std::shared_lock lock(mutex_);
+      const ReaderLock lock(&mutex_);
       Rows rows = rows_;
       for (const auto& [key, value] : journal_) {
         if (value) {
@@ -135,14 +135,14 @@ class MemoryStore : public RowStore {
   }
 
   RowStoreStats Stats() const override {
-    std::shared_lock lock(mutex_);
+    const ReaderLock lock(&mutex_);
     RowStoreStats stats;
     for (const auto& [key, value] : rows_) stats.memory_bytes += kKeySize + value.size();
     return stats;
   }
 
   void Close() override {
-    std::unique_lock lock(mutex_);
+    const WriterLock lock(&mutex_);
     rows_.clear();
     journal_.clear();
   }
@@ -150,7 +150,7 @@ class MemoryStore : public RowStore {
  private:
   // Calls f(key, value), without a value where the key goes.
   template <class F>
-  static void ForEachChange(std::span<const RowWrite> rows, F f) {
+  void ForEachChange(std::span<const RowWrite> rows, F f) DAMO_REQUIRES(mutex_) {
     for (const RowWrite& row : rows) CheckTableNumber(row.table);
     for (const RowWrite& row : rows) {
       const Key key = EncodeKey(row.table, row.id);
@@ -164,7 +164,7 @@ class MemoryStore : public RowStore {
     }
   }
 
-  std::shared_ptr<const TableRows> CopyOf(uint32_t table) const {
+  std::shared_ptr<const TableRows> CopyOf(uint32_t table) const DAMO_REQUIRES_SHARED(mutex_) {
     TableRows rows;
     const auto end = rows_.upper_bound(LastKey(table));
     for (auto row = rows_.lower_bound(FirstKey(table)); row != end; ++row) {
@@ -173,9 +173,9 @@ class MemoryStore : public RowStore {
     return std::make_shared<const TableRows>(std::move(rows));
   }
 
-  mutable std::shared_mutex mutex_;
-  Rows rows_;
-  std::map<Key, std::optional<std::string>> journal_;
+  mutable SharedMutex mutex_;
+  Rows rows_ DAMO_GUARDED_BY(mutex_);
+  std::map<Key, std::optional<std::string>> journal_ DAMO_GUARDED_BY(mutex_);
 };
 
 Rows ReadCheckpoint(const std::string& path) {

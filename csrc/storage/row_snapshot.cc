@@ -33,14 +33,14 @@ void OpenSnapshot::CheckOpen() const {
 }
 
 OpenSnapshot::Scan OpenSnapshot::Begin(uint32_t table, size_t payload_size, uint64_t since) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(&mutex_);
   CheckOpen();
   scans_.push_front(rows_->Scan(table, payload_size, since));
   return scans_.begin();
 }
 
 bool OpenSnapshot::Next(Scan scan, int64_t* id, std::vector<char>* payload) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(&mutex_);
   CheckOpen();
   const char* row;
   if (!(*scan)->Next(id, &row)) return false;
@@ -50,12 +50,12 @@ bool OpenSnapshot::Next(Scan scan, int64_t* id, std::vector<char>* payload) {
 }
 
 void OpenSnapshot::End(Scan scan) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(&mutex_);
   if (rows_ != nullptr) scans_.erase(scan);
 }
 
 void OpenSnapshot::Close() {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(&mutex_);
   scans_.clear();
   rows_.reset();
 }

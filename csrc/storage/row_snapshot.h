@@ -5,11 +5,11 @@
 #include <cstdint>
 #include <list>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "base/mutex.h"
 #include "row/row.h"
 #include "storage/row_store.h"
 
@@ -36,11 +36,11 @@ class OpenSnapshot {
   void Close();
 
  private:
-  void CheckOpen() const;
+  void CheckOpen() const DAMO_REQUIRES(mutex_);
 
-  std::mutex mutex_;
-  std::unique_ptr<RowStoreSnapshot> rows_;  // null once it is closed; guarded by mutex_, like scans_
-  std::list<std::unique_ptr<RowIterator>> scans_;
+  Mutex mutex_;
+  std::unique_ptr<RowStoreSnapshot> rows_ DAMO_GUARDED_BY(mutex_);  // null once it is closed
+  std::list<std::unique_ptr<RowIterator>> scans_ DAMO_GUARDED_BY(mutex_);
 };
 
 class RowSnapshot {

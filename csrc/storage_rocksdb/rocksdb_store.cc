@@ -17,10 +17,10 @@
 #include <cassert>
 #include <chrono>
 #include <cstring>
-#include <mutex>
 #include <thread>
 #include <utility>
 
+#include "base/mutex.h"
 #include "base/status.h"
 #include "row/key.h"
 #include "row/record.h"
@@ -56,7 +56,7 @@ class Listener : public rocksdb::EventListener {
   bool compactions_lack_space() const { return compactions_lack_space_; }
   // Why nothing is flushed any more, or OK.
   rocksdb::Status error() const {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(&mutex_);
     return error_;
   }
 
@@ -76,13 +76,13 @@ class Listener : public rocksdb::EventListener {
       compactions_lack_space_ = true;
       *error = rocksdb::Status::OK();
     } else {
-      std::lock_guard lock(mutex_);
+      const MutexLock lock(&mutex_);
       error_ = *error;
     }
   }
 
   void OnErrorRecoveryEnd(const rocksdb::BackgroundErrorRecoveryInfo& info) override {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(&mutex_);
     error_ = info.new_bg_error;
   }
 
@@ -90,8 +90,8 @@ class Listener : public rocksdb::EventListener {
   std::atomic<uint64_t> bytes_written_ = 0;
   std::atomic<uint64_t> flushed_through_ = 0;
   std::atomic<bool> compactions_lack_space_ = false;
-  mutable std::mutex mutex_;
-  rocksdb::Status error_;
+  mutable Mutex mutex_;
+  rocksdb::Status error_ DAMO_GUARDED_BY(mutex_);
 };
 
 class RocksDbStore : public RowStore {

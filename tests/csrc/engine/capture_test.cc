@@ -33,7 +33,7 @@ using testing::Step;
 constexpr int kDim = 64;
 constexpr int64_t kRows = 4000;  // of several segments
 
-class SnapshotTest : public ::testing::Test {
+class CaptureTest : public ::testing::Test {
  protected:
   // A store with kRows dirty rows.
   std::unique_ptr<Store> Open(
@@ -61,7 +61,7 @@ class SnapshotTest : public ::testing::Test {
   const testing::TemporaryDirectory directory_;
 };
 
-TEST_F(SnapshotTest, HoldsRowsAsTheyWereWhenItBegan) {
+TEST_F(CaptureTest, HoldsRowsAsTheyWereWhenItBegan) {
   Gate gate;
   const std::unique_ptr<Store> store = Open(testing::kRoomyCache, [&] { gate(); });
   const std::unique_ptr<Store> same = Open();
@@ -73,7 +73,7 @@ TEST_F(SnapshotTest, HoldsRowsAsTheyWereWhenItBegan) {
   EXPECT_EQ(states[0].rows, kRows);
   std::future<bool> written = WriteInTheBackground(store.get(), "first");
   gate.AwaitArrival();
-  // Rows change twice, others once, and new ones come, in segments that are in the snapshot and in others.
+  // Rows change twice, others once, and new ones come, in segments that the capture has yet to take and in others.
   for (Store* s : {store.get(), same.get()}) {
     Step(s, 0, Range(0, kRows), 1);
     Step(s, 0, Range(kRows / 2, kRows + 500), 2);
@@ -90,7 +90,7 @@ TEST_F(SnapshotTest, HoldsRowsAsTheyWereWhenItBegan) {
   EXPECT_TRUE(Contents(store.get(), 0) == later);
 }
 
-TEST_F(SnapshotTest, UnderPressureUpdatesWaitAndNothingIsLost) {
+TEST_F(CaptureTest, UnderPressureUpdatesWaitAndNothingIsLost) {
   std::atomic<bool> slow = false;
   const StoreOptions options{.num_threads = 2};
   const std::unique_ptr<Store> store = Open(
@@ -122,7 +122,7 @@ TEST_F(SnapshotTest, UnderPressureUpdatesWaitAndNothingIsLost) {
 
 // Between checkpoints rows are updated, set, deleted and made again, evicted, written all, and the disk fails now and
 // then: whatever was where, each checkpoint that is complete holds what the tables held.
-TEST_F(SnapshotTest, CheckpointsAreWholeWhateverHappensBetweenThem) {
+TEST_F(CaptureTest, CheckpointsAreWholeWhateverHappensBetweenThem) {
   for (const size_t cache_bytes : {testing::kRoomyCache, testing::kTightCache}) {
     FailOnce fail;
     const std::unique_ptr<Store> store = Open(cache_bytes, [&] { fail(); });
@@ -155,7 +155,7 @@ TEST_F(SnapshotTest, CheckpointsAreWholeWhateverHappensBetweenThem) {
   }
 }
 
-TEST_F(SnapshotTest, AnUpdateThatTheReserveHasNoRoomForWaits) {
+TEST_F(CaptureTest, AnUpdateThatTheReserveHasNoRoomForWaits) {
   Gate gate;
   // One row takes more than the reserve: an update waits until every segment has been taken.
   BudgetShares shares = testing::SharesWithCache(testing::kRoomyCache);
@@ -178,7 +178,7 @@ TEST_F(SnapshotTest, AnUpdateThatTheReserveHasNoRoomForWaits) {
   EXPECT_TRUE(Contents(store.get(), 0) == Contents(same.get(), 0));
 }
 
-TEST_F(SnapshotTest, CallsThatWriteWaitForItsEnd) {
+TEST_F(CaptureTest, CallsThatWriteWaitForItsEnd) {
   Gate gate;
   const std::unique_ptr<Store> store = Open(testing::kRoomyCache, [&] { gate(); });
   const testing::Table expected = [&] {
@@ -201,7 +201,7 @@ TEST_F(SnapshotTest, CallsThatWriteWaitForItsEnd) {
   EXPECT_EQ(Contents(store.get(), 0).size(), expected.size() - 2);
 }
 
-TEST_F(SnapshotTest, ReadingGoesOn) {
+TEST_F(CaptureTest, ReadingGoesOn) {
   Gate gate;
   const std::unique_ptr<Store> store = Open(testing::kRoomyCache, [&] { gate(); });
   store->BeginCheckpoint();
@@ -216,7 +216,7 @@ TEST_F(SnapshotTest, ReadingGoesOn) {
 }
 
 // Every write of it fails once, in turn.
-TEST_F(SnapshotTest, OneThatFailsLosesNothing) {
+TEST_F(CaptureTest, OneThatFailsLosesNothing) {
   FailOnce fail;
   const std::unique_ptr<Store> store = Open(testing::kRoomyCache, [&] { fail(); });
   const std::unique_ptr<Store> same = Open();
@@ -239,7 +239,7 @@ TEST_F(SnapshotTest, OneThatFailsLosesNothing) {
   EXPECT_TRUE(Contents(store.get(), 0) == Contents(same.get(), 0));
 }
 
-TEST_F(SnapshotTest, AbandonedItIsAsIfItHadNotBegun) {
+TEST_F(CaptureTest, AbandonedItIsAsIfItHadNotBegun) {
   const std::unique_ptr<Store> store = Open();
   const std::unique_ptr<Store> same = Open();
   store->BeginCheckpoint();
@@ -251,7 +251,7 @@ TEST_F(SnapshotTest, AbandonedItIsAsIfItHadNotBegun) {
   EXPECT_TRUE(Contents(store.get(), 0) == Contents(same.get(), 0));
 }
 
-TEST_F(SnapshotTest, CloseWaitsForIt) {
+TEST_F(CaptureTest, CloseWaitsForIt) {
   Gate gate;
   const std::unique_ptr<Store> store = Open(testing::kRoomyCache, [&] { gate(); });
   store->BeginCheckpoint();
@@ -265,7 +265,7 @@ TEST_F(SnapshotTest, CloseWaitsForIt) {
   EXPECT_EQ(Read("rows").size(), static_cast<size_t>(kRows));
 }
 
-TEST_F(SnapshotTest, CloseEndsOneThatNobodyWrites) {
+TEST_F(CaptureTest, CloseEndsOneThatNobodyWrites) {
   const std::unique_ptr<Store> store = Open();
   store->BeginCheckpoint();
   store->Close();

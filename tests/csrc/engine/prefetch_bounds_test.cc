@@ -31,7 +31,7 @@ class PrefetchBoundsTest : public ::testing::Test {
  protected:
   static constexpr int kDim = 64;
   static constexpr int64_t kRows = 40000;
-  // Of the cache's rows, at the most.
+  // At most so many rows are a quarter of the cache.
   static constexpr size_t kQuarter = testing::kTightCache / 4 / (sizeof(float) * kDim);
 
   uint64_t RowsRead() { return store_->row_counts().read; }

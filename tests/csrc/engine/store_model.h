@@ -175,7 +175,7 @@ class StoreModel {
     }
   }
 
-  // Of what Forward gives, with respect to the weights.
+  // The gradient of what Forward gives with respect to the weights.
   std::vector<double> WeightGradient(const std::vector<Feature>& features, const Batch& b, std::span<const float> grad,
                                      size_t columns) const {
     std::vector<double> result(b.ids.size(), 0);

@@ -342,7 +342,7 @@ TEST(RaggedBatchTest, OutputsStandOneBehindTheOtherAndTheirGradientsToo) {
     std::mt19937_64 random(1);
     for (int step = 0; step < 3; ++step) {
       const std::unique_ptr<Lookup> ragged =
-          Store::MakeLookup(features, {ids.data(), lengths.data(), nullptr, ids.size(), bags.size(), 0, bags.data()});
+          MakeLookup(features, {ids.data(), lengths.data(), nullptr, ids.size(), bags.size(), 0, bags.data()});
       std::vector<float> out(3 * 3 + 2 * 5 + 0 + 1 * 5, -77);
       together->Forward(ragged.get(), out.data(), 0);
       const std::vector<float> grads = testing::RandomFloats(&random, out.size());

@@ -32,9 +32,7 @@ struct Batch {
   JaggedBatch view() const {
     return {ids.data(), lengths.data(), weighted ? weights.data() : nullptr, ids.size(), keys, batch};
   }
-  std::unique_ptr<Lookup> lookup(const std::vector<Feature>& features) const {
-    return Store::MakeLookup(features, view());
-  }
+  std::unique_ptr<Lookup> lookup(const std::vector<Feature>& features) const { return MakeLookup(features, view()); }
 };
 
 // One id in each bag.

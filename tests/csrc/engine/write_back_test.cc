@@ -8,7 +8,6 @@
 #include <cstring>
 #include <functional>
 #include <limits>
-#include <mutex>
 #include <random>
 #include <set>
 #include <span>
@@ -98,15 +97,14 @@ class WriteBackTest : public ::testing::Test {
   std::function<void()> before_write_ = [] {};
   WriteLog rows_{[this] { before_write_(); }};
   Journal journal_{&rows_};
-  RowCache cache_{{4000 * kSegment, kSegment, 0}};
-  WriteBack::Tables tables_;
-  std::mutex mutex_;
-  std::condition_variable progress_;
+  CachedTables cached_{{4000 * kSegment, kSegment, 0}};
+  RowCache& cache_ = cached_.cache;
+  Tables& tables_ = cached_.tables;
 };
 
 TEST_F(WriteBackTest, WritesEveryDirtyRowOnceAndInOrder) {
-  WriteBack write_back(&rows_, &journal_, &cache_, &tables_, &mutex_, &progress_);
-  std::unique_lock lock(mutex_);
+  WriteBack write_back(&rows_, &journal_, &cached_);
+  const MutexLock lock(cached_.mutex());
   std::mt19937_64 random(1);
   std::set<int64_t> ids[2] = {{std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max()}, {}};
   for (int i = 0; i < 3000; ++i) ids[i % 2].insert(static_cast<int64_t>(random()));
@@ -114,25 +112,25 @@ TEST_F(WriteBackTest, WritesEveryDirtyRowOnceAndInOrder) {
   for (uint16_t table = 0; table < 2; ++table) {
     for (const int64_t id : ids[table]) slots.push_back(Add(table, id));
   }
-  write_back.WriteAll(lock);
+  write_back.WriteAll();
   for (uint16_t table = 0; table < 2; ++table) ExpectStored(table, ids[table]);
   EXPECT_EQ(rows_.rows_written(), slots.size());
   EXPECT_TRUE(std::none_of(slots.begin(), slots.end(), [&](Slot slot) { return IsDirty(slot); }));
-  write_back.WriteAll(lock);
+  write_back.WriteAll();
   EXPECT_EQ(rows_.rows_written(), slots.size()) << "clean rows were written again";
 }
 
 TEST_F(WriteBackTest, LeavesRowsThatEvictionKeeps) {
-  WriteBack write_back(&rows_, &journal_, &cache_, &tables_, &mutex_, &progress_);
-  std::unique_lock lock(mutex_);
+  WriteBack write_back(&rows_, &journal_, &cached_);
+  const MutexLock lock(cached_.mutex());
   const Slot used = Add(0, 1), unused = Add(0, 2);
   cache_.BeginOperation();
   cache_.Touch(used);
-  write_back.WriteEvictable(cache_.SegmentsInUse(), lock);
+  write_back.WriteEvictable(cache_.SegmentsInUse());
   EXPECT_TRUE(IsDirty(used));
   EXPECT_FALSE(IsDirty(unused));
   ExpectStored(0, {2});
-  write_back.WriteAll(lock);
+  write_back.WriteAll();
   EXPECT_FALSE(IsDirty(used));
   ExpectStored(0, {1, 2});
 }
@@ -140,8 +138,8 @@ TEST_F(WriteBackTest, LeavesRowsThatEvictionKeeps) {
 TEST_F(WriteBackTest, WhatAFailedWriteLeftIsWrittenNextTime) {
   FailOnce failure;
   before_write_ = [&] { failure(); };
-  WriteBack write_back(&rows_, &journal_, &cache_, &tables_, &mutex_, &progress_);
-  std::unique_lock lock(mutex_);
+  WriteBack write_back(&rows_, &journal_, &cached_);
+  const MutexLock lock(cached_.mutex());
   std::set<int64_t> ids;
   std::vector<Slot> slots;
   for (int64_t id = 0; id < 60000; ++id) {  // several writes
@@ -149,58 +147,58 @@ TEST_F(WriteBackTest, WhatAFailedWriteLeftIsWrittenNextTime) {
     slots.push_back(Add(0, id));
   }
   failure.Arm(2);
-  ExpectError(ErrorCode::kIo, {"on fire"}, [&] { write_back.WriteAll(lock); });
+  ExpectError(ErrorCode::kIo, {"on fire"}, [&] { write_back.WriteAll(); });
   const auto dirty = std::count_if(slots.begin(), slots.end(), [&](Slot slot) { return IsDirty(slot); });
   EXPECT_EQ(static_cast<size_t>(dirty), slots.size() - rows_.rows_written());
   EXPECT_GT(dirty, 0);
-  write_back.WriteAll(lock);
+  write_back.WriteAll();
   EXPECT_EQ(rows_.rows_written(), slots.size());
   ExpectStored(0, ids);
 }
 
 TEST_F(WriteBackTest, CleansWhatWillBeEvictedInTheBackground) {
-  WriteBack write_back(&rows_, &journal_, &cache_, &tables_, &mutex_, &progress_);
-  std::unique_lock lock(mutex_);
+  WriteBack write_back(&rows_, &journal_, &cached_);
+  const MutexLock lock(cached_.mutex());
   for (int64_t id = 0; id < 500; ++id) Add(0, id);
   const std::vector<uint32_t> victims = cache_.NextVictims(4);
   ASSERT_EQ(victims.size(), 4u);
   write_back.Wake();
   // Written without any further call: the thread needs the mutex, and nothing else.
   while (rows_.writes() == 0) {
-    lock.unlock();
+    const MutexUnlock unlocked(cached_.mutex());
     std::this_thread::yield();
-    lock.lock();
   }
-  write_back.WaitIdle(lock);
+  write_back.WaitIdle();
   std::vector<Slot> dirty;
   cache_.CollectDirty(victims[0], true, &dirty);
   EXPECT_TRUE(dirty.empty());
-  write_back.WriteAll(lock);
+  write_back.WriteAll();
   EXPECT_EQ(rows_.rows_written(), 500u) << "rows were written twice";
 }
 
 TEST_F(WriteBackTest, RowsThatChangeWhileTheyAreWrittenStayDirty) {
   Gate gate;
   before_write_ = [&] { gate(); };
-  WriteBack write_back(&rows_, &journal_, &cache_, &tables_, &mutex_, &progress_);
+  WriteBack write_back(&rows_, &journal_, &cached_);
   std::vector<Slot> slots;
   std::set<int64_t> ids;
-  std::unique_lock lock(mutex_);
+  const MutexLock lock(cached_.mutex());
   for (int64_t id = 0; id < 500; ++id) {
     slots.push_back(Add(0, id));
     ids.insert(id);
   }
   write_back.Wake();
-  lock.unlock();
-  gate.AwaitArrival();
-  lock.lock();
+  {
+    const MutexUnlock unlocked(cached_.mutex());
+    gate.AwaitArrival();
+  }
   EXPECT_TRUE(cache_.Pinned(cache_.SegmentOf(slots[0]))) << "a segment that is being written may not go";
   for (const Slot slot : slots) Change(slot, 1);
   gate.Open();
-  write_back.WaitIdle(lock);
+  write_back.WaitIdle();
   EXPECT_FALSE(cache_.Pinned(cache_.SegmentOf(slots[0])));
   EXPECT_TRUE(std::all_of(slots.begin(), slots.end(), [&](Slot slot) { return IsDirty(slot); }));
-  write_back.WriteAll(lock);
+  write_back.WriteAll();
   ExpectStored(0, ids, 1);
 }
 
@@ -212,33 +210,33 @@ TEST_F(WriteBackTest, AFailureInTheBackgroundLosesNothing) {
     failure();
   };
   failure.Arm(1);
-  WriteBack write_back(&rows_, &journal_, &cache_, &tables_, &mutex_, &progress_);
+  WriteBack write_back(&rows_, &journal_, &cached_);
   std::set<int64_t> ids;
-  std::unique_lock lock(mutex_);
+  const MutexLock lock(cached_.mutex());
   for (int64_t id = 0; id < 500; ++id) {
     Add(0, id);
     ids.insert(id);
   }
   write_back.Wake();
-  lock.unlock();
-  gate.AwaitArrival();
-  lock.lock();
+  {
+    const MutexUnlock unlocked(cached_.mutex());
+    gate.AwaitArrival();
+  }
   // Rows that are erased in the meantime do not come back.
   cache_.Erase(HashTag(0, 0), cache_.Find(HashTag(0, 0), 0, 0));
   ids.erase(0);
   gate.Open();
-  write_back.WaitIdle(lock);
+  write_back.WaitIdle();
   EXPECT_TRUE(failure.Fired());
-  write_back.WriteAll(lock);
+  write_back.WriteAll();
   ExpectStored(0, ids);
 }
 
 TEST_F(WriteBackTest, StopsWithoutWriting) {
-  std::unique_lock lock(mutex_);
   {
-    WriteBack write_back(&rows_, &journal_, &cache_, &tables_, &mutex_, &progress_);
+    WriteBack write_back(&rows_, &journal_, &cached_);
+    const MutexLock lock(cached_.mutex());
     for (int64_t id = 0; id < 500; ++id) Add(0, id);
-    lock.unlock();
   }
   EXPECT_EQ(rows_.writes(), 0u);
 }

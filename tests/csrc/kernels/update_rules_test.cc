@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "engine/store_testing.h"
+#include "kernels/kernels_testing.h"
 
 namespace damo {
 namespace {

@@ -1,0 +1,20 @@
+// How a memory budget is divided.
+#pragma once
+
+#include <cstddef>
+
+namespace damo {
+
+// What RocksDB, the working memory of a call and a cache that is worth having take at least.
+constexpr size_t kLeastMemoryBudget = size_t{64} << 20;
+
+struct BudgetShares {
+  size_t row_store;
+  size_t cache;
+  size_t outputs;  // kept for the next step
+  size_t reserve;  // for rows that are updated while a checkpoint is being written
+};
+// Throws kInvalidArgument below kLeastMemoryBudget.
+BudgetShares DivideBudget(size_t memory_budget);
+
+}  // namespace damo

@@ -1,0 +1,38 @@
+#include "engine/prefetch.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+namespace damo {
+namespace {
+
+// What share of the cache rows may take that were prefetched and not used yet: one of so many parts.
+constexpr size_t kAwaitedShare = 4;
+
+}  // namespace
+
+void Prefetcher::Prefetch(Lookup* lookup) {
+  if (lookup->slots.empty()) return;
+  lookup->epoch = 0;
+  const size_t awaited = awaited_->bytes(), most = cache_.row_capacity_bytes() / kAwaitedShare;
+  size_t room = most - std::min(most, awaited);
+  // Room is made before rows are looked up: no row of this batch that is there should make way for those that are not.
+  room_->MakeSpareRoom(std::min(forecast_.expected(), room));
+  std::vector<Unit> units = MakeUnits(lookup);
+  finder_->Peek(units);
+  std::vector<LoadRun> runs = loader_->Missing(units);
+  for (LoadRun& run : runs) {
+    run.ids.resize(std::min(run.ids.size(), room / cache_.stride(run.index)));
+    room -= run.ids.size() * cache_.stride(run.index);
+  }
+  size_t bytes = loader_->BytesOf(runs);
+  forecast_.Note(bytes);
+  room_->MakeSpareRoom(bytes);
+  if (cache_.NeedsEviction(bytes)) bytes = 0;
+  const uint64_t arrival = cache_.arrival();
+  if (bytes > 0) loader_->LoadInBackground(std::move(runs));
+  awaited_->Add(*lookup, bytes, arrival);
+}
+
+}  // namespace damo

@@ -1,0 +1,85 @@
+// The Python module damo_torchrec._core: damaged rows.
+#include <pybind11/stl.h>
+
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "engine/table.h"
+#include "python/bindings.h"
+#include "row/key.h"
+#include "storage_rocksdb/rocksdb_exit.h"
+#include "storage_rocksdb/rocksdb_log.h"
+#include "storage_rocksdb/rocksdb_salvage.h"
+#include "storage_rocksdb/rocksdb_store.h"
+
+namespace damo {
+namespace {
+
+py::bytes KeyBytes(const Key& key) { return py::bytes(key.view()); }
+
+}  // namespace
+
+void RegisterSalvage(py::module_& m) {
+  m.attr("KEY_BYTES") = kKeySize;
+  const auto numbered = [](uint32_t table, bool deletions) { return deletions ? table | kDeletionBit : table; };
+  m.def(
+      "first_key", [=](uint32_t table, bool deletions) { return KeyBytes(FirstKey(numbered(table, deletions))); },
+      py::arg("table"), py::arg("deletions"));
+  m.def(
+      "last_key", [=](uint32_t table, bool deletions) { return KeyBytes(LastKey(numbered(table, deletions))); },
+      py::arg("table"), py::arg("deletions"));
+  m.def("decode_id", [](std::string_view key) { return DecodeId(KeyOfBytes(key).view()); }, py::arg("key"));
+
+  py::class_<TableFile>(m, "TableFile")
+      .def_readonly("name", &TableFile::name)
+      .def_readonly("size", &TableFile::size)
+      .def_property_readonly("smallest", [](const TableFile& f) { return py::bytes(f.smallest); })
+      .def_property_readonly("largest", [](const TableFile& f) { return py::bytes(f.largest); })
+      .def_readonly("oldest", &TableFile::oldest)
+      .def_readonly("newest", &TableFile::newest);
+  py::class_<MalformedRecords>(m, "MalformedRecords")
+      .def_property_readonly("first", [](const MalformedRecords& r) { return KeyBytes(r.first); })
+      .def_property_readonly("last", [](const MalformedRecords& r) { return KeyBytes(r.last); })
+      .def_readonly("reason", &MalformedRecords::reason);
+  py::class_<RecordTally>(m, "RecordTally")
+      .def_readonly("records", &RecordTally::records)
+      .def_readonly("last_step", &RecordTally::last_step);
+
+  py::class_<RecordWriter, Held<RecordWriter>>(m, "RecordWriter")
+      .def(py::init([](const std::string& scratch) {
+             LeaveForkedChildrenAtExit();
+             return Held<RecordWriter>(new RecordWriter(scratch));
+           }),
+           py::arg("scratch"), ReleaseGil())
+      .def("finish", &RecordWriter::Finish, py::arg("path"), ReleaseGil());
+  py::class_<RecordReader, Held<RecordReader>>(m, "RecordReader")
+      .def(py::init([](const std::string& path, std::map<uint32_t, size_t> payload_sizes) {
+             LeaveForkedChildrenAtExit();
+             return Held<RecordReader>(new RecordReader(path, std::move(payload_sizes)));
+           }),
+           py::arg("path"), py::arg("payload_sizes"), ReleaseGil())
+      .def(
+          "seek", [](RecordReader& r, std::string_view key) { return r.Seek(KeyOfBytes(key)); }, ReleaseGil())
+      .def("read", &RecordReader::Read, py::arg("n"), py::arg("writer"), ReleaseGil())
+      .def_property_readonly("path", &RecordReader::path)
+      .def_property_readonly("error", &RecordReader::error)
+      .def_property_readonly("last_key",
+                             [](const RecordReader& r) -> std::optional<py::bytes> {
+                               if (r.last_key() == nullptr) return std::nullopt;
+                               return KeyBytes(*r.last_key());
+                             })
+      .def_property_readonly("tallies", &RecordReader::tallies)
+      .def_property_readonly("malformed", &RecordReader::malformed);
+
+  m.def("payload_size", [](const TableSchema& schema) { return schema.layout().payload_size(); });
+  m.def("verify_log_file", &VerifyLogFile, py::arg("path"), ReleaseGil());
+  m.def("verify_table_file", &VerifyTableFile, py::arg("path"), ReleaseGil());
+  m.def("list_table_files", &ListTableFiles, py::arg("path"), ReleaseGil());
+  m.def("rebuild_rows", &RebuildRocksDb, py::arg("path"), ReleaseGil());
+  m.def("link_or_copy_rows", &LinkOrCopyRocksDb, py::arg("source"), py::arg("target"), ReleaseGil());
+}
+
+}  // namespace damo

@@ -1,0 +1,194 @@
+// The Python module damo_torchrec._core: the store.
+#include <pybind11/native_enum.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <memory>
+#include <span>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "engine/open.h"
+#include "engine/store.h"
+#include "python/bindings.h"
+
+namespace damo {
+namespace {
+
+std::span<const int64_t> Ids(Address address, size_t n) { return {At<const int64_t>(address), n}; }
+
+// Hands out a table's rows in id order, a batch at a time.
+class Scan {
+ public:
+  Scan(Store& store, uint16_t table) : layout_(store.layout(table)), rows_(store.Scan(table)) {}
+
+  // Fills at most `n` ids and rows; how many there were.
+  size_t Next(Address ids, Address weights, size_t n) {
+    const size_t dim = static_cast<size_t>(layout_.dim);
+    return Fill(n, [&](size_t i, int64_t id, const char* payload) {
+      At<int64_t>(ids)[i] = id;
+      DecodeWeights(layout_.weight_type, layout_.dim, payload, At<float>(weights) + i * dim);
+    });
+  }
+
+  // The same with whole payloads: weights, state, last step and count.
+  size_t NextPayloads(Address ids, Address payloads, size_t n) {
+    const size_t size = layout_.payload_size();
+    return Fill(n, [&](size_t i, int64_t id, const char* payload) {
+      At<int64_t>(ids)[i] = id;
+      std::memcpy(At<char>(payloads) + i * size, payload, size);
+    });
+  }
+
+ private:
+  template <class F>
+  size_t Fill(size_t n, F f) {
+    size_t i = 0;
+    int64_t id;
+    const char* payload;
+    for (; i < n && rows_->Next(&id, &payload); ++i) f(i, id, payload);
+    return i;
+  }
+
+  RowLayout layout_;
+  std::unique_ptr<RowIterator> rows_;
+};
+
+// A piece of a store's output memory, returned when Python drops it.
+class OutputBuffer {
+ public:
+  OutputBuffer(const Store& store, size_t floats)
+      : pool_(store.outputs()), floats_(floats), pages_(pool_->Take(floats * sizeof(float))) {}
+  ~OutputBuffer() { pool_->GiveBack(std::move(pages_)); }
+  OutputBuffer(const OutputBuffer&) = delete;
+  OutputBuffer& operator=(const OutputBuffer&) = delete;
+
+  py::buffer_info Describe() { return {static_cast<float*>(pages_.get()), static_cast<py::ssize_t>(floats_)}; }
+
+ private:
+  std::shared_ptr<BufferPool> pool_;
+  size_t floats_;
+  Pages pages_;
+};
+
+}  // namespace
+
+void RegisterLookup(py::module_& m) {
+  py::native_enum<Pooling>(m, "Pooling", "enum.Enum")
+      .value("SUM", Pooling::kSum)
+      .value("MEAN", Pooling::kMean)
+      .finalize();
+  py::native_enum<UnseenRows>(m, "UnseenRows", "enum.Enum")
+      .value("INITIAL", UnseenRows::kInitial)
+      .value("ZEROS", UnseenRows::kZeros)
+      .finalize();
+  py::class_<Feature>(m, "Feature")
+      .def(py::init<uint16_t, Pooling, UnseenRows, size_t, size_t>(), py::arg("table"), py::arg("pooling"),
+           py::arg("unseen"), py::arg("key"), py::arg("column"));
+  py::class_<Lookup>(m, "Lookup")
+      .def(py::init([](std::vector<Feature> features, Address ids, size_t num_ids, Address lengths, size_t keys,
+                       size_t batch, Address bags, Address weights) {
+             return MakeLookup(std::move(features),
+                               {At<const int64_t>(ids), At<const int64_t>(lengths), At<const float>(weights), num_ids,
+                                keys, batch, At<const int64_t>(bags)});
+           }),
+           py::arg("features"), py::arg("ids"), py::arg("num_ids"), py::arg("lengths"), py::arg("keys"),
+           py::arg("batch"), py::arg("bags"), py::arg("weights"))
+      .def_property_readonly("num_ids", [](const Lookup& lookup) { return lookup.batch.num_ids; });
+}
+
+void RegisterStore(py::module_& m) {
+  py::class_<OutputBuffer, Held<OutputBuffer>>(m, "OutputBuffer", py::buffer_protocol())
+      .def(py::init<const Store&, size_t>())
+      .def_buffer(&OutputBuffer::Describe);
+
+  py::class_<Scan, Held<Scan>>(m, "Scan")
+      .def(py::init<Store&, uint16_t>(), ReleaseGil())
+      .def("next", &Scan::Next, ReleaseGil())
+      .def("next_payloads", &Scan::NextPayloads, ReleaseGil());
+
+  py::class_<RowStoreStats>(m, "RowStoreStats")
+      .def_readonly("disk_bytes", &RowStoreStats::disk_bytes)
+      .def_readonly("memory_bytes", &RowStoreStats::memory_bytes)
+      .def_readonly("bytes_written", &RowStoreStats::bytes_written);
+  py::class_<RowCounts>(m, "RowCounts")
+      .def_readonly("read", &RowCounts::read)
+      .def_readonly("written", &RowCounts::written);
+  py::class_<TableState>(m, "TableState")
+      .def_readonly("iter", &TableState::iter)
+      .def_readonly("rows", &TableState::rows);
+  py::class_<TableStats>(m, "TableStats")
+      .def_readonly("hits", &TableStats::hits)
+      .def_readonly("misses", &TableStats::misses)
+      .def_readonly("cached_rows", &TableStats::cached_rows);
+
+  py::class_<Store, Held<Store>>(m, "Store")
+      .def(py::init([](const std::string& path, bool create, bool in_memory, const StoreOptions& options) {
+             return Held<Store>(OpenStore(path, create, in_memory, options).release());
+           }),
+           py::arg("path"), py::arg("create"), py::arg("in_memory"), py::arg("options"), ReleaseGil())
+      .def("check_table", &Store::CheckTable, ReleaseGil())
+      .def("open_table", &Store::OpenTable, ReleaseGil())
+      .def("set_optimizer", &Store::SetOptimizer, ReleaseGil())
+      .def("iter", &Store::iter, ReleaseGil())
+      .def("rows", &Store::rows, ReleaseGil())
+      .def("payload_size", [](Store& s, uint16_t table) { return s.layout(table).payload_size(); })
+      .def("state_size", [](Store& s, uint16_t table) { return s.layout(table).state_size; })
+      .def(
+          "forward",
+          [](Store& s, Lookup& lookup, Address out, size_t stride) { s.Forward(&lookup, At<float>(out), stride); },
+          ReleaseGil())
+      .def(
+          "backward",
+          [](Store& s, const std::vector<std::tuple<Lookup*, Address, size_t>>& parts, float grad_scale, bool skip) {
+            std::vector<GradientPart> gradients;
+            for (const auto& [lookup, grad, stride] : parts) {
+              gradients.push_back({lookup, At<const float>(grad), stride});
+            }
+            const py::gil_scoped_release release;
+            return s.Backward(gradients, grad_scale, skip ? NonFinite::kSkip : NonFinite::kRaise);
+          },
+          py::arg("parts"), py::arg("grad_scale"), py::arg("skip_nonfinite"))
+      .def("prefetch", &Store::Prefetch, ReleaseGil())
+      .def(
+          "weight_gradient",
+          [](Store& s, Lookup& lookup, Address grad, size_t stride, Address weight_grad) {
+            s.WeightGradient(&lookup, At<const float>(grad), stride, At<float>(weight_grad));
+          },
+          ReleaseGil())
+      .def(
+          "get",
+          [](Store& s, uint16_t table, Address ids, size_t n, UnseenRows unseen, Address weights) {
+            s.Get(table, Ids(ids, n), unseen, At<float>(weights));
+          },
+          ReleaseGil())
+      .def(
+          "set",
+          [](Store& s, uint16_t table, Address ids, size_t n, Address weights, Address state) {
+            s.Set(table, Ids(ids, n), At<const float>(weights), At<const float>(state));
+          },
+          ReleaseGil())
+      .def(
+          "delete", [](Store& s, uint16_t table, Address ids, size_t n) { s.Delete(table, Ids(ids, n)); }, ReleaseGil())
+      .def(
+          "contains",
+          [](Store& s, uint16_t table, Address ids, size_t n, Address contains) {
+            s.Contains(table, Ids(ids, n), At<uint8_t>(contains));
+          },
+          ReleaseGil())
+      .def("flush", &Store::Flush, ReleaseGil())
+      .def("checkpoint", &Store::Checkpoint, py::arg("path"), py::arg("link"), ReleaseGil())
+      .def("begin_checkpoint", &Store::BeginCheckpoint, ReleaseGil())
+      .def("write_checkpoint", &Store::WriteCheckpoint, py::arg("path"), py::arg("link"), ReleaseGil())
+      .def("abandon_checkpoint", &Store::AbandonCheckpoint, ReleaseGil())
+      .def("close", &Store::Close, ReleaseGil())
+      .def("table_stats", &Store::table_stats, ReleaseGil())
+      .def("row_store_stats", &Store::row_store_stats, ReleaseGil())
+      .def("row_counts", &Store::row_counts, ReleaseGil())
+      .def("cache_memory_bytes", &Store::cache_memory_bytes, ReleaseGil())
+      .def_property_readonly("instruction_set", &Store::instruction_set);
+}
+
+}  // namespace damo
