@@ -134,7 +134,7 @@ def test_rows_are_philoxs_words(seed, dim):
     torch.testing.assert_close(normal, torch.from_numpy(stats.norm.ppf(quantiles)).float(), rtol=2e-7, atol=0)
 
 
-# Of seed 0 and table "t": no later version may change them.
+# Drawn with seed 0 for table "t": no later version may change them.
 GOLDEN = {
     "Uniform": [
         ["-0x1.fb550a0000000p-2", "-0x1.e4202c0000000p-2", "0x1.d901000000000p-6"],

@@ -5,7 +5,7 @@
 namespace damo {
 namespace {
 
-// Of a part of a pooled lookup: enough that a thread is worth waking.
+// How many bags and ids a part of a pooled lookup has: enough that a thread is worth waking.
 constexpr size_t kWorkPerPart = 1024;
 
 // Row i. `buffer` has room for a row.

@@ -277,7 +277,8 @@ const std::vector<std::unique_ptr<Operator>>& Operators() {
   return operators;
 }
 
-// Of one runtime: there may be several in a process. Kept for ever, since sessions use it until they end.
+// The operators of one runtime, of which a process may have several. Kept for ever, since sessions use it until they
+// end.
 OrtCustomOpDomain* DomainFor(const OrtApi& api) {
   static std::mutex mutex;
   static auto& domains = *new std::map<const OrtApi*, OrtCustomOpDomain*>;

@@ -12,12 +12,12 @@
 namespace damo {
 namespace {
 
-// Of a part's rows: what is in memory is a multiple of it.
+// How large a part's rows are; what is in memory is a multiple of it.
 constexpr size_t kPartBytes = size_t{8} << 20;
 // So that records of a group have numbers of 32 bits.
 constexpr size_t kMostPartsPerGroup = size_t{1} << 14;
 constexpr size_t kMostParts = size_t{1} << kPartBits;
-// Of building a part, for each key.
+// What building a part takes for each key.
 constexpr size_t kScratchPerKey = 40;
 constexpr uint64_t kRowsPerProgress = uint64_t{1} << 14;
 

@@ -5,6 +5,7 @@ import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 import damo_torchrec as damo
 from damo_torchrec import _core
+from damo_torchrec.onnx.row_dtypes import ROW_DTYPES, DtypeName
 from support import config, kjt, small_store
 
 INT64 = torch.iinfo(torch.int64)
@@ -323,6 +325,10 @@ def test_progress_may_end_it_and_so_may_a_signal(memory_store, tmp_path):
             )
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_type_checkers_know_the_dtypes_of_the_engine():
+    assert get_args(DtypeName) == tuple(ROW_DTYPES)
 
 
 def test_wrong_calls_are_refused(memory_store, tmp_path):

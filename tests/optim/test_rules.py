@@ -11,6 +11,7 @@ from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 
 import damo_torchrec as damo
+from damo_torchrec import _core
 from damo_torchrec.optim.rules import RULES
 from optimizer_oracles import compare
 from support import config, random_kjt
@@ -163,6 +164,11 @@ def test_what_is_not_supported_is_refused_by_name(memory_store, optimizer_type, 
     with pytest.raises(ValueError, match=named):
         damo.EmbeddingBagCollection([config("t")], optimizer_type, kwargs, store=memory_store)
     assert memory_store.tables() == {}
+
+
+def test_every_update_rule_of_the_engine_has_a_class():
+    kinds = [kind for rule in RULES.values() for kind in (rule.kind, *rule.variants.values())]
+    assert set(kinds) == set(_core.UPDATE_RULES)
 
 
 def test_an_unknown_class_is_refused_with_the_list_of_the_known_ones(memory_store):

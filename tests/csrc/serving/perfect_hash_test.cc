@@ -21,7 +21,7 @@ using testing::ExpectError;
 constexpr int64_t kMin = std::numeric_limits<int64_t>::min();
 constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
 
-// Of an odd number, modulo 2^64: each step doubles the bits that are right.
+// The inverse of an odd number, modulo 2^64: each step doubles the bits that are right.
 uint64_t Inverse(uint64_t odd) {
   uint64_t inverse = odd;
   for (int i = 0; i < 6; ++i) inverse *= 2 - odd * inverse;
@@ -108,7 +108,7 @@ TEST(PerfectHashTest, RowsStayInTheirPart) {
   for (const uint32_t rows : {1u, 3u, 101u, 131071u, 4294967295u}) {
     const HashPart part = HashPart::At(1000, rows);
     for (const int64_t place : {kMin, kMin + 1, int64_t{-1}, int64_t{0}, int64_t{1}, kMax - 1, kMax}) {
-      // Of a hash that a bucket of 0 brings to that place.
+      // The id whose hash a bucket of 0 brings to that place.
       const uint64_t h = static_cast<uint64_t>(place) * Inverse(kPerfectHashConstants[2]);
       const int64_t row = RowOf(h, 0, part);
       EXPECT_GE(row, 1000) << rows;

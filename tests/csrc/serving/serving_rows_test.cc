@@ -159,7 +159,7 @@ TEST(ServingRowsTest, WhatDoesNotFitIsSpilledAndComesOutTheSame) {
 TEST(ServingRowsTest, RowsAreFiltered) {
   const std::unique_ptr<Store> store = OpenStore();
   store->OpenTable(PlainTable("t", 1, 1));
-  // Of id i the last of i + 1 updates is in step i + 1.
+  // Id i has i + 1 updates, the last of them in step i + 1.
   for (int64_t step = 0; step < 10; ++step) Step(store.get(), 0, Range(step, 10), 1);
   const RowSnapshot snapshot = Snapshot(store.get(), {0});
   const auto rows_of = [&](const RowFilter& filter) {
