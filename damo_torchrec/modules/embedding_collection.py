@@ -111,9 +111,8 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
 
     def _traced_forward(self, features: Any) -> dict[str, JaggedTensor]:
         """What torch.fx sees of `forward`: nothing that depends on the proxy's values."""
-        outputs = operators.embedding_collection(
-            features.values(), features.length_per_key(), features.keys(), self._number, self.training
-        )
+        parts = jagged_input.sequence_parts_in_graph(features)
+        outputs = operators.embedding_collection(*parts, self._number, self.training)
         jagged = features.to_dict()
         return {
             name: JaggedTensor(
@@ -145,8 +144,10 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
 
     def embedding_names_by_table(self) -> list[list[str]]:
         """The outputs' names, by table."""
-        names = iter(self._plan.names)
-        return [[next(names) for _ in config.feature_names] for config in self._configs]
+        by_table: dict[str, list[str]] = {config.name: [] for config in self._configs}
+        for output, name in zip(self._plan.outputs, self._plan.names, strict=True):
+            by_table[output.table].append(name)
+        return list(by_table.values())
 
     def need_indices(self) -> bool:
         """Whether the outputs' weights are the ids."""

@@ -148,6 +148,11 @@ def _checked_weights(weights: torch.Tensor | None, n: int, device: torch.device)
 # ------------------------------------------------------------------ sequences
 
 
+def sequence_parts_in_graph(features: Any) -> tuple[Any, Any, Any]:
+    """Ids, the number of each key's, and keys of a torch.fx proxy, for operators.py."""
+    return features.values(), features.length_per_key(), features.keys()
+
+
 def ids_per_key(features: KeyedJaggedTensor) -> list[int]:
     """How many ids each key has. Raises ValueError if lengths are negative or not one for each key and sample."""
     lengths = features.lengths()
