@@ -145,8 +145,8 @@ void RowCache::CollectDirty(uint32_t segment, bool evictable_only, std::vector<S
   });
 }
 
-void RowCache::EndSnapshot(uint32_t segment, uint8_t flag, std::vector<Slot>* slots) {
-  segments_[segment].in_snapshot = segments_[segment].changed = false;
+void RowCache::EndCapture(uint32_t segment, uint8_t flag, std::vector<Slot>* slots) {
+  segments_[segment].in_capture = segments_[segment].changed = false;
   ForEachRow(segment, [&](char* row, Slot slot) {
     const uint8_t flags = RowFlags(row);
     if (flags & kKept) {
@@ -167,8 +167,8 @@ Slot RowCache::MoveToMain(const char* row, uint32_t from) {
     Segment& segment = segments_[SegmentOf(to)];
     segment.dirty = true;
     segment.changed |= segments_[from].changed;
-    // What the snapshot needs of it was taken before, or its own segment would be in it.
-    if (segment.in_snapshot) SetRowFlags(Row(to), RowFlags(row) | kKept);
+    // What the capture needs of it was taken before, or its own segment would be in it.
+    if (segment.in_capture) SetRowFlags(Row(to), RowFlags(row) | kKept);
   }
   return to;
 }

@@ -129,7 +129,7 @@ class RowCache {
   bool NeedsEviction(size_t bytes) const;
   // Appends the slots of rows that are dirty; with `evictable_only`, of those that an eviction now would drop.
   void CollectDirty(uint32_t segment, bool evictable_only, std::vector<Slot>* slots) const;
-  // Evicts `segment`. REQUIRES: it is NextVictims(1)[0], not pinned, in no snapshot, and CollectDirty(segment, true)
+  // Evicts `segment`. REQUIRES: it is NextVictims(1)[0], not pinned, in no capture, and CollectDirty(segment, true)
   // finds nothing.
   void Evict(uint32_t segment);
   // Gives the memory of segments that are not in use back to the system.
@@ -147,17 +147,17 @@ class RowCache {
   void MarkCleaned(uint32_t segment) { segments_[segment].cleaned = true; }
   bool NeedsCleaning(uint32_t segment) const { return segments_[segment].dirty && !segments_[segment].cleaned; }
 
-  // ---- a snapshot
+  // ---- a capture (engine/capture.h)
 
-  // From now on `segment` is in the snapshot, if it may hold rows with `flag`, kDirty or kChanged; returns whether it
+  // From now on `segment` is in the capture, if it may hold rows with `flag`, kDirty or kChanged; returns whether it
   // does.
-  bool BeginSnapshot(uint32_t segment, uint8_t flag) {
+  bool BeginCapture(uint32_t segment, uint8_t flag) {
     Segment& s = segments_[segment];
-    return s.in_snapshot = flag == kChanged ? s.changed : s.dirty;
+    return s.in_capture = flag == kChanged ? s.changed : s.dirty;
   }
-  bool InSnapshot(uint32_t segment) const { return segments_[segment].in_snapshot; }
+  bool InCapture(uint32_t segment) const { return segments_[segment].in_capture; }
   // Ends that, and appends the slots of its rows with `flag` that are not kKept. Those are no longer kChanged.
-  void EndSnapshot(uint32_t segment, uint8_t flag, std::vector<Slot>* slots);
+  void EndCapture(uint32_t segment, uint8_t flag, std::vector<Slot>* slots);
 
   uint32_t SegmentOf(Slot slot) const { return slot >> slot_to_segment_shift_; }
   std::vector<uint32_t> SegmentsInUse() const { return replacement_.SegmentsInUse(); }
@@ -184,9 +184,9 @@ class RowCache {
     uint64_t recycled_at = 0;
     uint32_t pins = 0;
     bool dirty = false;
-    bool changed = false;  // since it was last in a snapshot
+    bool changed = false;  // since it was last in a capture
     bool cleaned = false;  // its evictable rows were written since it became a victim
-    bool in_snapshot = false;
+    bool in_capture = false;
   };
 
   size_t StrideOf(const RowLayout& layout) const;

@@ -10,14 +10,14 @@ void Capture::Begin() {
   active_ = true;
   flag_ = journal_->Begin();
   for (uint32_t segment : cache_.SegmentsInUse()) {
-    if (cache_.BeginSnapshot(segment, flag_)) segments_.push_back(segment);
+    if (cache_.BeginCapture(segment, flag_)) segments_.push_back(segment);
   }
 }
 
 void Capture::Keep(std::span<const Slot> slots) {
   std::vector<Slot> needed;
   for (Slot slot : slots) {
-    if (!cache_.InSnapshot(cache_.SegmentOf(slot))) continue;
+    if (!cache_.InCapture(cache_.SegmentOf(slot))) continue;
     char* row = cache_.Row(slot);
     if (RowFlags(row) & kKept) continue;
     if (RowFlags(row) & flag_) needed.push_back(slot);
@@ -83,7 +83,7 @@ void Capture::WriteSegment() {
   const uint32_t segment = segments_.front();
   segments_.pop_front();
   std::vector<Slot> slots;
-  cache_.EndSnapshot(segment, flag_, &slots);
+  cache_.EndCapture(segment, flag_, &slots);
   if (slots.empty()) return;
   const RowCopies copies(*rows_, slots);
   {
@@ -95,7 +95,7 @@ void Capture::WriteSegment() {
 
 void Capture::End(bool complete) {
   std::vector<Slot> unwritten;
-  for (uint32_t segment : segments_) cache_.EndSnapshot(segment, flag_, &unwritten);
+  for (uint32_t segment : segments_) cache_.EndCapture(segment, flag_, &unwritten);
   journal_->End(complete);
   segments_.clear();
   kept_.clear();

@@ -81,7 +81,7 @@ void RoomMaker::RaiseTrimError() {
 void RoomMaker::EvictFirst(const std::vector<uint32_t>& victims) {
   capture_->Hurry(victims[0]);
   write_back_->WaitUntil(
-      [&]() DAMO_REQUIRES(store_mutex) { return !cache_.Pinned(victims[0]) && !cache_.InSnapshot(victims[0]); });
+      [&]() DAMO_REQUIRES(store_mutex) { return !cache_.Pinned(victims[0]) && !cache_.InCapture(victims[0]); });
   std::vector<Slot> dirty;
   cache_.CollectDirty(victims[0], true, &dirty);
   if (!dirty.empty()) {

@@ -78,22 +78,22 @@ TEST(RowCacheTest, ARowThatMovesIntoASnapshotIsNotInIt) {
     ASSERT_NE(moved, kMissingSlot);
     ASSERT_NE(moved, added);
     if (id == 1) {
-      EXPECT_TRUE(d.cache.BeginSnapshot(d.cache.SegmentOf(moved), kChanged));
+      EXPECT_TRUE(d.cache.BeginCapture(d.cache.SegmentOf(moved), kChanged));
     }
   }
   const uint32_t segment = d.cache.SegmentOf(d.Find(0, 1));
   ASSERT_EQ(d.cache.SegmentOf(d.Find(0, 2)), segment);
   std::vector<Slot> slots;
-  d.cache.EndSnapshot(segment, kChanged, &slots);
+  d.cache.EndCapture(segment, kChanged, &slots);
   EXPECT_EQ(slots, std::vector<Slot>{d.Find(0, 1)});
-  EXPECT_FALSE(d.cache.InSnapshot(segment));
+  EXPECT_FALSE(d.cache.InCapture(segment));
   EXPECT_EQ(Dirty(d.cache, segment, false), (std::vector<Slot>{d.Find(0, 1), d.Find(0, 2)}));
   // The next one has the other alone, and a new journal's both.
   for (const auto& [flag, expected] :
        {std::pair{kChanged, std::vector<Slot>{d.Find(0, 2)}}, {kChanged, {}}, {kDirty, {d.Find(0, 1), d.Find(0, 2)}}}) {
     slots.clear();
-    EXPECT_EQ(d.cache.BeginSnapshot(segment, flag), !expected.empty());
-    d.cache.EndSnapshot(segment, flag, &slots);
+    EXPECT_EQ(d.cache.BeginCapture(segment, flag), !expected.empty());
+    d.cache.EndCapture(segment, flag, &slots);
     EXPECT_EQ(slots, expected);
   }
 }
