@@ -20,9 +20,7 @@ namespace {
 
 py::bytes KeyBytes(const Key& key) { return py::bytes(key.view()); }
 
-}  // namespace
-
-void RegisterSalvage(py::module_& m) {
+void RegisterKeys(py::module_& m) {
   m.attr("KEY_BYTES") = kKeySize;
   const auto numbered = [](uint32_t table, bool deletions) { return deletions ? table | kDeletionBit : table; };
   m.def(
@@ -32,7 +30,12 @@ void RegisterSalvage(py::module_& m) {
       "last_key", [=](uint32_t table, bool deletions) { return KeyBytes(LastKey(numbered(table, deletions))); },
       py::arg("table"), py::arg("deletions"));
   m.def("decode_id", [](std::string_view key) { return DecodeId(KeyOfBytes(key).view()); }, py::arg("key"));
+}
 
+}  // namespace
+
+void RegisterSalvage(py::module_& m) {
+  RegisterKeys(m);
   py::class_<TableFile>(m, "TableFile")
       .def_readonly("name", &TableFile::name)
       .def_readonly("size", &TableFile::size)

@@ -99,7 +99,8 @@ void RegisterLookup(py::module_& m) {
       .def_property_readonly("num_ids", [](const Lookup& lookup) { return lookup.batch.num_ids; });
 }
 
-void RegisterStore(py::module_& m) {
+// What calls of a store give back.
+static void RegisterResults(py::module_& m) {
   py::class_<OutputBuffer, Held<OutputBuffer>>(m, "OutputBuffer", py::buffer_protocol())
       .def(py::init<const Store&, size_t>())
       .def_buffer(&OutputBuffer::Describe);
@@ -123,7 +124,10 @@ void RegisterStore(py::module_& m) {
       .def_readonly("hits", &TableStats::hits)
       .def_readonly("misses", &TableStats::misses)
       .def_readonly("cached_rows", &TableStats::cached_rows);
+}
 
+void RegisterStore(py::module_& m) {
+  RegisterResults(m);
   py::class_<Store, Held<Store>>(m, "Store")
       .def(py::init([](const std::string& path, bool create, bool in_memory, const StoreOptions& options) {
              return Held<Store>(OpenStore(path, create, in_memory, options).release());
