@@ -160,7 +160,7 @@ class Replacement {
   }
   // By its share of the table's updates so far, unless it has had none for four times as long as that lets expect.
   bool Frequent(const char* row, const RowLayout& layout, uint32_t iter) const {
-    const auto [last_step, count] = PayloadCounters(row + kPayloadOffset, layout);
+    const auto [last_step, count] = PayloadHeader(row + kPayloadOffset, layout);
     const double rate = static_cast<double>(count) / std::max(iter, 1u);
     return rate >= frequent_ && rate * (static_cast<double>(iter) - last_step) < 4;
   }

@@ -45,7 +45,7 @@ struct Table {
       EncodeWeights(layout.weight_type, layout.dim, weights.data(), row + kPayloadOffset);
     }
     std::fill_n(RowState(row, layout), layout.state_size, state);
-    *CountersOf(row, layout) = {.last_step = 0, .count = 0};
+    *HeaderOf(row, layout) = {.last_step = 0, .count = 0};
   }
 };
 

@@ -37,7 +37,7 @@ struct Occurrence {
 };
 
 // Updates `rows` distinct rows: row r is slots[r] and its gradient the sum of occurrences begin[r]..begin[r+1], in that
-// order. Clears kAbsent, sets kDirty, kChanged and the counters. Returns how many rows had been absent.
+// order. Clears kAbsent, sets kDirty, kChanged and the header. Returns how many rows had been absent.
 struct ApplyArgs {
   Arena arena;
   const Slot* slots;

@@ -112,16 +112,16 @@ size_t ApplyRows(const ApplyArgs& a) {
     char* row = RowAt(a.arena, a.slots[r]);
     const float* grad = SumOccurrences<kDim>(a.occurrences + a.begin[r], a.occurrences + a.begin[r + 1], dim, a.buffer);
     if (adjustment.any) grad = adjustment.Adjust(dim, grad, a.buffer);
-    RowCounters* counters = CountersOf(row, layout);
-    counters->last_step = a.iter;
-    counters->count += counters->count != UINT32_MAX ? 1 : 0;
+    RowHeader* header = HeaderOf(row, layout);
+    header->last_step = a.iter;
+    header->count += header->count != UINT32_MAX ? 1 : 0;
     if constexpr (Weights::kExact) {
-      Rule::Update(step, dim, counters->count, RowWeights(row), RowState(row, layout), grad);
+      Rule::Update(step, dim, header->count, RowWeights(row), RowState(row, layout), grad);
     } else {
       float* weights = a.buffer + dim;
       char* stored = row + kPayloadOffset;
       for (int j = 0; j < dim; ++j) weights[j] = Weights::Load(stored, j);
-      Rule::Update(step, dim, counters->count, weights, RowState(row, layout), grad);
+      Rule::Update(step, dim, header->count, weights, RowState(row, layout), grad);
       const uint64_t seed = RoundingSeed(a.stream_key, RowId(row), a.iter);
       for (int j = 0; j < dim; ++j) Weights::Store(stored, j, weights[j], RoundingBits(seed, j));
     }

@@ -61,8 +61,8 @@ inline std::optional<uint64_t> RecordStep(uint32_t table, std::string_view value
   if (table & kDeletionBit) {
     return value.size() == sizeof(DeletionRecord) ? std::optional(DecodeDeletion(value.data() + 1)) : std::nullopt;
   }
-  if (value.size() < 1 + sizeof(RowCounters)) return std::nullopt;
-  return PayloadCounters(value.data(), value.size()).last_step;
+  if (value.size() < 1 + sizeof(RowHeader)) return std::nullopt;
+  return PayloadHeader(value.data(), value.size()).last_step;
 }
 
 }  // namespace damo

@@ -4,7 +4,7 @@
 //         8   uint16  table (index of the table in this store while it is open)
 //        10   uint8   flags
 //        11   uint8   touch: what the cache knows of its use (cache/replacement.h)
-//        12   payload: weights[dim], float32 state[state_size], RowCounters
+//        12   payload: weights[dim], float32 state[state_size], RowHeader
 //
 // Weights are float32 or, padded to a whole float32, of 16 bits. The payload is what a RowStore keeps: a change of it
 // is one of the format (kRecordVersion).
@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "row/row_header.h"
 #include "row/weight_type.h"
 
 namespace damo {
@@ -39,19 +40,13 @@ constexpr uint8_t kKept = 32;
 // The row has changed since it was last in a checkpoint. REQUIRES: kDirty.
 constexpr uint8_t kChanged = 64;
 
-// What a payload ends with.
-struct RowCounters {
-  uint32_t last_step;  // the table's iteration at the row's last update
-  uint32_t count;      // of its updates; it stays at its maximum instead of wrapping
-};
-
 struct RowLayout {
   int dim = 0;
   int state_size = 0;
   WeightType weight_type = WeightType::kFloat32;
 
   size_t weight_bytes() const { return WeightBytes(weight_type, dim); }
-  size_t payload_size() const { return weight_bytes() + sizeof(float) * state_size + sizeof(RowCounters); }
+  size_t payload_size() const { return weight_bytes() + sizeof(float) * state_size + sizeof(RowHeader); }
   size_t row_size() const { return kPayloadOffset + payload_size(); }
 };
 
@@ -72,18 +67,18 @@ DAMO_INLINE const float* RowWeights(const char* row) { return reinterpret_cast<c
 DAMO_INLINE float* RowState(char* row, const RowLayout& layout) {
   return reinterpret_cast<float*>(row + kPayloadOffset + layout.weight_bytes());
 }
-DAMO_INLINE RowCounters* CountersOf(char* row, const RowLayout& layout) {
-  return reinterpret_cast<RowCounters*>(RowState(row, layout) + layout.state_size);
+DAMO_INLINE RowHeader* HeaderOf(char* row, const RowLayout& layout) {
+  return reinterpret_cast<RowHeader*>(RowState(row, layout) + layout.state_size);
 }
 
-// The counters of a payload that may lie anywhere. REQUIRES: it has room for them.
-DAMO_INLINE RowCounters PayloadCounters(const char* payload, size_t payload_size) {
-  RowCounters counters;
-  __builtin_memcpy(&counters, payload + payload_size - sizeof counters, sizeof counters);
-  return counters;
+// The header of a payload that may lie anywhere. REQUIRES: it has room for one.
+DAMO_INLINE RowHeader PayloadHeader(const char* payload, size_t payload_size) {
+  RowHeader header;
+  __builtin_memcpy(&header, payload + payload_size - sizeof header, sizeof header);
+  return header;
 }
-DAMO_INLINE RowCounters PayloadCounters(const char* payload, const RowLayout& layout) {
-  return PayloadCounters(payload, layout.payload_size());
+DAMO_INLINE RowHeader PayloadHeader(const char* payload, const RowLayout& layout) {
+  return PayloadHeader(payload, layout.payload_size());
 }
 
 // A row's place in the cache's arena, in units of 1 << unit_shift bytes. The first two are never places of rows.

@@ -110,7 +110,7 @@ ServingTable ServingRows::AddTable(Source* rows, const RowFilter& filter) {
   RowSelection selection(filter);
   uint64_t expected = static_cast<uint64_t>(rows->table().state.rows);
   if (filter.any()) {
-    rows->ForEach([&](int64_t, const char* payload) { selection.Count(PayloadCounters(payload, layout)); });
+    rows->ForEach([&](int64_t, const char* payload) { selection.Count(PayloadHeader(payload, layout)); });
     expected = selection.Choose();
   }
 
@@ -131,7 +131,7 @@ ServingTable ServingRows::AddTable(Source* rows, const RowFilter& filter) {
 
   std::vector<float> weights(static_cast<size_t>(layout.dim));
   rows->ForEach([&](int64_t id, const char* payload) {
-    if (filter.any() && !selection.Takes(PayloadCounters(payload, layout))) return;
+    if (filter.any() && !selection.Takes(PayloadHeader(payload, layout))) return;
     if (rows->taken++ == 0) rows->smallest_id = id;
     DecodeWeights(layout.weight_type, layout.dim, payload, weights.data());
     char* record = spill.Add(table_parts.Of(id) / parts_per_group);

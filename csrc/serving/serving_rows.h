@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "base/thread_pool.h"
-#include "row/row_policy.h"
+#include "row/row_lifetime.h"
 #include "serving/perfect_hash.h"
 #include "serving/row_dtype.h"
 #include "serving/serving_files.h"

@@ -6,7 +6,7 @@ namespace damo {
 
 bool RowChanges::NextChanged(RowIterator* rows, int64_t* id, const char** payload) const {
   while (rows->Next(id, payload)) {
-    if (PayloadCounters(*payload, layout()).last_step >= since_) return true;
+    if (PayloadHeader(*payload, layout()).last_step >= since_) return true;
   }
   return false;
 }

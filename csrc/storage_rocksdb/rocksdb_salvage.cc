@@ -195,7 +195,7 @@ bool RecordReader::Accept(std::string_view key, std::string_view value) {
     const char* payload = RowPayload(value, payload_size, table, DecodeId(key));
     RecordTally& tally = tallies_[number];
     ++tally.records;
-    if (is_row) tally.last_step = std::max(tally.last_step, PayloadCounters(payload, payload_size).last_step);
+    if (is_row) tally.last_step = std::max(tally.last_step, PayloadHeader(payload, payload_size).last_step);
     in_malformed_ = false;
     return true;
   } catch (const Error& error) {

@@ -18,10 +18,10 @@ constexpr uint32_t kIter = 1000000;
 struct Row {
   explicit Row(uint32_t count = 0, uint32_t last_step = 0, uint8_t flags = 0) {
     SetRowFlags(bytes, flags);
-    *CountersOf(bytes, kLayout) = {last_step, count};
+    *HeaderOf(bytes, kLayout) = {last_step, count};
   }
 
-  alignas(8) char bytes[kPayloadOffset + sizeof(float) + sizeof(RowCounters)] = {};
+  alignas(8) char bytes[kPayloadOffset + sizeof(float) + sizeof(RowHeader)] = {};
 };
 
 // A policy with segments 0 to 9 in probation and 10 to 19 in main, of which 9 and 19 are open.

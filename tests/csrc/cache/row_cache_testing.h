@@ -24,8 +24,8 @@ inline constexpr RowLayout kSmall = {1, 0}, kMiddle = {16, 1}, kLarge = {120, 12
 inline std::string Payload(const RowLayout& layout, uint16_t table, int64_t id, uint64_t version = 0,
                            uint32_t last_step = 0, uint32_t count = 0) {
   std::string payload = Payload(layout.payload_size(), table, id, version);
-  const RowCounters counters = {last_step, count};
-  std::memcpy(payload.data() + payload.size() - sizeof counters, &counters, sizeof counters);
+  const RowHeader header = {last_step, count};
+  std::memcpy(payload.data() + payload.size() - sizeof header, &header, sizeof header);
   return payload;
 }
 

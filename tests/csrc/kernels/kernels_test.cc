@@ -195,7 +195,7 @@ struct Updates {
       EncodeWeights(type, dim, weights.data(), rows.row(r) + kPayloadOffset);
       for (int j = 0; j < StateSize(kind, dim); ++j) rows.state(r)[j] = std::abs(AnyFloat(&random));
       SetRowFlags(rows.row(r), static_cast<uint8_t>(r % 3 == 0 ? kAbsent : r % 3 == 1 ? kDirty : kPinned));
-      rows.counters(r)->count = r % 5 == 0 ? UINT32_MAX - 1 : static_cast<uint32_t>(r);
+      rows.header(r)->count = r % 5 == 0 ? UINT32_MAX - 1 : static_cast<uint32_t>(r);
       begin.push_back(static_cast<uint32_t>(occurrences.size()));
       for (size_t n = 1 + random() % 4; n > 0; --n) {
         occurrences.push_back({grad(random() % 200), random() % 2 ? 1.0f : RandomFloat(&random)});
@@ -281,9 +281,9 @@ TEST_P(KernelsTest, ApplyKeepsTheBooks) {
   for (uint32_t iter = 7; iter <= 9; ++iter) updates.Apply(kernels_, config, iter);
   for (size_t r = 0; r < Updates::kRows; ++r) {
     EXPECT_EQ(RowFlags(updates.rows.row(r)), (r % 3 == 2 ? kPinned : 0) | kDirty | kChanged) << r;
-    EXPECT_EQ(updates.rows.counters(r)->last_step, 9u);
+    EXPECT_EQ(updates.rows.header(r)->last_step, 9u);
     // A full counter stays full.
-    EXPECT_EQ(updates.rows.counters(r)->count, r % 5 == 0 ? UINT32_MAX : r + 3);
+    EXPECT_EQ(updates.rows.header(r)->count, r % 5 == 0 ? UINT32_MAX : r + 3);
   }
 }
 

@@ -47,7 +47,7 @@ class RowBlock {
   char* row(size_t i) { return RowAt(arena(), slot(i)); }
   float* weights(size_t i) { return RowWeights(row(i)); }
   float* state(size_t i) { return RowState(row(i), layout_); }
-  RowCounters* counters(size_t i) { return CountersOf(row(i), layout_); }
+  RowHeader* header(size_t i) { return HeaderOf(row(i), layout_); }
 
   friend bool operator==(const RowBlock& a, const RowBlock& b) { return a.units_ == b.units_; }
 

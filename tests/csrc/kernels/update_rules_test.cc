@@ -101,8 +101,8 @@ void UpdateRuleTest::ExpectUpdatesAsInFloat64(int dim) {
       EXPECT_NEAR(state[j], expected.state[j], 1e-6 * (std::abs(expected.state[j]) + std::max(term, term * term)))
           << "state " << j << ", iter " << iter;
     }
-    EXPECT_EQ(rows.counters(0)->last_step, iter);
-    EXPECT_EQ(rows.counters(0)->count, iter);
+    EXPECT_EQ(rows.header(0)->last_step, iter);
+    EXPECT_EQ(rows.header(0)->count, iter);
   }
 }
 

@@ -15,10 +15,10 @@ namespace {
 
 using testing::ExpectError;
 
-// The value of a row whose payload is `weights` and these counters.
-std::string RowValue(std::string_view weights, RowCounters counters) {
+// The value of a row whose payload is `weights` and this header.
+std::string RowValue(std::string_view weights, RowHeader header) {
   std::string value = std::string(1, kRecordVersion).append(weights);
-  return value.append(reinterpret_cast<const char*>(&counters), sizeof counters);
+  return value.append(reinterpret_cast<const char*>(&header), sizeof header);
 }
 
 std::string_view View(const DeletionRecord& record) { return {record.data(), record.size()}; }

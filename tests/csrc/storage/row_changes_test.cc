@@ -63,7 +63,7 @@ Changed Expected(Store* store, uint16_t table, const std::map<int64_t, uint32_t>
   const Table all = testing::Contents(store, table);
   Changed expected;
   for (const auto& [id, payload] : all) {
-    if (PayloadCounters(payload.data(), layout).last_step >= since) expected.rows[id] = payload;
+    if (PayloadHeader(payload.data(), layout).last_step >= since) expected.rows[id] = payload;
   }
   for (const auto& [id, step] : deletions) {
     if (step >= since && !all.contains(id)) expected.deleted.push_back(id);

@@ -23,8 +23,8 @@ class PropertiesTest : public ::testing::Test {
     ASSERT_TRUE(collector_->AddUserKey(key.view(), value, type, 0, 0).ok());
   }
   void AddRow(uint32_t table, uint32_t step) {
-    const RowCounters counters = {step, 3};
-    Add(table, "\x01weights." + std::string(reinterpret_cast<const char*>(&counters), sizeof counters));
+    const RowHeader header = {step, 3};
+    Add(table, "\x01weights." + std::string(reinterpret_cast<const char*>(&header), sizeof header));
   }
   void AddDeletion(uint32_t table, uint64_t step) {
     const DeletionRecord record = EncodeDeletion(step);

@@ -1,4 +1,4 @@
-// Rules for the rows of a table by what their counters say: which ones are exported.
+// Which rows of a table are of use, by what their headers say: those that an export takes.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ class RowSelection {
  public:
   explicit RowSelection(const RowFilter& filter) : filter_(filter) {}
 
-  void Count(RowCounters row) {
+  void Count(RowHeader row) {
     if (Passes(row)) ++rows_with_count_[row.count];
   }
 
@@ -45,7 +45,7 @@ class RowSelection {
     return above;
   }
 
-  bool Takes(RowCounters row) {
+  bool Takes(RowHeader row) {
     if (!Passes(row) || row.count < least_count_) return false;
     if (row.count > least_count_) return true;
     if (ties_ == 0) return false;
@@ -54,9 +54,7 @@ class RowSelection {
   }
 
  private:
-  bool Passes(RowCounters row) const {
-    return row.count >= filter_.min_count && row.last_step >= filter_.min_last_step;
-  }
+  bool Passes(RowHeader row) const { return row.count >= filter_.min_count && row.last_step >= filter_.min_last_step; }
 
   const RowFilter filter_;
   // Small: n different counts take n^2 / 2 updates.
