@@ -100,7 +100,7 @@ def test_a_model_that_cannot_be_pickled_is_saved_without(tmp_path):
 def test_a_class_that_is_not_there_is_named(tmp_path, monkeypatch, default_store):
     with damo.EmbeddingStore(tmp_path / "store") as store:
         path = damo.save_model(SmallModel(store))
-    monkeypatch.delattr("training.SmallModel")
+    monkeypatch.delattr("mixed_run.SmallModel")
     with pytest.raises(ValueError, match=r"module\.pickle cannot be made here .*SmallModel"):
         damo.load_model(path, allow_pickle=True)
 

@@ -272,6 +272,7 @@ class Session:
         if self.temporary:
             shutil.rmtree(self.path, ignore_errors=True)
         self._core = None
+        _open_sessions.discard(self)
 
     def abandon(self) -> None:
         """Lets go of what an opening that failed has opened."""
@@ -285,6 +286,7 @@ class Session:
     def give_up_rows(self) -> None:
         """Ends a session whose rows are lost, and leaves them to the next one. REQUIRES: its engine is closed."""
         self._core = None
+        _open_sessions.discard(self)
         if self.directory is not None:
             self.directory.release()
 
