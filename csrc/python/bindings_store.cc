@@ -95,14 +95,14 @@ void RegisterLookup(py::module_& m) {
                                 keys, batch, At<const int64_t>(bags)});
            }),
            py::arg("features"), py::arg("ids"), py::arg("num_ids"), py::arg("lengths"), py::arg("keys"),
-           py::arg("batch"), py::arg("bags"), py::arg("weights"))
+           py::arg("batch"), py::arg("bags"), py::arg("weights"), ReleaseGil())
       .def_property_readonly("num_ids", [](const Lookup& lookup) { return lookup.batch.num_ids; });
 }
 
 // What calls of a store give back.
 static void RegisterResults(py::module_& m) {
   py::class_<OutputBuffer, Held<OutputBuffer>>(m, "OutputBuffer", py::buffer_protocol())
-      .def(py::init<const Store&, size_t>())
+      .def(py::init<const Store&, size_t>(), ReleaseGil())
       .def_buffer(&OutputBuffer::Describe);
 
   py::class_<Scan, Held<Scan>>(m, "Scan")
@@ -138,8 +138,10 @@ void RegisterStore(py::module_& m) {
       .def("set_optimizer", &Store::SetOptimizer, ReleaseGil())
       .def("iter", &Store::iter, ReleaseGil())
       .def("rows", &Store::rows, ReleaseGil())
-      .def("payload_size", [](Store& s, uint16_t table) { return s.layout(table).payload_size(); })
-      .def("state_size", [](Store& s, uint16_t table) { return s.layout(table).state_size; })
+      .def(
+          "payload_size", [](Store& s, uint16_t table) { return s.layout(table).payload_size(); }, ReleaseGil())
+      .def(
+          "state_size", [](Store& s, uint16_t table) { return s.layout(table).state_size; }, ReleaseGil())
       .def(
           "forward",
           [](Store& s, Lookup& lookup, Address out, size_t stride) { s.Forward(&lookup, At<float>(out), stride); },
