@@ -58,6 +58,8 @@ class StoreOptions:
         backend: ``"rocksdb"``, or ``"memory"`` for rows that are gone with the store.
         instruction_set: ``"auto"`` for the widest of ``"avx512"``, ``"avx2"`` and ``"plain"`` that the machine has.
             All of them compute the same bits.
+        keep_unclean: how many of the rows that crashes left behind, which an opening sets aside as ``live.unclean-N``,
+            to keep: the newest ones. The others are removed.
         cache_bytes: for tests: keep no more than so many bytes of rows in memory between calls; 0 for the budget's
             share.
     """
@@ -67,6 +69,7 @@ class StoreOptions:
     on_nonfinite: Literal["raise", "skip"] = "raise"
     backend: Literal["rocksdb", "memory"] = "rocksdb"
     instruction_set: str = "auto"
+    keep_unclean: int = 1
     cache_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -74,6 +77,8 @@ class StoreOptions:
             raise TypeError(f"num_threads must be an int or None, got {self.num_threads!r}")
         if self.num_threads is not None and not 1 <= self.num_threads <= 1024:
             raise ValueError(f"num_threads must be in 1..1024 or None, got {self.num_threads}")
+        if isinstance(self.keep_unclean, bool) or self.keep_unclean < 0:
+            raise ValueError(f"keep_unclean must be an int from 0 on, got {self.keep_unclean}")
         if self.on_nonfinite not in ("raise", "skip"):
             raise ValueError(f"on_nonfinite must be 'raise' or 'skip', got {self.on_nonfinite!r}")
         if self.backend not in ("rocksdb", "memory"):

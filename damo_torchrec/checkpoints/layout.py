@@ -47,6 +47,12 @@ def unclean_live(number: int) -> str:
     return f"live.unclean-{number}"
 
 
+def unclean_lives(where: Path) -> list[Path]:
+    """All live rows that were set aside in the store `where`, oldest first."""
+    numbered = [(re.fullmatch(r"live\.unclean-(\d+)", path.name), path) for path in where.iterdir()]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in numbered if match)]
+
+
 def checkpoint_name(step: int | str, suffix: int = 0) -> str:
     """The name of a checkpoint at `step`, with a suffix where those below it are taken."""
     return f"step_{step}.{suffix}" if suffix else f"step_{step}"

@@ -6,12 +6,25 @@ The live rows are scratch: a checkpoint is all that a later opening needs.
 import fcntl
 import os
 import shutil
+import time
 from pathlib import Path
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.layout import CHECKPOINTS, LIVE, LOCK_FILE, PREPARED_LIVE, ROWS, unclean_live
+from damo_torchrec.checkpoints.layout import (
+    CHECKPOINTS,
+    LIVE,
+    LOCK_FILE,
+    PREPARED_LIVE,
+    ROWS,
+    unclean_live,
+    unclean_lives,
+)
 from damo_torchrec.errors import StoreLockedError
 from damo_torchrec.files import os_errors, sync_directory
+
+# How long the children of a dead process may hold its lock: a data loader's workers look every five seconds whether
+# their parent lives.
+_CHILDREN_END_AFTER = 10.0  # seconds
 
 
 class StoreDirectory:
@@ -49,16 +62,27 @@ class StoreDirectory:
         lock_path = self.path / LOCK_FILE
         with os_errors(f"cannot open {lock_path}"):
             self._lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.read(self._lock, 32).decode(errors="replace").strip() or "another process"
-            raise StoreLockedError(
-                f"the store {self.path} is open already, in process {holder}: close it there first, or open it "
-                "with read_only=True"
-            ) from error
+        give_up = time.monotonic() + _CHILDREN_END_AFTER
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
+                if not _has_ended(holder) or time.monotonic() >= give_up:
+                    raise StoreLockedError(self._held_by(holder)) from error
+            time.sleep(0.1)
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+
+    def _held_by(self, holder: str) -> str:
+        what = f"the store {self.path} is open already, in process {holder or 'unknown'}"
+        if holder == str(os.getpid()):
+            return f"{what}, which is this one: close() the store that it was opened as before"
+        if _has_ended(holder):
+            children = ", ".join(map(str, _processes_with(self.path / LOCK_FILE))) or "unknown"
+            return f"{what}, which has ended, but others that it started hold its lock still: processes {children}"
+        return f"{what}: close it there first, or open it with read_only=True"
 
     def release(self) -> None:
         """Lets others open the store."""
@@ -82,13 +106,20 @@ class StoreDirectory:
         """Where checkpoints are by default."""
         return self.path / CHECKPOINTS
 
-    def set_live_aside(self) -> Path:
-        """Renames the live rows, which a crash left behind, and returns their new place."""
-        number = 1
-        while (aside := self.path / unclean_live(number)).exists():
-            number += 1
-        os.rename(self.live, aside)
-        return aside
+    def set_live_aside(self, keep: int) -> list[Path]:
+        """Renames the live rows, which a crash left behind, and removes all but the newest `keep` that were set aside.
+
+        Returns those that are kept, oldest first.
+        """
+        with os_errors(f"cannot set {self.live} aside"):
+            earlier = unclean_lives(self.path)
+            number = 1 + max((int(path.name.rpartition("-")[2]) for path in earlier), default=0)
+            aside = self.path / unclean_live(number)
+            os.rename(self.live, aside)
+            rows = [*earlier, aside]
+            for path in rows[: len(rows) - keep]:
+                shutil.rmtree(path)
+        return rows[len(rows) - keep :]
 
     def remove_live(self) -> None:
         """Removes the live rows. REQUIRES: a checkpoint holds them, or the user gave them up."""
@@ -114,3 +145,28 @@ class StoreDirectory:
             self.remove_live()
             os.rename(fresh, self.live)
             sync_directory(self.path)
+
+
+def _has_ended(process: str) -> bool:
+    """Whether there is no process of this number any more, or one that has yet to be waited for."""
+    if not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+        return "\nState:\tZ" in Path(f"/proc/{process}/status").read_text()
+    except ProcessLookupError:
+        return True
+    except OSError:  # of another user, or there is no /proc
+        return False
+
+
+def _processes_with(path: Path) -> list[int]:
+    """The other processes that have the file `path` open, as far as this user may know: none without a /proc."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if any(os.path.samefile(link, path) for link in (process / "fd").iterdir() if link.exists()):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return sorted(set(found) - {os.getpid()})

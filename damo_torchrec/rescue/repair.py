@@ -16,6 +16,7 @@ from damo_torchrec.checkpoints.file_entry import Finding
 from damo_torchrec.checkpoints.layout import CHECKPOINTS, MANIFEST_FILE, MODEL_FILE, MODULE_FILE, ROWS, holds_rows
 from damo_torchrec.checkpoints.listing import checkpoints_in, checkpoints_of, is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest, TableEntry, new_id
+from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import CorruptionError
 from damo_torchrec.files import write_file
 from damo_torchrec.rescue.records import (
@@ -84,10 +85,14 @@ def repair(path: Path, target: Path, progress: Progress, schemas: Path | None = 
             others in the store, if they agree.
 
     Raises:
-        ValueError: `path` is neither store nor checkpoint, `schemas` is none, or `target` exists.
+        ValueError: `path` is neither store nor checkpoint, `schemas` is none, or `target` exists or lies in
+            the damaged store.
         CorruptionError: nothing says what the tables are, or which checkpoint is the newest.
         OutOfSpaceError, DamoError: the disk is full or refuses; nothing is left behind.
     """
+    store = path if StoreDirectory.is_store(path) else path.absolute().parent.parent
+    if StoreDirectory.is_store(store) and target.resolve().is_relative_to(store.resolve()):
+        raise ValueError(f"{target} is inside the damaged store {store}: name a place outside of it")
     source = _newest(checkpoints_of(path))
     job = _Job(source, schemas, progress)
     build_directory(target, "checkpoint", job.fill)

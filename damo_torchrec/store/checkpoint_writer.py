@@ -34,6 +34,7 @@ class CheckpointWriter:
         self._catalog = catalog
         self._thread: ThreadPoolExecutor | None = None
         self._last: Future[Path] | None = None
+        self._thread_number: int | None = None
 
     def write(self, engine: _core.Store, target: Path, files: Files | None, link: bool) -> None:
         """Makes the checkpoint `target`, with more files. REQUIRES: none is being written."""
@@ -76,6 +77,7 @@ class CheckpointWriter:
             def write() -> None:
                 if not taken.acquire(blocking=False):
                     return
+                self._thread_number = threading.get_ident()
                 try:
                     build_directory(target, "checkpoint", fill)
                     self._catalog.manifest = manifest
@@ -113,10 +115,10 @@ class CheckpointWriter:
             self._last = None
 
     def close(self) -> None:
-        """Waits, and ends the thread."""
+        """Waits, and ends the thread, which may call this itself: in what a future of its calls when it is done."""
         self.wait()
         if self._thread is not None:
-            self._thread.shutdown()
+            self._thread.shutdown(wait=threading.get_ident() != self._thread_number)
             self._thread = None
 
 

@@ -58,13 +58,13 @@ def _start_live(
                 f"the store {session.path} was not closed; its checkpoints are {names}. Open it with "
                 'restore="latest", or the name of one of them, to go on from there'
             )
-        aside = directory.set_live_aside()
+        kept = directory.set_live_aside(session.options.keep_unclean)
         _log.warning(
-            "the store %s was not closed: it goes back to %s (step %d), and what came after it is set aside in %s",
+            "the store %s was not closed: it goes back to %s (step %d), and what came after it is %s",
             session.path,
             source.name,
             manifest.step,
-            aside.name,
+            f"set aside in {kept[-1].name}" if kept else "removed",
         )
     directory.checkpoints_path.mkdir(exist_ok=True)
     manifest.check_files(source)
@@ -82,7 +82,7 @@ def _start_live(
 
 def _create(session: Session, directory: StoreDirectory, seed: int) -> None:
     if directory.live.exists():  # a crash before the first checkpoint: no row was ever there
-        directory.set_live_aside()
+        directory.set_live_aside(session.options.keep_unclean)
     directory.checkpoints_path.mkdir(exist_ok=True)
     sync_directory(session.path)
     sync_directory(session.path.parent)

@@ -189,7 +189,19 @@ def test_promise_5_opening_after_a_crash_warns_and_sets_the_old_rows_aside(tmp_p
         assert list((path / f"live.unclean-{crash}").glob("*.sst")), "what was set aside is gone"
         caplog.clear()
         shutil.rmtree(path / "checkpoints" / "step_2")
-    assert sorted(p.name for p in path.iterdir()) == ["LOCK", "checkpoints", "live.unclean-1", "live.unclean-2"]
+        assert sorted(p.name for p in path.iterdir()) == ["LOCK", "checkpoints", f"live.unclean-{crash}"]
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(0, []), (2, ["live.unclean-2", "live.unclean-3"])])
+def test_promise_5_as_many_rows_of_crashes_are_kept_as_asked_for(tmp_path, caplog, keep, kept):
+    path = tmp_path / "store"
+    for _ in range(3):
+        run_until_killed(die_after_steps, path, 6, False)
+        with damo.EmbeddingStore(path, options=damo.StoreOptions(keep_unclean=keep)) as store:
+            assert store.step == 2
+        shutil.rmtree(path / "checkpoints" / "step_2")
+    assert sorted(p.name for p in path.iterdir()) == ["LOCK", "checkpoints", *kept]
+    assert ("what came after it is removed" in caplog.text) == (keep == 0)
 
 
 def test_promise_5_a_clean_store_says_nothing(tmp_path, caplog):

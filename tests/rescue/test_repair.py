@@ -1,5 +1,6 @@
 """`damo_torchrec.rescue.repair`: what a repaired checkpoint holds is what there was, and what it lacks is listed."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,3 +173,14 @@ def test_an_existing_target_is_refused(sample, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(ValueError, match="exists already"):
         repair(sample.store, tmp_path / "there", lambda *_: None)
+
+
+def test_a_target_in_the_damaged_store_is_refused(sample, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(sample.store, store)
+    newest = max((store / "checkpoints").iterdir())
+    for source in (store, newest):
+        for target in (store / "repaired", store / "checkpoints" / "step_99", newest / "repaired"):
+            with pytest.raises(ValueError, match="is inside the damaged store"):
+                repair(source, target, lambda *_: None)
+    assert repair(newest, tmp_path / "repaired", lambda *_: None).losses == []

@@ -132,6 +132,20 @@ def test_rows_that_are_set_or_deleted_meanwhile_are_not_in_it(store, tmp_path):
         assert_same_rows(rows_of(copy), rows_after(3))
 
 
+def test_what_is_called_when_it_is_done_can_close_the_store(tmp_path):
+    with damo.EmbeddingStore(tmp_path / "store", memory_budget="64MiB") as store:
+        whole = MixedRun(store)
+        whole.train(0, 3)
+        closed = threading.Event()
+        saved = store.checkpoint_async()
+        saved.add_done_callback(lambda _: (store.close(), closed.set()))
+        assert closed.wait(300)
+        assert store.closed
+    with damo.EmbeddingStore(tmp_path / "store", memory_budget="64MiB") as store:
+        MixedRun(store)
+        assert_same_rows(rows_of(store), rows_after(3))
+
+
 def test_it_cannot_be_cancelled(store, tmp_path):
     module = collection(store, "t")
     update(module, {"t": [[1]]})

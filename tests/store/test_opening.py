@@ -1,12 +1,15 @@
 """Opening a store: what becomes of its path, seed and options, who may, and what is refused."""
 
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 import damo_torchrec as damo
+from damo_torchrec.checkpoints import store_directory
 from mixed_run import collection, look_up, update
 from processes import started
 from support import small_store
@@ -166,8 +169,35 @@ def test_a_store_that_another_process_has_open_is_refused_with_path_and_process(
 def test_a_store_that_this_process_has_open_is_refused(tmp_path):
     with small_store(tmp_path / "store") as store:
         trained(store)
-        with refused(store, damo.StoreLockedError, str(tmp_path / "store")):
+        with refused(store, damo.StoreLockedError, rf"{tmp_path / 'store'} .* this one: close\(\) the store"):
             small_store(tmp_path / "store")
+
+
+def hold_and_have_a_child(connection, path):
+    """Has a store open, and a child as a data loader's worker would be, which ends when it is told to."""
+    store = small_store(path)
+    child = os.fork()
+    if child == 0:
+        connection.recv()
+        os._exit(0)
+    connection.send(child)
+    signal.pause()
+    store.close()
+
+
+def test_a_store_whose_process_has_ended_is_waited_for_while_its_children_live(tmp_path, monkeypatch):
+    path = tmp_path / "store"
+    with started(hold_and_have_a_child, path) as (process, connection):
+        child = connection.recv()
+        os.kill(process, signal.SIGKILL)
+        while "State:\tZ" not in Path(f"/proc/{process}/status").read_text():
+            pass
+        monkeypatch.setattr(store_directory, "_CHILDREN_END_AFTER", 0)
+        with pytest.raises(damo.StoreLockedError, match=rf"process {process}, which has ended, .* processes {child}$"):
+            small_store(path)
+        monkeypatch.undo()
+        threading.Timer(0.5, connection.send, ["end"]).start()
+        small_store(path).close()
 
 
 def test_another_seed_is_refused_with_both_and_the_right_one_opens(tmp_path):
