@@ -45,9 +45,33 @@ def dump(model: nn.Module) -> bytes:
     return buffer.getvalue()
 
 
+# Modules that earlier releases had, and where what a pickle may name of them is now.
+_MOVED = {
+    "damo_torchrec.fused_optimizer": "damo_torchrec.modules.fused_optimizer",
+    **dict.fromkeys(
+        (
+            "damo_torchrec.checkpoint",
+            "damo_torchrec.checkpoint_manager",
+            "damo_torchrec.default_store",
+            "damo_torchrec.delta",
+            "damo_torchrec.prefetch",
+            "damo_torchrec.store",
+            "damo_torchrec.swap",
+            "damo_torchrec.table",
+        ),
+        "damo_torchrec",
+    ),
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module_name: str, name: str) -> Any:
+        return super().find_class(_MOVED.get(module_name, module_name), name)
+
+
 def load(contents: bytes) -> nn.Module:
     """The model, with parameters of any value, and its collections over `default_store()`. Runs the pickle's code."""
-    model = pickle.loads(contents)
+    model = _Unpickler(io.BytesIO(contents)).load()
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a pickled torch.nn.Module, got {type(model).__name__}")
     return model

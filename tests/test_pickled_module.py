@@ -2,12 +2,14 @@
 
 import importlib
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 from torchrec import EmbeddingConfig
 
 import damo_torchrec as damo
+from damo_torchrec import pickled_module
 from mixed_run import SmallModel
 from support import config, random_kjt
 
@@ -116,3 +118,28 @@ def test_a_collection_alone_still_is_no_pickle(tmp_path, memory_store):
     ebc = damo.EmbeddingBagCollection([config("t")], store=memory_store)
     with pytest.raises(TypeError, match="save_model"):
         pickle.dumps(ebc)
+
+
+def test_a_pickle_of_an_earlier_release_still_loads(default_store):
+    """Its modules were elsewhere. It was made by 0.1.0 of a ModuleDict with all kinds of collections."""
+    model = pickled_module.load((Path(__file__).parent / "golden" / "model_0.1.0.pickle").read_bytes())
+    assert [type(module) for module in model.values()] == [
+        damo.EmbeddingBagCollection,
+        damo.EmbeddingCollection,
+        damo.Embedding,
+        torch.nn.Linear,
+    ]
+    table = model["ebc"].tables()[0]
+    assert (table.name, table.dim, model["ebc"].optimizer_type()) == ("t", 4, damo.optim.FTRL)
+    assert type(model.optimizer) is type(model["ebc"].fused_optimizer)
+    assert model.functions == [
+        damo.load_model,
+        damo.swap,
+        damo.EmbeddingStore,
+        damo.StoreOptions(num_threads=2),
+        damo.CheckpointManager,
+        damo.Table,
+        damo.Delta,
+        damo.PrefetchIterator,
+        damo.default_store,
+    ]

@@ -74,7 +74,7 @@ class Collection(abc.ABC, nn.Module):
         self._accumulation = Accumulation()
         return outputs_of(self._configs, options)
 
-    def attach(self, store: EmbeddingStore | None) -> None:
+    def attach_store(self, store: EmbeddingStore | None) -> None:
         """Opens the tables, or makes them: in `default_store()` if `store` is None. For the modules of this package."""
         if store is not None and not isinstance(store, EmbeddingStore):
             raise TypeError(f"store must be an EmbeddingStore, got {type(store).__name__}")
@@ -87,8 +87,8 @@ class Collection(abc.ABC, nn.Module):
             session.waiting.watch(accumulation)
         self._tables, self._accumulation, self._store = tables, accumulation, store
 
-    def detach(self) -> None:
-        """Undoes `attach`. For the modules of this package."""
+    def detach_store(self) -> None:
+        """Undoes `attach_store`. For the modules of this package."""
         self._store, self._tables = None, []
 
     # ------------------------------------------------------------------ batches

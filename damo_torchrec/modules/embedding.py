@@ -97,13 +97,13 @@ class Embedding(Collection):
         outputs = self._define([config], "embeddings", optimizer, device, {config.name: options})
         self._plan = LookupPlan(LookupKind.ROWS, outputs, padding=padding_idx)
         if store is not None:
-            self.attach(store)
+            self.attach_store(store)
 
     @property
     def store(self) -> EmbeddingStore:
         """Where the rows are: from the first use on `default_store()`, if it was not said before."""
         if self._store is None:
-            self.attach(None)
+            self.attach_store(None)
         return super().store
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -163,10 +163,10 @@ def damo_embedding_init(model: nn.Module, workdir: str | os.PathLike[str], ttl: 
     store = EmbeddingStore(workdir)
     try:
         for module in found:
-            module.attach(store)
+            module.attach_store(store)
     except BaseException:
         for module in found:
-            module.detach()
+            module.detach_store()
         store.close()
         raise
     set_default_store(store)

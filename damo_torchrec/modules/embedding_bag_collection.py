@@ -68,7 +68,7 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
         super().__init__()
         outputs = self._define(tables, "embedding_bags", (optimizer_type, optimizer_kwargs), device, table_options)
         self._plan = LookupPlan(LookupKind.POOLED, outputs, weighted=is_weighted)
-        self.attach(store)
+        self.attach_store(store)
         self._number = operators.register(self)
         # Stand for the rows in a graph: what has no input that needs a gradient has no backward.
         self._rows = torch.empty(0, device="cpu", requires_grad=True)
@@ -119,7 +119,7 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
         return jagged_input.bags(jagged_input.parts_of(features), self._accepted())
 
     @property
-    def columns(self) -> int:
+    def output_width(self) -> int:
         """Of the output, where all features have as many bags."""
         return self._plan.width
 

@@ -72,7 +72,7 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
         self._use_gather_select_per_sharding = use_gather_select_per_sharding
         outputs = self._define(tables, "embeddings", (optimizer_type, optimizer_kwargs), device, table_options)
         self._plan = LookupPlan(LookupKind.SEQUENCES, outputs)
-        self.attach(store)
+        self.attach_store(store)
         self._number = operators.register(self)
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:

@@ -31,7 +31,11 @@ class Accepted(NamedTuple):
 
 
 def as_keyed_jagged(features: Any) -> KeyedJaggedTensor:
-    """What a forward was given, a TensorDict too, as a KeyedJaggedTensor."""
+    """What a forward was given, a TensorDict too, as a KeyedJaggedTensor. Raises TypeError for what has no keys."""
+    if features is None or isinstance(features, torch.Tensor | dict | list | tuple):
+        raise TypeError(
+            f"features must be a KeyedJaggedTensor, got {type(features).__name__}: make one of keys, values and lengths"
+        )
     return maybe_td_to_kjt(features, None)
 
 

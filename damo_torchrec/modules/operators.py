@@ -56,11 +56,11 @@ class PooledCollection(Protocol):
         """Of the output."""
 
     @property
-    def columns(self) -> int:
+    def output_width(self) -> int:
         """Of the output."""
 
     def graph_forward(self, batch: GraphBatch) -> torch.Tensor:
-        """The output: float32 ``(batch, columns)``."""
+        """The output: float32 ``(batch, output_width)``."""
 
     def graph_backward(self, grad: torch.Tensor, batch: GraphBatch) -> torch.Tensor:
         """Updates rows with the output's gradient; returns that of the weights, without elements if there are none."""
@@ -141,7 +141,7 @@ for _key in ("CPU", "CUDA"):
 def _fake_forward(rows: torch.Tensor, *arguments: Any) -> torch.Tensor:
     batch = GraphBatch(*arguments)
     collection = _pooled(batch.collection)
-    return torch.empty(batch.batch, collection.columns, dtype=torch.float32, device=collection.device)
+    return torch.empty(batch.batch, collection.output_width, dtype=torch.float32, device=collection.device)
 
 
 def _fake_backward(grad: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torchrec
-from torchrec import DataType, KeyedJaggedTensor, PoolingType
+from torchrec import DataType, EmbeddingConfig, KeyedJaggedTensor, PoolingType
 from torchrec.modules.embedding_configs import CountBasedEvictionPolicy
 
 import damo_torchrec as damo
@@ -22,6 +22,15 @@ def test_a_wrong_batch_is_refused(memory_store, make, error, match, training):
     ebc = trained(memory_store).train(training)
     with refused(memory_store, error, match):
         ebc(make())
+
+
+@pytest.mark.parametrize("features", [None, torch.tensor([1, 2]), {"f": torch.tensor([1])}, [[1, 2]]], ids=type)
+def test_what_is_no_keyed_jagged_tensor_is_refused_with_its_type(memory_store, features):
+    ebc = trained(memory_store)
+    ec = damo.EmbeddingCollection([EmbeddingConfig(name="s", embedding_dim=4, num_embeddings=9)], store=memory_store)
+    for called in (ebc, ec):
+        with refused(memory_store, TypeError, f"must be a KeyedJaggedTensor, got {type(features).__name__}"):
+            called(features)
 
 
 @pytest.mark.parametrize(("weights", "error", "match"), WEIGHTS.values(), ids=WEIGHTS)
