@@ -75,7 +75,8 @@ class SequenceCollection(Protocol):
         """Each output's float32 ``(n, dim)``, for autograd."""
 
 
-_collections: weakref.WeakValueDictionary[int, PooledCollection | SequenceCollection] = weakref.WeakValueDictionary()
+# References without callbacks: an interrupt that comes while one runs is lost.
+_collections: dict[int, weakref.ref[PooledCollection | SequenceCollection]] = {}
 _numbers = itertools.count(1)
 
 
@@ -93,8 +94,10 @@ def embedding_collection(*args: Any) -> list[torch.Tensor]:
 
 def register(collection: PooledCollection | SequenceCollection) -> int:
     """A number by which graphs name a collection, in this process and for as long as it lives."""
+    for gone in [number for number, reference in list(_collections.items()) if reference() is None]:
+        _collections.pop(gone, None)
     number = next(_numbers)
-    _collections[number] = collection
+    _collections[number] = weakref.ref(collection)
     return number
 
 
@@ -103,13 +106,14 @@ def _pooled(number: int) -> PooledCollection:
 
 
 def _collection(number: int) -> PooledCollection | SequenceCollection:
-    try:
-        return _collections[number]
-    except KeyError:
+    reference = _collections.get(number)
+    collection = reference() if reference is not None else None
+    if collection is None:
         raise RuntimeError(
             f"a graph refers to collection number {number}, which is not in this process or is gone: "
             "trace the model again"
-        ) from None
+        )
+    return collection
 
 
 def _forward(rows: torch.Tensor, *arguments: Any) -> torch.Tensor:
