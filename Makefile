@@ -59,6 +59,7 @@ lint: venv clang  ## check style, types, imports and locks
 	@$(BIN)/python -m mypy.stubtest damo_torchrec._core --concise \
 	  --allowlist scripts/stubtest_allowlist.txt --ignore-unused-allowlist
 	@$(BIN)/lint-imports --no-cache --no-logo
+	@$(BIN)/python scripts/check_walls.py
 	@$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 	@scripts/check_locks.sh
 

@@ -52,7 +52,8 @@ std::vector<uint32_t> Replacement::NextVictims(size_t n) const {
 
 Replacement::Eviction Replacement::Begin(uint32_t segment) {
   const Queue queue = places_[segment].queue;
-  Of(queue).pop_front();
+  Segments& segments = Of(queue);
+  segments.erase(std::find(segments.begin(), segments.end(), segment));
   return {queue};
 }
 

@@ -121,7 +121,7 @@ class Replacement {
     size_t rows = 0;
     size_t kept = 0;
   };
-  // Takes the segment from its queue. REQUIRES: it is the queue's oldest.
+  // Takes the segment from its queue.
   Eviction Begin(uint32_t segment);
   bool Keeps(const char* row, const RowLayout& layout, uint32_t iter, Eviction* eviction) const {
     const bool keeps = WorthKeeping(row, layout, iter, eviction->from);

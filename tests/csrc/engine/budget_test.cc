@@ -16,6 +16,7 @@ TEST(BudgetTest, SharesAddUpToLessThanTheBudget) {
     const BudgetShares shares = DivideBudget(budget);
     EXPECT_LT(shares.row_store + shares.cache + shares.outputs, budget);
     EXPECT_GT(shares.cache, budget / 3);
+    EXPECT_LT(shares.cache, budget);  // no share has wrapped around
   }
 }
 
