@@ -107,7 +107,7 @@ def calls_that_answer(store: damo.EmbeddingStore, ebc: damo.EmbeddingBagCollecti
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory) -> tuple[Path, dict[str, object]]:
     directory = tmp_path_factory.mktemp("program")
-    script = f"import test_store_lifetime, pathlib; test_store_lifetime.program(pathlib.Path({str(directory)!r}))"
+    script = f"import test_session, pathlib; test_session.program(pathlib.Path({str(directory)!r}))"
     paths = os.pathsep.join(
         [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     )
