@@ -124,6 +124,7 @@ class Table:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         scan = _core.Scan(self._session.engine, self._opened.index)
+        batch_size = min(batch_size, max(len(self), 1))  # no more memory than there are rows
         while True:
             _ = self._session.engine  # names the store if it is closed by now
             ids = torch.empty(batch_size, dtype=torch.int64, device="cpu")

@@ -202,6 +202,12 @@ def test_items_refuse_a_batch_of_none(table):
         next(table.items(batch_size=0))
 
 
+def test_a_batch_takes_no_more_memory_than_there_are_rows(table):
+    table.set([1, 2, 3], filled([1.0, 2.0, 3.0]))
+    (batch,) = table.items(batch_size=2**62)
+    assert batch[0].tolist() == [1, 2, 3]
+
+
 # ------------------------------------------------------------------ the sum of all, against a dict
 
 
