@@ -13,6 +13,8 @@ namespace damo {
 namespace py = pybind11;
 
 using Address = uintptr_t;
+// For calls. What py::init makes by a function is noted by pybind11 within the guard, which needs Python's lock: such a
+// function lets go of it itself, and has it again when it returns.
 using ReleaseGil = py::call_guard<py::gil_scoped_release>;
 
 template <class T>

@@ -53,17 +53,19 @@ void RegisterSalvage(py::module_& m) {
 
   py::class_<RecordWriter, Held<RecordWriter>>(m, "RecordWriter")
       .def(py::init([](const std::string& scratch) {
+             const py::gil_scoped_release release;
              LeaveForkedChildrenAtExit();
              return Held<RecordWriter>(new RecordWriter(scratch));
            }),
-           py::arg("scratch"), ReleaseGil())
+           py::arg("scratch"))
       .def("finish", &RecordWriter::Finish, py::arg("path"), ReleaseGil());
   py::class_<RecordReader, Held<RecordReader>>(m, "RecordReader")
       .def(py::init([](const std::string& path, std::map<uint32_t, size_t> payload_sizes) {
+             const py::gil_scoped_release release;
              LeaveForkedChildrenAtExit();
              return Held<RecordReader>(new RecordReader(path, std::move(payload_sizes)));
            }),
-           py::arg("path"), py::arg("payload_sizes"), ReleaseGil())
+           py::arg("path"), py::arg("payload_sizes"))
       .def(
           "seek", [](RecordReader& r, std::string_view key) { return r.Seek(KeyOfBytes(key)); }, ReleaseGil())
       .def("read", &RecordReader::Read, py::arg("n"), py::arg("writer"), ReleaseGil())

@@ -18,6 +18,7 @@ namespace damo {
 namespace {
 
 Held<RowSnapshot> TakeSnapshot(Store& store, const std::vector<uint16_t>& tables) {
+  const py::gil_scoped_release release;
   return Held<RowSnapshot>(new RowSnapshot(store.TakeSnapshot(tables)));
 }
 
@@ -73,14 +74,15 @@ void RegisterServing(py::module_& m) {
   m.attr("LEAST_SERVING_MEMORY") = kLeastServingMemory;
 
   py::class_<RowSnapshot, Held<RowSnapshot>>(m, "RowSnapshot")
-      .def(py::init(&TakeSnapshot), py::arg("store"), py::arg("tables"), ReleaseGil())
+      .def(py::init(&TakeSnapshot), py::arg("store"), py::arg("tables"))
       .def_property_readonly("states", &States);
 
   py::class_<RowChanges, Held<RowChanges>>(m, "RowChanges")
       .def(py::init([](const RowSnapshot& snapshot, size_t position, uint32_t since) {
+             const py::gil_scoped_release release;
              return Held<RowChanges>(new RowChanges(&snapshot, position, since));
            }),
-           py::arg("snapshot"), py::arg("position"), py::arg("since"), py::keep_alive<1, 2>(), ReleaseGil())
+           py::arg("snapshot"), py::arg("position"), py::arg("since"), py::keep_alive<1, 2>())
       .def("next_rows", &NextRows, py::arg("ids"), py::arg("weights"), py::arg("n"), ReleaseGil())
       .def("next_deleted", &NextDeleted, py::arg("ids"), py::arg("n"), ReleaseGil());
 
@@ -106,11 +108,12 @@ void RegisterServing(py::module_& m) {
   py::class_<ServingRows, Held<ServingRows>>(m, "ServingRows")
       .def(py::init([](std::string directory, std::string prefix, int dim, std::string_view dtype, size_t shard_rows,
                        size_t memory_bytes, int num_threads) {
+             const py::gil_scoped_release release;
              return Held<ServingRows>(new ServingRows({std::move(directory), std::move(prefix), dim,
                                                        RowDtypeNamed(dtype), shard_rows, memory_bytes, num_threads}));
            }),
            py::arg("directory"), py::arg("prefix"), py::arg("dim"), py::arg("dtype"), py::arg("shard_rows"),
-           py::arg("memory_bytes"), py::arg("num_threads"), ReleaseGil())
+           py::arg("memory_bytes"), py::arg("num_threads"))
       .def("add", &Add, py::arg("snapshot"), py::arg("position"), py::arg("row_filter"), py::arg("progress"))
       .def("finish", &ServingRows::Finish, ReleaseGil())
       .def_property_readonly("num_rows", &ServingRows::num_rows)

@@ -95,7 +95,7 @@ void RegisterLookup(py::module_& m) {
                                 keys, batch, At<const int64_t>(bags)});
            }),
            py::arg("features"), py::arg("ids"), py::arg("num_ids"), py::arg("lengths"), py::arg("keys"),
-           py::arg("batch"), py::arg("bags"), py::arg("weights"), ReleaseGil())
+           py::arg("batch"), py::arg("bags"), py::arg("weights"))
       .def_property_readonly("num_ids", [](const Lookup& lookup) { return lookup.batch.num_ids; });
 }
 
@@ -130,9 +130,10 @@ void RegisterStore(py::module_& m) {
   RegisterResults(m);
   py::class_<Store, Held<Store>>(m, "Store")
       .def(py::init([](const std::string& path, bool create, bool in_memory, const StoreOptions& options) {
+             const py::gil_scoped_release release;
              return Held<Store>(OpenStore(path, create, in_memory, options).release());
            }),
-           py::arg("path"), py::arg("create"), py::arg("in_memory"), py::arg("options"), ReleaseGil())
+           py::arg("path"), py::arg("create"), py::arg("in_memory"), py::arg("options"))
       .def("check_table", &Store::CheckTable, ReleaseGil())
       .def("open_table", &Store::OpenTable, ReleaseGil())
       .def("set_optimizer", &Store::SetOptimizer, ReleaseGil())

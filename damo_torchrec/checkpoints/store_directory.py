@@ -154,9 +154,9 @@ def _has_ended(process: str) -> bool:
     try:
         os.kill(int(process), 0)
         return "\nState:\tZ" in Path(f"/proc/{process}/status").read_text()
-    except ProcessLookupError:
+    except (ProcessLookupError, FileNotFoundError):
         return True
-    except OSError:  # of another user, or there is no /proc
+    except OSError:  # of another user
         return False
 
 

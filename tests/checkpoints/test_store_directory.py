@@ -72,12 +72,19 @@ def hold_and_have_a_child(connection, path):
     store.close()
 
 
+def has_died(process: int) -> bool:
+    try:
+        return "State:\tZ" in Path(f"/proc/{process}/status").read_text()
+    except (ProcessLookupError, FileNotFoundError):
+        return True
+
+
 def test_a_store_whose_process_has_ended_is_waited_for_while_its_children_live(tmp_path, monkeypatch):
     path = tmp_path / "store"
     with started(hold_and_have_a_child, path) as (process, connection):
         child = connection.recv()
         os.kill(process, signal.SIGKILL)
-        while "State:\tZ" not in Path(f"/proc/{process}/status").read_text():
+        while not has_died(process):
             pass
         monkeypatch.setattr(store_directory, "_CHILDREN_END_AFTER", 0)
         with pytest.raises(damo.StoreLockedError, match=rf"process {process}, which has ended, .* processes {child}$"):
