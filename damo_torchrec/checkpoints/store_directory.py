@@ -4,6 +4,7 @@ The live rows are scratch: a checkpoint is all that a later opening needs.
 """
 
 import fcntl
+import logging
 import os
 import shutil
 import time
@@ -21,6 +22,8 @@ from damo_torchrec.checkpoints.layout import (
 )
 from damo_torchrec.errors import StoreLockedError
 from damo_torchrec.files import os_errors, sync_directory
+
+_log = logging.getLogger(__name__)
 
 # How long the children of a dead process may hold its lock: a data loader's workers look every five seconds whether
 # their parent lives.
@@ -119,6 +122,7 @@ class StoreDirectory:
             rows = [*earlier, aside]
             for path in rows[: len(rows) - keep]:
                 shutil.rmtree(path)
+                _log.info("removed %s: of rows that crashes left behind, the newest %d are kept", path, keep)
         return rows[len(rows) - keep :]
 
     def remove_live(self) -> None:

@@ -81,8 +81,11 @@ def _start_live(
 
 
 def _create(session: Session, directory: StoreDirectory, seed: int) -> None:
-    if directory.live.exists():  # a crash before the first checkpoint: no row was ever there
-        directory.set_live_aside(session.options.keep_unclean)
+    if directory.live.exists():
+        # A crash before the first checkpoint, where no row was ever there; or somebody has removed the checkpoints, and
+        # these are the only rows.
+        (*_, aside) = directory.set_live_aside(max(session.options.keep_unclean, 1))
+        _log.warning("the store %s has no checkpoint: it begins anew, and %s holds what was there", session.path, aside)
     directory.checkpoints_path.mkdir(exist_ok=True)
     sync_directory(session.path)
     sync_directory(session.path.parent)

@@ -204,6 +204,16 @@ def test_promise_5_as_many_rows_of_crashes_are_kept_as_asked_for(tmp_path, caplo
     assert ("what came after it is removed" in caplog.text) == (keep == 0)
 
 
+def test_promise_5_rows_without_a_checkpoint_are_kept_and_told_of(tmp_path, caplog):
+    path = tmp_path / "store"
+    run_until_killed(die_after_steps, path, 6, True)
+    shutil.rmtree(path / "checkpoints")
+    with damo.EmbeddingStore(path, options=damo.StoreOptions(keep_unclean=0)) as store:
+        assert store.step == 0
+    assert list((path / "live.unclean-1").glob("*.sst"))
+    assert "has no checkpoint: it begins anew" in caplog.text
+
+
 def test_promise_5_a_clean_store_says_nothing(tmp_path, caplog):
     for _ in range(2):
         with caplog.at_level(logging.WARNING), damo.EmbeddingStore(tmp_path / "store") as store:
