@@ -37,12 +37,26 @@ File::File(const std::string& path, int flags) : path_(path), fd_(::open(path.c_
 
 File::~File() { ::close(fd_); }
 
-void File::Write(std::string_view bytes) {
+// Calls write(bytes), which returns how many were written, until all are.
+template <class F>
+void File::WriteAll(std::string_view bytes, F write) {
   while (!bytes.empty()) {
-    const ssize_t n = ::write(fd_, bytes.data(), bytes.size());
+    const ssize_t n = write(bytes);
     if (n < 0 && errno != EINTR) Throw(errno, "cannot write " + std::to_string(bytes.size()) + " more bytes to", path_);
-    if (n > 0) bytes.remove_prefix(static_cast<size_t>(n));
+    if (n <= 0) continue;
+    bytes.remove_prefix(static_cast<size_t>(n));
+    if (direct_ && static_cast<size_t>(n) % kDirectAlignment != 0) SetDirect(false);
   }
+}
+
+void File::Write(std::string_view bytes) {
+  WriteAll(bytes, [&](std::string_view left) { return ::write(fd_, left.data(), left.size()); });
+}
+
+void File::WriteAt(std::string_view bytes, uint64_t offset) {
+  WriteAll(bytes, [&](std::string_view left) {
+    return ::pwrite(fd_, left.data(), left.size(), static_cast<off_t>(offset + bytes.size() - left.size()));
+  });
 }
 
 size_t File::Read(char* to, size_t size) {
@@ -60,7 +74,9 @@ void File::Sync() {
 bool File::SetDirect(bool direct) {
 #ifdef O_DIRECT
   const int flags = ::fcntl(fd_, F_GETFL);
-  return flags >= 0 && ::fcntl(fd_, F_SETFL, direct ? flags | O_DIRECT : flags & ~O_DIRECT) == 0;
+  const bool done = flags >= 0 && ::fcntl(fd_, F_SETFL, direct ? flags | O_DIRECT : flags & ~O_DIRECT) == 0;
+  if (done) direct_ = direct;
+  return done;
 #else
   return !direct;
 #endif

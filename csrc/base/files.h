@@ -22,17 +22,22 @@ class File {
   File& operator=(const File&) = delete;
 
   void Write(std::string_view bytes);
+  void WriteAt(std::string_view bytes, uint64_t offset);
   // Reads the next bytes, at most `size`; 0 at the end.
   size_t Read(char* to, size_t size);
   // Waits until its bytes, or the directory's entries, are on the device.
   void Sync();
   // Whether writes are to bypass the page cache. If so, REQUIRES: they are aligned, in memory and in the file, to
-  // kDirectAlignment. False if the file system cannot.
+  // kDirectAlignment. False if the file system cannot. Where the system writes a part that is not so, it ends that.
   bool SetDirect(bool direct);
 
  private:
+  template <class F>
+  void WriteAll(std::string_view bytes, F write);
+
   const std::string path_;
   const int fd_;
+  bool direct_ = false;
 };
 
 inline constexpr size_t kDirectAlignment = 4096;

@@ -1,5 +1,6 @@
 #include "storage_rocksdb/rocksdb_file_system.h"
 
+#include <fcntl.h>
 #include <rocksdb/file_system.h>
 
 #include <cerrno>
@@ -8,6 +9,8 @@
 #include <system_error>
 #include <utility>
 
+#include "base/files.h"
+#include "base/status.h"
 #include "storage_rocksdb/rocksdb_async_reads.h"
 
 namespace damo {
@@ -19,13 +22,13 @@ using rocksdb::IOStatus;
 using rocksdb::Slice;
 
 // RocksDB keeps the system's error as its message alone.
+bool Says(const IOStatus& status, int error) {
+  return status.ToString().find(std::generic_category().message(error)) != std::string::npos;
+}
+
 IOStatus AsNoSpace(IOStatus status) {
   if (!status.IsIOError() || status.IsNoSpace()) return status;
-  const std::string text = status.ToString();
-  for (const int error : {EDQUOT, EFBIG}) {
-    if (text.find(std::generic_category().message(error)) != std::string::npos) return IOStatus::NoSpace(text);
-  }
-  return status;
+  return Says(status, EDQUOT) || Says(status, EFBIG) ? IOStatus::NoSpace(status.ToString()) : status;
 }
 
 // The same of an operation that was to write so many bytes, and says so.
@@ -43,7 +46,8 @@ IOStatus AsNoSpace(IOStatus status, size_t bytes) {
 
 class WritableFile : public rocksdb::FSWritableFileOwnerWrapper {
  public:
-  using FSWritableFileOwnerWrapper::FSWritableFileOwnerWrapper;
+  WritableFile(std::unique_ptr<rocksdb::FSWritableFile> file, std::string path)
+      : FSWritableFileOwnerWrapper(std::move(file)), path_(std::move(path)) {}
 
   IOStatus Append(const Slice& data, const IOOptions& options, IODebugContext* context) override {
     return AsNoSpace(FSWritableFileOwnerWrapper::Append(data, options, context), data.size());
@@ -54,11 +58,15 @@ class WritableFile : public rocksdb::FSWritableFileOwnerWrapper {
   }
   IOStatus PositionedAppend(const Slice& data, uint64_t offset, const IOOptions& options,
                             IODebugContext* context) override {
-    return AsNoSpace(FSWritableFileOwnerWrapper::PositionedAppend(data, offset, options, context), data.size());
+    return AsNoSpace(
+        Rewritten(FSWritableFileOwnerWrapper::PositionedAppend(data, offset, options, context), data, offset),
+        data.size());
   }
   IOStatus PositionedAppend(const Slice& data, uint64_t offset, const IOOptions& options,
                             const rocksdb::DataVerificationInfo& info, IODebugContext* context) override {
-    return AsNoSpace(FSWritableFileOwnerWrapper::PositionedAppend(data, offset, options, info, context), data.size());
+    return AsNoSpace(
+        Rewritten(FSWritableFileOwnerWrapper::PositionedAppend(data, offset, options, info, context), data, offset),
+        data.size());
   }
   IOStatus Truncate(uint64_t size, const IOOptions& options, IODebugContext* context) override {
     return AsNoSpace(FSWritableFileOwnerWrapper::Truncate(size, options, context));
@@ -75,6 +83,24 @@ class WritableFile : public rocksdb::FSWritableFileOwnerWrapper {
   IOStatus Close(const IOOptions& options, IODebugContext* context) override {
     return AsNoSpace(FSWritableFileOwnerWrapper::Close(options, context));
   }
+
+ private:
+  // What becomes of a write at `offset`. If the system writes a part of a direct one that ends within a block, RocksDB
+  // goes on from there, which the system refuses: then all of it goes through the page cache.
+  IOStatus Rewritten(IOStatus status, const Slice& data, uint64_t offset) const {
+    if (status.ok() || !use_direct_io() || !Says(status, EINVAL)) return status;
+    try {
+      File(path_, O_WRONLY).WriteAt({data.data(), data.size()}, offset);
+      return IOStatus::OK();
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::kOutOfSpace) return IOStatus::IOError(error.what());
+      status = IOStatus::NoSpace(error.what());
+      status.SetRetryable(true);  // as RocksDB's own file system has it
+      return status;
+    }
+  }
+
+  const std::string path_;
 };
 
 class FileSystem : public rocksdb::FileSystemWrapper {
@@ -86,7 +112,7 @@ class FileSystem : public rocksdb::FileSystemWrapper {
   IOStatus NewWritableFile(const std::string& path, const rocksdb::FileOptions& options,
                            std::unique_ptr<rocksdb::FSWritableFile>* file, IODebugContext* context) override {
     IOStatus status = FileSystemWrapper::NewWritableFile(path, options, file, context);
-    if (status.ok()) *file = std::make_unique<WritableFile>(std::move(*file));
+    if (status.ok()) *file = std::make_unique<WritableFile>(std::move(*file), path);
     return AsNoSpace(std::move(status));
   }
 

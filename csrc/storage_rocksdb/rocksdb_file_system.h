@@ -1,5 +1,5 @@
 // The file system as RocksDB should see it: an exhausted quota and a limit on the size of files are full disks, which
-// it waits out, and not failures that end the database.
+// it survives, and not failures that end the database; nor is a direct write that was written in part.
 #pragma once
 
 #include <rocksdb/env.h>

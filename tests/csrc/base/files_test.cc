@@ -1,5 +1,6 @@
 #include "base/files.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -9,6 +10,7 @@
 #include <string>
 
 #include "testing/errors.h"
+#include "testing/system_calls.h"
 #include "testing/temporary_directory.h"
 
 namespace damo {
@@ -30,6 +32,25 @@ TEST(FilesTest, WriteFileMakesNewFilesOnly) {
   ExpectError(ErrorCode::kInvalidArgument, {directory / "new", "exists"}, [&] { WriteFile(directory / "new", "c"); });
   ExpectError(ErrorCode::kIo, {directory / "no/new"}, [&] { WriteFile(directory / "no/new", "c"); });
   EXPECT_EQ(Read(directory / "new"), std::string("a\0b", 3));
+}
+
+// The system may write less than it was asked to, and end within a block.
+TEST(FilesTest, WritesThatComeShortGoOn) {
+  TemporaryDirectory directory;
+  std::string bytes;
+  for (int i = 0; bytes.size() < 100'000; ++i) bytes += std::to_string(i);
+  testing::most_bytes_per_write = 5000;
+  WriteFile(directory / "whole", bytes);
+  for (const bool direct : {false, true}) {
+    FileWriter writer(directory / (direct ? "direct" : "buffered"), 8 * kDirectAlignment, direct);
+    for (size_t i = 0; i < bytes.size(); i += 777) writer.Append(std::string_view(bytes).substr(i, 777));
+    writer.Finish();
+  }
+  File(directory / "whole", O_WRONLY).WriteAt(bytes, 3);
+  testing::most_bytes_per_write = 0;
+  EXPECT_EQ(Read(directory / "whole"), bytes.substr(0, 3) + bytes);
+  EXPECT_EQ(Read(directory / "buffered"), bytes);
+  EXPECT_EQ(Read(directory / "direct"), bytes);
 }
 
 TEST(FilesTest, CopyFileTakesThatManyBytes) {

@@ -11,6 +11,7 @@
 namespace damo::testing {
 
 std::atomic<SystemCallHook> system_call_hook = nullptr;
+std::atomic<size_t> most_bytes_per_write = 0;
 
 namespace {
 
@@ -23,6 +24,26 @@ long Call(const char* name, long number, Args... args) {
   return -1;
 }
 
+// `position`: of the write in its file, or nothing.
+template <class... Position>
+ssize_t Write(long number, int fd, const void* bytes, size_t size, Position... position) {
+  const size_t most = most_bytes_per_write;
+  if (fd <= STDERR_FILENO || most == 0) {
+    return fd <= STDERR_FILENO ? ::syscall(number, fd, bytes, size, position...)
+                               : Call("write", number, fd, bytes, size, position...);
+  }
+  const int flags = ::fcntl(fd, F_GETFL);
+  const size_t at = (static_cast<size_t>(position) | ... | static_cast<size_t>(::lseek(fd, 0, SEEK_CUR)));
+  if ((flags & O_DIRECT) != 0 && (at | size) % 512 != 0) {
+    errno = EINVAL;
+    return -1;
+  }
+  ::fcntl(fd, F_SETFL, flags & ~O_DIRECT);  // for a part that ends anywhere
+  const ssize_t written = Call("write", number, fd, bytes, size > most ? most : size, position...);
+  ::fcntl(fd, F_SETFL, flags);
+  return written;
+}
+
 }  // namespace
 }  // namespace damo::testing
 
@@ -31,7 +52,10 @@ using damo::testing::Call;
 #define DAMO_EXPORT extern "C" [[gnu::visibility("default")]]
 
 DAMO_EXPORT ssize_t write(int fd, const void* bytes, size_t size) {
-  return fd <= STDERR_FILENO ? ::syscall(SYS_write, fd, bytes, size) : Call("write", SYS_write, fd, bytes, size);
+  return damo::testing::Write(SYS_write, fd, bytes, size);
+}
+DAMO_EXPORT ssize_t pwrite(int fd, const void* bytes, size_t size, off_t offset) {
+  return damo::testing::Write(SYS_pwrite64, fd, bytes, size, offset);
 }
 DAMO_EXPORT int fsync(int fd) { return static_cast<int>(Call("fsync", SYS_fsync, fd)); }
 DAMO_EXPORT int link(const char* from, const char* to) noexcept {

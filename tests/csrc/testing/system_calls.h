@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 
 namespace damo::testing {
 
@@ -9,5 +10,9 @@ namespace damo::testing {
 // errno. Null lets all pass.
 using SystemCallHook = int (*)(const char* name);
 extern std::atomic<SystemCallHook> system_call_hook;
+
+// How many bytes a write writes at most; 0 for no limit. Those past the page cache are refused unless they are aligned,
+// as by most file systems.
+extern std::atomic<size_t> most_bytes_per_write;
 
 }  // namespace damo::testing
