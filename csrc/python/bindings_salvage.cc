@@ -53,7 +53,7 @@ void RegisterSalvage(py::module_& m) {
 
   py::class_<RecordWriter, Held<RecordWriter>>(m, "RecordWriter")
       .def(py::init([](const std::string& scratch) {
-             const py::gil_scoped_release release;
+             const WithoutGil unlocked;
              LeaveForkedChildrenAtExit();
              return Held<RecordWriter>(new RecordWriter(scratch));
            }),
@@ -61,7 +61,7 @@ void RegisterSalvage(py::module_& m) {
       .def("finish", &RecordWriter::Finish, py::arg("path"), ReleaseGil());
   py::class_<RecordReader, Held<RecordReader>>(m, "RecordReader")
       .def(py::init([](const std::string& path, std::map<uint32_t, size_t> payload_sizes) {
-             const py::gil_scoped_release release;
+             const WithoutGil unlocked;
              LeaveForkedChildrenAtExit();
              return Held<RecordReader>(new RecordReader(path, std::move(payload_sizes)));
            }),

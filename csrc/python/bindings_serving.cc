@@ -18,7 +18,7 @@ namespace damo {
 namespace {
 
 Held<RowSnapshot> TakeSnapshot(Store& store, const std::vector<uint16_t>& tables) {
-  const py::gil_scoped_release release;
+  const WithoutGil unlocked;
   return Held<RowSnapshot>(new RowSnapshot(store.TakeSnapshot(tables)));
 }
 
@@ -31,11 +31,12 @@ std::vector<TableState> States(const RowSnapshot& snapshot) {
 // `progress` may raise; so do signals.
 ServingTable Add(ServingRows& rows, const RowSnapshot& snapshot, size_t position, const RowFilter& filter,
                  const py::function& progress) {
-  const py::gil_scoped_release release;
+  WithoutGil unlocked;
   return rows.Add(snapshot, position, filter, [&](uint64_t taken) {
-    const py::gil_scoped_acquire acquire;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    progress(taken);
+    unlocked.WithGil([&] {
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      progress(taken);
+    });
   });
 }
 
@@ -79,7 +80,7 @@ void RegisterServing(py::module_& m) {
 
   py::class_<RowChanges, Held<RowChanges>>(m, "RowChanges")
       .def(py::init([](const RowSnapshot& snapshot, size_t position, uint32_t since) {
-             const py::gil_scoped_release release;
+             const WithoutGil unlocked;
              return Held<RowChanges>(new RowChanges(&snapshot, position, since));
            }),
            py::arg("snapshot"), py::arg("position"), py::arg("since"), py::keep_alive<1, 2>())
@@ -108,7 +109,7 @@ void RegisterServing(py::module_& m) {
   py::class_<ServingRows, Held<ServingRows>>(m, "ServingRows")
       .def(py::init([](std::string directory, std::string prefix, int dim, std::string_view dtype, size_t shard_rows,
                        size_t memory_bytes, int num_threads) {
-             const py::gil_scoped_release release;
+             const WithoutGil unlocked;
              return Held<ServingRows>(new ServingRows({std::move(directory), std::move(prefix), dim,
                                                        RowDtypeNamed(dtype), shard_rows, memory_bytes, num_threads}));
            }),

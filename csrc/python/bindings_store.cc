@@ -130,7 +130,7 @@ void RegisterStore(py::module_& m) {
   RegisterResults(m);
   py::class_<Store, Held<Store>>(m, "Store")
       .def(py::init([](const std::string& path, bool create, bool in_memory, const StoreOptions& options) {
-             const py::gil_scoped_release release;
+             const WithoutGil unlocked;
              return Held<Store>(OpenStore(path, create, in_memory, options).release());
            }),
            py::arg("path"), py::arg("create"), py::arg("in_memory"), py::arg("options"))
@@ -154,7 +154,7 @@ void RegisterStore(py::module_& m) {
             for (const auto& [lookup, grad, stride] : parts) {
               gradients.push_back({lookup, At<const float>(grad), stride});
             }
-            const py::gil_scoped_release release;
+            const WithoutGil unlocked;
             return s.Backward(gradients, grad_scale, skip ? NonFinite::kSkip : NonFinite::kRaise);
           },
           py::arg("parts"), py::arg("grad_scale"), py::arg("skip_nonfinite"))
