@@ -71,6 +71,14 @@ void File::Sync() {
   if (::fsync(fd_) != 0) Throw(errno, "cannot sync", path_);
 }
 
+bool File::Allocate(uint64_t size) {
+#ifdef __linux__
+  return ::fallocate(fd_, 0, 0, static_cast<off_t>(size)) == 0 || errno == EOPNOTSUPP || errno == ENOSYS;
+#else
+  return true;
+#endif
+}
+
 bool File::SetDirect(bool direct) {
 #ifdef O_DIRECT
   const int flags = ::fcntl(fd_, F_GETFL);
@@ -143,6 +151,18 @@ void CopyFile(const std::string& from, const std::string& to, uint64_t size) {
     copied += n;
   }
   target.Sync();
+}
+
+bool HasSpace(const std::string& path, uint64_t bytes) {
+  bool fits = false;
+  try {
+    File file(path, O_WRONLY | O_CREAT | O_EXCL);
+    file.Write(std::string(kDirectAlignment, '\0'));
+    fits = file.Allocate(bytes);
+  } catch (const Error&) {  // it does not
+  }
+  ::unlink(path.c_str());
+  return fits;
 }
 
 bool LinkFile(const std::string& from, const std::string& to) {

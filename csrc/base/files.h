@@ -27,6 +27,8 @@ class File {
   size_t Read(char* to, size_t size);
   // Waits until its bytes, or the directory's entries, are on the device.
   void Sync();
+  // Reserves space for its first `size` bytes. False if there is none; true, too, where the system cannot tell.
+  bool Allocate(uint64_t size);
   // Whether writes are to bypass the page cache. If so, REQUIRES: they are aligned, in memory and in the file, to
   // kDirectAlignment. False if the file system cannot. Where the system writes a part that is not so, it ends that.
   bool SetDirect(bool direct);
@@ -78,6 +80,9 @@ void ReadFile(const std::string& path, char* to, size_t size);
 
 // Makes a synced copy of a file's first `size` bytes. REQUIRES: `to` does not exist, `from` has at least `size` bytes.
 void CopyFile(const std::string& from, const std::string& to, uint64_t size);
+
+// Whether a file of `bytes` can be made at `path`; leaves none. REQUIRES: `path` does not exist.
+bool HasSpace(const std::string& path, uint64_t bytes);
 
 // Makes `to` a second name of the file `from`. False if the file system cannot: another device, no hard links, too
 // many.

@@ -20,6 +20,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/files.h"
 #include "base/mutex.h"
 #include "base/status.h"
 #include "row/key.h"
@@ -43,8 +44,8 @@ constexpr size_t kKeysPerRead = 128;
 // takes some thousandth of the time.
 constexpr size_t kReadsPerRelease = 100;
 
-// RocksDB retries by itself what found the disk full: a flush every five seconds, a compaction every second. A call
-// that needs it to succeed waits this long.
+// RocksDB retries by itself what found the disk full: a flush every five seconds, a compaction every second. Once there
+// is space again, a call that needs it to succeed waits this long.
 constexpr std::chrono::seconds kPatience(7);
 
 class Listener : public rocksdb::EventListener {
@@ -249,14 +250,21 @@ class RocksDbStore : public RowStore {
     return value;
   }
 
+  // Tells of a full disk at once, but waits for RocksDB to find out that it is not full any more.
   template <typename Attempt>
-  static rocksdb::Status WithPatience(Attempt attempt) {
+  rocksdb::Status WithPatience(Attempt attempt) const {
     const auto deadline = std::chrono::steady_clock::now() + kPatience;
     for (;;) {
       const rocksdb::Status status = attempt();
-      if (!status.IsNoSpace() || std::chrono::steady_clock::now() > deadline) return status;
+      if (!status.IsNoSpace() || !ThereIsSpace() || std::chrono::steady_clock::now() > deadline) return status;
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
     }
+  }
+
+  // For all that is yet to be flushed.
+  bool ThereIsSpace() const {
+    const MutexLock lock(&probe_mutex_);
+    return HasSpace(db_->GetName() + "/probe", IntProperty(rocksdb::DB::Properties::kSizeAllMemTables));
   }
 
   std::shared_ptr<rocksdb::DB> db_;  // shared with iterators
@@ -266,6 +274,7 @@ class RocksDbStore : public RowStore {
   const bool overlaps_reads_;
   const uint64_t rows_per_release_;
   std::atomic<uint64_t> rows_since_release_ = 0;
+  mutable Mutex probe_mutex_;  // for the file that shows whether there is space
   const uint64_t opened_at_ = db_->GetLatestSequenceNumber();
 };
 

@@ -35,9 +35,9 @@ struct RocksDbOptions {
 // Throws kCorruption, kOutOfSpace or kIo, and kInvalidArgument for options that contradict each other.
 //
 // How this one keeps the RowStore's promises: a MultiGet runs on the calling thread; call it from several with parts of
-// the ids to keep a disk busy. On a full disk Write and Checkpoint wait some seconds for space, then throw; rows that
-// were written stay in memory and work goes on once there is space. A snapshot or RowIterator that outlives Close keeps
-// the files open until it is destroyed.
+// the ids to keep a disk busy. On a full disk Write and Checkpoint throw at once, and reads go on; rows that
+// were written stay in memory, and a later Write or Checkpoint goes on once there is space, some seconds later at most.
+// A snapshot or RowIterator that outlives Close keeps the files open until it is destroyed.
 std::unique_ptr<RowStore> OpenRocksDbStore(const RocksDbOptions& options);
 
 // Makes the new directory `to` a database with the rows of `from`, a checkpoint's database that nobody writes. Table
