@@ -166,10 +166,11 @@ def _has_ended(process: str) -> bool:
 
 def _processes_with(path: Path) -> list[int]:
     """The other processes that have the file `path` open, as far as this user may know: none without a /proc."""
-    found = []
+    name, found = str(path.resolve()), []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if any(os.path.samefile(link, path) for link in (process / "fd").iterdir() if link.exists()):
+            # Names alone: what some other file of a process lies on may not answer.
+            if any(os.readlink(link) == name for link in (process / "fd").iterdir()):
                 found.append(int(process.name))
         except OSError:
             continue

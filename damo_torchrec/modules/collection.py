@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import nn
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from damo_torchrec import _core
 from damo_torchrec.modules import state
@@ -16,7 +17,7 @@ from damo_torchrec.modules.accumulation import Accumulation
 from damo_torchrec.modules.autograd import Batch, Call, lookup, make_lookup
 from damo_torchrec.modules.definitions import check_options, definition_of, outputs_of, spec_of
 from damo_torchrec.modules.fused_optimizer import FusedTableOptimizer
-from damo_torchrec.modules.jagged_input import Accepted
+from damo_torchrec.modules.jagged_input import Accepted, as_keyed_jagged
 from damo_torchrec.modules.lookup_plan import LookupOutput, LookupPlan, engine_features
 from damo_torchrec.modules.tracing import eager
 from damo_torchrec.options import TableOptions
@@ -106,12 +107,19 @@ class Collection(abc.ABC, nn.Module):
         Raises:
             KeyError, TypeError, ValueError: as `forward`.
         """
+        features = as_keyed_jagged(features)
+        if self._device.type == "meta":
+            return
         batch = self._batch(features)
+        self._check_outputs(features, batch)
         self._session.engine.prefetch(make_lookup(batch, self._engine_features(batch.keys, self.training)))
 
     @abc.abstractmethod
     def _batch(self, features: Any) -> Batch:
         """What the engine is to look up for these features."""
+
+    def _check_outputs(self, features: KeyedJaggedTensor, batch: Batch) -> None:
+        """Raises ValueError for what `forward` refuses once it has looked rows up."""
 
     def _accepted(self) -> Accepted:
         """What inputs may be."""

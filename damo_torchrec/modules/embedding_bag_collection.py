@@ -118,6 +118,10 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
     def _batch(self, features: KeyedJaggedTensor) -> Batch:
         return jagged_input.bags(jagged_input.parts_of(features), self._accepted())
 
+    def _check_outputs(self, features: KeyedJaggedTensor, batch: Batch) -> None:
+        if batch.bags is not None:
+            jagged_input.inverse_indices(features, self._plan.features, self._bags_of_outputs(batch))
+
     @property
     def output_width(self) -> int:
         """Of the output, where all features have as many bags."""

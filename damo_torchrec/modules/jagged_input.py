@@ -122,20 +122,26 @@ def expand(features: KeyedJaggedTensor, names: list[str], outputs: Sequence[torc
     Raises:
         ValueError: there are no inverse indices, or one is out of range.
     """
+    indices = inverse_indices(features, names, [len(output) for output in outputs])
+    return torch.cat([output[index.to(output.device)] for output, index in zip(outputs, indices, strict=True)], dim=1)
+
+
+def inverse_indices(features: KeyedJaggedTensor, names: list[str], bags_of: Sequence[int]) -> list[torch.Tensor]:
+    """By output, which of its bags each sample has. Raises ValueError as `expand`."""
     indices = features.inverse_indices_or_none()
     if indices is None:
         raise ValueError(
             f"features have batch sizes of their own, {features.stride_per_key()}, but there are no "
             "inverse_indices, which say which bag each sample has"
         )
-    of_outputs = reorder_inverse_indices(indices, names).to(outputs[0].device)
-    for name, output, index in zip(names, outputs, of_outputs, strict=True):
-        if index.numel() > 0 and not 0 <= int(index.min()) <= int(index.max()) < len(output):
+    of_outputs = list(reorder_inverse_indices(indices, names))
+    for name, n, index in zip(names, bags_of, of_outputs, strict=True):
+        if index.numel() > 0 and not 0 <= int(index.min()) <= int(index.max()) < n:
             raise ValueError(
-                f"inverse_indices of feature {name!r} must be in 0..{len(output) - 1}, "
+                f"inverse_indices of feature {name!r} must be in 0..{n - 1}, "
                 f"got {int(index.min())} to {int(index.max())}"
             )
-    return torch.cat([output[index] for output, index in zip(outputs, of_outputs, strict=True)], dim=1)
+    return of_outputs
 
 
 def _checked_weights(weights: torch.Tensor | None, n: int, device: torch.device) -> torch.Tensor:

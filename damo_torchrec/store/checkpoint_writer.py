@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 from damo_torchrec import _core
@@ -12,7 +12,9 @@ from damo_torchrec.checkpoints.layout import LINEAGE_FILE, ROWS
 from damo_torchrec.checkpoints.lineage import StoreState
 from damo_torchrec.checkpoints.listing import checkpoints_in
 from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.errors import DamoError
 from damo_torchrec.files import write_file
+from damo_torchrec.store.background import Job, Written
 from damo_torchrec.store.catalog import Catalog
 
 # Contents of files beside the rows, by name, for a manifest.
@@ -32,9 +34,8 @@ class CheckpointWriter:
     def __init__(self, path: Path, catalog: Catalog) -> None:
         self._path = path
         self._catalog = catalog
-        self._thread: ThreadPoolExecutor | None = None
-        self._last: Future[Path] | None = None
-        self._thread_number: int | None = None
+        self._job: Job | None = None
+        self._last: Written | None = None
 
     def write(self, engine: _core.Store, target: Path, files: Files | None, link: bool) -> None:
         """Makes the checkpoint `target`, with more files. REQUIRES: none is being written."""
@@ -59,10 +60,10 @@ class CheckpointWriter:
     ) -> "Future[Path]":
         """As `write`, of everything as it is now, in a thread of its own, which calls `failed` if it fails.
 
-        An error, or an interrupt, gives it up unless that thread has begun with it.
+        An error, or an interrupt, gives it up unless that thread has begun with it. Where there can be no more threads,
+        as at the end of the interpreter, it is written here.
         """
-        done: Future[Path] = Future()
-        done.set_running_or_notify_cancel()  # rows wait for it: it cannot be cancelled
+        done = Written()
         taken = threading.Lock()  # by the thread that writes it, or by what gives it up before
         try:
             states = engine.begin_checkpoint()
@@ -77,26 +78,31 @@ class CheckpointWriter:
             def write() -> None:
                 if not taken.acquire(blocking=False):
                     return
-                self._thread_number = threading.get_ident()
                 try:
-                    build_directory(target, "checkpoint", fill)
-                    self._catalog.manifest = manifest
-                except BaseException as error:
-                    _log.exception("the checkpoint %s failed", target)
-                    engine.abandon_checkpoint()  # if it has not come to the rows
-                    failed()
+                    try:
+                        build_directory(target, "checkpoint", fill)
+                        self._catalog.manifest = manifest
+                    except BaseException:
+                        failed()
+                        engine.abandon_checkpoint()  # if it has not come to the rows
+                        _log.exception("the checkpoint %s failed", target)
+                        raise
+                except BaseException as error:  # whatever it is: somebody waits for it
                     done.set_exception(error)
                 else:
                     done.set_result(target)
 
-            if self._thread is None:
-                self._thread = ThreadPoolExecutor(1, "damo-checkpoint")
             self._last = done
-            self._thread.submit(write)
+            self._job = Job()
+            try:
+                self._job.start(write)
+            except RuntimeError as error:
+                _log.info("the checkpoint %s is written at once: %s", target, error)
+                write()
             return done
         except BaseException:
             if taken.acquire(blocking=False):
-                self._last = None
+                self._last = self._job = None
                 engine.abandon_checkpoint()
             raise
 
@@ -111,15 +117,23 @@ class CheckpointWriter:
     def wait(self) -> None:
         """Waits until no checkpoint is being written. Whether one failed is for those who asked for it."""
         if self._last is not None:
-            self._last.exception()
+            self._last.wait()
             self._last = None
 
+    def check_elsewhere(self) -> None:
+        """Raises DamoError if the calling thread is the one that writes a checkpoint, which then waited for itself."""
+        if self._job is not None and self._job.is_here and not (self._last is None or self._last.done()):
+            raise DamoError(
+                f"the store {self._path} was called by the thread that writes a checkpoint of it, where garbage "
+                "collection may come upon a finalizer: have that leave the call to another thread"
+            )
+
     def close(self) -> None:
-        """Waits, and ends the thread, which may call this itself: in what a future of its calls when it is done."""
+        """Waits, also for the end of the thread, unless that calls this: in what a future calls when it is done."""
         self.wait()
-        if self._thread is not None:
-            self._thread.shutdown(wait=threading.get_ident() != self._thread_number)
-            self._thread = None
+        if self._job is not None and not self._job.is_here:
+            self._job.wait()
+            self._job = None
 
 
 def _write_beside_rows(staged: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> None:

@@ -168,7 +168,8 @@ class EmbeddingStore:
         The next checkpoint then has no journal, and is opened at once. Where no row has changed since the last one,
         that stays the newest, with the journal that it has.
         """
-        self._session.engine.flush()
+        with self._session.waiting_call("flush"):
+            self._session.engine.flush()
 
     def checkpoint(self, path: str | os.PathLike[str] | None = None, *, link: bool = True) -> Path:
         """Makes a checkpoint of all tables and returns its directory.
@@ -184,7 +185,7 @@ class EmbeddingStore:
             OutOfSpaceError, DamoError: the disk is full or refuses; the store goes on as it was.
         """
         session = self._session
-        with session.mutex:
+        with session.waiting_call("checkpoint"):
             newest = session.newest_if_unchanged() if path is None else None
             return newest or session.checkpoint(path, link=link)
 
@@ -203,7 +204,7 @@ class EmbeddingStore:
             ValueError: `path` exists, or gradients of `accumulate` wait.
         """
         session = self._session
-        with session.mutex:
+        with session.waiting_call("checkpoint"):
             newest = session.newest_if_unchanged() if path is None else None
             if newest is None:
                 return session.checkpoint_async(path, link=link)
@@ -225,7 +226,7 @@ class EmbeddingStore:
             ValueError: `path` exists; the store has no such state in its past; not all of its tables are open.
             OutOfSpaceError, DamoError: the disk is full or refuses; nothing is left behind.
         """
-        with self._session.mutex:
+        with self._session.alone("export a delta of"):
             return write_delta(self._session, Path(path).absolute(), since, {})
 
     def checkpoints(self) -> list[Path]:
@@ -247,7 +248,16 @@ class EmbeddingStore:
     def close(self) -> None:
         """Makes a checkpoint if anything changed since the last one, and releases files and memory. Idempotent.
 
-        If the checkpoint fails, the store stays open.
+        If the checkpoint fails, the store stays open. If an interrupt comes after it, the store takes no calls any more
+        but another `close`, which ends what is left.
+
+        A normal end of the interpreter closes the stores that are open, after what other modules registered with
+        `atexit` since this package was imported; threads that are still at work get StoreClosedError. A signal that
+        kills, and ``os._exit``, leave a store as a crash does: the next opening goes back to its last checkpoint.
+
+        Raises:
+            DamoError: the disk refuses; or it is called in the middle of another call of this thread, by a signal
+                handler or a finalizer.
         """
         self._session.close()
 

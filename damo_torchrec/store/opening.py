@@ -127,7 +127,7 @@ def _replayed(session: Session, source: Path) -> Path:
 
 def restore(session: Session, which: str | int | os.PathLike[str]) -> None:
     """What `EmbeddingStore.restore` does."""
-    with session.mutex:
+    with session.alone("restore"):
         engine = session.engine
         directory = session.writable_directory()
         session.wait_for_checkpoint()

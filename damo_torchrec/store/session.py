@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from damo_torchrec.checkpoints.replayed_journal import ReplayedJournal
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import DamoError, StoreClosedError
 from damo_torchrec.options import StoreOptions
+from damo_torchrec.store.background import wait_for_all
 from damo_torchrec.store.catalog import Catalog, OpenTable, empty_manifest
 from damo_torchrec.store.checkpoint_writer import CheckpointWriter, Files
 from damo_torchrec.store.table_definition import TableDefinition
@@ -35,13 +37,26 @@ _log = logging.getLogger(__name__)
 _open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
+# What the end of the interpreter allows daemon threads that train to find their stores closed: torch ends the process
+# with an error if they come back from a backward too late.
+_TRAINERS_END_WITHIN = 2.0  # seconds
+
+
 @atexit.register
 def _close_all() -> None:
-    for session in list(_open_sessions):
+    sessions = list(_open_sessions)
+    for session in sessions:
         try:
             session.close()
-        except Exception:
+        except BaseException:  # an interrupt, too: the others are still to be closed
             _log.exception("could not close the store %s: it goes back to its last checkpoint", session.path)
+            session.give_up_rows()
+    wait_for_all()
+    trainers = {thread for session in sessions for thread in session.trainers}
+    give_up = time.monotonic() + _TRAINERS_END_WITHIN
+    for thread in threading.enumerate():
+        if thread.daemon and thread.ident in trainers and thread is not threading.current_thread():
+            thread.join(max(0.0, give_up - time.monotonic()))
 
 
 class Session:
@@ -65,6 +80,7 @@ class Session:
         changed: whether there is something that the newest checkpoint inside the store does not hold.
         directory: the store's, locked; None if it is read-only.
         owns_live: whether the live rows there were started by this session.
+        trainers: the threads that have changed rows, by number.
         replayed_journal: those that a read-only session reads in place of a checkpoint's, or None.
     """
 
@@ -79,12 +95,15 @@ class Session:
         self.read_only = read_only
         self.temporary = temporary
         self.mutex = threading.RLock()
+        self._whole = threading.Lock()  # held, with the mutex, by a call that no other of its thread may interrupt
+        self._ending = False  # whether close has come to where the engine ends
         self.catalog = Catalog(path, empty_manifest(0))
         self.waiting = WaitingGradients()
         self.grad_scale = 1.0
         self.skipped_backwards = 0
         self.generation = 0
         self.changed = False
+        self.trainers: set[int] = set()
         self.directory: StoreDirectory | None = None
         self.owns_live = False
         self.replayed_journal: ReplayedJournal | None = None
@@ -102,6 +121,8 @@ class Session:
             )
         if self._core is None:
             raise StoreClosedError(f"the store {self.path} is closed")
+        if self._ending:
+            raise StoreClosedError(f"close() of the store {self.path} was interrupted: call close() again")
         return self._core
 
     @property
@@ -151,6 +172,7 @@ class Session:
         Raises:
             SchemaMismatchError: one exists with another schema.
         """
+        _ = self.engine  # in a forked child nobody may be left to let go of the mutex
         with self.mutex:
             engine = self.engine
             for definition in definitions:
@@ -160,11 +182,37 @@ class Session:
     def note_change(self) -> None:
         """Says that the newest checkpoint does not hold everything from now on. REQUIRES: the mutex."""
         self.changed = True
+        self.trainers.add(threading.get_ident())
+
+    @contextmanager
+    def waiting_call(self, what: str) -> Iterator[None]:
+        """Takes the mutex for a call that waits for the checkpoint that is being written. Says `what` in errors.
+
+        Raises:
+            DamoError: it comes in the middle of a call that is `alone`, of the same thread: from a signal handler, a
+                finalizer or another callback. It would wait for itself.
+        """
+        if self.in_other_process:
+            _ = self.engine  # raises: nobody may be left to let go of the mutex
+        self._writer.check_elsewhere()
+        with self.mutex:
+            if self._whole.locked():
+                raise DamoError(
+                    f"cannot {what} the store {self.path} in the middle of another call of this thread, where a signal "
+                    "handler or a finalizer has called it: do it once that call has returned"
+                )
+            yield
+
+    @contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """The same for a call that has several steps, and that none of these may come in the middle of."""
+        with self.waiting_call(what), self._whole:
+            yield
 
     @contextmanager
     def changing(self) -> Iterator[_core.Store]:
         """Takes the mutex for a change of rows, and notes that there is one."""
-        with self.mutex:
+        with self.waiting_call("change"):
             self.note_change()
             yield self.engine
 
@@ -189,17 +237,22 @@ class Session:
         self, path: str | os.PathLike[str] | None = None, files: Files | None = None, *, link: bool = True
     ) -> Path:
         """What `EmbeddingStore.checkpoint` makes, changed or not, with more files: `files` gives their contents."""
-        with self.mutex:
-            target = self._new_checkpoint(path)
-            self._writer.write(self.engine, target, files, link)
-            self.changed &= target.parent != self.path / CHECKPOINTS
-            return target
+        with self.alone("checkpoint"):
+            return self._checkpoint(path, files, link)
+
+    def _checkpoint(
+        self, path: str | os.PathLike[str] | None = None, files: Files | None = None, link: bool = True
+    ) -> Path:
+        target = self._new_checkpoint(path)
+        self._writer.write(self.engine, target, files, link)
+        self.changed &= target.parent != self.path / CHECKPOINTS
+        return target
 
     def checkpoint_async(
         self, path: str | os.PathLike[str] | None = None, files: Files | None = None, *, link: bool = True
     ) -> Future[Path]:
         """As `checkpoint`, by a thread of its own; what `files` gives is taken now."""
-        with self.mutex:
+        with self.alone("checkpoint"):
             target = self._new_checkpoint(path)
             if not self.changed or target.parent != self.path / CHECKPOINTS:
                 return self._writer.begin(self.engine, target, files, link)
@@ -238,24 +291,14 @@ class Session:
         """What `EmbeddingStore.close` does."""
         if self.closed or self.in_other_process:
             return
-        with self.mutex:
+        with self.alone("close"):
             if self._core is None:  # since another thread has closed it
                 return
-            self.wait_for_checkpoint()
-            if self.waiting:
-                _log.warning(
-                    "the store %s closes while gradients wait for accumulate(%d): they are dropped",
-                    self.path,
-                    self.waiting.calls_per_update,
-                )
-                self.waiting.clear()
-            durable = not (self.read_only or self.temporary or self.options.backend == "memory")
-            if durable and self.changed:
-                self.engine.flush()  # a checkpoint without a journal is opened faster
-                self.checkpoint()
-            self._writer.close()
-            self.engine.close()
+            if not self._ending:
+                self._end_rows()
             # A call that is interrupted from here on leaves the rest to the next one, or to the end of the interpreter.
+            self._ending = True
+            self._core.close()
             try:
                 if self.directory is not None:
                     self.directory.remove_live()
@@ -263,6 +306,22 @@ class Session:
                 self._let_go()
                 raise
             self._let_go()
+        self._writer.close()  # without the mutex: what its thread calls at last may wait for that
+
+    def _end_rows(self) -> None:
+        """Sees to it that a checkpoint holds all rows."""
+        self.wait_for_checkpoint()
+        if self.waiting:
+            _log.warning(
+                "the store %s closes while gradients wait for accumulate(%d): they are dropped",
+                self.path,
+                self.waiting.calls_per_update,
+            )
+            self.waiting.clear()
+        durable = not (self.read_only or self.temporary or self.options.backend == "memory")
+        if durable and self.changed:
+            self.engine.flush()  # a checkpoint without a journal is opened faster
+            self._checkpoint()
 
     def _let_go(self) -> None:
         if self.directory is not None:
@@ -284,8 +343,10 @@ class Session:
         self._let_go()
 
     def give_up_rows(self) -> None:
-        """Ends a session whose rows are lost, and leaves them to the next one. REQUIRES: its engine is closed."""
-        self._core = None
+        """Ends a session whose rows are lost, and leaves them to the next one."""
+        if self._core is not None:
+            self._core.close()
+            self._core = None
         _open_sessions.discard(self)
         if self.directory is not None:
             self.directory.release()

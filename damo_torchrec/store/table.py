@@ -123,7 +123,8 @@ class Table:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        scan = _core.Scan(self._session.engine, self._opened.index)
+        with self._session.waiting_call("read"):
+            scan = _core.Scan(self._session.engine, self._opened.index)
         batch_size = min(batch_size, max(len(self), 1))  # no more memory than there are rows
         while True:
             _ = self._session.engine  # names the store if it is closed by now

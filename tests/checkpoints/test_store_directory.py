@@ -87,8 +87,10 @@ def test_a_store_whose_process_has_ended_is_waited_for_while_its_children_live(t
         while not has_died(process):
             pass
         monkeypatch.setattr(store_directory, "_CHILDREN_END_AFTER", 0)
+        os.kill(child, signal.SIGSTOP)  # nothing is asked of it
         with pytest.raises(damo.StoreLockedError, match=rf"process {process}, which has ended, .* processes {child}$"):
             small_store(path)
         monkeypatch.undo()
+        os.kill(child, signal.SIGCONT)
         threading.Timer(0.5, connection.send, ["end"]).start()
         small_store(path).close()

@@ -102,6 +102,29 @@ def test_prefetch_refuses_the_weights_that_forward_refuses(memory_store, weights
         ebc.prefetch(batch(weights=weights))
 
 
+@pytest.mark.parametrize("indices", [None, [[0, 2]], [[-1, 0]]])
+def test_prefetch_refuses_the_inverse_indices_that_forward_refuses(memory_store, indices):
+    ebc = collection(memory_store, "t")
+    features = KeyedJaggedTensor(
+        keys=["t"],
+        values=torch.tensor([1, 2]),
+        lengths=torch.tensor([1, 1]),
+        stride_per_key_per_rank=[[2]],
+        inverse_indices=None if indices is None else (["t"], torch.tensor(indices)),
+    )
+    for call in (ebc, ebc.prefetch):
+        with pytest.raises(ValueError, match="inverse_indices"):
+            call(features)
+    assert rows_read(ebc) == 2, "prefetch has read rows of a batch that was refused"
+
+
+@pytest.mark.parametrize("features", [None, torch.ones(1), {"t": [1]}, [1]])
+def test_prefetch_refuses_what_is_no_batch(ebc, features):
+    for call in (ebc, ebc.prefetch):
+        with pytest.raises(TypeError, match="features must be a KeyedJaggedTensor"):
+            call(features)
+
+
 def test_prefetch_after_close_is_refused(ebc):
     ebc.prefetch(kjt({"t": [[1]]}))
     ebc.store.close()

@@ -1,14 +1,17 @@
 """Checkpoints that are written while training goes on: `checkpoint_async`, `save_model_async`."""
 
+import _thread
 import resource
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 import damo_torchrec as damo
+from damo_torchrec.store import checkpoint_writer
 from mixed_run import MixedRun, SmallModel, assert_same_rows, collection, rows_after, rows_of, update
 from processes import run
 from support import A_HANDFUL_OF_ROWS
@@ -164,16 +167,14 @@ def test_interrupted_as_it_is_handed_over_it_is_given_up(store, tmp_path, monkey
     update(module, {"t": [[1]]})
     store.checkpoint_async().result()
     update(module, {"t": [[2]]})
-    executor = store.session._writer._thread
-    begun, submit = threading.Event(), executor.submit
-    submit(begun.wait)  # nothing is written before
+    begun, start = threading.Event(), _thread.start_new_thread
 
-    def interrupted(work):
+    def interrupted(work, arguments):
         if queued:
-            submit(work)
+            start(lambda: (begun.wait(), work()), arguments)  # nothing is written before
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(executor, "submit", interrupted)
+    monkeypatch.setattr(_thread, "start_new_thread", interrupted)
     with pytest.raises(KeyboardInterrupt):
         store.checkpoint_async(tmp_path / "one")
     monkeypatch.undo()
@@ -185,3 +186,100 @@ def test_interrupted_as_it_is_handed_over_it_is_given_up(store, tmp_path, monkey
         assert copy.table("t").contains([1, 2]).tolist() == [False, True]
     store.close()
     assert not (tmp_path / "one").exists()
+
+
+def test_where_there_can_be_no_thread_it_is_written_at_once(store, tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    update(collection(store, "t"), {"t": [[1]]})
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
+    assert store.checkpoint_async(tmp_path / "one").done()
+    monkeypatch.undo()
+    with damo.EmbeddingStore(tmp_path / "one", read_only=True) as copy:
+        collection(copy, "t")
+        assert copy.step == 1
+
+
+@pytest.mark.parametrize("what", ["its work", "its log"])
+def test_a_thread_that_fails_is_an_error_and_no_hang(store, tmp_path, monkeypatch, what):
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    update(collection(store, "t"), {"t": [[1]]})
+    monkeypatch.setattr(checkpoint_writer, "build_directory", fail)
+    if what == "its log":
+        monkeypatch.setattr(checkpoint_writer._log, "exception", fail)
+    assert isinstance(store.checkpoint_async(tmp_path / "one").exception(), MemoryError)
+    monkeypatch.undo()
+    assert store.checkpoint_async(tmp_path / "one").result() == tmp_path / "one"
+
+
+def test_a_wait_for_it_is_interrupted_by_what_a_signal_handler_raises(store, tmp_path, monkeypatch):
+    class ToldError(Exception):
+        pass
+
+    def tell(*_: object) -> None:
+        raise ToldError
+
+    def interrupted(wait: Callable[[], object]) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        wait()
+
+    written, build = threading.Event(), checkpoint_writer.build_directory
+
+    def held(*arguments: object) -> None:
+        written.wait()
+        build(*arguments)
+
+    monkeypatch.setattr(checkpoint_writer, "build_directory", held)
+    update(collection(store, "t"), {"t": [[1]]})
+    saved = store.checkpoint_async(tmp_path / "one")
+    before = signal.signal(signal.SIGALRM, tell)
+    try:
+        for wait in (saved.result, saved.exception, store.close, lambda: store.checkpoint(tmp_path / "other")):
+            for _ in range(20):
+                with pytest.raises(ToldError):
+                    interrupted(wait)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        written.set()
+    assert saved.result() == tmp_path / "one"
+    update(collection(store, "t"), {"t": [[1]]})
+    assert store.step == 2
+
+
+def test_a_callback_and_another_thread_may_both_close(store):
+    update(collection(store, "t"), {"t": [[1]]})
+    saved = store.checkpoint_async()
+    begun, closing = threading.Event(), threading.Event()
+    saved.add_done_callback(lambda _: (begun.set(), closing.wait(), store.close()))
+    begun.wait()
+    closer = threading.Thread(target=store.close)
+    closer.start()
+    while not store.closed:
+        closer.join(0.01)
+    closing.set()
+    closer.join(300)
+    assert not closer.is_alive()
+
+
+def test_the_thread_that_writes_is_told_that_it_would_wait_for_itself(store, tmp_path, monkeypatch):
+    """As a finalizer is that garbage collection comes upon there."""
+    errors, build = [], checkpoint_writer.build_directory
+
+    def with_a_finalizer(*arguments: object) -> None:
+        for call in (store.close, store.flush, store.checkpoint, lambda: next(store.table("t").items())):
+            try:
+                call()
+            except damo.DamoError as error:
+                errors.append(str(error))
+        build(*arguments)
+
+    update(collection(store, "t"), {"t": [[1]]})
+    monkeypatch.setattr(checkpoint_writer, "build_directory", with_a_finalizer)
+    store.checkpoint_async(tmp_path / "one").result()
+    assert len(errors) == 4
+    assert all("by the thread that writes a checkpoint" in error for error in errors)
+    monkeypatch.undo()
+    store.close()

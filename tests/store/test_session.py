@@ -231,8 +231,13 @@ def test_a_store_that_is_interrupted_while_it_closes_loses_nothing_and_is_opened
     store = damo.EmbeddingStore(tmp_path / "store")
     update(collection(store, "t"), {"t": [[1]]})
     store.session._core = InterruptedOnceClosed(store.session._core)
+    table = store.table("t")
     with pytest.raises(KeyboardInterrupt):
         store.close()
+    assert not store.closed
+    for call in (store.flush, store.checkpoint, store.stats, lambda: table.get([1]), lambda: table.delete([1])):
+        with pytest.raises(damo.StoreClosedError, match=r"close\(\) .* was interrupted: call close\(\) again"):
+            call()
     store.close()
     assert store.closed
     with damo.EmbeddingStore(tmp_path / "store") as again:
