@@ -25,7 +25,7 @@ using testing::Range;
 
 constexpr size_t kDim = 64;
 constexpr int kTrainers = 2, kSteps = 80;
-constexpr int64_t kIds = 20000;        // that trainers update
+constexpr int64_t kIds = 20000;         // that trainers update
 constexpr int64_t kOthers = 1'000'000;  // those from here on are set and deleted
 
 std::vector<int64_t> RandomIds(std::mt19937_64* random, int64_t begin, size_t n) {
@@ -34,7 +34,7 @@ std::vector<int64_t> RandomIds(std::mt19937_64* random, int64_t begin, size_t n)
   return ids;
 }
 
-// Calls until it is told to stop, in a thread for each.
+// Calls, in a thread for each, until it is told to stop or the store is closed.
 class Callers {
  public:
   ~Callers() { Stop(); }
@@ -42,8 +42,12 @@ class Callers {
   void Add(std::function<void(std::mt19937_64*)> call) {
     threads_.emplace_back([this, call = std::move(call), seed = threads_.size()] {
       std::mt19937_64 random(seed);
-      do call(&random);
-      while (!stop_);
+      const auto error = ErrorOf([&] {
+        do call(&random);
+        while (!stop_);
+      });
+      closed_ += error && error->code() == ErrorCode::kClosed ? 1 : 0;
+      failed_ += error && error->code() != ErrorCode::kClosed ? 1 : 0;
     });
   }
   void Stop() {
@@ -52,8 +56,14 @@ class Callers {
     threads_.clear();
   }
 
+  size_t size() const { return threads_.size(); }
+  // How many have ended since the store was closed, and by another error.
+  size_t closed() const { return closed_; }
+  size_t failed() const { return failed_; }
+
  private:
   std::atomic<bool> stop_ = false;
+  std::atomic<size_t> closed_ = 0, failed_ = 0;
   std::vector<std::thread> threads_;
 };
 
@@ -131,6 +141,8 @@ TEST(StoreEverythingTest, AtOnceLosesNothing) {
       });
     }
     for (std::thread& trainer : trainers) trainer.join();
+    callers.Stop();
+    EXPECT_EQ(callers.closed() + callers.failed(), 0u);
   }
   EXPECT_GT(checkpoints, 0);
   EXPECT_EQ(store->iter(0), static_cast<uint32_t>(kTrainers * kSteps));
@@ -148,14 +160,16 @@ TEST(StoreEverythingTest, AtOnceEndsWithClose) {
   const std::unique_ptr<Store> store = OpenStore({.num_threads = 2}, testing::kTightCache);
   store->OpenTable(PlainTable("t", 1, kDim));
   testing::Step(store.get(), 0, Range(0, 1000), 1);
-  std::atomic<int> checkpoints = 0, others = 0;
-  Callers until_closed, all;
-  AddReaders(store.get(), &all);
-  AddChangers(store.get(), directory / "", &checkpoints, &all);
+  std::atomic<int> checkpoints = 0;
+  Callers callers;
+  AddReaders(store.get(), &callers);
+  AddChangers(store.get(), directory / "", &checkpoints, &callers);
   while (checkpoints < 3) std::this_thread::yield();
   store->Close();
-  all.Stop();
-  EXPECT_EQ(others, 0);
+  const size_t all = callers.size();
+  callers.Stop();
+  EXPECT_LE(callers.closed(), all);  // some may have been told to stop first
+  EXPECT_EQ(callers.failed(), 0u);
 }
 
 }  // namespace
