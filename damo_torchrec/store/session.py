@@ -59,6 +59,10 @@ def _close_all() -> None:
             thread.join(max(0.0, give_up - time.monotonic()))
 
 
+class _Alone:
+    """A call of a session that is `alone`. It ends with its frame, whatever interrupts that."""
+
+
 class Session:
     """One opening of a store: its engine, and what goes with that.
 
@@ -95,7 +99,7 @@ class Session:
         self.read_only = read_only
         self.temporary = temporary
         self.mutex = threading.RLock()
-        self._whole = threading.Lock()  # held, with the mutex, by a call that no other of its thread may interrupt
+        self._alone: weakref.ref[_Alone] | None = None  # the call that is, of the thread that has the mutex
         self._ending = False  # whether close has come to where the engine ends
         self.catalog = Catalog(path, empty_manifest(0))
         self.waiting = WaitingGradients()
@@ -196,7 +200,7 @@ class Session:
             _ = self.engine  # raises: nobody may be left to let go of the mutex
         self._writer.check_elsewhere()
         with self.mutex:
-            if self._whole.locked():
+            if self._alone is not None and self._alone() is not None:
                 raise DamoError(
                     f"cannot {what} the store {self.path} in the middle of another call of this thread, where a signal "
                     "handler or a finalizer has called it: do it once that call has returned"
@@ -206,8 +210,13 @@ class Session:
     @contextmanager
     def alone(self, what: str) -> Iterator[None]:
         """The same for a call that has several steps, and that none of these may come in the middle of."""
-        with self.waiting_call(what), self._whole:
-            yield
+        with self.waiting_call(what):
+            call = _Alone()
+            try:
+                self._alone = weakref.ref(call)
+                yield
+            finally:
+                self._alone = None
 
     @contextmanager
     def changing(self) -> Iterator[_core.Store]:
