@@ -220,10 +220,12 @@ def test_a_wait_for_it_is_interrupted_by_what_a_signal_handler_raises(store, tmp
         pass
 
     def tell(*_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         raise ToldError
 
     def interrupted(wait: Callable[[], object]) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        # Again and again: the system may give a signal to a thread that does not wait.
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.01)
         wait()
 
     written, build = threading.Event(), checkpoint_writer.build_directory
