@@ -4,6 +4,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -13,6 +15,8 @@ from typing import Any
 
 import pytest
 
+HANGS_AFTER = 120  # seconds: then a program counts as one that does not end
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["pytest", "torchrec", "damo_torchrec"])
 
@@ -21,6 +25,23 @@ def run(function: Callable[..., Any], *args: object) -> Any:
     """What a test module's function returns or raises, called in a new process."""
     with ProcessPoolExecutor(1, mp_context=_context) as process:
         return process.submit(function, *args).result()
+
+
+def run_program(function: Callable[[Path], None], directory: Path) -> subprocess.CompletedProcess[str]:
+    """A test module's function as a program of its own, which imports that module alone and has to end well."""
+    path = Path(function.__code__.co_filename)
+    script = f"import {path.stem}, pathlib; {path.stem}.{function.__name__}(pathlib.Path({str(directory)!r}))"
+    paths = os.pathsep.join([str(path.parent), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": paths, "TMPDIR": str(directory)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANGS_AFTER,
+    )
+    assert result.returncode == 0, result.stderr
+    return result
 
 
 def run_until_killed(function: Callable[..., Any], *args: object) -> None:

@@ -141,7 +141,7 @@ def test_wrong_calls(model: Model, tmp_path: Path) -> None:
         (tmp_path / "nothing", ValueError, "no state of this store"),
     ):
         with pytest.raises(error, match=message):
-            model.store.export_delta(tmp_path / "d", since=since)  # type: ignore[arg-type]
+            model.store.export_delta(tmp_path / "d", since=since)
     (tmp_path / "there").mkdir()
     with pytest.raises(ValueError, match="exists already: a delta needs a new directory"):
         model.store.export_delta(tmp_path / "there", since=base)

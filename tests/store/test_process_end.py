@@ -5,7 +5,6 @@ import gc
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import weakref
@@ -16,28 +15,8 @@ import pytest
 
 import damo_torchrec as damo
 from mixed_run import collection, look_up, update
+from processes import run_program
 from support import kjt
-
-HANGS_AFTER = 120  # seconds
-
-
-def run_program(name: str, directory: Path) -> str:
-    """What a function of this module prints in a process of its own, which has to end well."""
-    script = f"import test_process_end as t, pathlib; t.{name}(pathlib.Path({str(directory)!r}))"
-    paths = os.pathsep.join(
-        [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": paths, "TMPDIR": str(directory)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=HANGS_AFTER,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "terminate called" not in result.stderr
-    return result.stdout
 
 
 def closed_well(path: Path) -> bool:
@@ -81,7 +60,7 @@ def main_ends_before_its_threads(directory: Path) -> None:
 
 @pytest.mark.parametrize("attempt", range(2))
 def test_daemon_threads_may_be_at_work_when_main_ends(tmp_path, attempt):
-    run_program("main_ends_before_its_threads", tmp_path)
+    assert "terminate called" not in run_program(main_ends_before_its_threads, tmp_path).stderr
     assert closed_well(tmp_path / "store")
 
 
@@ -153,7 +132,7 @@ def closes_from_everywhere(directory: Path) -> None:
 
 
 def test_close_may_be_called_from_everywhere(tmp_path):
-    report = json.loads(run_program("closes_from_everywhere", tmp_path))
+    report = json.loads(run_program(closes_from_everywhere, tmp_path).stdout)
     assert report == dict.fromkeys(["finalizer", "weak reference", "collector", "signal", "forked"], True)
     for name in (*report, "at exit", "asynchronous at exit", "never"):
         assert closed_well(tmp_path / name), name

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import torch
 
 import damo_torchrec as damo
 from mixed_run import collection, look_up, update
+from processes import run_program
 
 # ------------------------------------------------------------------ a program of its own
 
@@ -107,18 +107,7 @@ def calls_that_answer(store: damo.EmbeddingStore, ebc: damo.EmbeddingBagCollecti
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory) -> tuple[Path, dict[str, object]]:
     directory = tmp_path_factory.mktemp("program")
-    script = f"import test_session, pathlib; test_session.program(pathlib.Path({str(directory)!r}))"
-    paths = os.pathsep.join(
-        [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": paths, "TMPDIR": str(directory)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    result = run_program(program, directory)
     assert "Exception ignored" not in result.stderr, result.stderr
     return directory, json.loads(result.stdout)
 
