@@ -4,6 +4,7 @@
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -63,6 +64,11 @@ DAMO_EXPORT int link(const char* from, const char* to) noexcept {
 }
 DAMO_EXPORT int mkdir(const char* path, mode_t mode) noexcept {
   return static_cast<int>(Call("mkdir", SYS_mkdirat, AT_FDCWD, path, mode));
+}
+DAMO_EXPORT int nanosleep(const timespec* duration, timespec* left) {
+  const bool polls = duration->tv_sec == 0 && duration->tv_nsec < 10'000'000;
+  return static_cast<int>(polls ? ::syscall(SYS_nanosleep, duration, left)
+                                : Call("nanosleep", SYS_nanosleep, duration, left));
 }
 DAMO_EXPORT ssize_t sendfile(int to, int from, off_t* offset, size_t size) noexcept {
   return Call("sendfile", SYS_sendfile, to, from, offset, size);

@@ -1,4 +1,5 @@
-// The calls by which files.cc changes files, and RocksDB appends to them, so that a test can have them fail.
+// The calls by which files.cc changes files, and RocksDB appends to them, so that a test can have them fail; and those
+// by which a thread sleeps for 10 ms or more.
 #pragma once
 
 #include <atomic>
@@ -6,8 +7,8 @@
 
 namespace damo::testing {
 
-// Called before each write, fsync, link, mkdir and sendfile, with that name: 0 lets it pass, else it fails with this
-// errno. Null lets all pass.
+// Called before each write, fsync, link, mkdir, sendfile and nanosleep, with that name: 0 lets it pass, else it fails
+// with this errno. Null lets all pass.
 using SystemCallHook = int (*)(const char* name);
 extern std::atomic<SystemCallHook> system_call_hook;
 
