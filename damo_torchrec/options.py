@@ -53,8 +53,11 @@ class StoreOptions:
         num_threads: threads that look up and update rows; None for as many as this process may use.
         direct_io: read and write past the operating system's page cache. Use it when other programs need that memory,
             or to have `memory_budget` mean all the memory that the store's data takes.
-        on_nonfinite: what a NaN or infinite gradient does: ``"raise"`` NonFiniteGradientError, or ``"skip"`` the whole
-            backward call and count it in ``stats().skipped_backwards``. No table is updated either way.
+        on_nonfinite: what a NaN or infinite gradient does: ``"raise"`` NonFiniteGradientError, or ``"skip"`` the update
+            of all rows of the store and count it in ``stats().skipped_backwards``. No table is updated either way.
+        max_skipped_in_a_row: when so many updates in a row are skipped, the last of them raises
+            NonFiniteGradientError all the same: a model whose dense weights are NaN learns nothing any more. Fewer are
+            warned of. None for no limit.
         backend: ``"rocksdb"``, or ``"memory"`` for rows that are gone with the store.
         instruction_set: ``"auto"`` for the widest of ``"avx512"``, ``"avx2"`` and ``"plain"`` that the machine has.
             All of them compute the same bits.
@@ -67,6 +70,7 @@ class StoreOptions:
     num_threads: int | None = None
     direct_io: bool = False
     on_nonfinite: Literal["raise", "skip"] = "raise"
+    max_skipped_in_a_row: int | None = 100
     backend: Literal["rocksdb", "memory"] = "rocksdb"
     instruction_set: str = "auto"
     keep_unclean: int = 1
@@ -81,6 +85,9 @@ class StoreOptions:
             raise ValueError(f"keep_unclean must be an int from 0 on, got {self.keep_unclean}")
         if self.on_nonfinite not in ("raise", "skip"):
             raise ValueError(f"on_nonfinite must be 'raise' or 'skip', got {self.on_nonfinite!r}")
+        limit: object = self.max_skipped_in_a_row
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+            raise ValueError(f"max_skipped_in_a_row must be an int from 1 on, or None, got {limit!r}")
         if self.backend not in ("rocksdb", "memory"):
             raise ValueError(f"backend must be 'rocksdb' or 'memory', got {self.backend!r}")
         if self.cache_bytes < 0:

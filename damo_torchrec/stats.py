@@ -36,7 +36,7 @@ class StoreStats:
         bytes_written: bytes that RocksDB wrote, by flushes and compactions.
         rows_read: rows that RocksDB was asked for, whether it had them or not; each once in a batch.
         rows_written: changed rows that went to RocksDB.
-        skipped_backwards: backward calls skipped because of a gradient that was not finite.
+        skipped_backwards: updates skipped because of a gradient that was not finite.
         tables: by name.
     """
 

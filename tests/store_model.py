@@ -86,19 +86,21 @@ class Gradient:
     of_bags: Mapping[str, torch.Tensor]
 
 
-class CollectionModel:
-    """The tables of one collection, and gradients that wait for `EmbeddingStore.accumulate`."""
+class GradientsModel:
+    """Gradients of a store that wait for `EmbeddingStore.accumulate`."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
+    def __init__(self) -> None:
         self.waiting: list[Gradient] = []
 
     def backward(self, tables: Tables, gradient: Gradient, calls: int) -> bool:
         """Updates all tables once `calls` gradients are there, or none and returns False if they are not finite."""
         self.waiting.append(gradient)
-        if len(self.waiting) < calls:
-            return True
-        sums = {name: self._sums(name) for name in self.names}
+        return len(self.waiting) < calls or self.apply(tables)
+
+    def apply(self, tables: Tables) -> bool:
+        """Updates with what waits, or returns False if that is not finite."""
+        names = list(dict.fromkeys(name for gradient in self.waiting for name in gradient.bags))
+        sums = {name: self._sums(name) for name in names}
         self.waiting = []
         if not all(row.isfinite().all() for of_rows in sums.values() for row in of_rows.values()):
             return False
@@ -109,7 +111,7 @@ class CollectionModel:
     def _sums(self, table: str) -> dict[int, torch.Tensor]:
         sums: dict[int, torch.Tensor] = {}
         for gradient in self.waiting:
-            for bag, of_bag in zip(gradient.bags[table], gradient.of_bags[table], strict=True):
+            for bag, of_bag in zip(gradient.bags.get(table, []), gradient.of_bags.get(table, []), strict=True):
                 for i in bag:
                     sums[i] = sums.get(i, torch.zeros(DIM)) + of_bag
         return sums

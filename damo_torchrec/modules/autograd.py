@@ -1,25 +1,31 @@
 """The one place where gradients become updates.
 
-A forward looks rows up and pools them; autograd calls its backward with the gradient of the output, and that call is
-the update: there is no parameter and no ``optimizer.step()`` for rows. docs/design.md, "Semantics of a row", says what
-holds.
+A forward looks rows up and pools them; autograd calls its backward with the gradient of the output, and the end of that
+pass is the update: there is no parameter and no ``optimizer.step()`` for rows. docs/design.md, "Semantics of a row",
+says what holds.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import warnings
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from damo_torchrec import _core
-from damo_torchrec.errors import StoreClosedError
-from damo_torchrec.modules.accumulation import Accumulation, Part
+from damo_torchrec.modules.fused_optimizer import FusedTableOptimizer
 from damo_torchrec.modules.tracing import eager
+from damo_torchrec.store.autograd_task import current_task, will_execute
+from damo_torchrec.store.catalog import OpenTable
 from damo_torchrec.store.session import Session
+from damo_torchrec.store.updates import add, check_same_rows, pass_under_way
+from damo_torchrec.store.waiting import Gradient
 
 
 @dataclass(frozen=True)
@@ -28,20 +34,20 @@ class Call:
 
     Args:
         session: of the store where the rows are.
-        accumulation: gradients of the collection that wait for this one.
+        tables: that are looked up.
+        optimizer: what they are trained with.
         features: which outputs to pool, for the session's engine.
         shape: of the output: (batch, columns), or (floats,) where keys differ in their number of bags.
         update: whether a gradient updates rows.
-        set_optimizers: brings the collection's learning rates to the engine; called before each update.
         pinned: whether the output goes to another device.
     """
 
     session: Session
-    accumulation: Accumulation
+    tables: Sequence[OpenTable]
+    optimizer: FusedTableOptimizer
     features: Sequence[_core.Feature]
     shape: tuple[int, ...]
     update: bool
-    set_optimizers: Callable[[], None]
     pinned: bool = False
 
 
@@ -97,6 +103,9 @@ def make_lookup(batch: Batch, features: Sequence[_core.Feature]) -> _core.Lookup
     )
 
 
+# Of forwards, for the order in which gradients are summed.
+_forwards = itertools.count(1)
+
 # Below this the allocator of torch serves as well.
 _SMALL_OUTPUT = 1 << 18
 
@@ -131,7 +140,10 @@ class _Lookup(torch.autograd.Function):
         # autograd notice if they are changed in place.
         ctx.kept = (ids, lengths, weights.detach() if weights is not None else None)
         ctx.save_for_backward(ids, lengths, weights)
-        ctx.call, ctx.lookup, ctx.generation = call, lookup, generation
+        ctx.call, ctx.lookup, ctx.generation, ctx.order = call, lookup, generation, next(_forwards)
+        # A forward in the middle of a backward pass recomputes what a checkpoint has dropped, for that pass.
+        recomputed_for = pass_under_way(call.session) if call.update and rows.requires_grad else None
+        ctx.recomputed_for = weakref.ref(recomputed_for) if recomputed_for is not None else None
         return output
 
     @staticmethod
@@ -139,14 +151,26 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         call: Call = ctx.call
         tensors = ctx.saved_tensors
-        check_same_rows(call, ctx.generation)
+        check_same_rows(call.session, ctx.generation)
         grad = readable(grad)
         weight_grad = None
         if tensors[2] is not None and ctx.needs_input_grad[3]:
             weight_grad = weight_gradient(call, ctx.lookup, grad)
-        if call.update:
-            update(call, Part(ctx.lookup, ctx.generation, ctx.kept, grad))
+        if call.update and reaches_rows(ctx.next_functions[0][0]):
+            gradient = Gradient(ctx.lookup, ctx.generation, ctx.order, ctx.kept, grad, call.tables, call.optimizer)
+            add(call.session, gradient, ctx.recomputed_for() if ctx.recomputed_for is not None else None)
         return None, None, None, weight_grad, None, None
+
+
+def reaches_rows(node: Any) -> bool:
+    """Whether the pass that calls this reaches the node that stands for rows: one for some tensors only does not."""
+    if current_task() is None or will_execute(node):
+        return True
+    warnings.warn(
+        "torch.autograd.grad and backward(inputs=...) give gradients of their inputs alone: they update no rows",
+        stacklevel=2,
+    )
+    return False
 
 
 def readable(grad: torch.Tensor) -> torch.Tensor:
@@ -164,27 +188,31 @@ def weight_gradient(call: Call, lookup: _core.Lookup, grad: torch.Tensor) -> tor
     return result
 
 
-def check_same_rows(call: Call, generation: int) -> None:
-    """Raises StoreClosedError if the store's rows are others than at that generation."""
-    _ = call.session.engine
-    if generation != call.session.generation:
-        raise StoreClosedError(f"the store {call.session.path} was restored between this forward and its backward")
+def graph_backward(call: Call, batch: Batch, grad: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The backward of a lookup in a graph: updates rows, and returns the gradient of the weights.
 
+    Args:
+        call: with `update` as the graph says.
+        batch: what was looked up.
+        grad: of the output.
+        rows: what stands for rows in the graph.
 
-def update(call: Call, part: Part) -> None:
-    """Updates rows with this gradient, or keeps it until `EmbeddingStore.accumulate`'s number of calls is there."""
-    session = call.session
-    with session.mutex:
-        check_same_rows(call, part.generation)
-        parts = call.accumulation.take(part, session.waiting.calls_per_update)
-        if not parts:
-            return
-        call.set_optimizers()
-        session.note_change()
-        applied = session.engine.backward(
-            [(p.lookup, p.grad.data_ptr(), p.grad.stride(0)) for p in parts],
-            grad_scale=session.grad_scale,
-            skip_nonfinite=session.options.on_nonfinite == "skip",
-        )
-        if not applied:
-            session.skipped_backwards += 1
+    Returns:
+        float32 ``(n,)`` on the CPU; without elements if there are no weights.
+    """
+    if call.update:
+        # Compiled code goes on to use the memory of what it hands over.
+        weights = batch.weights.clone() if batch.weights is not None else None
+        batch = replace(batch, ids=batch.ids.clone(), lengths=batch.lengths.clone(), weights=weights)
+        grad = grad.clone()
+    generation = call.session.generation
+    found = make_lookup(batch, call.features)
+    grad = readable(grad)
+    weight_grad = torch.empty(0, device="cpu")
+    if batch.weights is not None:
+        weight_grad = weight_gradient(call, found, grad)
+    if call.update and reaches_rows(torch.autograd.graph.get_gradient_edge(rows).node):
+        # Nothing tells the order of the forwards: autograd takes them from the last to the first.
+        order, tensors = -next(_forwards), (batch.ids, batch.lengths, batch.weights)
+        add(call.session, Gradient(found, generation, order, tensors, grad, call.tables, call.optimizer), None)
+    return weight_grad

@@ -13,7 +13,6 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from damo_torchrec import _core
 from damo_torchrec.modules import state
-from damo_torchrec.modules.accumulation import Accumulation
 from damo_torchrec.modules.autograd import Batch, Call, lookup, make_lookup
 from damo_torchrec.modules.definitions import check_options, definition_of, outputs_of, spec_of
 from damo_torchrec.modules.fused_optimizer import FusedTableOptimizer
@@ -72,7 +71,6 @@ class Collection(abc.ABC, nn.Module):
         self._features: dict[tuple[Any, ...], list[_core.Feature]] = {}
         self._tables: list[Table] = []
         self._store: EmbeddingStore | None = None
-        self._accumulation = Accumulation()
         return outputs_of(self._configs, options)
 
     def attach_store(self, store: EmbeddingStore | None) -> None:
@@ -82,11 +80,7 @@ class Collection(abc.ABC, nn.Module):
         if self._device.type == "meta":
             return
         store = store if store is not None else default_store()
-        session = store.session
-        tables, accumulation = open_tables(session, self._definitions), Accumulation()
-        with session.mutex:
-            session.waiting.watch(accumulation)
-        self._tables, self._accumulation, self._store = tables, accumulation, store
+        self._tables, self._store = open_tables(store.session, self._definitions), store
 
     def detach_store(self) -> None:
         """Undoes `attach_store`. For the modules of this package."""
@@ -128,11 +122,11 @@ class Collection(abc.ABC, nn.Module):
     def _call(self, batch: Batch, training: bool) -> Call:
         return Call(
             session=self._session,
-            accumulation=self._accumulation,
+            tables=[table.opened for table in self._tables],
+            optimizer=self._optimizer,
             features=self._engine_features(batch.keys, training),
             shape=self._output_shape(batch),
             update=training,
-            set_optimizers=self._set_optimizers,
             pinned=self._device.type == "cuda",
         )
 
@@ -170,11 +164,6 @@ class Collection(abc.ABC, nn.Module):
             tables = {table.name: table.opened.index for table in self._tables}
             features = self._features[cache_key] = engine_features(self._plan, keys, tables, training)
         return features
-
-    def _set_optimizers(self) -> None:
-        session = self._session
-        opened = [table.opened for table in self._tables]
-        session.catalog.set_optimizers(opened, self._optimizer.specs(), session.engine)
 
     # ------------------------------------------------------------------ what it is made of
 

@@ -10,8 +10,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from damo_torchrec.modules import jagged_input, operators, tracing
-from damo_torchrec.modules.accumulation import Part
-from damo_torchrec.modules.autograd import Batch, make_lookup, readable, update, weight_gradient
+from damo_torchrec.modules.autograd import Batch, graph_backward
 from damo_torchrec.modules.collection import Collection
 from damo_torchrec.modules.lookup_plan import LookupKind, LookupPlan
 from damo_torchrec.options import TableOptions
@@ -135,15 +134,7 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
     def graph_backward(self, grad: torch.Tensor, graph: operators.GraphBatch) -> torch.Tensor:
         """Its backward: updates rows, and returns the gradient of the weights if there are any."""
         batch = self._of_graph(graph)
-        call = self._call(batch, graph.update)
-        generation = self._session.generation
-        found = make_lookup(batch, call.features)
-        grad = readable(grad)
-        weight_grad = torch.empty(0, device="cpu")
-        if batch.weights is not None:
-            weight_grad = weight_gradient(call, found, grad)
-        if graph.update:
-            update(call, Part(found, generation, (batch.ids, batch.lengths, batch.weights), grad))
+        weight_grad = graph_backward(self._call(batch, graph.update), batch, grad, self._rows)
         return weight_grad.to(graph.ids.device if graph.weights is None else graph.weights.device)
 
     def _of_graph(self, graph: operators.GraphBatch) -> Batch:

@@ -18,6 +18,7 @@ from damo_torchrec.store.catalog import check_is_seed
 from damo_torchrec.store.delta_writer import write_delta
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.table import Table
+from damo_torchrec.store.updates import apply_waiting
 
 _log = logging.getLogger(__name__)
 
@@ -130,16 +131,29 @@ class EmbeddingStore:
         self._session.grad_scale = float(scale)
 
     def accumulate(self, n: int) -> None:
-        """From now on, every `n` backward calls of a collection make one update with the sum of their gradients.
+        """From now on, every `n` backward passes make one update with the sum of their gradients.
 
-        The gradients of calls that wait are kept in torch's memory. Raises ValueError while some do.
+        The gradients of passes that wait are kept in torch's memory. A pass that brings no gradient to rows of this
+        store does not count. Raises ValueError while some wait: `apply_accumulated` applies them.
         """
         _ = self._session.engine
         if n < 1:
             raise ValueError(f"accumulate needs n >= 1, got {n}")
         with self._session.mutex:
             self._session.waiting.check_none("change accumulate")
-            self._session.waiting.calls_per_update = n
+            self._session.waiting.passes_per_update = n
+
+    def apply_accumulated(self) -> bool:
+        """Updates rows with what waits for more passes, as at the end of an epoch that n does not divide.
+
+        Returns:
+            Whether an update was made: False if nothing waited, or it was skipped.
+
+        Raises:
+            NonFiniteGradientError: as ``backward()``. Nothing waits any more, and no table was updated.
+        """
+        _ = self._session.engine
+        return apply_waiting(self._session)
 
     def stats(self) -> StoreStats:
         """Figures since the store was opened."""

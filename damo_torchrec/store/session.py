@@ -28,6 +28,8 @@ from damo_torchrec.options import StoreOptions
 from damo_torchrec.store.background import wait_for_all
 from damo_torchrec.store.catalog import Catalog, OpenTable, empty_manifest
 from damo_torchrec.store.checkpoint_writer import CheckpointWriter, Files
+from damo_torchrec.store.dense_part import DensePart
+from damo_torchrec.store.hyperparameters import Hyperparameters
 from damo_torchrec.store.table_definition import TableDefinition
 from damo_torchrec.store.waiting import WaitingGradients
 
@@ -77,9 +79,12 @@ class Session:
         temporary: whether the directory is removed when it closes.
         mutex: held by what changes rows, tables or the store's files. Reentrant.
         catalog: the tables.
-        waiting: gradients that wait for more of them.
+        waiting: gradients that wait for the end of their backward pass, or for more passes.
+        hyperparameters: what has trained which table.
         grad_scale: what arriving gradients are divided by.
-        skipped_backwards: calls of backward that were skipped because of a gradient that was not finite.
+        dense_part: the dense parameters whose steps are skipped where the rows' are, and the other way round, or None.
+        skipped_backwards: updates that were skipped because of a gradient that was not finite.
+        skipped_in_a_row: those since the last one that was not.
         generation: counts the engines that there were. What was worked out for one is of no use to the next.
         changed: whether there is something that the newest checkpoint inside the store does not hold.
         directory: the store's, locked; None if it is read-only.
@@ -103,8 +108,11 @@ class Session:
         self._ending = False  # whether close has come to where the engine ends
         self.catalog = Catalog(path, empty_manifest(0))
         self.waiting = WaitingGradients()
+        self.hyperparameters = Hyperparameters()
         self.grad_scale = 1.0
+        self.dense_part: DensePart | None = None
         self.skipped_backwards = 0
+        self.skipped_in_a_row = 0
         self.generation = 0
         self.changed = False
         self.trainers: set[int] = set()
@@ -232,8 +240,13 @@ class Session:
         return checkpoints_in(self.path)
 
     def newest_if_unchanged(self) -> Path | None:
-        """The newest checkpoint inside the store if that holds everything. REQUIRES: the mutex."""
+        """The newest checkpoint inside the store if that holds everything. REQUIRES: the mutex.
+
+        Raises:
+            ValueError: gradients wait, which none can hold.
+        """
         _ = self.engine
+        self.waiting.check_none("checkpoint")
         self.wait_for_checkpoint()
         checkpoints = [] if self.changed else self.checkpoints()
         return checkpoints[-1] if checkpoints else None
@@ -322,9 +335,10 @@ class Session:
         self.wait_for_checkpoint()
         if self.waiting:
             _log.warning(
-                "the store %s closes while gradients wait for accumulate(%d): they are dropped",
+                "the store %s closes while gradients wait for accumulate(%d): they are dropped, as apply_accumulated() "
+                "was not called",
                 self.path,
-                self.waiting.calls_per_update,
+                self.waiting.passes_per_update,
             )
             self.waiting.clear()
         durable = not (self.read_only or self.temporary or self.options.backend == "memory")

@@ -1,6 +1,5 @@
 """docs/design.md, "Semantics of a row": which backward calls make which updates."""
 
-import gc
 import threading
 
 import pytest
@@ -104,18 +103,6 @@ def test_accumulated_gradients_may_be_changed_after_their_backward(store):
     assert store.table("t").get([1])[0].tolist() == [-2.0] * 4
 
 
-def test_collections_accumulate_each_for_itself(store):
-    a, b = collection(store, "a", initial=0.0), collection(store, "b", initial=0.0)
-    store.accumulate(2)
-    update(a, {"a": [[1]]})
-    update(b, {"b": [[1]]})
-    assert store.step == 0
-    update(a, {"a": [[1]]})
-    assert [store.table(name).iter for name in "ab"] == [1, 0]
-    update(b, {"b": [[1]]})
-    assert store.table("b").get([1])[0, 0] == -2.0
-
-
 @pytest.mark.parametrize("faulty", [0, 1])
 def test_a_gradient_that_is_not_finite_drops_the_accumulation_that_it_is_in(store, faulty):
     ebc = collection(store, "t", initial=0.0)
@@ -139,31 +126,6 @@ def test_accumulate_refuses_less_than_one(store):
 
 
 # ------------------------------------------------------------------ several backwards
-
-
-def test_a_collection_used_twice_in_a_graph_gets_two_updates_in_autograds_order(store):
-    """The order matters to Adagrad; it is the one in which autograd hands out the gradients."""
-    ebc = collection(store, "t", "replayed", initial=1.0, optimizer=torchrec.optim.RowWiseAdagrad)
-    nothing = [[], []]
-    bags = {"first": [[1], [2]], "second": [[2, 2], [1]]}
-    order = []
-    outputs = []
-    for name, factor in (("first", 1.0), ("second", 3.0)):
-        output = look_up(ebc, {"t": bags[name], "replayed": nothing})
-        output.register_hook(lambda gradient, name=name: order.append((name, gradient.clone())))
-        outputs.append(output * factor)
-    sum(outputs).sum().backward()
-    assert store.step == 2
-    assert sorted(name for name, _ in order) == ["first", "second"]
-    for name, gradient in order:
-        swapped = torch.cat([gradient[:, 4:], gradient[:, :4]], dim=1)
-        look_up(ebc, {"t": nothing, "replayed": bags[name]}).backward(swapped)
-    weights = torch.cat([store.table("t").get([1, 2]), store.table("replayed").get([1, 2])])
-    assert_same_rows({"t": weights_as_rows(weights[:2])}, {"t": weights_as_rows(weights[2:])})
-
-
-def weights_as_rows(weights: torch.Tensor) -> dict[int, bytes]:
-    return {i: row.numpy().tobytes() for i, row in enumerate(weights)}
 
 
 def test_backward_through_a_graph_that_is_kept_updates_each_time(store):
@@ -278,17 +240,6 @@ def test_a_batch_that_is_changed_while_its_gradient_waits_is_refused(store):
     features = KeyedJaggedTensor(["w"], ids, weights, lengths=torch.ones(1).long())
     ebc(features).values().sum().backward()
     weights.fill_(10)
-    with pytest.raises(RuntimeError, match="changed in place while accumulate"):
+    with pytest.raises(RuntimeError, match="changed in place before its rows were updated"):
         ebc(features).values().sum().backward()
     assert store.step == 0
-
-
-def test_gradients_that_wait_go_with_their_collection(store):
-    store.accumulate(2)
-    for _ in range(5):
-        ebc = damo.EmbeddingBagCollection([config("w", 4)], torch.optim.SGD, {"lr": 1.0}, store=store)
-        ebc(KeyedJaggedTensor(["w"], torch.tensor([7]), lengths=torch.ones(1).long())).values().sum().backward()
-        del ebc
-        gc.collect()
-    assert store.step == 0
-    store.accumulate(1)  # nothing waits

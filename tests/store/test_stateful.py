@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import damo_torchrec as damo
 from mixed_run import INT64_MAX, INT64_MIN
-from store_model import DIM, INITIAL, CollectionModel, Gradient, TableModel, Tables, copy_of
+from store_model import DIM, INITIAL, Gradient, GradientsModel, TableModel, Tables, copy_of
 from support import A_HANDFUL_OF_ROWS, config, directory_in_memory, kjt, small_store
 
 POOL = [INT64_MIN, INT64_MIN + 1, -(2**32), -2, -1, 0, 1, 2, 7, 2**31, 2**32 + 1, INT64_MAX - 1, INT64_MAX]
@@ -85,7 +85,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.directory / "store", memory_budget="64MiB", options=damo.StoreOptions(**options), **arguments
             )
         self.collections = {"first": open_collection(self.store, FIRST)}
-        self.models = {"first": CollectionModel(FIRST)}
+        self.waiting = GradientsModel()
         self.store.accumulate(calls)
         self.skipped = 0
         self.note_new_checkpoints()
@@ -146,16 +146,16 @@ class StoreMachine(RuleBasedStateMachine):
     def train(self, batch, values, fault):
         self.train_collection("first", batch, values, fault)
 
-    @precondition(lambda self: "second" in self.models)
+    @precondition(lambda self: "second" in self.collections)
     @rule(batch=batches_of(SECOND), values=st.tuples(small_integers, small_integers, small_integers))
     def train_the_second(self, batch, values):
         self.train_collection("second", batch, values, None)
 
     def train_collection(self, which, batch, values, fault):
-        ebc, model = self.collections[which], self.models[which]
+        ebc, names = self.collections[which], {"first": FIRST, "second": SECOND}[which]
         output = ebc.train()(kjt(batch)).to_dict()
-        keys = {name: [k for k in ebc.lookup_plan.names if k in FEATURES[name]] for name in model.names}
-        bags = bags_by_table(model.names, batch)
+        keys = {name: [k for k in ebc.lookup_plan.names if k in FEATURES[name]] for name in names}
+        bags = bags_by_table(names, batch)
         gradients = {}
         for name, of_table in keys.items():
             self.compare(name, torch.cat([output[k] for k in of_table]), self.model[name].pool(bags[name], INITIAL))
@@ -163,13 +163,21 @@ class StoreMachine(RuleBasedStateMachine):
             gradients |= {k: torch.tensor(values[:samples])[:, None] * PATTERN + i for i, k in enumerate(of_table)}
         if fault is not None:
             # In one element of one sample; if its bag is empty, it reaches no row.
-            gradients[keys[model.names[-1]][0]][:1, 3] = fault
+            gradients[keys[names[-1]][0]][:1, 3] = fault
         expected = Gradient(bags, {name: torch.cat([gradients[k] for k in of]) for name, of in keys.items()})
-        applied = model.backward(self.model, expected, self.calls)
+        applied = self.waiting.backward(self.model, expected, self.calls)
         keyed = list(output)
         refused = not applied and self.on_nonfinite == "raise"
         with pytest.raises(damo.NonFiniteGradientError) if refused else contextlib.nullcontext():
             torch.autograd.backward([output[k] for k in keyed], [gradients[k] for k in keyed])
+        self.skipped += not applied and not refused
+
+    @rule()
+    def apply_accumulated(self):
+        some, applied = self.gradients_wait(), self.waiting.apply(self.model)
+        refused = not applied and self.on_nonfinite == "raise"
+        with pytest.raises(damo.NonFiniteGradientError) if refused else contextlib.nullcontext():
+            assert self.store.apply_accumulated() == (some and applied)
         self.skipped += not applied and not refused
 
     @rule(batch=batches_of(FIRST), training=st.booleans(), how=st.sampled_from(READS))
@@ -204,7 +212,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.calls = calls
 
     def gradients_wait(self):
-        return any(model.waiting for model in self.models.values())
+        return bool(self.waiting.waiting)
 
     # ------------------------------------------------------------------ rows by id
 
@@ -219,12 +227,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.table(name).delete(ids)
         self.model[name].delete(ids)
 
-    @precondition(lambda self: "second" not in self.models)
+    @precondition(lambda self: "second" not in self.collections)
     @rule()
     def open_a_second_table(self):
         self.model.setdefault("later", TableModel(*OPTIMIZERS["later"]))
         self.collections["second"] = open_collection(self.store, SECOND)
-        self.models["second"] = CollectionModel(SECOND)
 
     # ------------------------------------------------------------------ on disk
 
@@ -265,8 +272,7 @@ class StoreMachine(RuleBasedStateMachine):
         which, path = self.choose(data, how)
         self.store.restore(which)
         self.go_to(path)
-        for model in self.models.values():
-            model.waiting = []
+        self.waiting.waiting = []
 
     def choose(self, data, how):
         """What to say, and the checkpoint it means."""

@@ -1,0 +1,124 @@
+"""One step of a store for each backward pass: gradients are kept until it ends, checked, and applied together.
+
+Autograd calls what was queued with it at the end of a pass that has not failed. A pass that fails is forgotten with all
+that it brought.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from damo_torchrec.errors import NonFiniteGradientError, StoreClosedError
+from damo_torchrec.store.autograd_task import at_end_of_task, current_task
+from damo_torchrec.store.session import Session
+from damo_torchrec.store.waiting import BackwardPass, Gradient
+
+_log = logging.getLogger(__name__)
+
+# How many updates that were skipped in a row are told of.
+_TOLD_AT = (5, 10, 20, 50, 100, 1000, 10_000, 100_000)
+
+
+def pass_under_way(session: Session) -> BackwardPass | None:
+    """The backward pass that calls this, which ends with an update of the store; None outside of one."""
+    task = current_task()
+    if task is None:
+        return None
+    with session.mutex:
+        found = session.waiting.under_way(task)
+        if found is None:
+            found = begun = session.waiting.begin(task)
+            at_end_of_task(lambda: _end(session, begun.in_order()))
+        return found
+
+
+def add(session: Session, gradient: Gradient, joined: BackwardPass | None) -> None:
+    """Takes a gradient to the rows at the end of a backward pass.
+
+    Args:
+        session: of the rows.
+        gradient: what a lookup's output got.
+        joined: the pass that it is a part of; None for the one that calls this.
+    """
+    check_same_rows(session, gradient.generation)
+    part_of = joined or pass_under_way(session)
+    if part_of is None:  # called by hand, which makes it a pass of its own
+        _end(session, [gradient])
+    else:
+        with session.mutex:
+            part_of.gradients.append(gradient)
+
+
+def apply_waiting(session: Session) -> bool:
+    """Updates with what waits for more passes. Returns whether there was anything, and it was not skipped."""
+    with session.mutex:
+        scale = _scale(session)
+        gradients = session.waiting.take(scale)
+        return bool(gradients) and _apply(session, gradients, scale)
+
+
+def check_same_rows(session: Session, generation: int) -> None:
+    """Raises StoreClosedError if the store's rows are others than at that generation."""
+    _ = session.engine
+    if generation != session.generation:
+        raise StoreClosedError(f"the store {session.path} was restored between this forward and its backward")
+
+
+def _end(session: Session, gradients: list[Gradient]) -> None:
+    if not gradients:
+        return
+    with session.mutex:
+        for gradient in gradients:
+            check_same_rows(session, gradient.generation)
+            gradient.check_unchanged()
+        scale = _scale(session)
+        if ready := session.waiting.end(gradients, scale):
+            _apply(session, ready, scale)
+
+
+def _scale(session: Session) -> float:
+    return session.dense_part.scale() if session.dense_part is not None else session.grad_scale
+
+
+def _apply(session: Session, gradients: Sequence[Gradient], scale: float) -> bool:
+    """One update of all rows. REQUIRES: the mutex."""
+    for gradient in gradients:
+        gradient.check_unchanged()
+    engine, dense = session.engine, session.dense_part
+    _set_optimizers(session, gradients)
+    session.note_change()
+    skip = session.options.on_nonfinite == "skip" or dense is not None
+    applied = (dense is None or not dense.overflows()) and engine.backward(
+        [(g.lookup, g.grad.data_ptr(), g.grad.stride(0)) for g in gradients],
+        grad_scale=scale,
+        skip_nonfinite=skip,
+    )
+    if not applied and dense is not None:
+        dense.skip()
+    if applied:
+        session.skipped_in_a_row = 0
+    else:
+        _count_skipped(session)
+    return applied
+
+
+def _set_optimizers(session: Session, gradients: Sequence[Gradient]) -> None:
+    """Brings the hyperparameters of now to the engine. Raises ValueError if collections differ in a table's."""
+    tables = {table.name: table for gradient in gradients for table in gradient.tables}
+    optimizers = {id(gradient.optimizer): gradient.optimizer for gradient in gradients}
+    agreed = session.hyperparameters.agreed(optimizers.values())
+    session.catalog.set_optimizers(list(tables.values()), agreed, session.engine)
+
+
+def _count_skipped(session: Session) -> None:
+    """Tells of updates that were skipped, as long as it is not one now and then, as a GradScaler makes them."""
+    session.skipped_backwards += 1
+    session.skipped_in_a_row += 1
+    count, limit = session.skipped_in_a_row, session.options.max_skipped_in_a_row
+    what = f"the store {session.path} has skipped {count} updates in a row, as gradients were not finite"
+    advice = "look for dense weights that are NaN or infinite, and for a learning rate or loss scale that is too large"
+    if limit is not None and count >= limit:
+        raise NonFiniteGradientError(f"{what}: {advice} (StoreOptions.max_skipped_in_a_row is {limit})")
+    if count in _TOLD_AT:
+        _log.warning("%s: %s", what, advice)
