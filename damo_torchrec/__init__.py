@@ -30,6 +30,7 @@ from damo_torchrec.store.default_store import default_store, set_default_store
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.table import Table
 from damo_torchrec.training.checkpoint_manager import CheckpointManager
+from damo_torchrec.training.grad_scaler import follow_grad_scaler
 from damo_torchrec.training.loading import load_model
 from damo_torchrec.training.model_checkpoint import CheckpointInfo, checkpoint_info
 from damo_torchrec.training.prefetch import PrefetchIterator
@@ -73,6 +74,7 @@ __all__ = [
     "checkpoint_info",
     "damo_embedding_init",
     "default_store",
+    "follow_grad_scaler",
     "init",
     "load_model",
     "optim",

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from damo_torchrec import _core
 from damo_torchrec.modules import store_of
 from damo_torchrec.modules.collection import Collection
+from damo_torchrec.modules.dense_weights import warn_of_nonfinite
 from damo_torchrec.onnx.arguments import FeatureInput, read_arguments
 from damo_torchrec.onnx.card import dense_card, full_card, set_card
 from damo_torchrec.onnx.graph_files import write_graph
@@ -94,6 +95,7 @@ def export(
         if number is not None:
             _check_count(name, number, least=0)
     store = store or store_of(model)
+    warn_of_nonfinite(model, "export")
     arguments = read_arguments(model, args, {k: list(axes) for k, axes in (dynamic_axes or {}).items()}, input_names)
     proto, calls = trace_model(model, arguments, output_names)
     tables = _tables(model, calls, store)

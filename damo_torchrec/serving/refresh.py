@@ -14,6 +14,7 @@ from torch import nn
 from damo_torchrec.graph_card import CARD
 from damo_torchrec.modules import store_of
 from damo_torchrec.modules.collection import Collection
+from damo_torchrec.modules.dense_weights import warn_of_nonfinite
 from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.export import dense_graph
 
@@ -63,6 +64,7 @@ class DenseGraph:
     def now(self) -> bytes:
         """The graph. Errors as of `export`."""
         if self._graph is not None:
+            warn_of_nonfinite(self._model, "export")
             return refresh_dense(self._graph, self._model)
         graph = dense_graph(self._model, self._args)
         computed = sorted(_computed(onnx.load_from_string(graph), _state(self._model)))

@@ -17,6 +17,7 @@ from damo_torchrec.checkpoints.dense_part import dump_dense
 from damo_torchrec.checkpoints.layout import MODEL_FILE, MODULE_FILE
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.modules import store_of
+from damo_torchrec.modules.dense_weights import warn_of_nonfinite
 from damo_torchrec.store.checkpoint_writer import Files
 from damo_torchrec.training.model_checkpoint import dense_state
 from damo_torchrec.training.random_state import random_state
@@ -113,6 +114,7 @@ class _Parts:
 
 def _files(model: nn.Module, parts: _Parts) -> Files:
     def files(manifest: Manifest) -> dict[str, bytes]:
+        warn_of_nonfinite(model, "save_model")
         contents = {}
         unpicklable = None
         try:

@@ -172,7 +172,7 @@ def test_a_backward_called_twice_is_two_updates(any_store):
     assert any_store.step == 2
 
 
-def test_a_collection_used_twice_in_a_graph_gets_two_updates(any_store):
+def test_a_collection_used_twice_in_a_graph_gets_one_update(any_store):
     pair = twins([config("t")], any_store)
     first, second = (pair.ours(kjt({"t": [[i], [i + 1]]})).values() for i in (1, 2))
     (first * second).sum().backward()
@@ -180,14 +180,15 @@ def test_a_collection_used_twice_in_a_graph_gets_two_updates(any_store):
     (theirs[0] * theirs[1]).sum().backward()
     moved, gradient = next(pair.gradients())
     torch.testing.assert_close(moved, gradient)
-    assert any_store.step == 2
+    assert any_store.step == 1
 
 
 def test_second_derivatives_are_refused(memory_store):
     pair = twins([config("t")], memory_store, is_weighted=True)
     weights = torch.ones(2, requires_grad=True)
     features = KeyedJaggedTensor(["t"], torch.tensor([1, 2]), weights, lengths=torch.tensor([2]))
-    (gradient,) = torch.autograd.grad((pair.ours(features).values() ** 2).sum(), weights, create_graph=True)
+    with pytest.warns(UserWarning, match="update no rows"):
+        (gradient,) = torch.autograd.grad((pair.ours(features).values() ** 2).sum(), weights, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 

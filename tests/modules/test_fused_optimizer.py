@@ -70,15 +70,6 @@ def test_a_learning_rate_that_is_none_is_refused_and_nothing_changes(ebc, lr):
     assert ebc.store.step == 0
 
 
-def test_two_collections_over_one_table_keep_learning_rates_of_their_own(ebc, memory_store):
-    other = damo.EmbeddingBagCollection([config("t", 4)], torch.optim.SGD, {"lr": 2.0}, store=memory_store)
-    table = memory_store.table("t")
-    for collection, lr in ((ebc, 0.5), (other, 2.0), (ebc, 0.5)):
-        table.set([1], torch.zeros(1, 4))
-        collection(kjt(FEATURES)).values().sum().backward()
-        assert table.get([1])[0, 0] == -lr
-
-
 def test_torchs_schedulers_act_on_it(ebc):
     optimizer = ebc.fused_optimizer
     scheduler = StepLR(optimizer, step_size=2, gamma=0.5)
