@@ -84,13 +84,16 @@ void GatherGradients(const TableShare& share, std::span<const PlacedGradient> pa
   s->buffer.resize(2 * static_cast<size_t>(rows.tables[table].layout.dim));
 }
 
-std::string DescribeNonFinite(uint16_t table, const RowGradients& s, const CachedTables& rows) {
+std::string DescribeNonFinite(uint16_t table, const RowGradients& s, const CachedTables& rows, float* largest) {
   const int dim = rows.tables[table].layout.dim;
   for (size_t r = 0; r < s.rows.size(); ++r) {
     for (int j = 0; j < dim; ++j) {
       float sum = 0;
       for (uint32_t o = s.begin[r]; o < s.begin[r + 1]; ++o) sum += s.occurrences[o].scale * s.occurrences[o].grad[j];
-      if (std::isfinite(sum)) continue;
+      if (std::isfinite(sum)) {
+        *largest = std::max(*largest, std::abs(sum));
+        continue;
+      }
       return "the gradient of table \"" + rows.tables[table].schema.name + "\", id " +
              std::to_string(RowId(rows.cache.Row(s.rows[r]))) + ", is not finite (" + std::to_string(sum) +
              " in column " + std::to_string(j) + "); no table was updated";

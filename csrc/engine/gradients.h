@@ -54,8 +54,9 @@ struct TableShare {
 void GatherGradients(const TableShare& share, std::span<const PlacedGradient> parts, float grad_scale,
                      const CachedTables& rows, RowGradients* gradients) DAMO_REQUIRES(store_mutex);
 
-// The first row whose summed gradient is not finite, in words, or an empty string.
-std::string DescribeNonFinite(uint16_t table, const RowGradients& gradients, const CachedTables& rows)
+// The first row whose summed gradient is not finite, in words, or an empty string. Raises `largest` to the largest
+// absolute value of a sum.
+std::string DescribeNonFinite(uint16_t table, const RowGradients& gradients, const CachedTables& rows, float* largest)
     DAMO_REQUIRES(store_mutex);
 
 // An upper bound of the absolute values that summing the parts' gradients can give, infinite or NaN if there is none.

@@ -138,7 +138,7 @@ void Loader::Read(Rows* load) {
   std::atomic<int64_t> blocks = 0;
   auto read = [&](size_t p, int) {
     const auto& [run, begin, end] = parts[p];
-    const Table& table = *run->table;
+    Table& table = *run->table;
     const int64_t blocks_before = BlocksRead();
     try {
       store_->MultiGet(table.schema.number, std::span(run->ids).subspan(begin, end - begin),
@@ -148,12 +148,15 @@ void Loader::Read(Rows* load) {
       throw Error(error.code(), "table \"" + table.schema.name + "\": " + error.what());
     }
     blocks.fetch_add(BlocksRead() - blocks_before, std::memory_order_relaxed);
+    RowBounds bounds;
     for (size_t i = begin; i < end; ++i) {
       if (!load->found[run->first + i]) {
         table.DrawPayload(compute_.kernels->draw_row, run->ids[i], run->initial_state,
                           RowAt(arena_, load->slots[run->first + i]));
       }
+      bounds.Add(compute_.kernels->row_bounds(table.layout, load->payloads[run->first + i]));
     }
+    table.bounds.Add(bounds);
   };
   if (load->waits) {
     waiting_readers_->ParallelFor(parts.size(), read);

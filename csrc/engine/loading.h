@@ -21,7 +21,7 @@ namespace damo {
 // Rows of one table that are to be loaded.
 struct LoadRun {
   uint16_t index;  // of the table
-  const Table* table;
+  Table* table;
   float initial_state;       // of rows that are new
   std::vector<int64_t> ids;  // ascending, distinct
   size_t first = 0;          // where theirs begin in what a Load has of all rows

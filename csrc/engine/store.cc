@@ -209,6 +209,7 @@ void Store::SetRow(Slot slot, const float* weights, const float* state) {
     std::fill_n(RowState(row, t.layout), state_size, InitialState(t.schema.optimizer));
   }
   *HeaderOf(row, t.layout) = {.last_step = t.schema.iter, .count = 0};
+  t.bounds.Add(kernels_.row_bounds(t.layout, row + kPayloadOffset));
   t.schema.rows += RowFlags(row) & kAbsent ? 1 : 0;
   SetRowFlags(row, static_cast<uint8_t>(RowFlags(row) & ~kAbsent));
   cache_.MarkDirty(slot);

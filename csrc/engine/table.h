@@ -10,6 +10,7 @@
 #include "kernels/update_rules.h"
 #include "row/initializer.h"
 #include "row/row.h"
+#include "row/row_bounds.h"
 
 namespace damo {
 
@@ -26,6 +27,26 @@ struct TableSchema {
   RowLayout layout() const { return {dim, StateSize(optimizer.kind, dim), weight_type}; }
 };
 
+// RowBounds that several threads raise.
+class SharedRowBounds {
+ public:
+  RowBounds get() const { return {weights_.load(std::memory_order_relaxed), state_.load(std::memory_order_relaxed)}; }
+  void Add(const RowBounds& bounds) {
+    Raise(&weights_, bounds.weights);
+    Raise(&state_, bounds.state);
+  }
+
+ private:
+  static void Raise(std::atomic<uint32_t>* to, uint32_t value) {
+    uint32_t now = to->load(std::memory_order_relaxed);
+    while (now < value && !to->compare_exchange_weak(now, value, std::memory_order_relaxed)) {
+    }
+  }
+
+  std::atomic<uint32_t> weights_{0};
+  std::atomic<uint32_t> state_{0};
+};
+
 struct Table {
   explicit Table(const TableSchema& s) : schema(s), layout(s.layout()) {}
 
@@ -33,6 +54,9 @@ struct Table {
   RowLayout layout;
   std::atomic<uint64_t> hits{0};    // occurrences of ids in forwards that found their row in the cache
   std::atomic<uint64_t> misses{0};  // and that did not
+
+  // Of every row that has come into the cache or changed there.
+  SharedRowBounds bounds;
 
   // A row's payload before its first update; every element of its state is `state`.
   void DrawPayload(void (*draw_row)(const Initializer&, int64_t, int, float*), int64_t id, float state,

@@ -25,14 +25,8 @@ bool Updater::Update(std::span<const GradientPart> parts, float grad_scale, NonF
   cache_.BeginOperation();
   FindRows(parts);
   const Plan plan = MakePlan(parts, grad_scale);
-  // All that can fail happens before the first row changes. Half of the largest float leaves room for rounding.
-  if (!(std::abs(GradientBound(parts, grad_scale, *rows_, compute_)) < std::numeric_limits<float>::max() / 2)) {
-    const std::string fault = FindNonFinite(plan);
-    if (!fault.empty()) {
-      if (policy == NonFinite::kSkip) return false;
-      throw Error(ErrorCode::kNonFinite, fault);
-    }
-  }
+  // All that can fail happens before the first row changes.
+  if (!StaysFinite(parts, plan, policy)) return false;
   AwaitReserve(plan);
   Apply(plan);
   return true;
@@ -85,17 +79,51 @@ Updater::Plan Updater::MakePlan(std::span<const GradientPart> parts, float grad_
   return plan;
 }
 
-// What is not finite, in words, or an empty string.
-std::string Updater::FindNonFinite(const Plan& plan) {
+bool Updater::StaysFinite(std::span<const GradientPart> parts, const Plan& plan, NonFinite policy) {
+  std::string fault;
+  float largest = std::abs(GradientBound(parts, plan.grad_scale, *rows_, compute_));
+  // Half of the largest float leaves room for rounding.
+  if (!(largest < std::numeric_limits<float>::max() / 2)) fault = FindNonFinite(plan, &largest);
+  const bool sure = std::all_of(plan.work.begin(), plan.work.end(), [&](const Work& work) DAMO_REQUIRES(store_mutex) {
+    return damo::StaysFinite(work.step, tables_[work.share.table].bounds.get(), largest);
+  });
+  if (fault.empty() && !sure) fault = FindOverflow(plan);
+  if (fault.empty()) return true;
+  if (policy == NonFinite::kSkip) return false;
+  throw Error(ErrorCode::kNonFinite, fault);
+}
+
+namespace {
+
+std::string FirstOf(const std::vector<std::string>& faults) {
+  const auto found = std::find_if(faults.begin(), faults.end(), [](const std::string& f) { return !f.empty(); });
+  return found == faults.end() ? std::string() : *found;
+}
+
+}  // namespace
+
+std::string Updater::FindNonFinite(const Plan& plan, float* largest) {
   std::vector<std::string> faults(plan.work.size());
+  std::vector<float> largest_of(plan.work.size(), 0);
   compute_.threads->ParallelFor(plan.work.size(), [&](size_t w, int thread) DAMO_REQUIRES(store_mutex) {
     RowGradients* gradients = &gradients_[static_cast<size_t>(thread)];
     const TableShare& share = plan.work[w].share;
     GatherGradients(share, plan.parts, plan.grad_scale, *rows_, gradients);
-    faults[w] = DescribeNonFinite(share.table, *gradients, *rows_);
+    faults[w] = DescribeNonFinite(share.table, *gradients, *rows_, &largest_of[w]);
   });
-  const auto found = std::find_if(faults.begin(), faults.end(), [](const std::string& f) { return !f.empty(); });
-  return found == faults.end() ? std::string() : *found;
+  *largest = largest_of.empty() ? 0 : *std::max_element(largest_of.begin(), largest_of.end());
+  return FirstOf(faults);
+}
+
+std::string Updater::FindOverflow(const Plan& plan) {
+  std::vector<std::string> faults(plan.work.size());
+  compute_.threads->ParallelFor(plan.work.size(), [&](size_t w, int thread) DAMO_REQUIRES(store_mutex) {
+    const auto& [share, step] = plan.work[w];
+    RowGradients* gradients = &gradients_[static_cast<size_t>(thread)];
+    GatherGradients(share, plan.parts, plan.grad_scale, *rows_, gradients);
+    faults[w] = DescribeOverflow(share.table, *gradients, step, *rows_, *compute_.kernels);
+  });
+  return FirstOf(faults);
 }
 
 // Waits until the rows of this update can be kept for a capture that is under way.
@@ -118,10 +146,11 @@ void Updater::Apply(const Plan& plan) {
     const Table& table = tables_[share.table];
     if (keeps) capture_->Keep(g->rows);
     for (Slot slot : g->rows) cache_.MarkSegmentDirty(slot);
-    const size_t n = compute_.kernels->apply[static_cast<size_t>(table.schema.optimizer.kind)](
+    const ApplyResult applied = compute_.kernels->apply[static_cast<size_t>(table.schema.optimizer.kind)](
         {cache_.arena(), g->rows.data(), g->begin.data(), g->occurrences.data(), g->rows.size(), table.layout.dim, step,
          table.schema.iter + 1, g->buffer.data(), table.layout.weight_type, table.schema.initializer.stream_key});
-    created[share.table].fetch_add(static_cast<int64_t>(n), std::memory_order_relaxed);
+    created[share.table].fetch_add(static_cast<int64_t>(applied.created), std::memory_order_relaxed);
+    tables_[share.table].bounds.Add(applied.bounds);
   });
   for (size_t t = 0; t < tables_.size(); ++t) {
     tables_[t].schema.iter += plan.involved[t] ? 1 : 0;

@@ -12,6 +12,7 @@
 #include "engine/compute.h"
 #include "engine/gradients.h"
 #include "engine/lookup.h"
+#include "engine/trial.h"
 #include "kernels/optimizer.h"
 
 namespace damo {
@@ -43,7 +44,12 @@ class Updater {
 
   void FindRows(std::span<const GradientPart> parts) DAMO_REQUIRES(store_mutex);
   Plan MakePlan(std::span<const GradientPart> parts, float grad_scale) DAMO_REQUIRES(store_mutex);
-  std::string FindNonFinite(const Plan& plan) DAMO_REQUIRES(store_mutex);
+  // Throws kNonFinite, or returns false with kSkip, if the update would leave something that is not finite.
+  bool StaysFinite(std::span<const GradientPart> parts, const Plan& plan, NonFinite policy) DAMO_REQUIRES(store_mutex);
+  // What is not finite, in words, or an empty string: a gradient, whose largest value is found with that; or a row,
+  // after the update.
+  std::string FindNonFinite(const Plan& plan, float* largest) DAMO_REQUIRES(store_mutex);
+  std::string FindOverflow(const Plan& plan) DAMO_REQUIRES(store_mutex);
   void AwaitReserve(const Plan& plan) DAMO_REQUIRES(store_mutex);
   void Apply(const Plan& plan) DAMO_REQUIRES(store_mutex);
 

@@ -9,6 +9,7 @@
 #include "kernels/update_rules.h"
 #include "row/initializer.h"
 #include "row/row.h"
+#include "row/row_bounds.h"
 
 namespace damo {
 
@@ -37,7 +38,7 @@ struct Occurrence {
 };
 
 // Updates `rows` distinct rows: row r is slots[r] and its gradient the sum of occurrences begin[r]..begin[r+1], in that
-// order. Clears kAbsent, sets kDirty, kChanged and the header. Returns how many rows had been absent.
+// order. Clears kAbsent, sets kDirty, kChanged and the header.
 struct ApplyArgs {
   Arena arena;
   const Slot* slots;
@@ -52,6 +53,11 @@ struct ApplyArgs {
   uint64_t stream_key = 0;  // of the table: what rounding to 16 bits is drawn from
 };
 
+struct ApplyResult {
+  size_t created = 0;  // rows that had been absent
+  RowBounds bounds;    // of what was written
+};
+
 // Gradients of the per-id weights of the bags in PoolArgs, whose `out` they get as input: grad[i] = <row_i, g> for sums
 // and (<row_i, g> - <mean, g>) / sum of weights for means. `weight_grad` is indexed like `slots`.
 struct WeightGradArgs {
@@ -64,10 +70,11 @@ struct WeightGradArgs {
 struct Kernels {
   const char* name;
   void (*pool)(const PoolArgs&);
-  size_t (*apply[kOptimizerKinds])(const ApplyArgs&);  // by OptimizerKind
+  ApplyResult (*apply[kOptimizerKinds])(const ApplyArgs&);  // by OptimizerKind
   void (*weight_grad)(const WeightGradArgs&);
   // The largest absolute value's bits as an integer: at least 0x7F800000 if any value is infinite or NaN.
   uint32_t (*max_abs_bits)(const float*, size_t);
+  RowBounds (*row_bounds)(const RowLayout&, const char* payload);
   void (*draw_row)(const Initializer&, int64_t id, int dim, float* weights);
 };
 

@@ -97,13 +97,14 @@ struct GradientAdjustment {
 };
 
 template <class Rule, class Weights, int kDim>
-size_t ApplyRows(const ApplyArgs& a) {
+ApplyResult ApplyRows(const ApplyArgs& a) {
   const int dim = Dim<kDim>(a.dim);
   const RowLayout layout = {dim, Rule::StateSize(dim), Weights::kExact ? WeightType::kFloat32 : a.weight_type};
   const typename Rule::Step step = Rule::MakeStep(a.step);
   const GradientAdjustment adjustment(a.step.config);
   const size_t touched = layout.row_size();
   size_t created = 0;
+  RowMagnitudes magnitudes;
   for (size_t r = 0; r < a.rows; ++r) {
     if (r + kPrefetchRows < a.rows) {
       PrefetchFloats(RowAt(a.arena, a.slots[r + kPrefetchRows]), touched);
@@ -125,11 +126,12 @@ size_t ApplyRows(const ApplyArgs& a) {
       const uint64_t seed = RoundingSeed(a.stream_key, RowId(row), a.iter);
       for (int j = 0; j < dim; ++j) Weights::Store(stored, j, weights[j], RoundingBits(seed, j));
     }
+    magnitudes.Add<Weights>(row + kPayloadOffset, layout);
     const uint8_t flags = RowFlags(row);
     created += flags & kAbsent ? 1 : 0;
     SetRowFlags(row, static_cast<uint8_t>((flags & ~kAbsent) | kDirty | kChanged));
   }
-  return created;
+  return {created, magnitudes.bounds()};
 }
 
 template <class Weights>
@@ -187,8 +189,14 @@ void Pool(const PoolArgs& a) {
   }
 }
 
+RowBounds Bounds(const RowLayout& layout, const char* payload) {
+  RowMagnitudes magnitudes;
+  WithWeights(layout.weight_type, [&](auto weights) { magnitudes.Add<decltype(weights)>(payload, layout); });
+  return magnitudes.bounds();
+}
+
 template <class Rule>
-size_t Apply(const ApplyArgs& a) {
+ApplyResult Apply(const ApplyArgs& a) {
   if (a.weight_type == WeightType::kFloat16) return ApplyRows<Rule, Float16Weights, 0>(a);
   if (a.weight_type == WeightType::kBfloat16) return ApplyRows<Rule, Bfloat16Weights, 0>(a);
   switch (a.dim) {
@@ -213,8 +221,8 @@ void WeightGrad(const WeightGradArgs& a) {
 
 extern const Kernels DAMO_KERNELS_SYMBOL;
 #define DAMO_APPLY(Rule) Apply<Rule>,
-const Kernels DAMO_KERNELS_SYMBOL = {DAMO_KERNELS_NAME, Pool,       {DAMO_UPDATE_RULES(DAMO_APPLY)},
-                                     WeightGrad,        MaxAbsBits, Draw};
+const Kernels DAMO_KERNELS_SYMBOL = {
+    DAMO_KERNELS_NAME, Pool, {DAMO_UPDATE_RULES(DAMO_APPLY)}, WeightGrad, MaxAbsBits, Bounds, Draw};
 #undef DAMO_APPLY
 
 }  // namespace damo

@@ -65,6 +65,12 @@ struct OptimizerStep {
   BiasCorrection bias;  // by the table's iteration
 };
 
+// Parts of what rules say of themselves in StaysFinite.
+inline bool DividesByEnough(const OptimizerStep& s) { return s.config.eps >= 0x1p-50; }
+inline bool BetasAreBelowOne(const OptimizerStep& s) {
+  return s.config.beta1 <= 1 - 0x1p-20 && s.config.beta2 <= 1 - 0x1p-20;
+}
+
 // REQUIRES: iter >= 1, the iteration that this update is.
 OptimizerStep MakeStep(const OptimizerConfig& config, uint32_t iter);
 

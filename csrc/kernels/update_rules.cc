@@ -31,6 +31,13 @@ float InitialState(const OptimizerConfig& config) {
   return WithRule(config.kind, [&](auto rule) { return rule.InitialState(config); });
 }
 
+bool StaysFinite(const OptimizerStep& step, const RowBounds& bounds, float gradient) {
+  const OptimizerConfig& c = step.config;
+  const bool ordinary = FloatOf(bounds.weights) < 0x1p30f && FloatOf(bounds.state) < 0x1p50f && gradient < 0x1p30f;
+  const bool tame = step.lr <= 0x1p6 && c.weight_decay <= 0x1p2;
+  return ordinary && tame && WithRule(c.kind, [&](auto rule) { return rule.StaysFinite(step); });
+}
+
 std::vector<std::string_view> OptimizerNames() {
 #define DAMO_NAME(Rule) Rule::kName,
   return {DAMO_UPDATE_RULES(DAMO_NAME)};

@@ -32,6 +32,9 @@ DAMO_INLINE float FloatOf(uint32_t bits) {
   return x;
 }
 
+// The bits of |x|, as integers in the order of the numbers.
+DAMO_INLINE uint32_t MagnitudeBits(float x) { return FloatBits(x) & 0x7FFFFFFFu; }
+
 constexpr uint32_t kInfinity = 0x7F800000;
 
 // The types, for templates. Store rounds by 32 random bits, StoreNearest to nearest, ties to even. What is too large

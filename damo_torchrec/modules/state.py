@@ -98,12 +98,15 @@ def copy_state(rows: torch.Tensor, table: Table) -> None:
     """Makes row i of `rows`, ``(n,)`` or ``(n, k)``, the optimizer state of the row with id i.
 
     Raises:
-        ValueError: k is not what the table's rule has.
+        ValueError: k is not what the table's rule has, or a number is not finite, or negative: state that TorchRec has,
+            too, is sums of squares.
     """
     rows = rows.detach().to("cpu", torch.float32).reshape(len(rows), -1)
     size = table.session.engine.state_size(table.opened.index)
     if rows.shape[1] != size:
         raise ValueError(f"table {table.name!r}: a row has {size} floats of state, got {rows.shape[1]}")
+    if not bool((torch.isfinite(rows) & (rows >= 0)).all()):
+        raise ValueError(f"table {table.name!r}: the optimizer's state must be finite and not negative")
     for begin in range(0, len(rows), _ROWS_PER_CALL):
         part = rows[begin : begin + _ROWS_PER_CALL].contiguous()
         ids = torch.arange(begin, begin + len(part))

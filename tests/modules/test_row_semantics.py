@@ -305,3 +305,71 @@ def test_the_smallest_numbers_are_what_torch_makes_of_them(memory_store, optimiz
     (row,) = memory_store.table("t").get([7])
     assert row.view(torch.int32).tolist() == weight.detach().view(torch.int32).tolist()
     assert torch.equal(ebc.eval()(batch).values()[0], row)
+
+
+# ------------------------------------------------------------------ rows that a finite gradient would make infinite
+
+LARGE = 3e38
+OVERFLOWS = {
+    "a learning rate that is too large": (torchrec.optim.SGD, {"lr": 1e30}, 1e20),
+    "a weight at the end of the range": (torchrec.optim.SGD, {"lr": 1.0}, -LARGE),
+    "a square that overflows": (torch.optim.Adagrad, {"lr": 1.0}, 1e25),
+    "0 / 0": (torch.optim.Adagrad, {"lr": 1.0, "eps": 0.0}, 0.0),
+    "a row-wise 0 / 0": (torchrec.optim.RowWiseAdagrad, {"lr": 1.0, "eps": 0.0}, 0.0),
+    "a second moment": (torch.optim.Adam, {"lr": 1.0}, 1e25),
+}
+
+
+@pytest.mark.parametrize(("optimizer", "hyperparameters", "gradient"), OVERFLOWS.values(), ids=OVERFLOWS.keys())
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+def test_a_finite_gradient_that_would_make_a_row_infinite_updates_nothing(optimizer, hyperparameters, gradient, policy):
+    with damo.EmbeddingStore(options=damo.StoreOptions(num_threads=2, on_nonfinite=policy)) as store:
+        fine = collection(store, "fine", initial=1.0)
+        faulty = collection(store, "faulty", initial=LARGE, optimizer=optimizer, **hyperparameters)
+        update(fine, {"fine": [[1]]})
+        before = rows_of(store)
+
+        def step(factor):
+            output = look_up(faulty, {"faulty": [[5], [-3]]})
+            torch.autograd.backward(
+                [look_up(fine, {"fine": [[1], [2]]}), output],
+                [torch.ones(2, 4), torch.tensor([[0.5], [gradient]]).expand(2, 4) * factor],
+            )
+
+        if policy == "raise":
+            with pytest.raises(
+                damo.NonFiniteGradientError, match=r'"faulty", id (5|-3), infinite or NaN.*no table was'
+            ):
+                step(1.0)
+        else:
+            step(1.0)
+            assert store.stats().skipped_backwards == 1
+        assert rows_of(store) == before
+        assert [store.table(name).iter for name in ("fine", "faulty")] == [1, 0]
+        update(fine, {"fine": [[1]]})
+
+
+def test_rows_of_numbers_far_from_ordinary_are_updated_like_others(store):
+    """Each is tried first; what comes of it are the bits that other rows get."""
+    steady = collection(store, "t", initial=1.0, optimizer=torch.optim.Adam, lr=0.5)
+    tried = collection(store, "tried", initial=1.0, optimizer=torch.optim.Adam, lr=0.5)
+    store.table("tried").set([7], torch.full((1, 4), 1e30))
+    for step in range(3):
+        for ebc, name in ((steady, "t"), (tried, "tried")):
+            output = look_up(ebc, {name: [[i, i + 1] for i in range(200)]})
+            output.backward(torch.arange(800.0).view(200, 4) * 10.0 ** (step - 2))
+    rows = rows_of(store)
+    same = [i for i in rows["t"] if i not in (6, 7, 8)]
+    assert len(same) > 190
+    assert all(rows["t"][i] == rows["tried"][i] for i in same)
+
+
+def test_a_row_that_was_not_finite_before_does_not_stop_the_others(store):
+    ebc = collection(store, "t", initial=1.0)
+    # Past `Table.set`, which refuses it: such rows come from stores of older versions.
+    odd, weights = torch.tensor([1]), torch.tensor([[float("nan"), float("inf"), 1.0, 1.0]])
+    index = store.table("t").opened.index
+    store.session.engine.set(index, odd.data_ptr(), 1, weights.data_ptr(), 0)
+    update(ebc, {"t": [[1], [2]]})
+    assert store.table("t").get([2])[0, 0] == 0.0
+    assert store.step == 1

@@ -13,6 +13,7 @@ struct Adagrad {
 
   DAMO_INLINE int StateSize(int dim) { return dim; }
   DAMO_INLINE float InitialState(const OptimizerConfig& c) { return static_cast<float>(c.initial_accumulator_value); }
+  DAMO_INLINE bool StaysFinite(const OptimizerStep& s) { return DividesByEnough(s); }
 
   struct Step : WeightDecay {
     float lr;

@@ -19,6 +19,7 @@ struct AmsGrad {
 
   DAMO_INLINE int StateSize(int dim) { return 3 * dim; }
   DAMO_INLINE float InitialState(const OptimizerConfig&) { return 0; }
+  DAMO_INLINE bool StaysFinite(const OptimizerStep& s) { return DividesByEnough(s) && BetasAreBelowOne(s); }
 
   struct Step : WeightDecay, Moments {};
   DAMO_INLINE Step MakeStep(const OptimizerStep& s) { return {MakeWeightDecay(s), MakeMoments(s)}; }

@@ -16,6 +16,12 @@ struct Ftrl {
 
   DAMO_INLINE int StateSize(int dim) { return 2 * dim; }
   DAMO_INLINE float InitialState(const OptimizerConfig&) { return 0; }
+  // Divides by lr, and by (beta + sqrt(n)) / lr + lambda2.
+  DAMO_INLINE bool StaysFinite(const OptimizerStep& s) {
+    const OptimizerConfig& c = s.config;
+    return s.lr >= 0x1p-40 && c.beta <= 0x1p20 && c.lambda1 <= 0x1p50 && c.lambda2 <= 0x1p50 &&
+           c.beta / s.lr + c.lambda2 >= 0x1p-20;
+  }
 
   struct Step {
     float lr;

@@ -19,6 +19,7 @@ struct Lamb {
 
   DAMO_INLINE int StateSize(int dim) { return 2 * dim; }
   DAMO_INLINE float InitialState(const OptimizerConfig&) { return 0; }
+  DAMO_INLINE bool StaysFinite(const OptimizerStep& s) { return DividesByEnough(s) && BetasAreBelowOne(s); }
 
   struct Step : Moments {
     float lr;

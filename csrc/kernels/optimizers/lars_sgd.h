@@ -17,6 +17,11 @@ struct LarsSgd {
 
   DAMO_INLINE int StateSize(int dim) { return dim; }
   DAMO_INLINE float InitialState(const OptimizerConfig&) { return 0; }
+  // The rate is at most lr * eta / weight_decay, and without that lr * eta * |w| / |g|, which g multiplies.
+  DAMO_INLINE bool StaysFinite(const OptimizerStep& s) {
+    const OptimizerConfig& c = s.config;
+    return c.momentum <= 0x1p2 && c.eta <= 0x1p6 && (c.weight_decay == 0 || c.weight_decay >= 0x1p-60);
+  }
 
   struct Step {
     float lr;

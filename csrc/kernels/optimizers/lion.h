@@ -16,6 +16,7 @@ struct Lion {
 
   DAMO_INLINE int StateSize(int dim) { return dim; }
   DAMO_INLINE float InitialState(const OptimizerConfig&) { return 0; }
+  DAMO_INLINE bool StaysFinite(const OptimizerStep&) { return true; }
 
   struct Step : WeightDecay {
     float lr;

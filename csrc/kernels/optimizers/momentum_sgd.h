@@ -16,6 +16,9 @@ struct MomentumSgd {
 
   DAMO_INLINE int StateSize(int dim) { return dim; }
   DAMO_INLINE float InitialState(const OptimizerConfig&) { return 0; }
+  DAMO_INLINE bool StaysFinite(const OptimizerStep& s) {
+    return s.config.momentum <= 0x1p2 && s.config.dampening >= -0x1p2 && s.config.dampening <= 0x1p2;
+  }
 
   struct Step : WeightDecay {
     float lr;

@@ -19,6 +19,7 @@ struct PartialRowWiseAdam {
 
   DAMO_INLINE int StateSize(int dim) { return dim + 1; }
   DAMO_INLINE float InitialState(const OptimizerConfig&) { return 0; }
+  DAMO_INLINE bool StaysFinite(const OptimizerStep& s) { return DividesByEnough(s) && BetasAreBelowOne(s); }
 
   struct Step : WeightDecay, Moments {};
   DAMO_INLINE Step MakeStep(const OptimizerStep& s) { return {MakeWeightDecay(s), MakeMoments(s)}; }

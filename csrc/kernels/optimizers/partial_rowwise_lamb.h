@@ -16,6 +16,7 @@ struct PartialRowWiseLamb {
 
   DAMO_INLINE int StateSize(int dim) { return dim + 1; }
   DAMO_INLINE float InitialState(const OptimizerConfig&) { return 0; }
+  DAMO_INLINE bool StaysFinite(const OptimizerStep& s) { return DividesByEnough(s) && BetasAreBelowOne(s); }
 
   struct Step : Moments {
     float lr;

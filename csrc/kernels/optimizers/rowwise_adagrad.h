@@ -14,6 +14,7 @@ struct RowWiseAdagrad {
 
   DAMO_INLINE int StateSize(int) { return 1; }
   DAMO_INLINE float InitialState(const OptimizerConfig& c) { return static_cast<float>(c.initial_accumulator_value); }
+  DAMO_INLINE bool StaysFinite(const OptimizerStep& s) { return DividesByEnough(s); }
 
   struct Step : WeightDecay {
     float lr;

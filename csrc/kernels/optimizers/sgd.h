@@ -13,6 +13,7 @@ struct Sgd {
 
   DAMO_INLINE int StateSize(int) { return 0; }
   DAMO_INLINE float InitialState(const OptimizerConfig&) { return 0; }
+  DAMO_INLINE bool StaysFinite(const OptimizerStep&) { return true; }
 
   struct Step : WeightDecay {
     float lr;

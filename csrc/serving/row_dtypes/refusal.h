@@ -9,9 +9,6 @@
 
 namespace damo {
 
-// A number's bits without its sign: larger ones are larger magnitudes, infinity and NaN last.
-inline uint32_t MagnitudeBits(float x) { return FloatBits(x) & 0x7FFFFFFFu; }
-
 // Names the first weight for which `refused` holds of its magnitude's bits.
 template <class F>
 [[noreturn]] void ThrowRefusedWeight(int dim, const float* weights, F refused, const std::string& why) {

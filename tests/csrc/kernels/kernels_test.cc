@@ -210,9 +210,17 @@ struct Updates {
 
   size_t Apply(const Kernels& kernels, const OptimizerConfig& config, uint32_t iter) {
     std::vector<float> buffer(2 * static_cast<size_t>(dim));
-    return kernels.apply[static_cast<int>(config.kind)]({rows.arena(), slots.data(), begin.data(), occurrences.data(),
-                                                         kRows, dim, MakeStep(config, iter), iter, buffer.data(), type,
-                                                         /*stream_key=*/17});
+    const ApplyResult applied = kernels.apply[static_cast<int>(config.kind)](
+        {rows.arena(), slots.data(), begin.data(), occurrences.data(), kRows, dim, MakeStep(config, iter), iter,
+         buffer.data(), type, /*stream_key=*/17});
+    RowBounds bounds;
+    for (const Slot slot : slots) {
+      bounds.Add(
+          kernels.row_bounds({dim, StateSize(config.kind, dim), type}, RowAt(rows.arena(), slot) + kPayloadOffset));
+    }
+    EXPECT_EQ(applied.bounds.weights, bounds.weights);
+    EXPECT_EQ(applied.bounds.state, bounds.state);
+    return applied.created;
   }
 
   int dim;

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
+#include <limits>
 #include <ostream>
 #include <random>
 #include <string>
@@ -110,6 +112,118 @@ TEST_P(UpdateRuleTest, UpdatesAsInFloat64) {
   for (const int dim : {1, 7, 16, 64}) {
     SCOPED_TRACE(dim);
     ExpectUpdatesAsInFloat64(dim);
+  }
+}
+
+// Numbers at the edges of what StaysFinite allows, and zeros, subnormals and ordinary ones.
+class EdgeNumbers {
+ public:
+  explicit EdgeNumbers(uint64_t seed) : random_(seed) {}
+
+  // Of this magnitude at most; the sign is left to chance.
+  float Signed(float most) { return random_() % 2 ? Positive(most) : -Positive(most); }
+  float Positive(float most) {
+    switch (random_() % 6) {
+      case 0:
+        return 0;
+      case 1:
+        return std::numeric_limits<float>::denorm_min();
+      case 2:
+        return std::ldexp(1.0f, -100 + static_cast<int>(random_() % 60));
+      case 3:
+        return std::abs(testing::RandomFloat(&random_));
+      default:
+        return most;
+    }
+  }
+  template <class T>
+  T OneOf(std::initializer_list<T> values) {
+    return values.begin()[random_() % values.size()];
+  }
+
+ private:
+  std::mt19937_64 random_;
+};
+
+OptimizerConfig AtTheEdge(int kind, EdgeNumbers* edge) {
+  OptimizerConfig c = {.kind = static_cast<OptimizerKind>(kind)};
+  c.lr = edge->OneOf({0x1p6, 0x1p-40, 0.01, 1e-30});
+  c.weight_decay = edge->OneOf({0.0, 0x1p2, 0x1p-60, 0.01});
+  c.weight_decay_mode = edge->OneOf({WeightDecayMode::kL2, WeightDecayMode::kDecoupled});
+  c.eps = edge->OneOf({0x1p-50, 1e-8, 1.0});
+  c.beta1 = edge->OneOf({1 - 0x1p-20, 0.9, 0.0});
+  c.beta2 = edge->OneOf({1 - 0x1p-20, 0.999, 0.0});
+  c.momentum = edge->OneOf({0.0, 0.9, 0x1p2});
+  c.dampening = edge->OneOf({0.0, 1.0, -0x1p2});
+  c.nesterov = edge->OneOf({false, true});
+  c.eta = edge->OneOf({0x1p6, 0.001});
+  c.beta = edge->OneOf({0.0, 1.0, 0x1p20});
+  c.lambda1 = edge->OneOf({0.0, 0.1, 0x1p50});
+  c.lambda2 = edge->OneOf({0.0, 0x1p-20, 0x1p50});
+  c.maximize = edge->OneOf({false, true});
+  c.uncorrected_eps = edge->OneOf({false, true});
+  c.rowwise_bias_correction = edge->OneOf({false, true});
+  c.clip_norm = edge->OneOf({std::numeric_limits<double>::infinity(), 1e-30, 1.0, 1e300});
+  c.clip_value = edge->OneOf({std::numeric_limits<double>::infinity(), 1e-30, 1.0, 1e300});
+  return c;
+}
+
+// State is never negative where a rule takes its root; the sign of moments is.
+void FillState(OptimizerKind kind, int dim, EdgeNumbers* edge, float* state) {
+  const bool first_is_moment = kind != OptimizerKind::kAdagrad && kind != OptimizerKind::kRowWiseAdagrad;
+  const float most = std::nextafter(0x1p50f, 0.0f);
+  for (int j = 0; j < StateSize(kind, dim); ++j) {
+    state[j] = first_is_moment && j < dim ? edge->Signed(most) : edge->Positive(most);
+  }
+}
+
+TEST(UpdateRulesTest, WhatIsSaidToStayFiniteDoes) {
+  const float most = std::nextafter(0x1p30f, 0.0f);
+  for (int kind = 0; kind < kOptimizerKinds; ++kind) {
+    EdgeNumbers edge(static_cast<uint64_t>(kind));
+    int said = 0;
+    for (int round = 0; round < 4000; ++round) {
+      const int dim = edge.OneOf({1, 7, 64});
+      const OptimizerConfig config = AtTheEdge(kind, &edge);
+      const RowLayout layout = {dim, StateSize(config.kind, dim)};
+      RowBlock rows(layout, 1);
+      for (int j = 0; j < dim; ++j) rows.weights(0)[j] = edge.Signed(most);
+      FillState(config.kind, dim, &edge, rows.state(0));
+      std::vector<float> grad(static_cast<size_t>(dim));
+      for (float& g : grad) g = edge.Signed(most);
+      const uint32_t iter = edge.OneOf<uint32_t>({1, 2, 1000, UINT32_MAX});
+      const OptimizerStep step = MakeStep(config, iter);
+      const Slot slot = rows.slot(0);
+      const Kernels& kernels = SelectKernels("auto");
+      const RowBounds before = kernels.row_bounds(layout, RowAt(rows.arena(), slot) + kPayloadOffset);
+      if (!StaysFinite(step, before, most)) continue;
+      ++said;
+      const uint32_t begin[] = {0, 1};
+      const Occurrence occurrence = {grad.data(), 1};
+      std::vector<float> buffer(2 * grad.size());
+      const ApplyResult applied =
+          kernels.apply[kind]({rows.arena(), &slot, begin, &occurrence, 1, dim, step, iter, buffer.data()});
+      ASSERT_TRUE(applied.bounds.finite()) << OptimizerNames()[static_cast<size_t>(kind)] << ", round " << round;
+    }
+    EXPECT_GT(said, 400) << OptimizerNames()[static_cast<size_t>(kind)];
+  }
+}
+
+TEST(UpdateRulesTest, NothingIsSaidOfNumbersThatAreFarFromOrdinary) {
+  const RowBounds ordinary = {FloatBits(1.0f), FloatBits(1.0f)};
+  const OptimizerConfig adam = {.kind = OptimizerKind::kAdam};
+  EXPECT_TRUE(StaysFinite(MakeStep(adam, 1), ordinary, 1));
+  EXPECT_FALSE(StaysFinite(MakeStep(adam, 1), ordinary, 0x1p30f));
+  EXPECT_FALSE(StaysFinite(MakeStep(adam, 1), {FloatBits(0x1p30f), 0}, 1));
+  EXPECT_FALSE(StaysFinite(MakeStep(adam, 1), {0, FloatBits(0x1p50f)}, 1));
+  EXPECT_FALSE(StaysFinite(MakeStep(adam, 1), {kInfinity, 0}, 1));
+  EXPECT_FALSE(StaysFinite(MakeStep(adam, 1), ordinary, std::numeric_limits<float>::quiet_NaN()));
+  for (int kind = 0; kind < kOptimizerKinds; ++kind) {
+    const OptimizerConfig fast = {.kind = static_cast<OptimizerKind>(kind), .lr = 1e30};
+    EXPECT_FALSE(StaysFinite(MakeStep(fast, 1), ordinary, 1));
+  }
+  for (const OptimizerKind kind : {OptimizerKind::kAdagrad, OptimizerKind::kRowWiseAdagrad, OptimizerKind::kAdam}) {
+    EXPECT_FALSE(StaysFinite(MakeStep({.kind = kind, .eps = 0}, 1), ordinary, 1));
   }
 }
 
