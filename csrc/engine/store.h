@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "base/buffer_pool.h"
+#include "base/counted_memory.h"
 #include "base/float_environment.h"
 #include "base/mutex.h"
 #include "base/thread_pool.h"
@@ -129,6 +130,8 @@ class Store {
   RowStoreStats row_store_stats();
   RowCounts row_counts();
   size_t cache_memory_bytes();
+  // What calls have left for those to come: forwards for their backwards, and memory that will be used again.
+  size_t work_memory_bytes();
   const char* instruction_set() const { return kernels_.name; }
 
  private:
@@ -167,6 +170,7 @@ class Store {
   RowCache& cache_ DAMO_GUARDED_BY(store_mutex) = rows_.cache;
   ThreadPool threads_;
   const std::shared_ptr<BufferPool> outputs_;
+  const MemoryCount lookups_bytes_ = std::make_shared<std::atomic<size_t>>(0);
   std::vector<std::weak_ptr<OpenSnapshot>> open_snapshots_ DAMO_GUARDED_BY(store_mutex);
   bool writes_checkpoint_ DAMO_GUARDED_BY(store_mutex) = false;
 
