@@ -26,7 +26,8 @@ RowFinder::RowFinder(CachedTables* rows, const Compute& compute, Loader* loader,
       compute_(compute),
       loader_(loader),
       room_(room),
-      most_slots_(std::max(kMostIdsPerWindow, work_bytes / 4 / sizeof(Slot))) {}
+      most_slots_(work_bytes / 4 / sizeof(Slot)),
+      most_ids_per_window_(work_bytes / 128) {}
 
 void RowFinder::Peek(std::span<Unit> units) {
   compute_.threads->ParallelFor(units.size(),

@@ -40,18 +40,17 @@ class RowFinder {
   template <class F>
   bool InWindows(const Lookup& lookup, size_t feature, F f) DAMO_REQUIRES(store_mutex) {
     const size_t rows = cache_.row_capacity_bytes() / 4 / cache_.stride(lookup.features[feature].table);
-    return ForEachWindow(lookup, feature, std::clamp<size_t>(rows, 1, kMostIdsPerWindow), [&](const Window& window) {
-      window.lookup->slots.resize(window.lookup->num_slots);
-      return f(window);
-    });
+    return ForEachWindow(lookup, feature, std::max<size_t>(std::min(rows, most_ids_per_window_), 1),
+                         [&](const Window& window) {
+                           window.lookup->slots.resize(window.lookup->num_slots);
+                           return f(window);
+                         });
   }
 
   // Finds what is in the cache already, and notes no use of it.
   void Peek(std::span<Unit> units) DAMO_REQUIRES(store_mutex);
 
  private:
-  static constexpr size_t kMostIdsPerWindow = 65536;
-
   void PoolAtOnce(Lookup* lookup, float* out, size_t stride) DAMO_REQUIRES(store_mutex);
   size_t BytesOfRows(std::span<Lookup* const> lookups) const DAMO_REQUIRES(store_mutex);
   template <bool kUse>
@@ -70,6 +69,7 @@ class RowFinder {
   Loader* const loader_;
   RoomMaker* const room_;
   const size_t most_slots_;
+  const size_t most_ids_per_window_;
   Forecast forecast_ DAMO_GUARDED_BY(store_mutex);
 };
 
