@@ -11,7 +11,7 @@ namespace {
 constexpr size_t kMiB = size_t{1} << 20;
 constexpr size_t kLeastRowStore = 24 * kMiB;
 constexpr size_t kMostRowStore = 1024 * kMiB;
-// Slots, groups, sorted ids and write-back copies of a batch, and the reserve of a capture.
+// Slots, gradients by row, sorted ids and write-back copies of a batch, and the reserve of a capture.
 constexpr size_t kLeastStaging = 16 * kMiB;
 
 }  // namespace

@@ -5,9 +5,10 @@
 // work is spread over the store's own threads.
 //
 // A Store says what comes after what, and holds the locks; its parts do the work:
-//   batch.h, lookup.h            what a call looks up, and finding it
+//   batch.h, lookup.h            what a call looks up, and finding it; windows.h, where it is much
 //   loading.h, prefetch.h        bringing rows in, and ahead of time
-//   gradients.h, update.h        changing them
+//   gradients.h, update.h        changing them; summed_gradients.h, where ids are many
+//   weight_gradient.h            the gradient of a batch's own weights
 //   making_room.h, write_back.h  letting go of them, once they are written
 //   capture.h, journal.h         checkpoints
 //   budget.h, open.h             how memory is divided, and how a store comes to be
