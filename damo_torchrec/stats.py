@@ -30,7 +30,7 @@ class StoreStats:
     """Figures of a store since it was opened.
 
     Args:
-        memory_bytes: memory that the cache, its index and RocksDB use now.
+        memory_bytes: memory that the cache, its index and RocksDB use now, and what forwards keep for their backwards.
         memory_budget: what they may use.
         disk_bytes: bytes of the live rows' files; checkpoints share them.
         bytes_written: bytes that RocksDB wrote, by flushes and compactions.

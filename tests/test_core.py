@@ -77,6 +77,7 @@ CALLS: dict[str, Callable[[_core.Store], object]] = {
     "row_store_stats": lambda s: s.row_store_stats(),
     "row_counts": lambda s: s.row_counts(),
     "cache_memory_bytes": lambda s: s.cache_memory_bytes(),
+    "work_memory_bytes": lambda s: s.work_memory_bytes(),
     "instruction_set": lambda s: s.instruction_set,
     "Scan": lambda s: _core.Scan(s, 0),
     "RowSnapshot": lambda s: _core.RowSnapshot(s, [0]),

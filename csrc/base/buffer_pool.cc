@@ -32,4 +32,9 @@ void BufferPool::GiveBack(Pages pages) {
   }
 }
 
+size_t BufferPool::kept_bytes() {
+  const MutexLock lock(&mutex_);
+  return free_bytes_;
+}
+
 }  // namespace damo

@@ -20,6 +20,8 @@ class BufferPool {
   // At least `bytes`, of unknown contents. Throws std::bad_alloc.
   Pages Take(size_t bytes);
   void GiveBack(Pages pages);
+  // That nobody uses.
+  size_t kept_bytes();
 
  private:
   const size_t kept_bytes_;

@@ -124,13 +124,9 @@ bool RowCache::NeedsEviction(size_t bytes) const {
   return in_use + needed > segment_limit_;
 }
 
-template <class F>
-void RowCache::ForEachRow(uint32_t segment, F f) const {
-  for (size_t offset = FirstOffset(segment); offset < segments_[segment].used;) {
-    char* row = arena_.base + segment * segment_bytes_ + offset;
-    const size_t stride = tables_[RowTable(row)].stride;
-    if (!(RowFlags(row) & kDead)) f(row, static_cast<Slot>((segment * segment_bytes_ + offset) >> arena_.unit_shift));
-    offset += stride;
+void RowCache::UnpinAll() {
+  for (uint32_t segment = 0; segment < segments_.size(); ++segment) {
+    ForEachRow(segment, [&](char*, Slot slot) { UnpinRow(slot); });
   }
 }
 
@@ -206,6 +202,7 @@ void RowCache::Evict(uint32_t segment) {
   }
   replacement_.End(eviction);
   segments_[segment].recycled_at = ++epoch_;
+  segments_[segment].used = 0;
   segments_[segment].dirty = segments_[segment].changed = segments_[segment].cleaned = false;
   free_.push_back(segment);
 }

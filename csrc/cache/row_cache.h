@@ -90,9 +90,20 @@ class RowCache {
   // Removes a row.
   void Erase(uint32_t tag, Slot slot);
 
-  // A pinned row survives evictions, at another slot. Nothing but an operation under way pins rows.
+  // A pinned row survives evictions, at another slot. Nothing but an operation under way pins rows, and unpins them.
   void PinRow(Slot slot) { SetRowFlags(Row(slot), RowFlags(Row(slot)) | kPinned); }
   void UnpinRow(Slot slot) { SetRowFlags(Row(slot), static_cast<uint8_t>(RowFlags(Row(slot)) & ~kPinned)); }
+
+  void UnpinAll();
+  // Calls f(table, id) for each pinned row.
+  template <class F>
+  void ForEachPinned(F f) const {
+    for (uint32_t segment = 0; segment < segments_.size(); ++segment) {
+      ForEachRow(segment, [&](const char* row, Slot) {
+        if (RowFlags(row) & kPinned) f(RowTable(row), RowId(row));
+      });
+    }
+  }
 
   // Sets kDirty and kChanged in the row and in its segment.
   void MarkDirty(Slot slot) {
@@ -215,5 +226,15 @@ class RowCache {
   std::vector<uint32_t> free_;
   std::unique_ptr<HashIndex> index_;
 };
+
+template <class F>
+void RowCache::ForEachRow(uint32_t segment, F f) const {
+  for (size_t offset = FirstOffset(segment); offset < segments_[segment].used;) {
+    char* row = arena_.base + segment * segment_bytes_ + offset;
+    const size_t stride = tables_[RowTable(row)].stride;
+    if (!(RowFlags(row) & kDead)) f(row, static_cast<Slot>((segment * segment_bytes_ + offset) >> arena_.unit_shift));
+    offset += stride;
+  }
+}
 
 }  // namespace damo

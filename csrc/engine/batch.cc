@@ -45,16 +45,14 @@ std::unique_ptr<Lookup> MakeLookup(std::vector<Feature> features, const JaggedBa
     throw Error(ErrorCode::kInvalidArgument, "lengths must sum to the number of values, " +
                                                  std::to_string(batch.num_ids) + ", got " + std::to_string(total));
   }
-  size_t slots = 0;
   for (const Feature& feature : lookup->features) {
-    lookup->first_slot.push_back(slots);
-    slots += lookup->ids_of(feature);
+    lookup->first_slot.push_back(lookup->num_slots);
+    lookup->num_slots += lookup->ids_of(feature);
   }
-  if (slots > UINT32_MAX) {
+  if (lookup->num_slots > UINT32_MAX) {
     throw Error(ErrorCode::kInvalidArgument,
-                "one call takes at most 4294967295 ids over all features, got " + std::to_string(slots));
+                "one call takes at most 4294967295 ids over all features, got " + std::to_string(lookup->num_slots));
   }
-  lookup->slots.resize(slots);
   return lookup;
 }
 
@@ -87,7 +85,8 @@ PoolArgs BagsOf(const Unit& unit, const CachedTables& rows) {
           unit.feature->pooling,
           nullptr,
           0,
-          layout.weight_type};
+          layout.weight_type,
+          lookup.part};
 }
 
 std::vector<Place> PlacesOf(const Lookup& lookup, const Tables& tables, size_t stride) {

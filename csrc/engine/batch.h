@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/counted_memory.h"
 #include "engine/cached_tables.h"
 #include "kernels/kernels.h"
 #include "row/row.h"
@@ -46,15 +47,19 @@ struct Lookup {
   std::vector<size_t> first_bag;   // [keys + 1]
   std::vector<int64_t> offsets;    // by bag, and one more
   std::vector<size_t> first_slot;  // by feature: where its ids' slots begin
-  std::vector<Slot> slots;         // hints, found in the cache's `epoch`; 0 before the first
-  uint64_t epoch = 0;
+  size_t num_slots = 0;            // one for each id of each feature
+  std::vector<Slot> slots;         // hints, found in the cache's `epoch`; empty before the first, or if there are many
+  uint64_t epoch = 0;              // 0 before the first
+  BagPart* part = nullptr;         // where this is a part of a bag
+  CountedMemory memory{};          // what the above takes, once it is some store's
 
+  size_t memory_bytes() const { return offsets.size() * sizeof(offsets[0]) + slots.size() * sizeof(Slot); }
   size_t bags(const Feature& f) const { return first_bag[f.key + 1] - first_bag[f.key]; }
   const int64_t* bag_offsets(const Feature& f) const { return offsets.data() + first_bag[f.key]; }
   size_t ids_of(const Feature& f) const { return static_cast<size_t>(bag_offsets(f)[bags(f)] - bag_offsets(f)[0]); }
 };
 
-// Validates a batch and prepares its Lookup. Throws kInvalidArgument.
+// Validates a batch and prepares its Lookup, without slots. Throws kInvalidArgument.
 std::unique_ptr<Lookup> MakeLookup(std::vector<Feature> features, const JaggedBatch& batch);
 
 // A run of one feature's bags, small enough that its rows stay in the processor's cache from lookup to pooling.

@@ -11,7 +11,7 @@ namespace {
 constexpr size_t kMiB = size_t{1} << 20;
 constexpr size_t kLeastRowStore = 24 * kMiB;
 constexpr size_t kMostRowStore = 1024 * kMiB;
-// Slots, groups, sorted ids and write-back copies of a batch, and the reserve of a capture.
+// Slots, gradients by row, sorted ids and write-back copies of a batch, and the reserve of a capture.
 constexpr size_t kLeastStaging = 16 * kMiB;
 
 }  // namespace
@@ -25,7 +25,7 @@ BudgetShares DivideBudget(size_t memory_budget) {
   const size_t row_store = std::min(kLeastRowStore + (memory_budget - kLeastMemoryBudget) / 8, kMostRowStore);
   const size_t outputs = memory_budget / 32;
   const size_t staging = kLeastStaging + (memory_budget - kLeastMemoryBudget) / 16;
-  return {row_store, memory_budget - row_store - outputs - staging, outputs, staging / 4};
+  return {row_store, memory_budget - row_store - outputs - staging, outputs, staging / 4, staging / 2};
 }
 
 }  // namespace damo

@@ -13,6 +13,7 @@ struct BudgetShares {
   size_t cache;
   size_t outputs;  // kept for the next step
   size_t reserve;  // for rows that are updated while a checkpoint is being written
+  size_t work;     // for the gradients of an update, by row
 };
 // Throws kInvalidArgument below kLeastMemoryBudget.
 BudgetShares DivideBudget(size_t memory_budget);

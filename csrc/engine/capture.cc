@@ -17,17 +17,20 @@ void Capture::Begin() {
 void Capture::Keep(std::span<const Slot> slots) {
   std::vector<Slot> needed;
   for (Slot slot : slots) {
-    if (!cache_.InCapture(cache_.SegmentOf(slot))) continue;
-    char* row = cache_.Row(slot);
-    if (RowFlags(row) & kKept) continue;
-    if (RowFlags(row) & flag_) needed.push_back(slot);
-    SetRowFlags(row, RowFlags(row) | kKept);
+    const uint8_t flags = RowFlags(cache_.Row(slot));
+    if (cache_.InCapture(cache_.SegmentOf(slot)) && (flags & flag_) && !(flags & kKept)) needed.push_back(slot);
   }
-  if (needed.empty()) return;
-  RowCopies copies(*rows_, needed);
-  const MutexLock lock(&kept_mutex_);
-  kept_bytes_ += copies.bytes();
-  kept_.push_back(std::move(copies));
+  if (!needed.empty()) {
+    RowCopies copies(*rows_, needed);
+    const size_t bytes = copies.bytes();
+    const MutexLock lock(&kept_mutex_);
+    kept_.push_back(std::move(copies));
+    kept_bytes_ += bytes;
+  }
+  for (Slot slot : slots) {
+    char* row = cache_.Row(slot);
+    if (cache_.InCapture(cache_.SegmentOf(slot))) SetRowFlags(row, RowFlags(row) | kKept);
+  }
 }
 
 void Capture::AwaitRoom(size_t bytes) {

@@ -1,6 +1,7 @@
 #include "engine/gradients.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -10,78 +11,92 @@ namespace {
 
 constexpr size_t kLine = 64;
 
-// Calls f(position of the id in its feature, its bag's position, scale) for the bags of `feature`: what one occurrence
-// of an id adds to its row's gradient is scale times the gradient of its bag.
-template <class F>
-void ForEachOccurrence(const Lookup& lookup, const Feature& feature, F f) {
-  const int64_t* offsets = lookup.bag_offsets(feature);
-  const float* weights = lookup.batch.weights;
-  for (size_t bag = 0; bag < lookup.bags(feature); ++bag) {
-    float total = 1;
-    if (feature.pooling == Pooling::kMean) {
-      total = weights == nullptr ? static_cast<float>(offsets[bag + 1] - offsets[bag]) : 0;
-      for (int64_t i = offsets[bag]; weights != nullptr && i < offsets[bag + 1]; ++i) total += weights[i];
-    }
-    for (int64_t i = offsets[bag]; i < offsets[bag + 1]; ++i) {
-      const float weight = weights == nullptr ? 1.0f : weights[i];
-      f(static_cast<size_t>(i - offsets[0]), bag, total == 0 ? 0.0f : weight / total);
-    }
-  }
-}
+size_t ShareOf(Slot slot, size_t shares) { return (slot * 0x9E3779B1u >> 16) % shares; }
+
+size_t HashTableSize(size_t rows) { return std::max<size_t>(16, std::bit_ceil(2 * rows)); }
 
 }  // namespace
 
-void GatherGradients(const TableShare& share, std::span<const PlacedGradient> parts, float grad_scale,
-                     const CachedTables& rows, RowGradients* s) {
-  const uint16_t table = share.table;
-  const size_t shares = share.shares;
-  s->slots.clear();
-  s->gathered.clear();
-  for (const PlacedGradient& part : parts) {
+std::vector<size_t> GroupedGradients::CountIds(uint16_t table, size_t shares, const Gradients& gradients) {
+  std::vector<size_t> ids(shares, 0);
+  for (const PlacedGradient& part : gradients.parts) {
+    const Lookup& lookup = *part.lookup;
+    for (size_t f = 0; f < lookup.features.size(); ++f) {
+      if (lookup.features[f].table != table) continue;
+      const Slot* slots = lookup.slots.data() + lookup.first_slot[f];
+      const size_t n = lookup.ids_of(lookup.features[f]);
+      if (shares == 1) ids[0] += n;
+      for (size_t i = 0; i < n && shares > 1; ++i) ++ids[ShareOf(slots[i], shares)];
+    }
+  }
+  return ids;
+}
+
+void GroupedGradients::Reserve(size_t ids, int dim) {
+  rows_.reserve(ids);
+  begin_.reserve(ids + 1);
+  occurrences_.reserve(ids);
+  slots_.reserve(ids);
+  gathered_.reserve(ids);
+  row_of_.reserve(ids);
+  hash_table_.reserve(HashTableSize(ids));
+  buffer_.reserve(2 * static_cast<size_t>(dim));
+}
+
+size_t GroupedGradients::memory_bytes() const {
+  const auto bytes = [](const auto& vector) { return vector.capacity() * sizeof(vector[0]); };
+  return bytes(rows_) + bytes(begin_) + bytes(occurrences_) + bytes(slots_) + bytes(gathered_) + bytes(row_of_) +
+         bytes(hash_table_) + bytes(buffer_);
+}
+
+RowGradients GroupedGradients::Gather(const TableShare& share, const Gradients& gradients, const CachedTables& rows) {
+  slots_.clear();
+  gathered_.clear();
+  for (const PlacedGradient& part : gradients.parts) {
     const Lookup& lookup = *part.lookup;
     for (size_t f = 0; f < lookup.features.size(); ++f) {
       const Feature& feature = lookup.features[f];
-      if (feature.table != table) continue;
+      if (feature.table != share.table) continue;
       const Slot* slots = lookup.slots.data() + lookup.first_slot[f];
       const float* grad = part.grad + part.places[f].offset;
       const size_t stride = part.places[f].stride;
       ForEachOccurrence(lookup, feature, [&](size_t i, size_t bag, float scale) {
-        if (shares > 1 && (slots[i] * 0x9E3779B1u >> 16) % shares != share.share) return;
-        s->slots.push_back(slots[i]);
-        s->gathered.push_back({grad + bag * stride, scale / grad_scale});
+        if (share.shares > 1 && ShareOf(slots[i], share.shares) != share.share) return;
+        slots_.push_back(slots[i]);
+        gathered_.push_back({grad + bag * stride, scale / gradients.grad_scale});
       });
     }
   }
   const RowCache& cache = rows.cache;
-  const size_t n = s->slots.size();
-  const size_t row_bytes = rows.tables[table].layout.row_size();
-  size_t table_size = 16;
-  while (table_size < 2 * n) table_size *= 2;
-  s->hash_table.assign(table_size, 0);
-  s->rows.clear();
-  s->begin.assign(1, 0);
-  s->row_of.resize(n);
+  const size_t n = slots_.size();
+  const RowLayout& layout = rows.tables[share.table].layout;
+  const size_t table_size = HashTableSize(n);
+  hash_table_.assign(table_size, 0);
+  rows_.clear();
+  begin_.assign(1, 0);
+  row_of_.resize(n);
   for (size_t i = 0; i < n; ++i) {
-    const Slot slot = s->slots[i];
+    const Slot slot = slots_[i];
     size_t h = (uint64_t{slot * 0x9E3779B1u} * table_size) >> 32;
-    while (s->hash_table[h] != 0 && s->rows[s->hash_table[h] - 1] != slot) h = h + 1 == table_size ? 0 : h + 1;
-    if (s->hash_table[h] == 0) {
-      s->rows.push_back(slot);
+    while (hash_table_[h] != 0 && rows_[hash_table_[h] - 1] != slot) h = h + 1 == table_size ? 0 : h + 1;
+    if (hash_table_[h] == 0) {
+      rows_.push_back(slot);
       const char* row = cache.Row(slot);
-      for (size_t offset = 0; offset < row_bytes; offset += kLine) __builtin_prefetch(row + offset, 1);
-      s->begin.push_back(0);
-      s->hash_table[h] = static_cast<uint32_t>(s->rows.size());
+      for (size_t offset = 0; offset < layout.row_size(); offset += kLine) __builtin_prefetch(row + offset, 1);
+      begin_.push_back(0);
+      hash_table_[h] = static_cast<uint32_t>(rows_.size());
     }
-    s->row_of[i] = s->hash_table[h] - 1;
-    ++s->begin[s->row_of[i] + 1];
+    row_of_[i] = hash_table_[h] - 1;
+    ++begin_[row_of_[i] + 1];
   }
-  for (size_t r = 1; r < s->begin.size(); ++r) s->begin[r] += s->begin[r - 1];
-  s->occurrences.resize(n);
+  for (size_t r = 1; r < begin_.size(); ++r) begin_[r] += begin_[r - 1];
+  occurrences_.resize(n);
   // Placing shifts begin[r] to the end of row r, which is where row r + 1 begins.
-  for (size_t i = 0; i < n; ++i) s->occurrences[s->begin[s->row_of[i]]++] = s->gathered[i];
-  for (size_t r = s->begin.size() - 1; r > 0; --r) s->begin[r] = s->begin[r - 1];
-  s->begin[0] = 0;
-  s->buffer.resize(2 * static_cast<size_t>(rows.tables[table].layout.dim));
+  for (size_t i = 0; i < n; ++i) occurrences_[begin_[row_of_[i]]++] = gathered_[i];
+  for (size_t r = begin_.size() - 1; r > 0; --r) begin_[r] = begin_[r - 1];
+  begin_[0] = 0;
+  buffer_.resize(2 * static_cast<size_t>(layout.dim));
+  return {rows_, begin_.data(), occurrences_.data(), buffer_.data()};
 }
 
 std::string DescribeNonFinite(uint16_t table, const RowGradients& s, const CachedTables& rows, float* largest) {
@@ -144,7 +159,7 @@ float GradientBound(std::span<const GradientPart> parts, float grad_scale, const
       bits = compute.kernels->max_abs_bits(lookup.batch.weights, lookup.batch.num_ids);
       std::memcpy(&largest_weight, &bits, sizeof largest_weight);
     }
-    bound += static_cast<double>(largest) * largest_weight * static_cast<double>(lookup.slots.size());
+    bound += static_cast<double>(largest) * largest_weight * static_cast<double>(lookup.num_slots);
     // What each gradient is multiplied by has to be finite, too, even where the gradient is 0.
     bound = std::max(bound, static_cast<double>(largest_weight));
   }

@@ -28,31 +28,73 @@ struct PlacedGradient {
   std::vector<Place> places;
 };
 
-// What the rows of one table get, grouped by row. One thread's, in cache lines of its own, and kept from call to call:
-// the lower half is working memory.
-struct alignas(64) RowGradients {
-  std::vector<Slot> rows;               // distinct, in order of first occurrence
-  std::vector<uint32_t> begin;          // [rows + 1], into occurrences
-  std::vector<Occurrence> occurrences;  // by row, then in the order in which they are summed
-
-  std::vector<Slot> slots;  // by position: what is gathered before it is grouped
-  std::vector<Occurrence> gathered;
-  std::vector<uint32_t> row_of;      // by position
-  std::vector<uint32_t> hash_table;  // row + 1, or 0
-  std::vector<float> buffer;         // for the kernels
+// What an update is made of. Gradients are summed in the order (part, the table's features, sample, position), and
+// divided by `grad_scale`.
+struct Gradients {
+  std::vector<PlacedGradient> parts;
+  float grad_scale;
 };
 
-// A share of a table's rows, so that several threads can work on one table.
+// A share of a table's rows, so that several threads can work on one table, or one on less than all of it.
 struct TableShare {
   uint16_t table;
   size_t share;
   size_t shares;
 };
 
-// Groups by row what a share of a table gets from all parts, in the order (part, the table's features, sample,
-// position), divided by `grad_scale`. REQUIRES: the slots of all parts are valid.
-void GatherGradients(const TableShare& share, std::span<const PlacedGradient> parts, float grad_scale,
-                     const CachedTables& rows, RowGradients* gradients) DAMO_REQUIRES(store_mutex);
+// What rows of one table get: row r the sum of occurrences begin[r]..begin[r + 1], in that order.
+struct RowGradients {
+  std::span<const Slot> rows;  // distinct
+  const uint32_t* begin;
+  const Occurrence* occurrences;
+  float* buffer;  // for the kernels
+};
+
+// Groups the occurrences of ids by row, where they are. One thread's, in cache lines of its own.
+class alignas(64) GroupedGradients {
+ public:
+  // What it takes for each occurrence in a share.
+  static constexpr size_t kBytesPerId = 64;
+
+  // By share of a table: how many occurrences it has. REQUIRES: the slots of all parts are valid.
+  static std::vector<size_t> CountIds(uint16_t table, size_t shares, const Gradients& gradients);
+
+  // For shares of up to so many occurrences. What it reserves is kept.
+  void Reserve(size_t ids, int dim);
+  // Valid until the next call. Allocates nothing. REQUIRES: the slots of all parts are valid, and Reserve.
+  RowGradients Gather(const TableShare& share, const Gradients& gradients, const CachedTables& rows)
+      DAMO_REQUIRES(store_mutex);
+  size_t memory_bytes() const;
+
+ private:
+  std::vector<Slot> rows_;               // in order of first occurrence
+  std::vector<uint32_t> begin_;          // [rows + 1]
+  std::vector<Occurrence> occurrences_;  // by row
+  std::vector<Slot> slots_;              // by position: what is gathered before it is grouped
+  std::vector<Occurrence> gathered_;
+  std::vector<uint32_t> row_of_;      // by position
+  std::vector<uint32_t> hash_table_;  // row + 1, or 0
+  std::vector<float> buffer_;
+};
+
+// Calls f(position of the id in its feature, its bag's position, scale) for the bags of `feature`: what one occurrence
+// of an id adds to its row's gradient is scale times the gradient of its bag.
+template <class F>
+void ForEachOccurrence(const Lookup& lookup, const Feature& feature, F f) {
+  const int64_t* offsets = lookup.bag_offsets(feature);
+  const float* weights = lookup.batch.weights;
+  for (size_t bag = 0; bag < lookup.bags(feature); ++bag) {
+    float total = 1;
+    if (feature.pooling == Pooling::kMean) {
+      total = weights == nullptr ? static_cast<float>(offsets[bag + 1] - offsets[bag]) : 0;
+      for (int64_t i = offsets[bag]; weights != nullptr && i < offsets[bag + 1]; ++i) total += weights[i];
+    }
+    for (int64_t i = offsets[bag]; i < offsets[bag + 1]; ++i) {
+      const float weight = weights == nullptr ? 1.0f : weights[i];
+      f(static_cast<size_t>(i - offsets[0]), bag, total == 0 ? 0.0f : weight / total);
+    }
+  }
+}
 
 // The first row whose summed gradient is not finite, in words, or an empty string. Raises `largest` to the largest
 // absolute value of a sum.

@@ -7,6 +7,7 @@ namespace damo {
 namespace {
 
 constexpr size_t kLine = 64;
+constexpr size_t kIdsPerCount = size_t{1} << 19;
 
 void Count(const RowCache& cache, Slot slot, Unit* unit) {
   if (slot == kMissingSlot) {
@@ -18,6 +19,16 @@ void Count(const RowCache& cache, Slot slot, Unit* unit) {
 
 }  // namespace
 
+RowFinder::RowFinder(CachedTables* rows, const Compute& compute, Loader* loader, RoomMaker* room, size_t work_bytes)
+    : rows_(rows),
+      tables_(rows->tables),
+      cache_(rows->cache),
+      compute_(compute),
+      loader_(loader),
+      room_(room),
+      most_slots_(work_bytes / 4 / sizeof(Slot)),
+      most_ids_per_window_(work_bytes / 128) {}
+
 void RowFinder::Peek(std::span<Unit> units) {
   compute_.threads->ParallelFor(units.size(),
                                 [&](size_t u, int) DAMO_REQUIRES(store_mutex) { Resolve</*kUse=*/false>(&units[u]); });
@@ -26,6 +37,22 @@ void RowFinder::Peek(std::span<Unit> units) {
 void RowFinder::Pool(Lookup* lookup, float* out, size_t stride) {
   lookup->epoch = 0;  // until it is over
   cache_.BeginOperation();
+  if (KeepsSlots(*lookup)) {
+    lookup->slots.resize(lookup->num_slots);
+    PoolAtOnce(lookup, out, stride);
+    lookup->epoch = cache_.epoch();
+    return;
+  }
+  const std::vector<Place> places = PlacesOf(*lookup, tables_, stride);
+  for (size_t f = 0; f < places.size(); ++f) {
+    InWindows(*lookup, f, [&](const Window& window) DAMO_REQUIRES(store_mutex) {
+      PoolAtOnce(window.lookup, out + places[f].offset + window.first_bag * places[f].stride, places[f].stride);
+      return true;
+    });
+  }
+}
+
+void RowFinder::PoolAtOnce(Lookup* lookup, float* out, size_t stride) {
   // Room for what this batch will probably load is made before slots are handed out, while no row has to stay.
   room_->MakeSpareRoom(std::min(forecast_.expected(), cache_.row_capacity_bytes() / 4));
   std::vector<Unit> units = MakeUnits(lookup);
@@ -48,12 +75,12 @@ void RowFinder::Pool(Lookup* lookup, float* out, size_t stride) {
     table.misses += unit.missing;
   }
   LoadWaiting(&units, pool);
-  lookup->epoch = cache_.epoch();
 }
 
 void RowFinder::ResolveAll(std::span<Lookup* const> lookups) {
   std::vector<Unit> units;
   for (Lookup* lookup : lookups) {
+    lookup->slots.resize(lookup->num_slots);
     for (const Unit& unit : MakeUnits(lookup)) units.push_back(unit);
   }
   const auto use = [&](const Unit& unit) DAMO_REQUIRES(store_mutex) { ReadAbsentAsZeros(unit); };
@@ -64,6 +91,59 @@ void RowFinder::ResolveAll(std::span<Lookup* const> lookups) {
   for (Lookup* lookup : lookups) lookup->epoch = 0;  // of use only if what follows succeeds
   LoadWaiting(&units, use);
   for (Lookup* lookup : lookups) lookup->epoch = cache_.epoch();
+}
+
+void RowFinder::PinAll(std::span<Lookup* const> lookups) {
+  try {
+    for (const Lookup* lookup : lookups) {
+      for (size_t f = 0; f < lookup->features.size(); ++f) {
+        InWindows(*lookup, f, [&](const Window& window) DAMO_REQUIRES(store_mutex) {
+          ResolveAll({&window.lookup, 1});
+          for (Slot slot : window.lookup->slots) cache_.PinRow(slot);
+          return true;
+        });
+      }
+    }
+  } catch (const NoRoom&) {
+    room_->Refuse(BytesOfRows(lookups));
+  }
+}
+
+// What the distinct rows of `lookups` take in the cache, counted for some of them at a time.
+size_t RowFinder::BytesOfRows(std::span<Lookup* const> lookups) const {
+  size_t bytes = 0;
+  for (uint16_t table = 0; table < tables_.size(); ++table) {
+    size_t ids_of_table = 0;
+    const auto for_each = [&](auto f) {
+      for (const Lookup* lookup : lookups) {
+        for (const Feature& feature : lookup->features) {
+          if (feature.table == table) f(lookup->batch.ids + lookup->bag_offsets(feature)[0], lookup->ids_of(feature));
+        }
+      }
+    };
+    for_each([&](const int64_t*, size_t n) { ids_of_table += n; });
+    const size_t counts = ids_of_table / kIdsPerCount + 1;
+    for (size_t count = 0; count < counts; ++count) {
+      std::vector<int64_t> distinct;
+      size_t full = kIdsPerCount;
+      const auto keep_distinct = [&] {
+        std::sort(distinct.begin(), distinct.end());
+        distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+      };
+      for_each([&](const int64_t* ids, size_t n) {
+        for (size_t i = 0; i < n; ++i) {
+          if (HashTag(table, ids[i]) % counts != count) continue;
+          distinct.push_back(ids[i]);
+          if (distinct.size() < full) continue;
+          keep_distinct();
+          full = std::max(full, 2 * distinct.size());
+        }
+      });
+      keep_distinct();
+      bytes += distinct.size() * cache_.stride(table);
+    }
+  }
+  return bytes;
 }
 
 // Finds the slots of a unit's ids and counts those that are missing or on their way; with kUse, notes a use of each row

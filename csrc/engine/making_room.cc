@@ -4,8 +4,6 @@
 #include <string>
 #include <utility>
 
-#include "base/status.h"
-
 namespace damo {
 
 void RoomMaker::MakeRoom(size_t bytes) {
@@ -16,15 +14,17 @@ void RoomMaker::MakeRoom(size_t bytes) {
     // Once around in vain: the call under way comes before those that rows were prefetched for.
     if (rounds == 5 * all) awaited_->ForgetAll();
     const std::vector<uint32_t> victims = cache_.NextVictims(8);
-    if (victims.empty() || rounds-- == 0) {
-      const size_t mebibytes = ((memory_budget_ + bytes + bytes / 2) >> 20) + 1;
-      throw Error(ErrorCode::kInvalidArgument,
-                  "a batch needs more rows in memory at once than memory_budget (" + std::to_string(memory_budget_) +
-                      " bytes, of which " + std::to_string(cache_.row_capacity_bytes()) +
-                      " hold rows) allows: it should be at least \"" + std::to_string(mebibytes) + "MiB\"");
-    }
+    if (victims.empty() || rounds-- == 0) Refuse(bytes);
     EvictFirst(victims);
   }
+}
+
+void RoomMaker::Refuse(size_t bytes) const {
+  const size_t mebibytes = ((memory_budget_ + bytes + bytes / 2) >> 20) + 1;
+  throw NoRoom(ErrorCode::kInvalidArgument,
+               "a batch needs more rows in memory at once than memory_budget (" + std::to_string(memory_budget_) +
+                   " bytes, of which " + std::to_string(cache_.row_capacity_bytes()) +
+                   " hold rows) allows: it should be at least \"" + std::to_string(mebibytes) + "MiB\"");
 }
 
 void RoomMaker::MakeRoomAround(std::span<const Unit> units, size_t bytes) {
@@ -68,7 +68,7 @@ void RoomMaker::Trim() {
       if (victims.empty()) return;
       EvictFirst(victims);
     }
-  } catch (const Error&) {
+  } catch (...) {
     trim_error_ = std::current_exception();
   }
 }

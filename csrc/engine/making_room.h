@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "base/status.h"
 #include "engine/awaited_rows.h"
 #include "engine/batch.h"
 #include "engine/cached_tables.h"
@@ -15,6 +16,12 @@
 #include "engine/write_back.h"
 
 namespace damo {
+
+// That a batch needs more rows in memory than fit.
+class NoRoom : public Error {
+ public:
+  using Error::Error;
+};
 
 class RoomMaker {
  public:
@@ -28,10 +35,12 @@ class RoomMaker {
 
   // These let go of the mutex where they wait, and throw what writing throws.
 
-  // Evicts until `bytes` of rows can be added. Throws kInvalidArgument if that cannot be.
+  // Evicts until `bytes` of rows can be added. Throws NoRoom if that cannot be.
   void MakeRoom(size_t bytes) DAMO_REQUIRES(store_mutex);
   // The same, but keeps the rows that `units` have found, and their slots valid.
   void MakeRoomAround(std::span<const Unit> units, size_t bytes) DAMO_REQUIRES(store_mutex);
+  // Throws NoRoom, which tells a budget that has room for `bytes` more.
+  [[noreturn]] void Refuse(size_t bytes) const DAMO_REQUIRES(store_mutex);
   // MakeRoom as far as it costs no row that is awaited.
   void MakeSpareRoom(size_t bytes) DAMO_REQUIRES(store_mutex);
 

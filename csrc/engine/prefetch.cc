@@ -13,8 +13,20 @@ constexpr size_t kAwaitedShare = 4;
 }  // namespace
 
 void Prefetcher::Prefetch(Lookup* lookup) {
-  if (lookup->slots.empty()) return;
+  if (lookup->num_slots == 0) return;
   lookup->epoch = 0;
+  if (finder_->KeepsSlots(*lookup)) {
+    lookup->slots.resize(lookup->num_slots);
+    return PrefetchAtOnce(lookup);
+  }
+  // The rows of one window fill what prefetches may take.
+  finder_->InWindows(*lookup, 0, [&](const Window& window) DAMO_REQUIRES(store_mutex) {
+    PrefetchAtOnce(window.lookup);
+    return false;
+  });
+}
+
+void Prefetcher::PrefetchAtOnce(Lookup* lookup) {
   const size_t awaited = awaited_->bytes(), most = cache_.row_capacity_bytes() / kAwaitedShare;
   size_t room = most - std::min(most, awaited);
   // Room is made before rows are looked up: no row of this batch that is there should make way for those that are not.

@@ -20,6 +20,8 @@ class Prefetcher {
   void Prefetch(Lookup* lookup) DAMO_REQUIRES(store_mutex);
 
  private:
+  void PrefetchAtOnce(Lookup* lookup) DAMO_REQUIRES(store_mutex);
+
   RowCache& cache_ DAMO_GUARDED_BY(store_mutex);
   RowFinder* const finder_;
   RoomMaker* const room_;

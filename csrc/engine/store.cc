@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/status.h"
+#include "engine/weight_gradient.h"
 
 namespace damo {
 namespace {
@@ -46,9 +47,9 @@ Store::Store(std::unique_ptr<RowStore> store, const BudgetShares& shares, const 
       capture_(&journal_, &rows_, shares.reserve),
       room_(&rows_, &write_back_, &capture_, &awaited_, options.memory_budget),
       loader_(&rows_, store_.get(), {&kernels_, &threads_}, options.direct_io),
-      finder_(&rows_, {&kernels_, &threads_}, &loader_, &room_),
+      finder_(&rows_, {&kernels_, &threads_}, &loader_, &room_, shares.work),
       prefetcher_(&rows_, &finder_, &room_, &loader_, &awaited_),
-      updater_(&rows_, {&kernels_, &threads_}, &finder_, &capture_) {}
+      updater_(&rows_, {&kernels_, &threads_}, &finder_, &capture_, shares.work) {}
 
 Store::~Store() { Close(); }
 
@@ -117,6 +118,7 @@ void Store::Forward(Lookup* lookup, float* out, size_t stride) {
   const Call call(this);
   room_.RaiseTrimError();
   finder_.Pool(lookup, out, stride);
+  lookup->memory = CountedMemory(lookups_bytes_, lookup->memory_bytes());
   awaited_.End(*lookup);
   room_.Trim();
   write_back_.Wake();
@@ -140,7 +142,8 @@ bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonF
 
 void Store::WeightGradient(Lookup* lookup, const float* grad, size_t stride, float* weight_grad) {
   const Call call(this);
-  updater_.WeightGradient(lookup, grad, stride, weight_grad);
+  cache_.BeginOperation();
+  FindWeightGradient(lookup, grad, stride, rows_, {&kernels_, &threads_}, &finder_, weight_grad);
 }
 
 // Calls f(first, ids) for runs of ids whose rows fit into a part of the cache.
@@ -360,6 +363,11 @@ RowCounts Store::row_counts() {
 size_t Store::cache_memory_bytes() {
   const Call call(this);
   return cache_.memory_bytes();
+}
+
+size_t Store::work_memory_bytes() {
+  const Call call(this);
+  return outputs_->kept_bytes() + *lookups_bytes_ + updater_.memory_bytes();
 }
 
 }  // namespace damo

@@ -5,9 +5,10 @@
 // work is spread over the store's own threads.
 //
 // A Store says what comes after what, and holds the locks; its parts do the work:
-//   batch.h, lookup.h            what a call looks up, and finding it
+//   batch.h, lookup.h            what a call looks up, and finding it; windows.h, where it is much
 //   loading.h, prefetch.h        bringing rows in, and ahead of time
-//   gradients.h, update.h        changing them
+//   gradients.h, update.h        changing them; summed_gradients.h, where ids are many
+//   weight_gradient.h            the gradient of a batch's own weights
 //   making_room.h, write_back.h  letting go of them, once they are written
 //   capture.h, journal.h         checkpoints
 //   budget.h, open.h             how memory is divided, and how a store comes to be
@@ -24,6 +25,7 @@
 #include <vector>
 
 #include "base/buffer_pool.h"
+#include "base/counted_memory.h"
 #include "base/float_environment.h"
 #include "base/mutex.h"
 #include "base/thread_pool.h"
@@ -129,6 +131,8 @@ class Store {
   RowStoreStats row_store_stats();
   RowCounts row_counts();
   size_t cache_memory_bytes();
+  // What calls have left for those to come: forwards for their backwards, and memory that will be used again.
+  size_t work_memory_bytes();
   const char* instruction_set() const { return kernels_.name; }
 
  private:
@@ -167,6 +171,7 @@ class Store {
   RowCache& cache_ DAMO_GUARDED_BY(store_mutex) = rows_.cache;
   ThreadPool threads_;
   const std::shared_ptr<BufferPool> outputs_;
+  const MemoryCount lookups_bytes_ = std::make_shared<std::atomic<size_t>>(0);
   std::vector<std::weak_ptr<OpenSnapshot>> open_snapshots_ DAMO_GUARDED_BY(store_mutex);
   bool writes_checkpoint_ DAMO_GUARDED_BY(store_mutex) = false;
 

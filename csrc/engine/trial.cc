@@ -27,8 +27,8 @@ std::string DescribeOverflow(uint16_t table, const RowGradients& gradients, cons
       std::memcpy(RowAt(arena, slots[i]), rows.cache.Row(gradients.rows[first + i]), t.layout.row_size());
     }
     const ApplyResult tried = kernels.apply[static_cast<size_t>(step.config.kind)](
-        {arena, slots.data(), gradients.begin.data() + first, gradients.occurrences.data(), n, t.layout.dim, step,
-         t.schema.iter + 1, buffer.data(), t.layout.weight_type, t.schema.initializer.stream_key});
+        {arena, slots.data(), gradients.begin + first, gradients.occurrences, n, t.layout.dim, step, t.schema.iter + 1,
+         buffer.data(), t.layout.weight_type, t.schema.initializer.stream_key});
     if (tried.bounds.finite()) continue;
     for (size_t i = 0; i < n; ++i) {
       const char* row = rows.cache.Row(gradients.rows[first + i]);

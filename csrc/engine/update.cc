@@ -1,96 +1,174 @@
 #include "engine/update.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "base/status.h"
 
 namespace damo {
 
-Updater::Updater(CachedTables* rows, const Compute& compute, RowFinder* finder, Capture* capture)
+Updater::Updater(CachedTables* rows, const Compute& compute, RowFinder* finder, Capture* capture, size_t work_bytes)
     : rows_(rows),
       tables_(rows->tables),
       cache_(rows->cache),
       compute_(compute),
       finder_(finder),
       capture_(capture),
-      gradients_(static_cast<size_t>(compute.threads->threads())) {}
+      work_bytes_(work_bytes),
+      groups_(static_cast<size_t>(compute.threads->threads())) {}
 
 bool Updater::Update(std::span<const GradientPart> parts, float grad_scale, NonFinite policy) {
   if (!(std::abs(grad_scale) > 0) || !std::isfinite(grad_scale)) {
     throw Error(ErrorCode::kInvalidArgument, "grad_scale must be finite and not 0, got " + std::to_string(grad_scale));
   }
   cache_.BeginOperation();
-  FindRows(parts);
-  const Plan plan = MakePlan(parts, grad_scale);
-  // All that can fail happens before the first row changes.
-  if (!StaysFinite(parts, plan, policy)) return false;
-  AwaitReserve(plan);
+  Plan plan = MakePlan(parts, grad_scale);
+  std::vector<Lookup*> lookups;
+  for (const GradientPart& part : parts) lookups.push_back(part.lookup);
+  if (PlanGroups(lookups, &plan)) return CheckAndApply(parts, policy, &plan);
+  try {
+    finder_->PinAll(lookups);
+    PlanSums(&plan);
+    const bool applied = CheckAndApply(parts, policy, &plan);
+    cache_.UnpinAll();
+    return applied;
+  } catch (...) {
+    cache_.UnpinAll();
+    throw;
+  }
+}
+
+// All that can fail, and all that allocates, comes before the first row changes.
+bool Updater::CheckAndApply(std::span<const GradientPart> parts, NonFinite policy, Plan* plan) {
+  const std::string fault = FindFault(parts, plan);
+  if (!fault.empty()) {
+    if (policy == NonFinite::kSkip) return false;
+    throw Error(ErrorCode::kNonFinite, fault);
+  }
+  KeepRows(plan);
   Apply(plan);
   return true;
 }
 
-void Updater::FindRows(std::span<const GradientPart> parts) {
-  std::vector<Lookup*> lookups;
-  bool slots_valid = true;
-  for (const GradientPart& part : parts) {
-    lookups.push_back(part.lookup);
-    slots_valid &= part.lookup->epoch == cache_.epoch();
-  }
-  if (!slots_valid) finder_->ResolveAll(lookups);
-}
-
 Updater::Plan Updater::MakePlan(std::span<const GradientPart> parts, float grad_scale) {
   Plan plan;
-  plan.grad_scale = grad_scale;
-  plan.involved.assign(tables_.size(), false);
-  plan.ids_of_table.assign(tables_.size(), 0);
-  size_t total = 0;
+  plan.gradients.grad_scale = grad_scale;
+  plan.tables = std::vector<OfTable>(tables_.size());
   for (const GradientPart& part : parts) {
-    plan.parts.push_back({part.lookup, part.grad, PlacesOf(*part.lookup, tables_, part.stride)});
+    plan.gradients.parts.push_back({part.lookup, part.grad, PlacesOf(*part.lookup, tables_, part.stride)});
     for (const Feature& feature : part.lookup->features) {
       if (feature.unseen != UnseenRows::kInitial) {
         throw Error(ErrorCode::kInvalidArgument, "a lookup that reads unseen rows as zeros cannot update rows");
       }
-      plan.involved[feature.table] = true;
-      plan.ids_of_table[feature.table] += part.lookup->ids_of(feature);
-      total += part.lookup->ids_of(feature);
+      plan.tables[feature.table].involved = true;
+      plan.tables[feature.table].ids += part.lookup->ids_of(feature);
+      plan.ids += part.lookup->ids_of(feature);
     }
   }
-  const size_t threads = static_cast<size_t>(compute_.threads->threads());
   for (size_t t = 0; t < tables_.size(); ++t) {
-    if (!plan.involved[t]) continue;
     const TableSchema& schema = tables_[t].schema;
-    if (schema.iter == UINT32_MAX) {
+    if (plan.tables[t].involved && schema.iter == UINT32_MAX) {
       throw Error(ErrorCode::kInvalidArgument,
                   "table \"" + schema.name + "\" has had 4294967295 updates, the most there can be");
     }
-    const size_t shares = plan.ids_of_table[t] * 2 * threads > total && threads > 1 ? threads : 1;
-    for (size_t share = 0; share < shares; ++share) {
-      plan.work.push_back({{static_cast<uint16_t>(t), share, shares}, MakeStep(schema.optimizer, schema.iter + 1)});
-    }
   }
-  // Large ones first, so that the threads finish together.
-  const auto ids_of = [&](const Work& work) { return plan.ids_of_table[work.share.table] / work.share.shares; };
-  std::stable_sort(plan.work.begin(), plan.work.end(),
-                   [&](const Work& a, const Work& b) { return ids_of(a) > ids_of(b); });
   return plan;
 }
 
-bool Updater::StaysFinite(std::span<const GradientPart> parts, const Plan& plan, NonFinite policy) {
-  std::string fault;
-  float largest = std::abs(GradientBound(parts, plan.grad_scale, *rows_, compute_));
-  // Half of the largest float leaves room for rounding.
-  if (!(largest < std::numeric_limits<float>::max() / 2)) fault = FindNonFinite(plan, &largest);
-  const bool sure = std::all_of(plan.work.begin(), plan.work.end(), [&](const Work& work) DAMO_REQUIRES(store_mutex) {
-    return damo::StaysFinite(work.step, tables_[work.share.table].bounds.get(), largest);
+// Shares that the threads need to finish together.
+size_t Updater::LeastShares(const Plan& plan, size_t table) const {
+  const size_t threads = groups_.size();
+  return plan.tables[table].ids * 2 * threads > plan.ids && threads > 1 ? threads : 1;
+}
+
+// `sizes`: of a table's shares.
+void Updater::AddWork(uint16_t table, std::span<const size_t> sizes, Plan* plan) {
+  const TableSchema& schema = tables_[table].schema;
+  for (size_t share = 0; share < sizes.size(); ++share) {
+    plan->work.push_back({{table, share, sizes.size()}, sizes[share], MakeStep(schema.optimizer, schema.iter + 1)});
+  }
+}
+
+// Finds the rows and plans to group their ids, unless that takes too much memory; returns whether it does not.
+bool Updater::PlanGroups(std::span<Lookup* const> lookups, Plan* plan) {
+  const auto too_many = [&](size_t ids) { return ids * groups_.size() * GroupedGradients::kBytesPerId > work_bytes_; };
+  for (const Lookup* lookup : lookups) {
+    if (!finder_->KeepsSlots(*lookup)) return false;
+  }
+  for (size_t t = 0; t < tables_.size(); ++t) {
+    if (too_many(plan->tables[t].ids / LeastShares(*plan, t))) return false;
+  }
+  const auto found = [&](const Lookup* lookup) DAMO_REQUIRES(store_mutex) { return lookup->epoch == cache_.epoch(); };
+  if (!std::all_of(lookups.begin(), lookups.end(), found)) finder_->ResolveAll(lookups);
+  size_t most = 0;
+  int dim = 0;
+  for (uint16_t t = 0; t < tables_.size(); ++t) {
+    if (!plan->tables[t].involved) continue;
+    AddWork(t, GroupedGradients::CountIds(t, LeastShares(*plan, t), plan->gradients), plan);
+    dim = std::max(dim, tables_[t].layout.dim);
+  }
+  for (const Work& work : plan->work) most = std::max(most, work.size);
+  if (too_many(most)) {
+    plan->work.clear();
+    return false;
+  }
+  for (GroupedGradients& groups : groups_) groups.Reserve(most, dim);
+  SortWork(plan);
+  return true;
+}
+
+// Plans sums of the rows that are pinned.
+void Updater::PlanSums(Plan* plan) {
+  std::vector<std::vector<size_t>> rows(tables_.size(), std::vector<size_t>(1, 0));  // by table, then share
+  cache_.ForEachPinned([&](uint16_t table, int64_t) { ++rows[table][0]; });
+  const size_t threads = groups_.size();
+  for (uint16_t t = 0; t < tables_.size(); ++t) {
+    const size_t bytes = SummedGradients::BytesFor(rows[t][0], tables_[t].layout.dim);
+    rows[t].assign(std::max(LeastShares(*plan, t), bytes * threads / work_bytes_ + 1), 0);
+  }
+  cache_.ForEachPinned([&](uint16_t table, int64_t id) {
+    ++rows[table][SummedGradients::ShareOf(HashTag(table, id), rows[table].size())];
   });
-  if (fault.empty() && !sure) fault = FindOverflow(plan);
-  if (fault.empty()) return true;
-  if (policy == NonFinite::kSkip) return false;
-  throw Error(ErrorCode::kNonFinite, fault);
+  for (uint16_t t = 0; t < tables_.size(); ++t) {
+    if (plan->tables[t].involved) AddWork(t, rows[t], plan);
+  }
+  size_t bytes = 0;
+  for (const Work& work : plan->work) {
+    bytes = std::max(bytes, SummedGradients::BytesFor(work.size, tables_[work.share.table].layout.dim));
+  }
+  for (size_t thread = 0; thread < threads; ++thread) plan->sums.emplace_back(bytes);
+  SortWork(plan);
+}
+
+// Large ones first, so that the threads finish together.
+void Updater::SortWork(Plan* plan) {
+  std::stable_sort(plan->work.begin(), plan->work.end(), [&](const Work& a, const Work& b) { return a.size > b.size; });
+}
+
+// Calls f(index of the work, the gradients of its rows) on all threads. Allocates nothing once it has begun.
+template <class F>
+void Updater::ForEachWork(Plan* plan, F f) {
+  compute_.threads->ParallelFor(plan->work.size(), [&](size_t w, int thread) DAMO_REQUIRES(store_mutex) {
+    const size_t t = static_cast<size_t>(thread);
+    const Work& work = plan->work[w];
+    f(w, plan->sums.empty() ? groups_[t].Gather(work.share, plan->gradients, *rows_)
+                            : plan->sums[t].Gather(work.share, plan->gradients, *rows_, work.size));
+  });
+}
+
+std::string Updater::FindFault(std::span<const GradientPart> parts, Plan* plan) {
+  float largest = std::abs(GradientBound(parts, plan->gradients.grad_scale, *rows_, compute_));
+  // Half of the largest float leaves room for rounding.
+  if (!(largest < std::numeric_limits<float>::max() / 2)) {
+    std::string fault = FindNonFinite(plan, &largest);
+    if (!fault.empty()) return fault;
+  }
+  const bool sure = std::all_of(plan->work.begin(), plan->work.end(), [&](const Work& work) DAMO_REQUIRES(store_mutex) {
+    return StaysFinite(work.step, tables_[work.share.table].bounds.get(), largest);
+  });
+  return sure ? std::string() : FindOverflow(plan);
 }
 
 namespace {
@@ -102,78 +180,60 @@ std::string FirstOf(const std::vector<std::string>& faults) {
 
 }  // namespace
 
-std::string Updater::FindNonFinite(const Plan& plan, float* largest) {
-  std::vector<std::string> faults(plan.work.size());
-  std::vector<float> largest_of(plan.work.size(), 0);
-  compute_.threads->ParallelFor(plan.work.size(), [&](size_t w, int thread) DAMO_REQUIRES(store_mutex) {
-    RowGradients* gradients = &gradients_[static_cast<size_t>(thread)];
-    const TableShare& share = plan.work[w].share;
-    GatherGradients(share, plan.parts, plan.grad_scale, *rows_, gradients);
-    faults[w] = DescribeNonFinite(share.table, *gradients, *rows_, &largest_of[w]);
+// Sets `largest` to the largest absolute value of a row's gradient.
+std::string Updater::FindNonFinite(Plan* plan, float* largest) {
+  std::vector<std::string> faults(plan->work.size());
+  std::vector<float> largest_of(plan->work.size(), 0);
+  ForEachWork(plan, [&](size_t w, const RowGradients& gradients) DAMO_REQUIRES(store_mutex) {
+    faults[w] = DescribeNonFinite(plan->work[w].share.table, gradients, *rows_, &largest_of[w]);
   });
   *largest = largest_of.empty() ? 0 : *std::max_element(largest_of.begin(), largest_of.end());
   return FirstOf(faults);
 }
 
-std::string Updater::FindOverflow(const Plan& plan) {
-  std::vector<std::string> faults(plan.work.size());
-  compute_.threads->ParallelFor(plan.work.size(), [&](size_t w, int thread) DAMO_REQUIRES(store_mutex) {
-    const auto& [share, step] = plan.work[w];
-    RowGradients* gradients = &gradients_[static_cast<size_t>(thread)];
-    GatherGradients(share, plan.parts, plan.grad_scale, *rows_, gradients);
-    faults[w] = DescribeOverflow(share.table, *gradients, step, *rows_, *compute_.kernels);
+std::string Updater::FindOverflow(Plan* plan) {
+  std::vector<std::string> faults(plan->work.size());
+  ForEachWork(plan, [&](size_t w, const RowGradients& gradients) DAMO_REQUIRES(store_mutex) {
+    const Work& work = plan->work[w];
+    faults[w] = DescribeOverflow(work.share.table, gradients, work.step, *rows_, *compute_.kernels);
   });
   return FirstOf(faults);
 }
 
-// Waits until the rows of this update can be kept for a capture that is under way.
-void Updater::AwaitReserve(const Plan& plan) {
+// For a capture that is under way; waits until it can take them.
+void Updater::KeepRows(Plan* plan) {
   if (!capture_->keeps()) return;
   size_t bytes = 0;
-  for (size_t t = 0; t < tables_.size(); ++t) {
-    bytes += plan.ids_of_table[t] * (tables_[t].layout.payload_size() + sizeof(RowWrite));
+  for (const Work& work : plan->work) {
+    bytes += work.size * (tables_[work.share.table].layout.payload_size() + sizeof(RowWrite));
   }
   capture_->AwaitRoom(bytes);
+  if (!capture_->keeps()) return;
+  ForEachWork(
+      plan, [&](size_t, const RowGradients& gradients) DAMO_REQUIRES(store_mutex) { capture_->Keep(gradients.rows); });
 }
 
-void Updater::Apply(const Plan& plan) {
-  const bool keeps = capture_->keeps();
-  std::vector<std::atomic<int64_t>> created(tables_.size());
-  compute_.threads->ParallelFor(plan.work.size(), [&](size_t w, int thread) DAMO_REQUIRES(store_mutex) {
-    const auto& [share, step] = plan.work[w];
-    RowGradients* g = &gradients_[static_cast<size_t>(thread)];
-    GatherGradients(share, plan.parts, plan.grad_scale, *rows_, g);
+void Updater::Apply(Plan* plan) {
+  ForEachWork(plan, [&](size_t w, const RowGradients& g) DAMO_REQUIRES(store_mutex) {
+    const auto& [share, size, step] = plan->work[w];
     const Table& table = tables_[share.table];
-    if (keeps) capture_->Keep(g->rows);
-    for (Slot slot : g->rows) cache_.MarkSegmentDirty(slot);
+    for (Slot slot : g.rows) cache_.MarkSegmentDirty(slot);
     const ApplyResult applied = compute_.kernels->apply[static_cast<size_t>(table.schema.optimizer.kind)](
-        {cache_.arena(), g->rows.data(), g->begin.data(), g->occurrences.data(), g->rows.size(), table.layout.dim, step,
-         table.schema.iter + 1, g->buffer.data(), table.layout.weight_type, table.schema.initializer.stream_key});
-    created[share.table].fetch_add(static_cast<int64_t>(applied.created), std::memory_order_relaxed);
+        {cache_.arena(), g.rows.data(), g.begin, g.occurrences, g.rows.size(), table.layout.dim, step,
+         table.schema.iter + 1, g.buffer, table.layout.weight_type, table.schema.initializer.stream_key});
+    plan->tables[share.table].created.fetch_add(static_cast<int64_t>(applied.created), std::memory_order_relaxed);
     tables_[share.table].bounds.Add(applied.bounds);
   });
   for (size_t t = 0; t < tables_.size(); ++t) {
-    tables_[t].schema.iter += plan.involved[t] ? 1 : 0;
+    tables_[t].schema.iter += plan->tables[t].involved ? 1 : 0;
     cache_.SetIter(static_cast<uint16_t>(t), tables_[t].schema.iter);
-    tables_[t].schema.rows += created[t].load();
+    tables_[t].schema.rows += plan->tables[t].created.load();
   }
 }
 
-void Updater::WeightGradient(Lookup* lookup, const float* grad, size_t stride, float* weight_grad) {
-  cache_.BeginOperation();
-  if (lookup->epoch != cache_.epoch()) finder_->ResolveAll(std::span(&lookup, 1));
-  std::fill_n(weight_grad, lookup->batch.num_ids, 0.0f);
-  // Features that share a key add to the same weights: one feature after the other.
-  std::vector<float> of_feature;
-  const std::vector<Place> places = PlacesOf(*lookup, tables_, stride);
-  for (size_t f = 0; f < lookup->features.size(); ++f) {
-    const Feature& feature = lookup->features[f];
-    of_feature.assign(lookup->ids_of(feature), 0);
-    const Unit all{lookup, &feature, 0, lookup->bags(feature), 0};
-    compute_.kernels->weight_grad({BagsOf(all, *rows_), grad + places[f].offset, places[f].stride, of_feature.data()});
-    float* to = weight_grad + lookup->bag_offsets(feature)[0];
-    for (size_t i = 0; i < of_feature.size(); ++i) to[i] += of_feature[i];
-  }
+size_t Updater::memory_bytes() const {
+  return std::accumulate(groups_.begin(), groups_.end(), size_t{0},
+                         [](size_t bytes, const GroupedGradients& groups) { return bytes + groups.memory_bytes(); });
 }
 
 }  // namespace damo

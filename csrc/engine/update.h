@@ -1,6 +1,7 @@
 // Updates rows: from the gradient of a collection's output to one update of each row that the batch names.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <span>
 #include <string>
@@ -12,6 +13,7 @@
 #include "engine/compute.h"
 #include "engine/gradients.h"
 #include "engine/lookup.h"
+#include "engine/summed_gradients.h"
 #include "engine/trial.h"
 #include "kernels/optimizer.h"
 
@@ -21,37 +23,51 @@ enum class NonFinite { kRaise, kSkip };
 
 class Updater {
  public:
-  Updater(CachedTables* rows, const Compute& compute, RowFinder* finder, Capture* capture);
+  // `work_bytes`: of memory that an update may work with.
+  Updater(CachedTables* rows, const Compute& compute, RowFinder* finder, Capture* capture, size_t work_bytes);
 
-  // See Store::Backward and Store::WeightGradient. They let go of the mutex while rows are loaded, or kept for a
-  // capture.
+  // See Store::Backward. Lets go of the mutex while rows are loaded, or kept for a capture.
   bool Update(std::span<const GradientPart> parts, float grad_scale, NonFinite policy) DAMO_REQUIRES(store_mutex);
-  void WeightGradient(Lookup* lookup, const float* grad, size_t stride, float* weight_grad) DAMO_REQUIRES(store_mutex);
+
+  // What is kept from call to call.
+  size_t memory_bytes() const DAMO_REQUIRES(store_mutex);
 
  private:
   // One call's work: what a thread takes at a time.
   struct Work {
     TableShare share;
+    size_t size;  // ids that are grouped, or rows that have sums
     OptimizerStep step;
   };
+  struct OfTable {
+    bool involved = false;
+    size_t ids = 0;  // occurrences, in all parts
+    std::atomic<int64_t> created = 0;
+  };
+  // All that the update allocates.
   struct Plan {
-    std::vector<PlacedGradient> parts;
-    float grad_scale;
-    std::vector<bool> involved;        // by table
-    std::vector<size_t> ids_of_table;  // by table: occurrences, in all parts
+    Gradients gradients;
+    std::vector<OfTable> tables;
+    size_t ids = 0;  // of all tables
     std::vector<Work> work;
+    std::vector<SummedGradients> sums;  // by thread, where ids are too many to be grouped
   };
 
-  void FindRows(std::span<const GradientPart> parts) DAMO_REQUIRES(store_mutex);
   Plan MakePlan(std::span<const GradientPart> parts, float grad_scale) DAMO_REQUIRES(store_mutex);
-  // Throws kNonFinite, or returns false with kSkip, if the update would leave something that is not finite.
-  bool StaysFinite(std::span<const GradientPart> parts, const Plan& plan, NonFinite policy) DAMO_REQUIRES(store_mutex);
-  // What is not finite, in words, or an empty string: a gradient, whose largest value is found with that; or a row,
-  // after the update.
-  std::string FindNonFinite(const Plan& plan, float* largest) DAMO_REQUIRES(store_mutex);
-  std::string FindOverflow(const Plan& plan) DAMO_REQUIRES(store_mutex);
-  void AwaitReserve(const Plan& plan) DAMO_REQUIRES(store_mutex);
-  void Apply(const Plan& plan) DAMO_REQUIRES(store_mutex);
+  size_t LeastShares(const Plan& plan, size_t table) const DAMO_REQUIRES(store_mutex);
+  bool PlanGroups(std::span<Lookup* const> lookups, Plan* plan) DAMO_REQUIRES(store_mutex);
+  void PlanSums(Plan* plan) DAMO_REQUIRES(store_mutex);
+  void AddWork(uint16_t table, std::span<const size_t> sizes, Plan* plan) DAMO_REQUIRES(store_mutex);
+  static void SortWork(Plan* plan);
+  bool CheckAndApply(std::span<const GradientPart> parts, NonFinite policy, Plan* plan) DAMO_REQUIRES(store_mutex);
+  template <class F>
+  void ForEachWork(Plan* plan, F f) DAMO_REQUIRES(store_mutex);
+  // What would not be finite, in words, or an empty string: a gradient, or a row after the update.
+  std::string FindFault(std::span<const GradientPart> parts, Plan* plan) DAMO_REQUIRES(store_mutex);
+  std::string FindNonFinite(Plan* plan, float* largest) DAMO_REQUIRES(store_mutex);
+  std::string FindOverflow(Plan* plan) DAMO_REQUIRES(store_mutex);
+  void KeepRows(Plan* plan) DAMO_REQUIRES(store_mutex);
+  void Apply(Plan* plan) DAMO_REQUIRES(store_mutex);
 
   CachedTables* const rows_;
   Tables& tables_ DAMO_GUARDED_BY(store_mutex);
@@ -59,7 +75,8 @@ class Updater {
   const Compute compute_;
   RowFinder* const finder_;
   Capture* const capture_;
-  std::vector<RowGradients> gradients_ DAMO_GUARDED_BY(store_mutex);  // by thread
+  const size_t work_bytes_;
+  std::vector<GroupedGradients> groups_ DAMO_GUARDED_BY(store_mutex);  // by thread
 };
 
 }  // namespace damo

@@ -15,6 +15,13 @@ namespace damo {
 
 enum class Pooling : uint8_t { kSum, kMean };
 
+// Where a bag is pooled in parts, one call after the other: what goes from one to the next, but for its output.
+struct BagPart {
+  float total = 0;  // of the weights so far
+  bool first = true;
+  bool last = false;
+};
+
 // Pools `bags` bags into `out`: bag b has the ids offsets[b]..offsets[b+1] of `slots` and `weights`, both indexed from
 // offsets[0]. An empty bag, and a mean whose weights sum to zero, gives zeros.
 // REQUIRES: no slot is kMissingSlot.
@@ -29,6 +36,7 @@ struct PoolArgs {
   float* out;  // row b at out + b * out_stride
   size_t out_stride;
   WeightType weight_type = WeightType::kFloat32;
+  BagPart* part = nullptr;  // or of the one bag
 };
 
 // One occurrence of an id in a batch: it adds scale * grad[0..dim) to its row's gradient.

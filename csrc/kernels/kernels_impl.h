@@ -32,13 +32,17 @@ void PoolBags(const PoolArgs& a) {
   for (size_t b = 0; b < a.bags; ++b) {
     float* __restrict out = a.out + b * a.out_stride;
     const int64_t begin = a.offsets[b] - first, end = a.offsets[b + 1] - first;
-    if (end - begin == 1 && a.weights == nullptr && a.slots[begin] != kZeroSlot) {
+    if (end - begin == 1 && a.weights == nullptr && a.slots[begin] != kZeroSlot && a.part == nullptr) {
       const char* __restrict row = RowAt(a.arena, a.slots[begin]) + kPayloadOffset;
       for (int j = 0; j < dim; ++j) out[j] = Weights::Load(row, j);
       continue;
     }
-    for (int j = 0; j < dim; ++j) out[j] = 0;
     float total = 0;
+    if (a.part == nullptr || a.part->first) {
+      for (int j = 0; j < dim; ++j) out[j] = 0;
+    } else {
+      total = a.part->total;
+    }
     for (int64_t i = begin; i < end; ++i) {
       const float weight = a.weights == nullptr ? 1.0f : a.weights[i];
       total += weight;
@@ -46,7 +50,8 @@ void PoolBags(const PoolArgs& a) {
       const char* __restrict row = RowAt(a.arena, a.slots[i]) + kPayloadOffset;
       for (int j = 0; j < dim; ++j) out[j] += weight * Weights::Load(row, j);
     }
-    if (a.pooling == Pooling::kMean) {
+    if (a.part != nullptr) a.part->total = total;
+    if (a.pooling == Pooling::kMean && (a.part == nullptr || a.part->last)) {
       for (int j = 0; j < dim; ++j) out[j] = total == 0 ? 0 : out[j] / total;
     }
   }

@@ -195,6 +195,7 @@ void RegisterStore(py::module_& m) {
       .def("row_store_stats", &Store::row_store_stats, ReleaseGil())
       .def("row_counts", &Store::row_counts, ReleaseGil())
       .def("cache_memory_bytes", &Store::cache_memory_bytes, ReleaseGil())
+      .def("work_memory_bytes", &Store::work_memory_bytes, ReleaseGil())
       .def_property_readonly("instruction_set", &Store::instruction_set);
 }
 

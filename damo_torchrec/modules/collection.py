@@ -2,7 +2,6 @@
 
 import abc
 import copy
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,6 +17,7 @@ from damo_torchrec.modules.definitions import check_options, definition_of, outp
 from damo_torchrec.modules.fused_optimizer import FusedTableOptimizer
 from damo_torchrec.modules.jagged_input import Accepted, as_keyed_jagged
 from damo_torchrec.modules.lookup_plan import LookupOutput, LookupPlan, engine_features
+from damo_torchrec.modules.output_parts import parts_of_output
 from damo_torchrec.modules.tracing import eager
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store.default_store import default_store
@@ -147,12 +147,7 @@ class Collection(abc.ABC, nn.Module):
 
     def _outputs(self, values: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
         """Each output's ``(bags, dim)``, of a lookup whose keys differ in their number of bags."""
-        bags, dims = self._bags_of_outputs(batch), self._plan.dims
-        ends = itertools.accumulate(n * dim for n, dim in zip(bags, dims, strict=True))
-        # Not split: of what comes of that, not even one output could be changed in place.
-        return [
-            values.narrow(0, end - n * dim, n * dim).view(n, dim) for end, n, dim in zip(ends, bags, dims, strict=True)
-        ]
+        return parts_of_output(values, list(zip(self._bags_of_outputs(batch), self._plan.dims, strict=True)))
 
     def _engine_features(self, keys: tuple[str, ...], training: bool) -> list[_core.Feature]:
         """Which key goes from which table to which columns, for the engine that is open now."""

@@ -209,7 +209,11 @@ def by_key(features: KeyedJaggedTensor) -> tuple[dict[str, torch.Tensor], dict[s
 def as_ids(what: str, ids: torch.Tensor, memory_budget: int) -> torch.Tensor:
     """`as_int64`, but refuses more ids than could be looked up at once before it copies them."""
     if ids.numel() > memory_budget // 8:
-        raise ValueError(f"{ids.numel()} ids at once are more than memory_budget ({memory_budget} bytes) allows")
+        enough = -(-8 * ids.numel() // 2**20)
+        raise ValueError(
+            f"{ids.numel()} ids at once are more than memory_budget ({memory_budget} bytes) allows: "
+            f'it should be at least "{enough}MiB"'
+        )
     return as_int64(what, ids)
 
 

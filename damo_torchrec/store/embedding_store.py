@@ -164,7 +164,7 @@ class EmbeddingStore:
             stats = engine.table_stats(table.opened.index)
             tables[name] = TableStats(len(table), stats.cached_rows, stats.hits, stats.misses)
         return StoreStats(
-            memory_bytes=engine.cache_memory_bytes() + rows.memory_bytes,
+            memory_bytes=engine.cache_memory_bytes() + engine.work_memory_bytes() + rows.memory_bytes,
             memory_budget=self._session.memory_budget,
             disk_bytes=rows.disk_bytes,
             bytes_written=rows.bytes_written,
