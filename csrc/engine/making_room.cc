@@ -68,7 +68,7 @@ void RoomMaker::Trim() {
       if (victims.empty()) return;
       EvictFirst(victims);
     }
-  } catch (const Error&) {
+  } catch (...) {
     trim_error_ = std::current_exception();
   }
 }
