@@ -131,6 +131,7 @@ void ThreadPool::RunOnOpenMp(Loop* loop) {
   openmp_->Parallel(
       threads(),
       [](void* data) {
+        PrepareToThrow();
         Work* work = static_cast<Work*>(data);
         const Clock::time_point now = Clock::now();
         for (Clock::time_point last = work->last_begin;

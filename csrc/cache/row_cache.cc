@@ -59,8 +59,13 @@ uint16_t RowCache::AddTable(const RowLayout& layout) {
   CheckRowSize(layout);
   const size_t stride = StrideOf(layout);
   if (tables_.size() == UINT16_MAX) throw Error(ErrorCode::kInvalidArgument, "a store holds at most 65535 open tables");
-  if (min_stride_ == 0 || stride < min_stride_) Resize(stride);
   tables_.push_back({layout, stride, 0, 0});
+  try {
+    if (min_stride_ == 0 || stride < min_stride_) Resize(stride);
+  } catch (...) {
+    tables_.pop_back();
+    throw;
+  }
   max_stride_ = std::max(max_stride_, stride);
   return static_cast<uint16_t>(tables_.size() - 1);
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/status.h"
+#include "base/thread.h"
 
 namespace damo {
 namespace {
@@ -65,6 +66,7 @@ Mutex* Store::CallsMutex() {
 }
 
 Store::Call::Call(Store* store) : calls_(store->CallsMutex()), rows_(store->rows_.mutex()) {
+  PrepareToThrow();
   if (store->closed_) throw Error(ErrorCode::kClosed, "the store is closed");
 }
 
