@@ -5,6 +5,8 @@ from typing import NoReturn, type_check_only
 BLOCK_BYTES: int
 KEY_BYTES: int
 LEAST_MEMORY_BUDGET: int
+MOST_MEMORY_BUDGET: int
+MOST_DIM: int
 LEAST_SERVING_MEMORY: int
 PERFECT_HASH_CONSTANTS: tuple[int, int, int]
 PERFECT_HASH_PART_BITS: int

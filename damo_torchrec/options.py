@@ -37,11 +37,13 @@ def parse_bytes(size: int | str) -> int:
 
 
 def parse_budget(budget: int | str) -> int:
-    """`parse_bytes` of a memory budget. Raises ValueError below the least."""
+    """`parse_bytes` of a memory budget. Raises ValueError below the least and above the most there can be."""
     size = parse_bytes(budget)
-    least = _core.LEAST_MEMORY_BUDGET
+    least, most = _core.LEAST_MEMORY_BUDGET, _core.MOST_MEMORY_BUDGET
     if size < least:
         raise ValueError(f'memory_budget must be at least {least} bytes ("{least >> 20}MiB"), got {size}')
+    if size > most:
+        raise ValueError(f'memory_budget must be at most {most} bytes ("{most >> 40}TiB"), got {size}')
     return size
 
 
@@ -90,8 +92,8 @@ class StoreOptions:
             raise ValueError(f"max_skipped_in_a_row must be an int from 1 on, or None, got {limit!r}")
         if self.backend not in ("rocksdb", "memory"):
             raise ValueError(f"backend must be 'rocksdb' or 'memory', got {self.backend!r}")
-        if self.cache_bytes < 0:
-            raise ValueError(f"cache_bytes must not be negative, got {self.cache_bytes}")
+        if not 0 <= self.cache_bytes <= _core.MOST_MEMORY_BUDGET:
+            raise ValueError(f"cache_bytes must be in 0..{_core.MOST_MEMORY_BUDGET}, got {self.cache_bytes}")
 
     def threads(self) -> int:
         """The number of threads to use."""

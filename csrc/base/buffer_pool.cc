@@ -1,6 +1,7 @@
 #include "base/buffer_pool.h"
 
 #include <algorithm>
+#include <new>
 #include <utility>
 
 namespace damo {
@@ -22,10 +23,15 @@ Pages BufferPool::Take(size_t bytes) {
   return AllocatePages(bytes);
 }
 
-void BufferPool::GiveBack(Pages pages) {
+void BufferPool::GiveBack(Pages pages) noexcept {
   const MutexLock lock(&mutex_);
-  free_bytes_ += pages.get_deleter().bytes;
-  free_.push_back(std::move(pages));
+  const size_t bytes = pages.get_deleter().bytes;
+  try {
+    free_.push_back(std::move(pages));
+  } catch (const std::bad_alloc&) {  // they go back to the system
+    return;
+  }
+  free_bytes_ += bytes;
   while (free_bytes_ > kept_bytes_) {
     free_bytes_ -= free_.front().get_deleter().bytes;
     free_.erase(free_.begin());

@@ -19,7 +19,7 @@ class BufferPool {
 
   // At least `bytes`, of unknown contents. Throws std::bad_alloc.
   Pages Take(size_t bytes);
-  void GiveBack(Pages pages);
+  void GiveBack(Pages pages) noexcept;
   // That nobody uses.
   size_t kept_bytes();
 

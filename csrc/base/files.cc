@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -91,11 +92,14 @@ bool File::SetDirect(bool direct) {
 }
 
 FileWriter::FileWriter(const std::string& path, size_t buffer_bytes, bool direct)
-    : file_(path, O_WRONLY | O_CREAT | O_EXCL),
-      buffer_bytes_(buffer_bytes),
-      buffer_(static_cast<char*>(std::aligned_alloc(kDirectAlignment, buffer_bytes))) {
-  if (buffer_ == nullptr) throw std::bad_alloc();
+    : buffer_bytes_(buffer_bytes), buffer_(Allocate(buffer_bytes)), file_(path, O_WRONLY | O_CREAT | O_EXCL) {
   if (direct) file_.SetDirect(true);
+}
+
+char* FileWriter::Allocate(size_t bytes) {
+  char* const buffer = static_cast<char*>(std::aligned_alloc(kDirectAlignment, bytes));
+  if (buffer == nullptr) throw std::bad_alloc();
+  return buffer;
 }
 
 void FileWriter::Append(std::string_view bytes) {
@@ -154,10 +158,11 @@ void CopyFile(const std::string& from, const std::string& to, uint64_t size) {
 }
 
 bool HasSpace(const std::string& path, uint64_t bytes) {
+  static constexpr std::array<char, kDirectAlignment> kZeros{};
   bool fits = false;
   try {
     File file(path, O_WRONLY | O_CREAT | O_EXCL);
-    file.Write(std::string(kDirectAlignment, '\0'));
+    file.Write({kZeros.data(), kZeros.size()});
     fits = file.Allocate(bytes);
   } catch (const Error&) {  // it does not
   }

@@ -60,10 +60,12 @@ class FileWriter {
     void operator()(char* bytes) const { std::free(bytes); }
   };
 
-  File file_;
+  static char* Allocate(size_t bytes);
+
   const size_t buffer_bytes_;
   std::unique_ptr<char, Free> buffer_;
   size_t buffered_ = 0;
+  File file_;  // which is made last: without memory for the buffer there is none
 };
 
 // Waits until the file's bytes, or the directory's entries, are on the device.

@@ -3,11 +3,9 @@
 #include <algorithm>
 #include <cfenv>
 #include <chrono>
-#include <string>
-#include <system_error>
 
 #include "base/float_environment.h"
-#include "base/status.h"
+#include "base/thread.h"
 
 namespace damo {
 namespace {
@@ -28,13 +26,14 @@ constexpr int kMostOwnLoops = 512;
 
 ThreadPool::ThreadPool(int threads, Kind kind)
     : openmp_(kind == Kind::kOpenMp ? std::optional(OpenMp()) : std::nullopt), patience_(kLeastOwnLoops) {
+  workers_.reserve(static_cast<size_t>(std::max(threads - 1, 0)));
   try {
     for (int thread = 1; thread < threads; ++thread) {
-      workers_.emplace_back([this, thread] { WorkerLoop(thread); });
+      workers_.push_back(StartThread([this, thread] { WorkerLoop(thread); }));
     }
-  } catch (const std::system_error& error) {
+  } catch (...) {
     Stop();
-    throw Error(ErrorCode::kIo, "cannot start " + std::to_string(threads) + " threads: " + error.what());
+    throw;
   }
 }
 
@@ -132,6 +131,7 @@ void ThreadPool::RunOnOpenMp(Loop* loop) {
   openmp_->Parallel(
       threads(),
       [](void* data) {
+        PrepareToThrow();
         Work* work = static_cast<Work*>(data);
         const Clock::time_point now = Clock::now();
         for (Clock::time_point last = work->last_begin;

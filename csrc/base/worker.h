@@ -3,26 +3,18 @@
 
 #include <deque>
 #include <functional>
-#include <string>
-#include <system_error>
 #include <thread>
 #include <utility>
 
 #include "base/mutex.h"
-#include "base/status.h"
+#include "base/thread.h"
 
 namespace damo {
 
 class Worker {
  public:
   // Throws kIo if the system has no more threads.
-  Worker() {
-    try {
-      thread_ = std::thread([this] { Loop(); });
-    } catch (const std::system_error& error) {
-      throw Error(ErrorCode::kIo, std::string("cannot start a thread: ") + error.what());
-    }
-  }
+  Worker() : thread_(StartThread([this] { Loop(); })) {}
   // Waits for the job under way and drops those that have not begun.
   ~Worker() {
     {
@@ -35,7 +27,7 @@ class Worker {
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
 
-  // Thread-safe. REQUIRES: `job` does not throw.
+  // Thread-safe. Where it throws std::bad_alloc the job has not been posted. REQUIRES: `job` does not throw.
   void Post(std::function<void()> job) {
     {
       const MutexLock lock(&mutex_);

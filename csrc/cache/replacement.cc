@@ -12,9 +12,14 @@ constexpr double kLeastFrequent = 1e-6;
 // No row is updated more than once in a step.
 constexpr double kMostFrequent = 1.5;
 
-size_t Sealed(const std::deque<uint32_t>& queue) { return queue.empty() ? 0 : queue.size() - 1; }
+size_t Sealed(const std::vector<uint32_t>& queue) { return queue.empty() ? 0 : queue.size() - 1; }
 
 }  // namespace
+
+Replacement::Replacement(size_t segments) : places_(segments) {
+  probation_.reserve(segments);
+  main_.reserve(segments);
+}
 
 void Replacement::Open(Queue queue, uint32_t segment) {
   places_[segment] = {queue, ++arrivals_};

@@ -14,6 +14,8 @@
 // The policy decides; the cache (row_cache.h) asks it, and moves the bytes. What the policy notes about a row is the
 // row's touch byte, what it notes about a segment is where that stands in the queues.
 //
+// Nothing but the constructor and what returns a vector allocates memory: an eviction, once begun, cannot fail.
+//
 // Not thread-safe, but for Touch and Prefetch, which may run concurrently with each other.
 #pragma once
 
@@ -21,7 +23,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
+#include <utility>
 #include <vector>
 
 #include "row/row.h"
@@ -32,10 +34,13 @@ namespace damo {
 // its place, and now and then takes one row for another.
 class GhostFilter {
  public:
+  // Without room for any: REQUIRES no call but for assignment.
+  GhostFilter() = default;
+  // Room for `rows`, and none of them there.
+  explicit GhostFilter(size_t rows) : fingerprints_(rows + 1, 0) {}
+
   static size_t BytesFor(size_t rows) { return rows * sizeof(uint16_t); }
 
-  // Room for `rows`, and none of those there were.
-  void Reset(size_t rows) { fingerprints_.assign(rows + 1, 0); }
   void Prefetch(uint32_t tag) const { __builtin_prefetch(&fingerprints_[Place(tag)], 1); }
   void Remember(uint32_t tag) { fingerprints_[Place(tag)] = Fingerprint(tag); }
   // Whether the row was remembered; it no longer is.
@@ -61,10 +66,10 @@ class Replacement {
   static constexpr uint64_t kNoArrival = UINT64_MAX;
 
   // For segments with the numbers below `segments`, none of them in a queue yet.
-  explicit Replacement(size_t segments) : places_(segments) {}
+  explicit Replacement(size_t segments);
 
-  // REQUIRES: Reset before the first row.
-  GhostFilter& ghosts() { return ghosts_; }
+  // REQUIRES: SetGhosts before the first row.
+  void SetGhosts(GhostFilter ghosts) { ghosts_ = std::move(ghosts); }
   const GhostFilter& ghosts() const { return ghosts_; }
 
   // ---- uses
@@ -141,7 +146,7 @@ class Replacement {
   void End(const Eviction& eviction);
 
  private:
-  using Segments = std::deque<uint32_t>;  // oldest first; the last one is open
+  using Segments = std::vector<uint32_t>;  // oldest first; the last one is open. Has room for all segments
   struct Place {
     Queue queue = Queue::kProbation;
     uint64_t arrival = 0;

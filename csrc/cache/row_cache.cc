@@ -7,6 +7,7 @@
 #include <bit>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "base/status.h"
 
@@ -58,8 +59,13 @@ uint16_t RowCache::AddTable(const RowLayout& layout) {
   CheckRowSize(layout);
   const size_t stride = StrideOf(layout);
   if (tables_.size() == UINT16_MAX) throw Error(ErrorCode::kInvalidArgument, "a store holds at most 65535 open tables");
-  if (min_stride_ == 0 || stride < min_stride_) Resize(stride);
   tables_.push_back({layout, stride, 0, 0});
+  try {
+    if (min_stride_ == 0 || stride < min_stride_) Resize(stride);
+  } catch (...) {
+    tables_.pop_back();
+    throw;
+  }
   max_stride_ = std::max(max_stride_, stride);
   return static_cast<uint16_t>(tables_.size() - 1);
 }
@@ -69,9 +75,10 @@ uint16_t RowCache::AddTable(const RowLayout& layout) {
 void RowCache::Resize(size_t min_stride) {
   const size_t rows = options_.bytes / (min_stride + HashIndex::BytesFor(1000) / 1000 + GhostFilter::BytesFor(1));
   auto index = std::make_unique<HashIndex>(rows);
+  GhostFilter ghosts(rows);
   index->InsertAll(*index_);
   index_ = std::move(index);
-  replacement_.ghosts().Reset(rows);
+  replacement_.SetGhosts(std::move(ghosts));
   min_stride_ = min_stride;
   const size_t overhead = HashIndex::BytesFor(rows) + GhostFilter::BytesFor(rows);
   segment_limit_ = std::min(segments_.size(), (options_.bytes - overhead) / segment_bytes_);
@@ -141,16 +148,21 @@ void RowCache::CollectDirty(uint32_t segment, bool evictable_only, std::vector<S
   });
 }
 
-void RowCache::EndCapture(uint32_t segment, uint8_t flag, std::vector<Slot>* slots) {
-  segments_[segment].in_capture = segments_[segment].changed = false;
+void RowCache::CollectCaptured(uint32_t segment, uint8_t flag, std::vector<Slot>* slots) const {
   ForEachRow(segment, [&](char* row, Slot slot) {
+    if ((RowFlags(row) & flag) && !(RowFlags(row) & kKept)) slots->push_back(slot);
+  });
+}
+
+void RowCache::EndCapture(uint32_t segment, uint8_t flag) {
+  segments_[segment].in_capture = segments_[segment].changed = false;
+  ForEachRow(segment, [&](char* row, Slot) {
     const uint8_t flags = RowFlags(row);
     if (flags & kKept) {
       SetRowFlags(row, static_cast<uint8_t>(flags & ~kKept));
       segments_[segment].changed = true;
     } else if (flags & flag) {
       SetRowFlags(row, static_cast<uint8_t>(flags & ~kChanged));
-      slots->push_back(slot);
     }
   });
 }

@@ -5,6 +5,8 @@
 // memory comes back in whole segments whatever the sizes of the rows, and a row stays where it is for as long as its
 // segment lives. Which segments and which rows is the policy's to say: replacement.h.
 //
+// What is not said to throw, or to fill a vector, allocates nothing: once there is room, nothing fails half-way.
+//
 // Not thread-safe, but for Find, Prefetch and Touch, which may run concurrently with each other.
 #pragma once
 
@@ -32,8 +34,10 @@ class RowCache {
 
   // Makes room in the index for rows of this layout; returns the table's number in the cache. The cache may then hold
   // more segments than it should: evict while NeedsEviction(0), then call ReleaseFreeSegments. Throws kInvalidArgument
-  // if a row does not fit a segment.
+  // if a row does not fit a segment, or std::bad_alloc, and then has changed nothing.
   uint16_t AddTable(const RowLayout& layout);
+  // Takes back the last AddTable. REQUIRES: the table has no rows here.
+  void RemoveLastTable() { tables_.pop_back(); }
 
   // Throws kInvalidArgument if a row of this layout does not fit a segment.
   void CheckRowSize(const RowLayout& layout) const;
@@ -167,8 +171,10 @@ class RowCache {
     return s.in_capture = flag == kChanged ? s.changed : s.dirty;
   }
   bool InCapture(uint32_t segment) const { return segments_[segment].in_capture; }
-  // Ends that, and appends the slots of its rows with `flag` that are not kKept. Those are no longer kChanged.
-  void EndCapture(uint32_t segment, uint8_t flag, std::vector<Slot>* slots);
+  // Appends the slots of its rows with `flag` that are not kKept.
+  void CollectCaptured(uint32_t segment, uint8_t flag, std::vector<Slot>* slots) const;
+  // Ends that: the rows that CollectCaptured has found are no longer kChanged.
+  void EndCapture(uint32_t segment, uint8_t flag);
 
   uint32_t SegmentOf(Slot slot) const { return slot >> slot_to_segment_shift_; }
   std::vector<uint32_t> SegmentsInUse() const { return replacement_.SegmentsInUse(); }

@@ -21,6 +21,11 @@ void AwaitedRows::Add(const Lookup& lookup, size_t bytes, uint64_t arrival) {
   NoteCall();
 }
 
+void AwaitedRows::RemoveLast() {
+  prefetches_.pop_back();
+  NoteCall();
+}
+
 void AwaitedRows::End(const Lookup& lookup) {
   if (lookup.features.empty()) return;
   const auto found = std::find_if(prefetches_.begin(), prefetches_.end(),

@@ -19,6 +19,8 @@ class AwaitedRows {
   // A prefetch of `lookup` loads so many bytes of rows, perhaps none; `arrival` is where in the cache's order of
   // arrivals the first of them stands. REQUIRES: it has features.
   void Add(const Lookup& lookup, size_t bytes, uint64_t arrival) DAMO_REQUIRES(store_mutex);
+  // Takes back the last Add.
+  void RemoveLast() DAMO_REQUIRES(store_mutex);
   // The forward that the oldest prefetch of this collection was for has come.
   void End(const Lookup& lookup) DAMO_REQUIRES(store_mutex);
   void ForgetAll() DAMO_REQUIRES(store_mutex);

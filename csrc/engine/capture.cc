@@ -2,16 +2,18 @@
 
 #include <algorithm>
 #include <exception>
+#include <iterator>
 #include <utility>
 
 namespace damo {
 
 void Capture::Begin() {
+  const std::vector<uint32_t> in_use = cache_.SegmentsInUse();
+  segments_.reserve(in_use.size());
   active_ = true;
   flag_ = journal_->Begin();
-  for (uint32_t segment : cache_.SegmentsInUse()) {
-    if (cache_.BeginCapture(segment, flag_)) segments_.push_back(segment);
-  }
+  std::copy_if(in_use.rbegin(), in_use.rend(), std::back_inserter(segments_),
+               [&](uint32_t segment) DAMO_REQUIRES(store_mutex) { return cache_.BeginCapture(segment, flag_); });
 }
 
 void Capture::Keep(std::span<const Slot> slots) {
@@ -45,8 +47,7 @@ void Capture::AwaitEnd() {
 void Capture::Hurry(uint32_t segment) {
   const auto found = std::find(segments_.begin(), segments_.end(), segment);
   if (found == segments_.end()) return;
-  segments_.erase(found);
-  segments_.push_front(segment);
+  std::rotate(found, found + 1, segments_.end());
 }
 
 void Capture::Write() {
@@ -83,12 +84,13 @@ void Capture::WriteKept() {
 }
 
 void Capture::WriteSegment() {
-  const uint32_t segment = segments_.front();
-  segments_.pop_front();
+  const uint32_t segment = segments_.back();
   std::vector<Slot> slots;
-  cache_.EndCapture(segment, flag_, &slots);
-  if (slots.empty()) return;
+  cache_.CollectCaptured(segment, flag_, &slots);
   const RowCopies copies(*rows_, slots);
+  segments_.pop_back();
+  cache_.EndCapture(segment, flag_);
+  if (slots.empty()) return;
   {
     const MutexUnlock unlocked(rows_->mutex());
     journal_->Add(copies.all());
@@ -97,8 +99,7 @@ void Capture::WriteSegment() {
 }
 
 void Capture::End(bool complete) {
-  std::vector<Slot> unwritten;
-  for (uint32_t segment : segments_) cache_.EndCapture(segment, flag_, &unwritten);
+  for (uint32_t segment : segments_) cache_.EndCapture(segment, flag_);
   journal_->End(complete);
   segments_.clear();
   kept_.clear();

@@ -8,7 +8,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <span>
 #include <vector>
 
@@ -29,7 +28,7 @@ class Capture {
   // Whether rows that are updated have to be kept first.
   bool keeps() const DAMO_REQUIRES(store_mutex) { return active_ && !segments_.empty(); }
 
-  // REQUIRES: !active(), and no other write is under way.
+  // If it throws, nothing has begun. REQUIRES: !active(), and no other write is under way.
   void Begin() DAMO_REQUIRES(store_mutex);
   // Adds to the journal what it needs at Begin; meanwhile it lets go of the mutex. REQUIRES: active(); one call.
   void Write() DAMO_REQUIRES(store_mutex);
@@ -40,8 +39,8 @@ class Capture {
 
   // Waits until rows of so many bytes can be kept, whichever they are.
   void AwaitRoom(size_t bytes) DAMO_REQUIRES(store_mutex);
-  // To be called before these rows change, after AwaitRoom for them. May run concurrently for different rows, under the
-  // mutex of one caller.
+  // To be called before these rows change, after AwaitRoom for them. If it throws std::bad_alloc, they are as they
+  // were, and must not change. May run concurrently for different rows, under the mutex of one caller.
   void Keep(std::span<const Slot> slots) DAMO_REQUIRES(store_mutex);
   // Has Write take this segment next.
   void Hurry(uint32_t segment) DAMO_REQUIRES(store_mutex);
@@ -57,9 +56,9 @@ class Capture {
   RowCache& cache_ DAMO_GUARDED_BY(store_mutex);
   const size_t reserve_bytes_;
   bool active_ DAMO_GUARDED_BY(store_mutex) = false;
-  uint8_t flag_ DAMO_GUARDED_BY(store_mutex) = 0;               // of the rows that the journal needs
-  std::deque<uint32_t> segments_ DAMO_GUARDED_BY(store_mutex);  // yet to be taken
-  Mutex kept_mutex_;                                            // taken by concurrent calls of Keep, for the next two
+  uint8_t flag_ DAMO_GUARDED_BY(store_mutex) = 0;                // of the rows that the journal needs
+  std::vector<uint32_t> segments_ DAMO_GUARDED_BY(store_mutex);  // yet to be taken, the next one last
+  Mutex kept_mutex_;                                             // taken by concurrent calls of Keep, for the next two
   std::vector<RowCopies> kept_ DAMO_GUARDED_BY(store_mutex);
   size_t kept_bytes_ DAMO_GUARDED_BY(store_mutex) = 0;
   uint64_t rows_written_ DAMO_GUARDED_BY(store_mutex) = 0;

@@ -36,13 +36,14 @@ void Journal::End(bool complete) {
 
 void Journal::NoteWritten(std::span<const RowWrite> rows) {
   if (!whole_ || rows_->journal_size().bytes == 0) return;
-  std::vector<RowWrite> changed;
-  std::copy_if(rows.begin(), rows.end(), std::back_inserter(changed), [](const RowWrite& row) { return row.changed; });
-  if (changed.empty()) return;
-  if (TooLarge()) return Clear();
   try {
+    std::vector<RowWrite> changed;
+    std::copy_if(rows.begin(), rows.end(), std::back_inserter(changed),
+                 [](const RowWrite& row) { return row.changed; });
+    if (changed.empty()) return;
+    if (TooLarge()) return Clear();
     rows_->AddToJournal(changed);
-  } catch (const Error&) {  // the next checkpoint does without it, or meets the same
+  } catch (...) {  // the next checkpoint does without it, or meets the same
     Clear();
   }
 }

@@ -27,7 +27,7 @@ class Journal {
   // Whether all rows of the flag were added, and are no longer kChanged.
   void End(bool complete);
 
-  // These rows have been written, or deleted.
+  // These rows have been written, or deleted. Does not throw: where they cannot be added the journal is begun anew.
   void NoteWritten(std::span<const RowWrite> rows);
   // Empties it, for a new one with the next checkpoint; with `all_written`, no row is dirty.
   void Clear(bool all_written = false);

@@ -87,8 +87,8 @@ size_t Loader::BytesOf(std::span<const LoadRun> runs) const {
   return bytes;
 }
 
-std::unique_ptr<Loader::Rows> Loader::Begin(std::vector<LoadRun> runs, bool awaited) {
-  auto load = std::make_unique<Rows>();
+std::shared_ptr<Loader::Rows> Loader::Begin(std::vector<LoadRun> runs, bool awaited) {
+  auto load = std::make_shared<Rows>();
   load->runs = std::move(runs);
   size_t rows = 0;
   for (LoadRun& run : load->runs) {
@@ -185,7 +185,7 @@ void Loader::End(const Rows& load, bool complete) {
 }
 
 void Loader::Load(std::vector<LoadRun> runs) {
-  const std::unique_ptr<Rows> load = Begin(std::move(runs), /*awaited=*/false);
+  const std::shared_ptr<Rows> load = Begin(std::move(runs), /*awaited=*/false);
   try {
     const MutexUnlock unlocked(rows_->mutex());
     Read(load.get());
@@ -198,17 +198,22 @@ void Loader::Load(std::vector<LoadRun> runs) {
 
 void Loader::LoadInBackground(std::vector<LoadRun> runs) {
   if (background_ == nullptr) background_ = std::make_unique<Worker>();
-  std::shared_ptr<Rows> load = Begin(std::move(runs), /*awaited=*/true);
-  background_->Post([this, load] {
-    bool complete = true;
-    try {
-      Read(load.get());
-    } catch (...) {
-      complete = false;
-    }
-    const MutexLock lock(rows_->mutex());
-    End(*load, complete);
-  });
+  const std::shared_ptr<Rows> load = Begin(std::move(runs), /*awaited=*/true);
+  try {
+    background_->Post([this, load] {
+      bool complete = true;
+      try {
+        Read(load.get());
+      } catch (...) {
+        complete = false;
+      }
+      const MutexLock lock(rows_->mutex());
+      End(*load, complete);
+    });
+  } catch (...) {
+    End(*load, false);
+    throw;
+  }
 }
 
 void Loader::AwaitLoading(std::span<const Unit> units) {

@@ -45,8 +45,8 @@ class Loader {
 
   // Returns when they are there; lets go of the mutex meanwhile. If it throws, they are not.
   void Load(std::vector<LoadRun> runs) DAMO_REQUIRES(store_mutex);
-  // For a call to come: only puts them on their way. If reading fails, they are missing again: who needs them then
-  // reads them again, and gets the error.
+  // For a call to come: only puts them on their way. If it throws, they are not. If reading fails, they are missing
+  // again: who needs them then reads them again, and gets the error.
   void LoadInBackground(std::vector<LoadRun> runs) DAMO_REQUIRES(store_mutex);
   // Waits until no row that `units` have found is on its way.
   void AwaitLoading(std::span<const Unit> units) DAMO_REQUIRES(store_mutex);
@@ -57,7 +57,8 @@ class Loader {
  private:
   struct Rows;
 
-  std::unique_ptr<Rows> Begin(std::vector<LoadRun> runs, bool awaited) DAMO_REQUIRES(store_mutex);
+  // All that it allocates it has before it adds the first row.
+  std::shared_ptr<Rows> Begin(std::vector<LoadRun> runs, bool awaited) DAMO_REQUIRES(store_mutex);
   void Read(Rows* rows);
   void End(const Rows& rows, bool complete) DAMO_REQUIRES(store_mutex);
 

@@ -42,9 +42,14 @@ void Prefetcher::PrefetchAtOnce(Lookup* lookup) {
   forecast_.Note(bytes);
   room_->MakeSpareRoom(bytes);
   if (cache_.NeedsEviction(bytes)) bytes = 0;
-  const uint64_t arrival = cache_.arrival();
-  if (bytes > 0) loader_->LoadInBackground(std::move(runs));
-  awaited_->Add(*lookup, bytes, arrival);
+  awaited_->Add(*lookup, bytes, cache_.arrival());
+  if (bytes == 0) return;
+  try {
+    loader_->LoadInBackground(std::move(runs));
+  } catch (...) {
+    awaited_->RemoveLast();
+    throw;
+  }
 }
 
 }  // namespace damo

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/status.h"
+#include "base/thread.h"
 #include "engine/weight_gradient.h"
 
 namespace damo {
@@ -66,6 +67,7 @@ Mutex* Store::CallsMutex() {
 }
 
 Store::Call::Call(Store* store) : calls_(store->CallsMutex()), rows_(store->rows_.mutex()) {
+  PrepareToThrow();
   if (store->closed_) throw Error(ErrorCode::kClosed, "the store is closed");
 }
 
@@ -86,10 +88,22 @@ void Store::CheckTable(const TableSchema& schema) {
 uint16_t Store::OpenTable(const TableSchema& schema) {
   CheckTable(schema);
   const Call call(this);
-  const uint16_t index = cache_.AddTable(schema.layout());
-  cache_.SetIter(index, schema.iter);
   tables_.emplace_back(schema);
-  room_.MakeRoom(0);
+  uint16_t index;
+  try {
+    index = cache_.AddTable(schema.layout());
+  } catch (...) {
+    tables_.pop_back();
+    throw;
+  }
+  try {
+    cache_.SetIter(index, schema.iter);
+    room_.MakeRoom(0);
+  } catch (...) {
+    cache_.RemoveLastTable();
+    tables_.pop_back();
+    throw;
+  }
   cache_.ReleaseFreeSegments();
   return index;
 }
@@ -273,10 +287,15 @@ void Store::Flush() {
 std::vector<TableState> Store::BeginCheckpoint() {
   const Call call(this);
   capture_.AwaitEnd();
-  write_back_.Hold();
-  capture_.Begin();
   std::vector<TableState> states;
   for (const Table& table : tables_) states.push_back({table.schema.iter, table.schema.rows});
+  write_back_.Hold();
+  try {
+    capture_.Begin();
+  } catch (...) {
+    write_back_.Release();
+    throw;
+  }
   return states;
 }
 

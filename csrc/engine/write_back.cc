@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/thread.h"
 #include "engine/row_copies.h"
 
 namespace damo {
@@ -14,7 +15,7 @@ constexpr size_t kBytesPerWrite = size_t{2} << 20;
 }  // namespace
 
 WriteBack::WriteBack(RowStore* store, Journal* journal, CachedTables* rows)
-    : store_(store), journal_(journal), rows_(rows), cache_(rows->cache), thread_([this] { Loop(); }) {}
+    : store_(store), journal_(journal), rows_(rows), cache_(rows->cache), thread_(StartThread([this] { Loop(); })) {}
 
 WriteBack::~WriteBack() { Stop(); }
 
@@ -81,8 +82,8 @@ size_t WriteBack::PayloadBytes(const std::vector<Slot>& slots, size_t first) con
   return bytes;
 }
 
-// Takes the next victims' dirty rows, none if there are none.
-WriteBack::Taken WriteBack::Take() {
+// The next victims' dirty rows, none if there are none.
+WriteBack::Taken WriteBack::Take() const {
   Taken taken;
   const size_t ahead = std::max<size_t>(8, cache_.row_capacity_bytes() / cache_.segment_bytes() / 16);
   size_t bytes = 0;
@@ -91,9 +92,8 @@ WriteBack::Taken WriteBack::Take() {
     const size_t before = taken.slots.size();
     cache_.CollectDirty(segment, true, &taken.slots);
     bytes += PayloadBytes(taken.slots, before);
-    cache_.MarkCleaned(segment);
+    taken.cleaned.push_back(segment);
     if (taken.slots.size() == before) continue;
-    cache_.Pin(segment);
     taken.segments.push_back(segment);
     if (bytes >= kBytesPerWrite) break;
   }
@@ -105,39 +105,45 @@ void WriteBack::Loop() {
   while (true) {
     work_.Wait(rows_->mutex(), [&]() DAMO_REQUIRES(store_mutex) { return stop_ || (wanted_ && waiting_ == 0); });
     if (stop_) return;
-    const Taken taken = Take();
-    if (taken.slots.empty()) {
-      wanted_ = false;
-      const MutexUnlock unlocked(rows_->mutex());
-      store_->ReleaseFreedMemory();
-    } else {
-      WriteTaken(taken);
+    bool wrote = false;
+    try {
+      wrote = WriteAhead();
+    } catch (...) {
+      // The rows are dirty in the cache. Whoever needs their room writes them again, and gets the error.
     }
+    if (wrote) continue;
+    wanted_ = false;
+    const MutexUnlock unlocked(rows_->mutex());
+    store_->ReleaseFreedMemory();
   }
 }
 
-void WriteBack::WriteTaken(const Taken& taken) {
-  // They count as clean from here on: an update that comes before the write is over makes them dirty again.
+bool WriteBack::WriteAhead() {
+  const Taken taken = Take();
   RowCopies copies(*rows_, taken.slots);
+  for (uint32_t segment : taken.cleaned) cache_.MarkCleaned(segment);
+  if (taken.slots.empty()) return false;
+  // They count as clean from here on: an update that comes before the write is over makes them dirty again.
   cache_.MarkRowsClean(taken.slots);
+  for (uint32_t segment : taken.segments) cache_.Pin(segment);
   busy_ = true;
-  bool written = true;
+  const auto end = [&]() DAMO_REQUIRES(store_mutex) {
+    for (uint32_t segment : taken.segments) cache_.Unpin(segment);
+    busy_ = false;
+    rows_->progress.NotifyAll();
+  };
   try {
     const MutexUnlock unlocked(rows_->mutex());
     store_->Write(copies.Sorted());
     journal_->NoteWritten(copies.all());
   } catch (...) {
-    // The rows stay dirty in the cache. Whoever needs their room writes them again, and gets the error.
-    written = false;
-  }
-  rows_written_ += written ? copies.rows() : 0;
-  if (!written) {
     cache_.MarkRowsDirty(taken.slots);
-    wanted_ = false;
+    end();
+    throw;
   }
-  for (uint32_t segment : taken.segments) cache_.Unpin(segment);
-  busy_ = false;
-  rows_->progress.NotifyAll();
+  rows_written_ += copies.rows();
+  end();
+  return true;
 }
 
 }  // namespace damo

@@ -58,17 +58,19 @@ class WriteBack {
   void Wake() DAMO_REQUIRES(store_mutex);
 
  private:
-  // What the background thread took out of the cache for one write.
+  // What the background thread is to take out of the cache for one write.
   struct Taken {
-    std::vector<uint32_t> segments;  // pinned
+    std::vector<uint32_t> cleaned;   // segments that need no second look
+    std::vector<uint32_t> segments;  // those of the rows
     std::vector<Slot> slots;
   };
 
   template <class F>
   void Write(const std::vector<uint32_t>& segments, bool evictable_only, F written) DAMO_REQUIRES(store_mutex);
   void Loop();
-  Taken Take() DAMO_REQUIRES(store_mutex);
-  void WriteTaken(const Taken& taken) DAMO_REQUIRES(store_mutex);
+  // Returns whether there were rows to write.
+  bool WriteAhead() DAMO_REQUIRES(store_mutex);
+  Taken Take() const DAMO_REQUIRES(store_mutex);
   size_t PayloadBytes(const std::vector<Slot>& slots, size_t first) const DAMO_REQUIRES(store_mutex);
 
   RowStore* const store_;

@@ -5,6 +5,7 @@
 
 #include "base/status.h"
 #include "engine/budget.h"
+#include "row/row.h"
 #include "storage_rocksdb/rocksdb_options.h"
 
 namespace damo {
@@ -49,6 +50,8 @@ void TranslateError(std::exception_ptr error) {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The engine of damo_torchrec. Not a public interface.";
   m.attr("LEAST_MEMORY_BUDGET") = damo::kLeastMemoryBudget;
+  m.attr("MOST_MEMORY_BUDGET") = damo::kMostMemoryBudget;
+  m.attr("MOST_DIM") = damo::kMostDim;
   m.attr("BLOCK_BYTES") = damo::kBlockBytes;
   damo::py::register_local_exception_translator(damo::TranslateError);
   damo::RegisterOptions(m);

@@ -40,6 +40,9 @@ constexpr uint8_t kKept = 32;
 // The row has changed since it was last in a checkpoint. REQUIRES: kDirty.
 constexpr uint8_t kChanged = 64;
 
+// What sizes of rows are computed for without overflow, whatever the optimizer: far more than a cache has room for.
+constexpr int kMostDim = 1 << 24;
+
 struct RowLayout {
   int dim = 0;
   int state_size = 0;

@@ -18,6 +18,24 @@ namespace damo {
 namespace {
 
 using Rows = std::map<Key, std::string>;
+// By key; without a value where the key goes.
+using Changes = std::map<Key, std::optional<std::string>>;
+
+// All that RowStore::Write allocates: what is done with it cannot fail.
+Changes ChangesOf(std::span<const RowWrite> rows) {
+  for (const RowWrite& row : rows) CheckTableNumber(row.table);
+  Changes changes;
+  for (const RowWrite& row : rows) {
+    std::optional<std::string>& value = changes[EncodeKey(row.table, row.id)];
+    if (row.payload == nullptr) {
+      const DeletionRecord record = EncodeDeletion(row.step);
+      changes[EncodeDeletionKey(row.table, row.id)] = std::string(record.data(), record.size());
+    } else {
+      value = std::string(1, kRecordVersion).append(row.payload, row.payload_size);
+    }
+  }
+  return changes;
+}
 
 // Written by Checkpoint: for each entry its key, the u32 size of its value in the machine's byte order, its value.
 std::string FileOf(const std::string& directory) { return directory + "/rows"; }
@@ -75,20 +93,21 @@ class MemoryStore : public RowStore {
   }
 
   void Write(std::span<const RowWrite> rows) override {
+    Changes changes = ChangesOf(rows);
+    Rows fresh;  // rows that may not be there yet
+    for (auto& [key, value] : changes) {
+      if (value) fresh.emplace_hint(fresh.end(), key, std::move(*value));
+    }
     const WriterLock lock(&mutex_);
-    ForEachChange(rows, [&](const Key& key, std::optional<std::string> value) DAMO_REQUIRES(mutex_) {
-      if (value) {
-        rows_[key] = std::move(*value);
-      } else {
-        rows_.erase(key);
-      }
-    });
+    for (const auto& [key, value] : changes) rows_.erase(key);
+    rows_.merge(fresh);
   }
 
   void AddToJournal(std::span<const RowWrite> rows) override {
+    Changes changes = ChangesOf(rows);
     const WriterLock lock(&mutex_);
-    ForEachChange(rows, [&](const Key& key, std::optional<std::string> value)
-                            DAMO_REQUIRES(mutex_) { journal_[key] = std::move(value); });
+    for (const auto& [key, value] : changes) journal_.erase(key);
+    journal_.merge(changes);
   }
 
   void ClearJournal() override {
@@ -148,22 +167,6 @@ class MemoryStore : public RowStore {
   }
 
  private:
-  // Calls f(key, value), without a value where the key goes.
-  template <class F>
-  void ForEachChange(std::span<const RowWrite> rows, F f) DAMO_REQUIRES(mutex_) {
-    for (const RowWrite& row : rows) CheckTableNumber(row.table);
-    for (const RowWrite& row : rows) {
-      const Key key = EncodeKey(row.table, row.id);
-      if (row.payload == nullptr) {
-        const DeletionRecord record = EncodeDeletion(row.step);
-        f(key, std::nullopt);
-        f(EncodeDeletionKey(row.table, row.id), std::string(record.data(), record.size()));
-      } else {
-        f(key, std::string(1, kRecordVersion).append(row.payload, row.payload_size));
-      }
-    }
-  }
-
   std::shared_ptr<const TableRows> CopyOf(uint32_t table) const DAMO_REQUIRES_SHARED(mutex_) {
     TableRows rows;
     const auto end = rows_.upper_bound(LastKey(table));
@@ -175,7 +178,7 @@ class MemoryStore : public RowStore {
 
   mutable SharedMutex mutex_;
   Rows rows_ DAMO_GUARDED_BY(mutex_);
-  std::map<Key, std::optional<std::string>> journal_ DAMO_GUARDED_BY(mutex_);
+  Changes journal_ DAMO_GUARDED_BY(mutex_);
 };
 
 Rows ReadCheckpoint(const std::string& path) {

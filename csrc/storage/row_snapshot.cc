@@ -12,7 +12,7 @@ namespace {
 class SnapshotIterator : public RowIterator {
  public:
   SnapshotIterator(std::shared_ptr<OpenSnapshot> rows, uint32_t table, size_t payload_size, uint64_t since)
-      : rows_(std::move(rows)), scan_(rows_->Begin(table, payload_size, since)), payload_(payload_size) {}
+      : payload_(payload_size), rows_(std::move(rows)), scan_(rows_->Begin(table, payload_size, since)) {}
   ~SnapshotIterator() override { rows_->End(scan_); }
 
   bool Next(int64_t* id, const char** payload) override {
@@ -21,9 +21,9 @@ class SnapshotIterator : public RowIterator {
   }
 
  private:
-  const std::shared_ptr<OpenSnapshot> rows_;
-  const OpenSnapshot::Scan scan_;
   std::vector<char> payload_;
+  const std::shared_ptr<OpenSnapshot> rows_;
+  const OpenSnapshot::Scan scan_;  // begun last: what throws afterwards would leave it open
 };
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "storage/row_store.h"
@@ -33,7 +34,7 @@ class RocksDbJournal {
   void Add(std::span<const RowWrite> rows, uint64_t latest_sequence);
   // The files with all that was added, which are never written again, oldest first; synced.
   const std::vector<LogFile>& Finish();
-  // Removes the files.
+  // Removes the files. Allocates nothing, so that it works where there is no memory.
   void Clear() noexcept;
 
   uint64_t bytes() const { return bytes_; }
@@ -41,11 +42,16 @@ class RocksDbJournal {
   size_t files() const { return finished_.size(); }
 
  private:
-  std::string Path() const;
+  struct OpenFile {
+    explicit OpenFile(LogFile f) : file(std::move(f)), writer(file.path) {}
+
+    LogFile file;
+    RocksDbLogWriter writer;
+  };
 
   const std::string directory_;
-  std::vector<LogFile> finished_;
-  std::optional<RocksDbLogWriter> open_;
+  std::vector<LogFile> finished_;  // with room for the open one
+  std::optional<OpenFile> open_;
   std::atomic<uint64_t> bytes_ = 0;
   std::atomic<uint64_t> bytes_written_ = 0;
   uint64_t sequence_ = 0;  // of the next change

@@ -10,9 +10,11 @@
 #include <algorithm>
 #include <bit>
 #include <cstdarg>
+#include <exception>
 #include <limits>
 #include <memory>
 
+#include "base/thread_pool.h"
 #include "storage_rocksdb/rocksdb_changes.h"
 #include "storage_rocksdb/rocksdb_file_system.h"
 
@@ -61,6 +63,18 @@ int MaxOpenFiles(bool direct_io) {
   return static_cast<int>(limit.rlim_cur / (direct_io ? 4 : 2));
 }
 
+// How many threads open a database's table files. RocksDB ends the process if it cannot start one of several: where the
+// system has no memory for them, or no more threads, the caller does it alone.
+int FileOpeningThreads() {
+  constexpr int kThreads = 16;
+  try {
+    const ThreadPool trial(kThreads);
+    return kThreads;
+  } catch (const std::exception&) {
+    return 1;
+  }
+}
+
 // RocksDB's log file would be one more thing to write to, also into a store that is only read, and builds of it with
 // assertions abort when it does not fit the disk. What matters comes back as an error.
 class NoLog : public rocksdb::Logger {
@@ -79,6 +93,7 @@ rocksdb::Options MakeOptions(const RocksDbOptions& options) {
   o.create_if_missing = o.error_if_exists = options.create;
   o.paranoid_checks = true;
   o.max_open_files = MaxOpenFiles(options.direct_io);
+  o.max_file_opening_threads = FileOpeningThreads();
   o.skip_stats_update_on_db_open = true;
   o.wal_recovery_mode = rocksdb::WALRecoveryMode::kAbsoluteConsistency;  // of a checkpoint's journal
   o.avoid_flush_during_shutdown = true;                                  // durability comes from checkpoints

@@ -17,6 +17,7 @@
 #include <cassert>
 #include <chrono>
 #include <cstring>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -297,9 +298,13 @@ std::unique_ptr<RowStore> OpenRocksDbStore(const RocksDbOptions& options) {
 #else
   rocksdb::DB* db = nullptr;
 #endif
-  Check(options.read_only ? rocksdb::DB::OpenForReadOnly(db_options, options.path, &db)
-                          : rocksdb::DB::Open(db_options, options.path, &db),
-        "cannot open " + options.path);
+  try {
+    Check(options.read_only ? rocksdb::DB::OpenForReadOnly(db_options, options.path, &db)
+                            : rocksdb::DB::Open(db_options, options.path, &db),
+          "cannot open " + options.path);
+  } catch (const std::system_error& error) {
+    throw Error(ErrorCode::kIo, "cannot open " + options.path + ": cannot start a thread: " + error.what());
+  }
   return std::make_unique<RocksDbStore>(std::shared_ptr<rocksdb::DB>(std::move(db)), std::move(listener), options);
 }
 

@@ -63,7 +63,7 @@ class DeltaManifest:
 
     def write(self, directory: Path) -> None:
         """Writes ``delta.json``."""
-        (directory / DELTA_FILE).write_text(dump_document("delta", FORMAT_VERSION, asdict(self)))
+        (directory / DELTA_FILE).write_text(dump_document("delta", FORMAT_VERSION, asdict(self), DeltaManifest))
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,21 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from damo_torchrec.errors import CorruptionError
+from damo_torchrec.errors import CorruptionError, DamoError
 
 _T = TypeVar("_T")
 
 
-def dump_document(name: str, version: int, body: dict[str, Any]) -> str:
-    """The document of `body`, under `name`."""
+def dump_document(name: str, version: int, body: dict[str, Any], kind: Any) -> str:
+    """The document of `body`, under `name`.
+
+    Raises:
+        DamoError: `parse_document` would refuse it as a `kind`.
+    """
+    try:
+        parse(body, kind, name)
+    except ValueError as error:
+        raise DamoError(f"the {name} is not written, since it could not be read again: {error}") from error
     return json.dumps({"format_version": version, "sha256": digest_of(body), name: body}, indent=1) + "\n"
 
 

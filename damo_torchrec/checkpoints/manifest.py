@@ -79,7 +79,11 @@ class Manifest:
     id: str = field(default_factory=new_id)
 
     def write(self, directory: Path) -> None:
-        """Writes ``manifest.json`` into `directory`, with an entry for each of the files that are there."""
+        """Writes ``manifest.json`` into `directory`, with an entry for each of the files that are there.
+
+        Raises:
+            DamoError: `read` would refuse it.
+        """
         files = {
             str(path.relative_to(directory)): FileEntry.of(path)
             for path in sorted(directory.rglob("*"))
@@ -94,7 +98,7 @@ class Manifest:
                 version = 2
         if any(is_log(name) for name in files):
             version = 3
-        (directory / MANIFEST_FILE).write_text(dump_document("manifest", version, body))
+        (directory / MANIFEST_FILE).write_text(dump_document("manifest", version, body, Manifest))
 
     def check_files(self, directory: Path) -> None:
         """Raises CorruptionError if a file of the checkpoint `directory` is missing or not as it was written."""

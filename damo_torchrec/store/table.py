@@ -83,6 +83,8 @@ class Table:
     def set(self, ids: torch.Tensor, weights: torch.Tensor) -> None:
         """Sets rows, creating those that are not there, with the optimizer state of new ones.
 
+        Rows are set some thousands at a time, in the order of `ids`: those before an error, as of a full disk, are set.
+
         Args:
             ids: int64 ``(n,)``; the last of equal ids wins.
             weights: floating point ``(n, dim)``.
@@ -104,7 +106,10 @@ class Table:
             engine.set(self._opened.index, ids.data_ptr(), len(ids), weights.data_ptr(), 0)
 
     def delete(self, ids: torch.Tensor) -> None:
-        """Deletes rows; ids without a row are passed over. An update still to come creates a row anew."""
+        """Deletes rows; ids without a row are passed over. An update still to come creates a row anew.
+
+        Rows are deleted some thousands at a time, in the order of `ids`: those after an error, as of a full disk, stay.
+        """
         ids = _as_ids(ids)
         with self._session.changing() as engine:
             engine.delete(self._opened.index, ids.data_ptr(), len(ids))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from damo_torchrec import _core
 from damo_torchrec.checkpoints.manifest import InitializerNumbers, TableSchema
 from damo_torchrec.init import Initializer, describe, from_description
 from damo_torchrec.optim.spec import OptimizerSpec
@@ -11,7 +12,12 @@ from damo_torchrec.optim.spec import OptimizerSpec
 
 @dataclass(frozen=True)
 class TableDefinition:
-    """What a collection says of a table."""
+    """What a collection says of a table.
+
+    Raises:
+        ValueError: rows of no such `dim` can be stored.
+        TypeError: `dim` is no int.
+    """
 
     name: str
     dim: int
@@ -20,6 +26,14 @@ class TableDefinition:
     initializer: Initializer
     unseen_in_eval: str = "zeros"
     row_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dim, bool) or not isinstance(self.dim, int):
+            raise TypeError(f"table {self.name!r}: embedding_dim must be an int, got {self.dim!r}")
+        if self.dim < 1:
+            raise ValueError(f"table {self.name!r}: embedding_dim must be positive, got {self.dim}")
+        if self.dim > _core.MOST_DIM:
+            raise ValueError(f"table {self.name!r}: embedding_dim must be at most {_core.MOST_DIM}, got {self.dim}")
 
     def schema(self) -> TableSchema:
         """What of it may not change while the table has rows."""

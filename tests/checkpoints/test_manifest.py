@@ -2,8 +2,10 @@
 
 import json
 import math
+import re
+import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -146,6 +148,28 @@ def check(directory: Path, body: object) -> None:
             if "row_dtype" not in table["schema"]:
                 assert read["tables"][name]["schema"].pop("row_dtype") == "float32"
         assert json.dumps(read, sort_keys=True) == json.dumps(body, sort_keys=True)  # NaN equals itself in text
+
+
+@fuzz
+@given(data=st.data())
+def test_what_would_not_be_read_is_not_written(manifest, tmp_path, data):
+    table = manifest.tables["t"]
+    body = {"seed": manifest.seed, "step": 3, "sequence": 2, "next_table_number": 3}
+    entry = {"number": 1, "schema": table.schema, "iter": 3, "rows": 7}
+    changed = data.draw(st.sampled_from([body, entry]))
+    changed[data.draw(st.sampled_from(sorted(changed.keys() - {"schema"})))] = data.draw(LIKELY)
+    written = replace(manifest, **body, tables={"t": TableEntry(**entry)})
+    directory = tmp_path / "written"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    try:
+        written.write(directory)
+    except damo.DamoError as error:
+        assert re.search(r"the manifest is not written, .*: manifest\.", str(error))  # noqa: PT017
+        assert not (directory / MANIFEST_FILE).exists()
+        assert not is_valid(json.loads(json.dumps(asdict(replace(written, files={})))))
+    else:
+        assert Manifest.read(directory) == replace(written, files={})
 
 
 @fuzz

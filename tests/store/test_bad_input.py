@@ -94,6 +94,18 @@ TABLES = {
         "table 'new': virtual_table_eviction_policy",
     ),
     "no columns": (config("new", 0), "table 'new': embedding_dim must be positive, got 0"),
+    "more columns than an int has room for": (
+        config("new", 2**31),
+        "table 'new': embedding_dim must be at most 16777216, got 2147483648",
+    ),
+    "more columns than int64 has room for": (
+        config("new", 2**64),
+        "table 'new': embedding_dim must be at most 16777216",
+    ),
+    "the most columns there can be": (
+        config("new", 2**24),
+        "row of 67108888 bytes is too large for this memory budget",
+    ),
     "a row beyond the budget": (config("new", 10**6), "new.*row of 4000024 bytes is too large for this memory budget"),
     "no name": (
         torchrec.EmbeddingBagConfig(name="", embedding_dim=4, num_embeddings=1, feature_names=["f"]),

@@ -120,6 +120,12 @@ def test_a_budget_below_the_least_is_refused_with_the_least(tmp_path, size):
     small_store(tmp_path / "store").close()
 
 
+@pytest.mark.parametrize("size", [2**44 + 1, 2**63, 2**64, "17TiB"])
+def test_a_budget_above_the_most_is_refused_with_the_most(tmp_path, size):
+    with pytest.raises(ValueError, match=r'memory_budget must be at most 17592186044416 bytes \("16TiB"\), got \d+'):
+        damo.EmbeddingStore(tmp_path / "store", memory_budget=size)
+
+
 def test_a_path_that_is_a_file_is_refused_and_the_file_is_left_alone(tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
@@ -152,7 +158,7 @@ def test_a_seed_that_is_none_is_refused_at_once(tmp_path, seed, error):
         ({"num_threads": 1.5}, TypeError, "num_threads"),
         ({"on_nonfinite": "ignore"}, ValueError, "on_nonfinite must be 'raise' or 'skip', got 'ignore'"),
         ({"backend": "leveldb"}, ValueError, "backend must be 'rocksdb' or 'memory', got 'leveldb'"),
-        ({"cache_bytes": -1}, ValueError, "cache_bytes must not be negative, got -1"),
+        ({"cache_bytes": -1}, ValueError, r"cache_bytes must be in 0..\d+, got -1"),
         ({"instruction_set": "sse"}, ValueError, "instruction_set must be one of .*plain.* got .*sse"),
     ],
     ids=str,

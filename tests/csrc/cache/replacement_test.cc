@@ -28,7 +28,7 @@ struct Row {
 class ReplacementTest : public ::testing::Test {
  protected:
   ReplacementTest() {
-    policy_.ghosts().Reset(1000);
+    policy_.SetGhosts(GhostFilter(1000));
     for (uint32_t segment = 0; segment < 10; ++segment) policy_.Open(Queue::kProbation, segment);
     for (uint32_t segment = 10; segment < 20; ++segment) policy_.Open(Queue::kMain, segment);
   }
@@ -204,8 +204,7 @@ TEST_F(ReplacementTest, RowsThatAreNotStoredOrWereInMainAreNotRemembered) {
 
 TEST(GhostFilterTest, RemembersMostOfWhatItHasRoomForAndLittleElse) {
   constexpr uint32_t kRows = 10000, kStride = 0x9E3779B1;  // odd: no tag twice
-  GhostFilter ghosts;
-  ghosts.Reset(kRows);
+  GhostFilter ghosts(kRows);
   EXPECT_GE(ghosts.memory_bytes(), GhostFilter::BytesFor(kRows));
   for (uint32_t i = 0; i < kRows; ++i) ghosts.Remember(i * kStride);
   uint32_t remembered = 0, mistaken = 0;

@@ -84,7 +84,8 @@ TEST(RowCacheTest, ARowThatMovesIntoASnapshotIsNotInIt) {
   const uint32_t segment = d.cache.SegmentOf(d.Find(0, 1));
   ASSERT_EQ(d.cache.SegmentOf(d.Find(0, 2)), segment);
   std::vector<Slot> slots;
-  d.cache.EndCapture(segment, kChanged, &slots);
+  d.cache.CollectCaptured(segment, kChanged, &slots);
+  d.cache.EndCapture(segment, kChanged);
   EXPECT_EQ(slots, std::vector<Slot>{d.Find(0, 1)});
   EXPECT_FALSE(d.cache.InCapture(segment));
   EXPECT_EQ(Dirty(d.cache, segment, false), (std::vector<Slot>{d.Find(0, 1), d.Find(0, 2)}));
@@ -93,7 +94,8 @@ TEST(RowCacheTest, ARowThatMovesIntoASnapshotIsNotInIt) {
        {std::pair{kChanged, std::vector<Slot>{d.Find(0, 2)}}, {kChanged, {}}, {kDirty, {d.Find(0, 1), d.Find(0, 2)}}}) {
     slots.clear();
     EXPECT_EQ(d.cache.BeginCapture(segment, flag), !expected.empty());
-    d.cache.EndCapture(segment, flag, &slots);
+    d.cache.CollectCaptured(segment, flag, &slots);
+    d.cache.EndCapture(segment, flag);
     EXPECT_EQ(slots, expected);
   }
 }
