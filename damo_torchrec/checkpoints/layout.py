@@ -3,12 +3,14 @@
 ::
 
     LOCK                   held (flock) by the process that has the store open
+    origin.json            the store's line of states
     live/                  the rows of the open store; there only while it is open, or after a crash
     live.new/              rows that are about to become the live ones
     live.unclean-N/        live rows that a crash left behind, set aside
     checkpoints/step_N/    a checkpoint; step_N.1 and so on where one of that step was there already
         manifest.json
         line.json          the store's lineage
+        origin.json        whose line of states it is of, and who may remove it
         model.pt           the dense part     } what save_model adds
         module.pickle      the model's pickle }
         rows/              a database of RocksDB: *.sst, table files; *.log, the journal; CURRENT, MANIFEST-N, OPTIONS-N
@@ -29,6 +31,7 @@ CHECKPOINTS = "checkpoints"
 
 MANIFEST_FILE = "manifest.json"
 LINEAGE_FILE = "line.json"
+ORIGIN_FILE = "origin.json"
 MODEL_FILE = "model.pt"
 MODULE_FILE = "module.pickle"
 ROWS = "rows"
@@ -56,6 +59,12 @@ def unclean_lives(where: Path) -> list[Path]:
 def checkpoint_name(step: int | str, suffix: int = 0) -> str:
     """The name of a checkpoint at `step`, with a suffix where those below it are taken."""
     return f"step_{step}.{suffix}" if suffix else f"step_{step}"
+
+
+def checkpoint_suffix(name: str, step: int | str) -> int | None:
+    """The suffix in the name of a checkpoint at `step`; None if it is of another, or none."""
+    match = re.fullmatch(rf"step_{re.escape(str(step))}(?:\.(\d+))?", name)
+    return int(match[1] or 0) if match else None
 
 
 def staged_name(name: str) -> str:

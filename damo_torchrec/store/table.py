@@ -100,13 +100,13 @@ class Table:
         finite = torch.isfinite(weights).all(dim=1)
         if not bool(finite.all()):
             raise ValueError(f"table {self.name!r}: weights must be finite, those of id {ids[~finite][0]} are not")
-        with self._session.changing() as engine:
+        with self._session.changing(self._opened) as engine:
             engine.set(self._opened.index, ids.data_ptr(), len(ids), weights.data_ptr(), 0)
 
     def delete(self, ids: torch.Tensor) -> None:
         """Deletes rows; ids without a row are passed over. An update still to come creates a row anew."""
         ids = _as_ids(ids)
-        with self._session.changing() as engine:
+        with self._session.changing(self._opened) as engine:
             engine.delete(self._opened.index, ids.data_ptr(), len(ids))
 
     def contains(self, ids: torch.Tensor) -> torch.Tensor:
