@@ -59,7 +59,7 @@ def is_checkpoint(path: Path) -> bool:
     return os.path.isfile(path / MANIFEST_FILE) or os.path.isdir(path / ROWS)
 
 
-def free_name(where: Path, step: int) -> Path:
+def free_name(where: Path, step: int | str) -> Path:
     """A new name for a checkpoint at `step`: ``step_N``, or where there are such, the next of ``step_N.1`` and so on.
 
     What has been removed does not give its name to a newer one, as long as one of that step is there.

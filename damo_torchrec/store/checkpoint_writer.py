@@ -10,9 +10,9 @@ from pathlib import Path
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.atomic_directory import build_directory
-from damo_torchrec.checkpoints.layout import LINEAGE_FILE, ORIGIN_FILE, ROWS
+from damo_torchrec.checkpoints.layout import LINEAGE_FILE, ORIGIN_FILE, ROWS, step_in
 from damo_torchrec.checkpoints.lineage import StoreState
-from damo_torchrec.checkpoints.listing import read_directory
+from damo_torchrec.checkpoints.listing import free_name, read_directory
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.origin import NOBODY, STORE, Origin
 from damo_torchrec.checkpoints.retention import Retention
@@ -43,6 +43,14 @@ class NewCheckpoint:
     link: bool = True
     keeper: str = NOBODY
 
+    def other_name(self) -> Path:
+        """The next free name of the same step. REQUIRES: `keeper` has chosen the name."""
+        return free_name(self.path.parent, step_in(self.path.name) or self.path.name)
+
+    def build(self, fill: Callable[[Path], None]) -> Path:
+        """Makes the directory that `fill` fills; returns it. It has another name if somebody took that of a keeper."""
+        return build_directory(self.path, "checkpoint", fill, self.other_name if self.keeper else None)
+
 
 class CheckpointWriter:
     """One checkpoint at a time. Not thread-safe: the store's mutex guards it.
@@ -60,8 +68,8 @@ class CheckpointWriter:
         self._job: Job | None = None
         self._last: Written | None = None
 
-    def write(self, engine: _core.Store, new: NewCheckpoint) -> None:
-        """Makes the checkpoint. REQUIRES: none is being written."""
+    def write(self, engine: _core.Store, new: NewCheckpoint) -> Path:
+        """Makes the checkpoint; returns its directory. REQUIRES: none is being written."""
         made: list[Manifest] = []
 
         def fill(staged: Path) -> None:
@@ -69,10 +77,11 @@ class CheckpointWriter:
             made.append(self._catalog.new_manifest(self._next_sequence(new), states))
             _write_beside_rows(staged, made[0], self._beside_rows(made[0], new))
 
-        build_directory(new.path, "checkpoint", fill)
+        path = new.build(fill)
         self._catalog.manifest = made[0]
         self._catalog.lineage.add(StoreState.of(made[0]))
-        self._remove_outdated(new)
+        self._remove_outdated(new.keeper, path)
+        return path
 
     def begin(
         self, engine: _core.Store, new: NewCheckpoint, failed: Callable[[], None] = lambda: None
@@ -99,18 +108,18 @@ class CheckpointWriter:
                     return
                 try:
                     try:
-                        build_directory(new.path, "checkpoint", fill)
+                        path = new.build(fill)
                         self._catalog.manifest = manifest
                     except BaseException:
                         failed()
                         engine.abandon_checkpoint()  # if it has not come to the rows
                         _log.exception("the checkpoint %s failed", new.path)
                         raise
-                    self._remove_outdated(new)
+                    self._remove_outdated(new.keeper, path)
                 except BaseException as error:  # whatever it is: somebody waits for it
                     done.set_exception(error)
                 else:
-                    done.set_result(new.path)
+                    done.set_result(path)
 
             self._last = done
             self._job = Job()
@@ -139,12 +148,12 @@ class CheckpointWriter:
         others = [checkpoint.manifest.sequence for where in beside for checkpoint in read_directory(where)[0]]
         return max(time.time_ns() // 1000, 1 + max([self._catalog.manifest.sequence, *others]))
 
-    def _remove_outdated(self, new: NewCheckpoint) -> None:
-        """Has those inside the store that are outdated now go."""
-        if new.keeper != STORE:
+    def _remove_outdated(self, keeper: str, path: Path) -> None:
+        """Has those that the store keeps and that are outdated go, now that there is a new one at `path`."""
+        if keeper != STORE:
             return
         try:
-            self._retention.apply(self._catalog.checkpoints, STORE, just_written=new.path)
+            self._retention.apply(self._catalog.checkpoints, STORE, just_written=path)
         except DamoError as error:  # the new one is there all the same
             _log.warning("an outdated checkpoint stays until the next is made: %s", error)
 

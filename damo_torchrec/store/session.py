@@ -276,9 +276,9 @@ class Session:
             return self._checkpoint(self._new_checkpoint(path, files, link, keeper))
 
     def _checkpoint(self, new: NewCheckpoint) -> Path:
-        self._writer.write(self.engine, new)
-        self.changed &= new.path.parent != self.catalog.checkpoints.where
-        return new.path
+        path = self._writer.write(self.engine, new)
+        self.changed &= path.parent != self.catalog.checkpoints.where
+        return path
 
     def checkpoint_async(
         self,
@@ -315,7 +315,8 @@ class Session:
         if path is None:
             path, keeper = free_name(directory.checkpoints_path, self.step), STORE
         target = Path(path).absolute()
-        check_target(target)
+        if not (keeper and target.exists()):  # else somebody was faster, and it gets another name
+            check_target(target)
         return NewCheckpoint(target, files, link, keeper)
 
     def prune(self, retention: Retention) -> list[Path]:
