@@ -66,7 +66,7 @@ class CheckpointLine:
         if new := [name for name, line in lines if line not in self._named]:
             _log.warning(
                 "%s holds checkpoints of another line of states (another store made them, or an earlier release): %s. "
-                "They are neither counted nor removed, and restored only by name",
+                "They are neither counted nor removed, and restored only by name (which=, restore=, load_model)",
                 self.where,
                 ", ".join(new),
             )
