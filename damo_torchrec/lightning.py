@@ -6,12 +6,15 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
 from damo_torchrec.checkpoints.listing import checkpoints_at, free_name
 from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.checkpoints.origin import LIGHTNING
 from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.errors import CorruptionError
 from damo_torchrec.files import os_errors
-from damo_torchrec.modules import store_of
+from damo_torchrec.modules import store_of, tables_of
+from damo_torchrec.store.opening import restore_unless_at
 
 _KEY = "damo_torchrec"
 
@@ -33,29 +36,39 @@ class StoreCheckpoint(Callback):
         directory: where checkpoints of rows are, as ``step_N``; made if it does not exist. Relative paths are kept in
             Lightning's files as they are resolved now.
         keep: how many checkpoints of rows stay, the newest ones; None for all. Lightning's `ModelCheckpoint` may keep
-            older files longer if it goes by a metric: those are then refused.
+            older files longer if it goes by a metric: those are then refused. What another store made, or another than
+            this callback, is neither counted nor removed.
+        whole_store: whether tables of the store that are not the model's may be replaced and removed, too, where
+            ``ckpt_path=`` is given. Else a checkpoint since which they have changed is refused.
 
     Raises:
         ValueError: `keep` is not positive.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, keep: int | None = None) -> None:
+    def __init__(
+        self, directory: str | os.PathLike[str], *, keep: int | None = None, whole_store: bool = False
+    ) -> None:
         self._retention = Retention(keep)
         self._directory = Path(directory).absolute()
+        self._whole_store = whole_store
+        self._line: CheckpointLine | None = None  # of the store that was saved last
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Saves the rows. Lightning calls it before it writes `checkpoint`."""
         with os_errors(f"cannot make the directory {self._directory}"):
             self._directory.mkdir(parents=True, exist_ok=True)
-        path = store_of(pl_module).checkpoint(free_name(self._directory, trainer.global_step))
+        session = store_of(pl_module).session
+        path = session.checkpoint(free_name(self._directory, trainer.global_step), keeper=LIGHTNING)
         checkpoint[_KEY] = {"rows": str(path), "checkpoint_id": Manifest.read(path).id}
-        self._retention.apply(self._directory)
+        if self._line is None or self._line.line != session.catalog.checkpoints.line:
+            self._line = CheckpointLine(self._directory, session.catalog.checkpoints.line)
+        self._retention.apply(self._line, LIGHTNING, just_written=path)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Loads the rows that `checkpoint` names.
 
         Raises:
-            ValueError: it names none, or they are no longer there.
+            ValueError: it names none, or they are no longer there; other tables would be replaced.
             CorruptionError: others are in their place.
         """
         if _KEY not in checkpoint:
@@ -69,4 +82,4 @@ class StoreCheckpoint(Callback):
             raise ValueError(f"the checkpoint's rows are not in {named['rows']}; {self._directory} has {there}")
         if Manifest.read(path).id != named["checkpoint_id"]:
             raise CorruptionError(f"the rows in {path} are not those that the checkpoint was saved with")
-        store_of(pl_module).restore(path)
+        restore_unless_at(store_of(pl_module).session, path, None if self._whole_store else tables_of(pl_module))

@@ -65,6 +65,9 @@ class StoreOptions:
             All of them compute the same bits.
         keep_unclean: how many of the rows that crashes left behind, which an opening sets aside as ``live.unclean-N``,
             to keep: the newest ones. The others are removed.
+        keep_checkpoints: how many of the checkpoints that `checkpoint`, `save_model` and `close` make inside the store,
+            where they are given no path, to keep: the newest ones, and the newest of `save_model`. The others are
+            removed when there is a new one. None for all of them.
         cache_bytes: for tests: keep no more than so many bytes of rows in memory between calls; 0 for the budget's
             share.
     """
@@ -76,6 +79,7 @@ class StoreOptions:
     backend: Literal["rocksdb", "memory"] = "rocksdb"
     instruction_set: str = "auto"
     keep_unclean: int = 1
+    keep_checkpoints: int | None = 7
     cache_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -85,6 +89,10 @@ class StoreOptions:
             raise ValueError(f"num_threads must be in 1..1024 or None, got {self.num_threads}")
         if isinstance(self.keep_unclean, bool) or self.keep_unclean < 0:
             raise ValueError(f"keep_unclean must be an int from 0 on, got {self.keep_unclean}")
+        if self.keep_checkpoints is not None and not isinstance(self.keep_checkpoints, int):
+            raise TypeError(f"keep_checkpoints must be an int or None, got {self.keep_checkpoints!r}")
+        if self.keep_checkpoints is not None and (isinstance(self.keep_checkpoints, bool) or self.keep_checkpoints < 1):
+            raise ValueError(f"keep_checkpoints must be an int from 1 on, or None, got {self.keep_checkpoints}")
         if self.on_nonfinite not in ("raise", "skip"):
             raise ValueError(f"on_nonfinite must be 'raise' or 'skip', got {self.on_nonfinite!r}")
         limit: object = self.max_skipped_in_a_row

@@ -66,7 +66,7 @@ def make_sample(path: Path, journal: bool = False) -> Sample:
     With `journal`, the newest rows are in logs alone.
     """
     generator = torch.Generator().manual_seed(0)
-    with small_store(path / "store") as store:
+    with small_store(path / "store", keep_checkpoints=None) as store:
         model = Model(store)
         for step in range(7):
             for name, table in store.tables().items():

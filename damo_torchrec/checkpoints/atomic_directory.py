@@ -1,11 +1,15 @@
 """Directories that are there whole or not at all, whatever interrupts their making or their removal."""
 
+import errno
+import itertools
 import logging
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from damo_torchrec.checkpoints.in_use import InUse, is_in_use
 from damo_torchrec.checkpoints.layout import removed_name, staged_name, unfinished_entries
 from damo_torchrec.files import os_errors, sync_directory
 
@@ -20,36 +24,65 @@ def check_target(target: Path, what: str = "checkpoint") -> None:
         raise ValueError(f"{target.parent} is not a directory: a {what} needs an existing parent")
 
 
-def build_directory(target: Path, what: str, fill: Callable[[Path], None]) -> None:
-    """Makes the directory `target`: `fill` gets a directory beside it, which is then renamed.
+def build_directory(
+    target: Path, what: str, fill: Callable[[Path], None], other_name: Callable[[], Path] | None = None
+) -> Path:
+    """Makes the directory `target`: `fill` gets a directory beside it, which is then renamed. Returns it.
 
     Args:
         target: the new directory.
         what: it is, for messages.
         fill: syncs what is in folders of the directory that it gets; the files beside these are synced here.
+        other_name: another one beside it to make in its place, should somebody else have made it in the meantime.
 
     Raises:
         ValueError: `target` exists, or its parent does not.
         OutOfSpaceError, DamoError: the disk is full or refuses.
     """
-    check_target(target, what)
-    staged = target.with_name(staged_name(target.name))
+    if other_name is None or not target.exists():
+        check_target(target, what)
     with os_errors(f"cannot write the {what} {target}"):
-        if staged.exists():
-            shutil.rmtree(staged)
+        staged, in_use = _new_staged(target)
         try:
-            staged.mkdir()
             fill(staged)
             for file in staged.iterdir():
                 if file.is_file():
                     with file.open("rb") as opened:
                         os.fsync(opened.fileno())
             sync_directory(staged)
-            os.rename(staged, target)
+            target = _rename(staged, target, other_name)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
+        finally:
+            in_use.end()
         sync_directory(target.parent)
+    return target
+
+
+def _new_staged(target: Path) -> tuple[Path, InUse]:
+    """An empty directory to fill, which nobody else fills or removes until it is not in use any more."""
+    for number in itertools.count():
+        staged = target.with_name(staged_name(target.name, number))
+        if staged.exists():
+            if is_in_use(staged):  # another thread fills it, or a process of this number, seen from another container
+                continue
+            shutil.rmtree(staged)
+        with suppress(FileExistsError):
+            staged.mkdir()
+            return staged, InUse(staged)
+    raise AssertionError("there is always another number")
+
+
+def _rename(staged: Path, target: Path, other_name: Callable[[], Path] | None) -> Path:
+    while True:
+        try:
+            os.rename(staged, target)
+            return target
+        except OSError as error:
+            if other_name is None or error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            target = other_name()
 
 
 def remove_directory(directory: Path, what: str) -> None:
@@ -67,7 +100,12 @@ def remove_directory(directory: Path, what: str) -> None:
 
 
 def clear_unfinished(where: Path) -> None:
-    """Removes what an interrupted making, or an interrupted removal, left in the directory `where`."""
+    """Removes what an interrupted making, or an interrupted removal, left in the directory `where`.
+
+    What somebody is at work on stays.
+    """
     for left in unfinished_entries(where):
-        _log.info("removing %s, which was left unfinished", left)
-        shutil.rmtree(left)
+        if not is_in_use(left):
+            _log.info("removing %s, which was left unfinished", left)
+            with suppress(FileNotFoundError):  # somebody else removes it, too
+                shutil.rmtree(left)

@@ -3,12 +3,14 @@
 ::
 
     LOCK                   held (flock) by the process that has the store open
+    origin.json            the store's line of states
     live/                  the rows of the open store; there only while it is open, or after a crash
     live.new/              rows that are about to become the live ones
     live.unclean-N/        live rows that a crash left behind, set aside
     checkpoints/step_N/    a checkpoint; step_N.1 and so on where one of that step was there already
         manifest.json
         line.json          the store's lineage
+        origin.json        whose line of states it is of, and who may remove it
         model.pt           the dense part     } what save_model adds
         module.pickle      the model's pickle }
         rows/              a database of RocksDB: *.sst, table files; *.log, the journal; CURRENT, MANIFEST-N, OPTIONS-N
@@ -29,6 +31,7 @@ CHECKPOINTS = "checkpoints"
 
 MANIFEST_FILE = "manifest.json"
 LINEAGE_FILE = "line.json"
+ORIGIN_FILE = "origin.json"
 MODEL_FILE = "model.pt"
 MODULE_FILE = "module.pickle"
 ROWS = "rows"
@@ -58,9 +61,21 @@ def checkpoint_name(step: int | str, suffix: int = 0) -> str:
     return f"step_{step}.{suffix}" if suffix else f"step_{step}"
 
 
-def staged_name(name: str) -> str:
-    """What a directory that will be `name` is called while this process fills it."""
-    return f".{name}.{os.getpid()}.tmp"
+def step_in(name: str) -> str | None:
+    """The step in the name of a checkpoint; None if it is no such name."""
+    match = re.fullmatch(r"step_(.+?)(?:\.\d+)?", name)
+    return match[1] if match else None
+
+
+def checkpoint_suffix(name: str, step: int | str) -> int | None:
+    """The suffix in the name of a checkpoint at `step`; None if it is of another, or none."""
+    match = re.fullmatch(rf"step_{re.escape(str(step))}(?:\.(\d+))?", name)
+    return int(match[1] or 0) if match else None
+
+
+def staged_name(name: str, number: int = 0) -> str:
+    """What a directory that will be `name` is called while this process fills it, and has `number` others to fill."""
+    return f".{name}.{os.getpid()}.{number}.tmp" if number else f".{name}.{os.getpid()}.tmp"
 
 
 def removed_name(name: str) -> str:
@@ -69,9 +84,10 @@ def removed_name(name: str) -> str:
 
 
 def unfinished_entries(where: Path) -> Iterator[Path]:
-    """What an interrupted process left half filled, or half removed, in the directory `where`."""
-    for pattern in (".*.tmp", ".*.removed"):
-        yield from where.glob(pattern)
+    """Directories in `where` that are half filled, or half removed: a process is at it, or was interrupted."""
+    for path in where.glob(".*"):
+        if re.fullmatch(r"\..+(\.\d+\.tmp|\.removed)", path.name) and path.is_dir():
+            yield path
 
 
 def complete_entries(where: Path) -> Iterator[Path]:

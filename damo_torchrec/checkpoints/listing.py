@@ -1,110 +1,93 @@
-"""Which checkpoints a directory, or a store, holds, and in which order they were made."""
+"""Which checkpoints a directory holds, of whatever line of states, in the order in which they were made."""
 
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
-from damo_torchrec.checkpoints.layout import CHECKPOINTS, MANIFEST_FILE, ROWS, checkpoint_name, complete_entries
+from damo_torchrec.checkpoints.layout import (
+    CHECKPOINTS,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    ORIGIN_FILE,
+    ROWS,
+    checkpoint_name,
+    checkpoint_suffix,
+    complete_entries,
+)
 from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.checkpoints.origin import Origin
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import CorruptionError
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A checkpoint in a directory.
+
+    Args:
+        path: its own.
+        manifest: what it holds.
+        origin: None if it does not say: an earlier release made it.
+    """
+
+    path: Path
+    manifest: Manifest
+    origin: Origin | None
+
+    @staticmethod
+    def read(path: Path) -> "Listed":
+        """The checkpoint `path`. Raises CorruptionError if it is damaged."""
+        manifest = Manifest.read(path)
+        if ORIGIN_FILE not in manifest.files:
+            return Listed(path, manifest, None)
+        if (finding := manifest.file_finding(path, ORIGIN_FILE)) is not None:
+            raise CorruptionError(f"{finding.path} is damaged: expected {finding.expected}, found {finding.found}")
+        return Listed(path, manifest, Origin.read(path))
+
+    @property
+    def has_dense_part(self) -> bool:
+        """Whether `save_model` made it."""
+        return MODEL_FILE in self.manifest.files
+
+
 def is_checkpoint(path: Path) -> bool:
     """Whether `path` is a directory that holds a checkpoint, or one that has lost its manifest."""
-    return (path / MANIFEST_FILE).is_file() or (path / ROWS).is_dir()
+    # These say no, where Path's own raise, of directories that nobody may look into.
+    return os.path.isfile(path / MANIFEST_FILE) or os.path.isdir(path / ROWS)
 
 
-def free_name(where: Path, step: int) -> Path:
-    """A new name for a checkpoint at `step`: ``step_N``, or ``step_N.1`` and so on where that exists."""
-    suffix = 0
-    while (target := where / checkpoint_name(step, suffix)).exists():
-        suffix += 1
-    return target
+def free_name(where: Path, step: int | str) -> Path:
+    """A new name for a checkpoint at `step`: ``step_N``, or where there are such, the next of ``step_N.1`` and so on.
+
+    What has been removed does not give its name to a newer one, as long as one of that step is there.
+    """
+    taken = [suffix for path in complete_entries(where) if (suffix := checkpoint_suffix(path.name, step)) is not None]
+    return where / checkpoint_name(step, 1 + max(taken, default=-1))
 
 
-# ------------------------------------------------------------------ of a directory
-
-
-def read_manifests(where: Path) -> tuple[dict[Path, Manifest], dict[Path, CorruptionError]]:
-    """Manifests of the checkpoints in the directory `where`, oldest first, and what is wrong with the others."""
-    manifests: dict[Path, Manifest] = {}
+def read_directory(where: Path) -> tuple[list[Listed], dict[Path, CorruptionError]]:
+    """The checkpoints in the directory `where`, oldest first, and what is wrong with those that are damaged."""
+    listed: list[Listed] = []
     damaged: dict[Path, CorruptionError] = {}
     for path in complete_entries(where):
         if is_checkpoint(path):
             try:
-                manifests[path] = Manifest.read(path)
+                listed.append(Listed.read(path))
             except CorruptionError as error:
-                damaged[path] = error
-    return dict(sorted(manifests.items(), key=lambda item: item[1].sequence)), damaged
+                if path.exists():  # else it has been removed meanwhile
+                    damaged[path] = error
+    return sorted(listed, key=lambda checkpoint: checkpoint.manifest.sequence), damaged
 
 
 def checkpoints_at(where: Path) -> list[Path]:
     """The complete checkpoints in the directory `where`, oldest first, without those that are damaged."""
-    manifests, damaged = read_manifests(where)
+    listed, damaged = read_directory(where)
     for path, error in damaged.items():
         _log.warning("passing over the checkpoint %s: %s", path, error)
-    return list(manifests)
-
-
-def newest_checkpoint_at(where: Path) -> Path | None:
-    """The newest checkpoint in the directory `where`; None if there is none.
-
-    Raises:
-        CorruptionError: one is damaged, which may have been the newest.
-    """
-    manifests, damaged = read_manifests(where)
-    for path, error in damaged.items():
-        raise CorruptionError(
-            f"{error}. It may be the newest checkpoint: name another one (restore=, load_model), or move {path} away"
-        )
-    return next(reversed(manifests), None)
-
-
-# ------------------------------------------------------------------ of a store
-
-
-def has_checkpoints(store: Path) -> bool:
-    """Whether the store directory `store` holds a checkpoint, readable or not."""
-    return any(is_checkpoint(path) for path in complete_entries(store / CHECKPOINTS))
-
-
-def checkpoints_in(store: Path) -> list[Path]:
-    """`checkpoints_at` of those inside the store directory `store`."""
-    return checkpoints_at(store / CHECKPOINTS)
-
-
-def newest_checkpoint(store: Path) -> Path:
-    """The newest checkpoint inside a store.
-
-    Raises:
-        CorruptionError: there is none, or one is damaged, which may have been the newest.
-    """
-    newest = newest_checkpoint_at(store / CHECKPOINTS)
-    if newest is None:
-        raise CorruptionError(f"the store {store} has no complete checkpoint")
-    return newest
-
-
-def find_checkpoint(store: Path, which: str | int | os.PathLike[str] | None) -> Path:
-    """The checkpoint that `which` names: ``"latest"``, a step, a name inside the store, or a path.
-
-    Raises:
-        ValueError: there is none of that name.
-        CorruptionError: there is none at all.
-    """
-    if which is None or which == "latest":
-        return newest_checkpoint(store)
-    candidates = [store / CHECKPOINTS / checkpoint_name(str(which))]
-    if not isinstance(which, int):
-        candidates = [Path(which), store / CHECKPOINTS / which]
-    for candidate in candidates:
-        if is_checkpoint(candidate):
-            return candidate.absolute()
-    names = ", ".join(p.name for p in checkpoints_in(store)) or "none"
-    raise ValueError(f"the store {store} has no checkpoint {which!r}; it has {names}")
+    return [checkpoint.path for checkpoint in listed]
 
 
 def checkpoints_of(path: Path) -> list[Path]:
@@ -118,3 +101,8 @@ def checkpoints_of(path: Path) -> list[Path]:
     if not path.is_dir() or not StoreDirectory.is_store(path):
         raise ValueError(f"{path} is neither a store nor a checkpoint")
     return sorted(entry for entry in complete_entries(path / CHECKPOINTS) if entry.is_dir())
+
+
+def has_checkpoints(store: Path) -> bool:
+    """Whether the store directory `store` holds a checkpoint, readable or not."""
+    return any(is_checkpoint(path) for path in complete_entries(store / CHECKPOINTS))

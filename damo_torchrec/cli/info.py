@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
 from damo_torchrec.checkpoints.layout import MODEL_FILE
 from damo_torchrec.checkpoints.listing import checkpoints_of
 from damo_torchrec.checkpoints.manifest import Manifest
@@ -19,20 +20,21 @@ def _run(options: argparse.Namespace) -> int:
     if checkpoints == [options.path]:
         _print_checkpoint(options.path, Manifest.read(options.path))
         return SOUND
-    status = SOUND
-    manifests = {}
+    manifests, unreadable = {}, []
     for checkpoint in checkpoints:
         try:
             manifests[checkpoint] = Manifest.read(checkpoint)
         except DamoError as error:
             print(error)
-            status = DAMAGED
-    by_age = sorted(manifests, key=lambda checkpoint: manifests[checkpoint].sequence)
+            unreadable.append(checkpoint)
+    listed, _ = CheckpointLine.of_store(options.path).read()
     print(f"store {options.path}")
-    print(f"checkpoints, oldest first: {', '.join(checkpoint.name for checkpoint in by_age) or 'none'}")
-    if by_age:
-        _print_checkpoint(by_age[-1], manifests[by_age[-1]])
-    return status
+    print(f"checkpoints, oldest first: {', '.join(checkpoint.path.name for checkpoint in listed) or 'none'}")
+    if others := sorted(path.name for path in manifests.keys() - {checkpoint.path for checkpoint in listed}):
+        print(f"of another line of states, or damaged: {', '.join(others)}")
+    if listed:
+        _print_checkpoint(listed[-1].path, listed[-1].manifest)
+    return DAMAGED if unreadable else SOUND
 
 
 def _print_checkpoint(checkpoint: Path, manifest: Manifest) -> None:

@@ -1,6 +1,6 @@
 """TorchRec's embedding modules over a store."""
 
-from damo_torchrec.modules.collection import Collection, store_of
+from damo_torchrec.modules.collection import Collection, store_of, tables_of
 from damo_torchrec.modules.embedding import Embedding, damo_embedding_init
 from damo_torchrec.modules.embedding_bag_collection import EmbeddingBagCollection
 from damo_torchrec.modules.embedding_collection import EmbeddingCollection
@@ -12,4 +12,5 @@ __all__ = [
     "EmbeddingCollection",
     "damo_embedding_init",
     "store_of",
+    "tables_of",
 ]

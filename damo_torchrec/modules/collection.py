@@ -281,6 +281,11 @@ def store_of(model: nn.Module) -> EmbeddingStore:
     return stores.pop()
 
 
+def tables_of(model: nn.Module) -> set[str]:
+    """The names of the tables of a model's collections."""
+    return {table.name for m in model.modules() if isinstance(m, Collection) for table in m.tables()}
+
+
 def _check_device(device: torch.device | str | None) -> torch.device:
     device = torch.device(device) if device is not None else torch.device("cpu")
     if device.type not in ("cpu", "cuda", "meta"):

@@ -110,7 +110,7 @@ def copy_state(rows: torch.Tensor, table: Table) -> None:
     for begin in range(0, len(rows), _ROWS_PER_CALL):
         part = rows[begin : begin + _ROWS_PER_CALL].contiguous()
         ids = torch.arange(begin, begin + len(part))
-        with table.session.changing() as engine:
+        with table.session.changing(table.opened) as engine:
             engine.set(table.opened.index, ids.data_ptr(), len(ids), 0, part.data_ptr())
 
 

@@ -11,11 +11,21 @@ from pathlib import Path
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.atomic_directory import build_directory
+from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
 from damo_torchrec.checkpoints.dense_part import dump_dense, load_dense
 from damo_torchrec.checkpoints.file_entry import Finding
-from damo_torchrec.checkpoints.layout import CHECKPOINTS, MANIFEST_FILE, MODEL_FILE, MODULE_FILE, ROWS, holds_rows
-from damo_torchrec.checkpoints.listing import checkpoints_in, checkpoints_of, is_checkpoint
+from damo_torchrec.checkpoints.layout import (
+    CHECKPOINTS,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    MODULE_FILE,
+    ORIGIN_FILE,
+    ROWS,
+    holds_rows,
+)
+from damo_torchrec.checkpoints.listing import checkpoints_at, checkpoints_of, is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest, TableEntry, new_id
+from damo_torchrec.checkpoints.origin import Origin
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import CorruptionError
 from damo_torchrec.files import write_file
@@ -93,7 +103,7 @@ def repair(path: Path, target: Path, progress: Progress, schemas: Path | None = 
     store = path if StoreDirectory.is_store(path) else path.absolute().parent.parent
     if StoreDirectory.is_store(store) and target.resolve().is_relative_to(store.resolve()):
         raise ValueError(f"{target} is inside the damaged store {store}: name a place outside of it")
-    source = _newest(checkpoints_of(path))
+    source = _newest(path)
     job = _Job(source, schemas, progress)
     build_directory(target, "checkpoint", job.fill)
     expected = {name: table.rows for name, table in job.manifest.tables.items()} if job.has_manifest else {}
@@ -131,6 +141,7 @@ class _Job:
         step = self.manifest.step if self.has_manifest else max((table.iter for table in tables.values()), default=0)
         repaired = replace(self.manifest, tables=tables, step=step, id=new_id())
         self._save_dense(staged, repaired)
+        self._save_origin(staged)
         repaired.write(staged)
 
     def _save_rows(self, target: Path, scratch: Path) -> dict[int, _core.RecordTally]:
@@ -196,22 +207,32 @@ class _Job:
             return
         shutil.copyfile(self._source / MODULE_FILE, staged / MODULE_FILE)
 
+    def _save_origin(self, staged: Path) -> None:
+        """Has the repaired checkpoint be of the line of states of the damaged one; nobody removes it."""
+        try:
+            origin = Origin.read(self._source)
+        except CorruptionError as error:
+            self._find(ORIGIN_FILE, "the line of states that the checkpoint is of", f"{error}; it is left out")
+            return
+        if origin is not None:
+            write_file(staged / ORIGIN_FILE, Origin(origin.line).dump())
+
     def _find(self, name: str, expected: str, found: str) -> None:
         self.findings.append(Finding(self._source / name, expected, found))
 
 
-def _newest(checkpoints: list[Path]) -> Path:
-    if len(checkpoints) == 1:
-        return checkpoints[0]
-    sequences = {}
-    for path in checkpoints:
-        try:
-            sequences[path] = Manifest.read(path).sequence
-        except CorruptionError as error:
-            raise CorruptionError(f"{error}. It may be the newest checkpoint: name the one to repair") from error
-    if not sequences:
+def _newest(path: Path) -> Path:
+    """The checkpoint `path`, or the newest one of the store `path`, damaged or not."""
+    if checkpoints_of(path) == [path]:
+        return path
+    listed, damaged = CheckpointLine.of_store(path).read()
+    candidates = [*(checkpoint.path for checkpoint in listed), *damaged]
+    if not candidates:
         raise CorruptionError("the store has no checkpoint to repair")
-    return max(sequences, key=lambda path: sequences[path])
+    if len(candidates) > 1:
+        for error in damaged.values():
+            raise CorruptionError(f"{error}. It may be the newest checkpoint: name the one to repair") from error
+    return candidates[-1]
 
 
 def _borrowed_manifest(source: Path, schemas: Path | None, error: CorruptionError) -> Manifest:
@@ -221,7 +242,7 @@ def _borrowed_manifest(source: Path, schemas: Path | None, error: CorruptionErro
             raise ValueError(f"{schemas} is not a checkpoint: it has no {MANIFEST_FILE}")
         return Manifest.read(schemas)
     in_store = source.parent.name == CHECKPOINTS
-    others = [Manifest.read(path) for path in checkpoints_in(source.parents[1])] if in_store else []
+    others = [Manifest.read(path) for path in checkpoints_at(source.parent)] if in_store else []
     if not others:
         raise CorruptionError(
             f"{error}. Without it, a checkpoint of the same store (--schema) must say what tables are"

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from damo_torchrec import _core
+from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
+from damo_torchrec.checkpoints.layout import CHECKPOINTS
 from damo_torchrec.checkpoints.lineage import Lineage
 from damo_torchrec.checkpoints.manifest import Manifest, TableEntry, TableSchema
 from damo_torchrec.errors import SchemaMismatchError
@@ -25,12 +27,14 @@ class OpenTable:
         optimizer: as the engine has it.
         number: on disk.
         index: in the engine that is open now.
+        edited_after: the sequence number of the checkpoint after which rows were last set or deleted by their ids.
     """
 
     definition: TableDefinition
     optimizer: OptimizerSpec
     number: int = 0
     index: int = -1
+    edited_after: int = -2  # earlier than the manifest of a store without checkpoints
 
     @property
     def name(self) -> str:
@@ -44,12 +48,19 @@ class Catalog:
     Args:
         path: the store's, for messages.
         manifest: of the checkpoint that the store goes on from.
+
+    Attributes:
+        manifest: of the checkpoint that was made last, or that the store goes on from.
+        lineage: the states that led here.
+        checkpoints: those of the store's own line of states, inside the store.
+        open: tables that collections opened, by name.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self._path = path
         self.manifest = manifest
         self.lineage = Lineage()
+        self.checkpoints = CheckpointLine(path / CHECKPOINTS, None, with_unknown=True)
         self.open: dict[str, OpenTable] = {}
 
     def check(self, definition: TableDefinition, engine: _core.Store) -> None:
@@ -88,6 +99,14 @@ class Catalog:
                     f"table {name!r} is open with {schema}, but the checkpoint {source} has "
                     f"{manifest.tables[name].schema}"
                 )
+
+    def tables_that_differ(self, manifest: Manifest, engine: _core.Store) -> set[str]:
+        """Names of the tables with rows, or updates, that another checkpoint has otherwise, as far as counts tell."""
+        now = {name: (table.iter, table.rows) for name, table in self.manifest.tables.items()}
+        now.update({name: (engine.iter(table.index), engine.rows(table.index)) for name, table in self.open.items()})
+        then = {name: (table.iter, table.rows) for name, table in manifest.tables.items()}
+        edited = {name for name, table in self.open.items() if table.edited_after >= manifest.sequence}
+        return {name for name, counts in now.items() if any(counts) and counts != then.get(name)} | edited
 
     def _next_number(self) -> int:
         """A number on disk that no table has had."""
@@ -128,6 +147,7 @@ class Catalog:
         schema.iter = entry.iter if entry else 0
         schema.rows = entry.rows if entry else 0
         table.index = engine.open_table(schema)
+        table.edited_after = OpenTable.edited_after
         self.open[table.name] = table
 
     def open_without_rows(self, table: OpenTable, engine: _core.Store) -> int:

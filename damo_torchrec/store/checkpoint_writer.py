@@ -2,16 +2,20 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.atomic_directory import build_directory
-from damo_torchrec.checkpoints.layout import LINEAGE_FILE, ROWS
+from damo_torchrec.checkpoints.layout import LINEAGE_FILE, ORIGIN_FILE, ROWS, step_in
 from damo_torchrec.checkpoints.lineage import StoreState
-from damo_torchrec.checkpoints.listing import checkpoints_in
+from damo_torchrec.checkpoints.listing import free_name, read_directory
 from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.checkpoints.origin import NOBODY, STORE, Origin
+from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.errors import DamoError
 from damo_torchrec.files import write_file
 from damo_torchrec.store.background import Job, Written
@@ -23,40 +27,64 @@ Files = Callable[[Manifest], Mapping[str, bytes]]
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class NewCheckpoint:
+    """What checkpoint to write.
+
+    Args:
+        path: its new directory.
+        files: more files in it.
+        link: whether to share unchanged files.
+        keeper: who may remove it: one of origin.py's. A keeper's checkpoints are newer than all in their directory.
+    """
+
+    path: Path
+    files: Files | None = None
+    link: bool = True
+    keeper: str = NOBODY
+
+    def other_name(self) -> Path:
+        """The next free name of the same step. REQUIRES: `keeper` has chosen the name."""
+        return free_name(self.path.parent, step_in(self.path.name) or self.path.name)
+
+    def build(self, fill: Callable[[Path], None]) -> Path:
+        """Makes the directory that `fill` fills; returns it. It has another name if somebody took that of a keeper."""
+        return build_directory(self.path, "checkpoint", fill, self.other_name if self.keeper else None)
+
+
 class CheckpointWriter:
     """One checkpoint at a time. Not thread-safe: the store's mutex guards it.
 
     Args:
         path: the store's.
         catalog: of its tables.
+        retention: which of the checkpoints that the store keeps stay when there is a new one.
     """
 
-    def __init__(self, path: Path, catalog: Catalog) -> None:
+    def __init__(self, path: Path, catalog: Catalog, retention: Retention) -> None:
         self._path = path
         self._catalog = catalog
+        self._retention = retention
         self._job: Job | None = None
         self._last: Written | None = None
 
-    def write(self, engine: _core.Store, target: Path, files: Files | None, link: bool) -> None:
-        """Makes the checkpoint `target`, with more files. REQUIRES: none is being written."""
+    def write(self, engine: _core.Store, new: NewCheckpoint) -> Path:
+        """Makes the checkpoint; returns its directory. REQUIRES: none is being written."""
         made: list[Manifest] = []
 
         def fill(staged: Path) -> None:
-            states, _ = engine.checkpoint(str(staged / ROWS), link)
-            made.append(self._catalog.new_manifest(self._next_sequence(), states))
-            _write_beside_rows(staged, made[0], self._beside_rows(made[0], files))
+            states, _ = engine.checkpoint(str(staged / ROWS), new.link)
+            made.append(self._catalog.new_manifest(self._next_sequence(new), states))
+            _write_beside_rows(staged, made[0], self._beside_rows(made[0], new))
 
-        build_directory(target, "checkpoint", fill)
+        path = new.build(fill)
         self._catalog.manifest = made[0]
         self._catalog.lineage.add(StoreState.of(made[0]))
+        self._remove_outdated(new.keeper, path)
+        return path
 
     def begin(
-        self,
-        engine: _core.Store,
-        target: Path,
-        files: Files | None,
-        link: bool,
-        failed: Callable[[], None] = lambda: None,
+        self, engine: _core.Store, new: NewCheckpoint, failed: Callable[[], None] = lambda: None
     ) -> "Future[Path]":
         """As `write`, of everything as it is now, in a thread of its own, which calls `failed` if it fails.
 
@@ -67,12 +95,12 @@ class CheckpointWriter:
         taken = threading.Lock()  # by the thread that writes it, or by what gives it up before
         try:
             states = engine.begin_checkpoint()
-            manifest = self._catalog.new_manifest(self._next_sequence(), states)
-            contents = self._beside_rows(manifest, files)
+            manifest = self._catalog.new_manifest(self._next_sequence(new), states)
+            contents = self._beside_rows(manifest, new)
             self._catalog.lineage.add(StoreState.of(manifest))
 
             def fill(staged: Path) -> None:
-                engine.write_checkpoint(str(staged / ROWS), link)
+                engine.write_checkpoint(str(staged / ROWS), new.link)
                 _write_beside_rows(staged, manifest, contents)
 
             def write() -> None:
@@ -80,24 +108,25 @@ class CheckpointWriter:
                     return
                 try:
                     try:
-                        build_directory(target, "checkpoint", fill)
+                        path = new.build(fill)
                         self._catalog.manifest = manifest
                     except BaseException:
                         failed()
                         engine.abandon_checkpoint()  # if it has not come to the rows
-                        _log.exception("the checkpoint %s failed", target)
+                        _log.exception("the checkpoint %s failed", new.path)
                         raise
+                    self._remove_outdated(new.keeper, path)
                 except BaseException as error:  # whatever it is: somebody waits for it
                     done.set_exception(error)
                 else:
-                    done.set_result(target)
+                    done.set_result(path)
 
             self._last = done
             self._job = Job()
             try:
                 self._job.start(write)
             except RuntimeError as error:
-                _log.info("the checkpoint %s is written at once: %s", target, error)
+                _log.info("the checkpoint %s is written at once: %s", new.path, error)
                 write()
             return done
         except BaseException:
@@ -106,13 +135,27 @@ class CheckpointWriter:
                 engine.abandon_checkpoint()
             raise
 
-    def _beside_rows(self, manifest: Manifest, files: Files | None) -> Mapping[str, bytes]:
-        return {LINEAGE_FILE: self._catalog.lineage.dump(), **(files(manifest) if files else {})}
+    def _beside_rows(self, manifest: Manifest, new: NewCheckpoint) -> Mapping[str, bytes]:
+        return {
+            LINEAGE_FILE: self._catalog.lineage.dump(),
+            ORIGIN_FILE: Origin(self._catalog.checkpoints.line or "", new.keeper).dump(),
+            **(new.files(manifest) if new.files else {}),
+        }
 
-    def _next_sequence(self) -> int:
-        existing = checkpoints_in(self._path)
-        newest = Manifest.read(existing[-1]).sequence if existing else -1
-        return max(newest, self._catalog.manifest.sequence) + 1
+    def _next_sequence(self, new: NewCheckpoint) -> int:
+        """When it was made: the time, unless there are later ones, as where a clock was set back."""
+        beside = [self._catalog.checkpoints.where, *([new.path.parent] if new.keeper else [])]
+        others = [checkpoint.manifest.sequence for where in beside for checkpoint in read_directory(where)[0]]
+        return max(time.time_ns() // 1000, 1 + max([self._catalog.manifest.sequence, *others]))
+
+    def _remove_outdated(self, keeper: str, path: Path) -> None:
+        """Has those that the store keeps and that are outdated go, now that there is a new one at `path`."""
+        if keeper != STORE:
+            return
+        try:
+            self._retention.apply(self._catalog.checkpoints, STORE, just_written=path)
+        except DamoError as error:  # the new one is there all the same
+            _log.warning("an outdated checkpoint stays until the next is made: %s", error)
 
     def wait(self) -> None:
         """Waits until no checkpoint is being written. Whether one failed is for those who asked for it."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.files import on_tmpfs
 from damo_torchrec.options import StoreOptions, parse_budget
 from damo_torchrec.stats import StoreStats, TableStats
@@ -246,6 +247,22 @@ class EmbeddingStore:
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints inside the store, oldest first."""
         return self._session.checkpoints()
+
+    def prune(self, keep: int) -> list[Path]:
+        """Removes older checkpoints inside the store, and returns them.
+
+        Of those that `checkpoint`, `save_model` and `close` made without a path. What was made at a path of the caller
+        stays, and so does what a `CheckpointManager` or another store made, and what a read-only store is open over.
+        `StoreOptions.keep_checkpoints` has the same done whenever there is a new one.
+
+        Args:
+            keep: how many of them stay: the newest, and the newest of `save_model`.
+
+        Raises:
+            ValueError: `keep` is not positive, or the store is read-only or in memory.
+            DamoError: the system refuses.
+        """
+        return self._session.prune(Retention(keep))
 
     def restore(self, which: str | int | os.PathLike[str] = "latest") -> None:
         """Goes back to a checkpoint; what came after it is given up, where no other checkpoint holds it.

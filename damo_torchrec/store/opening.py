@@ -2,16 +2,19 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.atomic_directory import clear_unfinished
-from damo_torchrec.checkpoints.layout import ROWS
+from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
+from damo_torchrec.checkpoints.in_use import InUse
+from damo_torchrec.checkpoints.layout import MANIFEST_FILE, ROWS
 from damo_torchrec.checkpoints.lineage import Lineage
-from damo_torchrec.checkpoints.listing import find_checkpoint, has_checkpoints, is_checkpoint, newest_checkpoint
-from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.checkpoints.listing import Listed, has_checkpoints, is_checkpoint
+from damo_torchrec.checkpoints.manifest import Manifest, new_id
+from damo_torchrec.checkpoints.origin import Origin
 from damo_torchrec.checkpoints.replayed_journal import ReplayedJournal, has_large_journal
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import CorruptionError, DamoError, UncleanStoreError
@@ -47,7 +50,8 @@ def _start_live(
             return
         if not is_checkpoint(Path(str(restore))):
             raise ValueError(f"the new store {session.path} has no checkpoint {restore!r}")
-    source = newest_checkpoint(session.path) if latest else find_checkpoint(session.path, restore)
+    session.catalog.checkpoints = CheckpointLine.of_store(session.path)
+    source = session.catalog.checkpoints.find(restore)
     checkpoints = session.checkpoints()
     manifest = Manifest.read(source)
     check_seed(session.path, manifest.seed, seed)
@@ -67,6 +71,7 @@ def _start_live(
             f"set aside in {kept[-1].name}" if kept else "removed",
         )
     directory.checkpoints_path.mkdir(exist_ok=True)
+    _keep_line(session)
     manifest.check_files(source)
     fresh = directory.prepare_live(source)
     session.owns_live = True
@@ -74,10 +79,18 @@ def _start_live(
     with _naming(source):
         session.start(manifest, Lineage.read(source, manifest), directory.live)
     if source.parent == directory.checkpoints_path:
-        session.changed = source != checkpoints[-1]
+        session.changed = source not in checkpoints[-1:]
     else:
         # From here on the store has to stand without the place that it came from.
         session.checkpoint()
+
+
+def _keep_line(session: Session) -> None:
+    """Has the store's directory say of which line it is, where an earlier release, or a copy of it, does not."""
+    if session.catalog.checkpoints.line is None:
+        session.catalog.checkpoints.line = new_id()
+    if Origin.read(session.path) is None:
+        Origin(session.catalog.checkpoints.line).write(session.path)
 
 
 def _create(session: Session, directory: StoreDirectory, seed: int) -> None:
@@ -87,6 +100,8 @@ def _create(session: Session, directory: StoreDirectory, seed: int) -> None:
         (*_, aside) = directory.set_live_aside(max(session.options.keep_unclean, 1))
         _log.warning("the store %s has no checkpoint: it begins anew, and %s holds what was there", session.path, aside)
     directory.checkpoints_path.mkdir(exist_ok=True)
+    session.catalog.checkpoints.line = new_id()
+    Origin(session.catalog.checkpoints.line).write(session.path)
     sync_directory(session.path)
     sync_directory(session.path.parent)
     session.owns_live = True
@@ -101,11 +116,13 @@ def _start_reading(session: Session, seed: int | None, restore: str | int | os.P
         raise ValueError(f"{path} is not a directory")
     if is_checkpoint(path):
         source = path
-    elif restore in (None, "latest"):
-        source = newest_checkpoint(path)
+        origin = Listed.read(path).origin
+        session.catalog.checkpoints.line = origin.line if origin else None
     else:
-        source = find_checkpoint(path, restore)
+        session.catalog.checkpoints = CheckpointLine.of_store(path)
+        source = session.catalog.checkpoints.find(restore)
     manifest = Manifest.read(source)
+    session.checkpoint_in_use = InUse(source / MANIFEST_FILE)
     check_seed(path, manifest.seed, seed)
     manifest.check_files(source)
     with _naming(source):
@@ -131,7 +148,7 @@ def restore(session: Session, which: str | int | os.PathLike[str]) -> None:
         engine = session.engine
         directory = session.writable_directory()
         session.wait_for_checkpoint()
-        source = find_checkpoint(session.path, which)
+        source = session.catalog.checkpoints.find(which)
         manifest = Manifest.read(source)
         session.catalog.check_restorable(manifest, source)
         manifest.check_files(source)
@@ -153,15 +170,34 @@ def restore(session: Session, which: str | int | os.PathLike[str]) -> None:
             # The rows of before are gone, the others not in use: the next opening goes to a checkpoint.
             session.give_up_rows()
             raise
-        session.changed = source != session.checkpoints()[-1]
+        session.changed = source not in session.checkpoints()[-1:]
 
 
-def restore_unless_at(session: Session, checkpoint: Path, checkpoint_id: str) -> None:
-    """Goes back to a checkpoint, whose id is given, unless the rows are exactly it already."""
+def restore_unless_at(session: Session, checkpoint: Path, tables: Set[str] | None) -> None:
+    """Goes back to a checkpoint unless the rows are exactly it already.
+
+    Args:
+        session: which.
+        checkpoint: its path.
+        tables: names of those that may be replaced; None for all. Others may only be added.
+
+    Raises:
+        ValueError: others would be replaced. Nothing was changed.
+    """
     with session.mutex:
         session.wait_for_checkpoint()
-        if session.changed or session.waiting or session.catalog.manifest.id != checkpoint_id:
-            restore(session, checkpoint)
+        manifest = Manifest.read(checkpoint)
+        if not (session.changed or session.waiting or session.catalog.manifest.id != manifest.id):
+            return
+        if tables is not None:
+            differ = session.catalog.tables_that_differ(manifest, session.engine)
+            if others := sorted(differ - tables):
+                raise ValueError(
+                    f"{checkpoint} holds the whole store {session.path}: loading it would replace the rows of other "
+                    f"tables than the model's, {others}, by those that they had when it was made, or remove them. "
+                    "Give whole_store=True to have that"
+                )
+        restore(session, checkpoint)
 
 
 @contextmanager

@@ -17,17 +17,19 @@ from pathlib import Path
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.atomic_directory import check_target
-from damo_torchrec.checkpoints.layout import CHECKPOINTS
+from damo_torchrec.checkpoints.in_use import InUse
 from damo_torchrec.checkpoints.lineage import Lineage
-from damo_torchrec.checkpoints.listing import checkpoints_in, free_name
+from damo_torchrec.checkpoints.listing import free_name
 from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.checkpoints.origin import NOBODY, STORE
 from damo_torchrec.checkpoints.replayed_journal import ReplayedJournal
+from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import DamoError, StoreClosedError
 from damo_torchrec.options import StoreOptions
 from damo_torchrec.store.background import wait_for_all
 from damo_torchrec.store.catalog import Catalog, OpenTable, empty_manifest
-from damo_torchrec.store.checkpoint_writer import CheckpointWriter, Files
+from damo_torchrec.store.checkpoint_writer import CheckpointWriter, Files, NewCheckpoint
 from damo_torchrec.store.dense_part import DensePart
 from damo_torchrec.store.hyperparameters import Hyperparameters
 from damo_torchrec.store.table_definition import TableDefinition
@@ -91,6 +93,7 @@ class Session:
         owns_live: whether the live rows there were started by this session.
         trainers: the threads that have changed rows, by number.
         replayed_journal: those that a read-only session reads in place of a checkpoint's, or None.
+        checkpoint_in_use: has the checkpoint that a read-only session reads stay, or None.
     """
 
     def __init__(
@@ -119,7 +122,8 @@ class Session:
         self.directory: StoreDirectory | None = None
         self.owns_live = False
         self.replayed_journal: ReplayedJournal | None = None
-        self._writer = CheckpointWriter(path, self.catalog)
+        self.checkpoint_in_use: InUse | None = None
+        self._writer = CheckpointWriter(path, self.catalog, Retention(options.keep_checkpoints))
 
     # ------------------------------------------------------------------ the engine
 
@@ -227,17 +231,18 @@ class Session:
                 self._alone = None
 
     @contextmanager
-    def changing(self) -> Iterator[_core.Store]:
-        """Takes the mutex for a change of rows, and notes that there is one."""
+    def changing(self, table: OpenTable) -> Iterator[_core.Store]:
+        """Takes the mutex for a change of a table's rows by their ids, and notes that there is one."""
         with self.waiting_call("change"):
             self.note_change()
+            table.edited_after = self.catalog.manifest.sequence
             yield self.engine
 
     # ------------------------------------------------------------------ checkpoints
 
     def checkpoints(self) -> list[Path]:
-        """The complete checkpoints inside the store, oldest first."""
-        return checkpoints_in(self.path)
+        """The complete checkpoints of the store's own line of states inside the store, oldest first."""
+        return [checkpoint.path for checkpoint in self.catalog.checkpoints.checkpoints()]
 
     def newest_if_unchanged(self) -> Path | None:
         """The newest checkpoint inside the store if that holds everything. REQUIRES: the mutex.
@@ -256,44 +261,71 @@ class Session:
         self._writer.wait()
 
     def checkpoint(
-        self, path: str | os.PathLike[str] | None = None, files: Files | None = None, *, link: bool = True
+        self,
+        path: str | os.PathLike[str] | None = None,
+        files: Files | None = None,
+        *,
+        link: bool = True,
+        keeper: str = NOBODY,
     ) -> Path:
-        """What `EmbeddingStore.checkpoint` makes, changed or not, with more files: `files` gives their contents."""
-        with self.alone("checkpoint"):
-            return self._checkpoint(path, files, link)
+        """What `EmbeddingStore.checkpoint` makes, changed or not, with more files: `files` gives their contents.
 
-    def _checkpoint(
-        self, path: str | os.PathLike[str] | None = None, files: Files | None = None, link: bool = True
-    ) -> Path:
-        target = self._new_checkpoint(path)
-        self._writer.write(self.engine, target, files, link)
-        self.changed &= target.parent != self.path / CHECKPOINTS
-        return target
+        `keeper`, one of origin.py's, may remove it; the store itself does so where there is no `path`.
+        """
+        with self.alone("checkpoint"):
+            return self._checkpoint(self._new_checkpoint(path, files, link, keeper))
+
+    def _checkpoint(self, new: NewCheckpoint) -> Path:
+        path = self._writer.write(self.engine, new)
+        self.changed &= path.parent != self.catalog.checkpoints.where
+        return path
 
     def checkpoint_async(
-        self, path: str | os.PathLike[str] | None = None, files: Files | None = None, *, link: bool = True
+        self,
+        path: str | os.PathLike[str] | None = None,
+        files: Files | None = None,
+        *,
+        link: bool = True,
+        keeper: str = NOBODY,
     ) -> Future[Path]:
         """As `checkpoint`, by a thread of its own; what `files` gives is taken now."""
         with self.alone("checkpoint"):
-            target = self._new_checkpoint(path)
-            if not self.changed or target.parent != self.path / CHECKPOINTS:
-                return self._writer.begin(self.engine, target, files, link)
+            new = self._new_checkpoint(path, files, link, keeper)
+            if not self.changed or new.path.parent != self.catalog.checkpoints.where:
+                return self._writer.begin(self.engine, new)
             self.changed = False
             try:
-                return self._writer.begin(self.engine, target, files, link, failed=self.note_change)
+                return self._writer.begin(self.engine, new, failed=self.note_change)
             except BaseException:
                 self.changed = True
                 raise
 
-    def _new_checkpoint(self, path: str | os.PathLike[str] | None) -> Path:
-        """Where one can be made now: at `path`, or at a new name inside the store."""
+    def _new_checkpoint(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        files: Files | None = None,
+        link: bool = True,
+        keeper: str = NOBODY,
+    ) -> NewCheckpoint:
+        """One that can be made now: at `path`, or at a new name inside the store, which then keeps it."""
         _ = self.engine
         directory = self.writable_directory()
         self.waiting.check_none("checkpoint")
         self.wait_for_checkpoint()
-        target = Path(path).absolute() if path is not None else free_name(directory.checkpoints_path, self.step)
-        check_target(target)
-        return target
+        if path is None:
+            path, keeper = free_name(directory.checkpoints_path, self.step), STORE
+        target = Path(path).absolute()
+        if not (keeper and target.exists()):  # else somebody was faster, and it gets another name
+            check_target(target)
+        return NewCheckpoint(target, files, link, keeper)
+
+    def prune(self, retention: Retention) -> list[Path]:
+        """Removes those of the store's checkpoints that it keeps and that do not stay; returns them."""
+        with self.alone("prune"):
+            _ = self.engine
+            self.writable_directory()
+            self.wait_for_checkpoint()
+            return retention.apply(self.catalog.checkpoints, STORE)
 
     def writable_directory(self) -> StoreDirectory:
         """The store's directory. Raises ValueError if it can have no new checkpoints."""
@@ -344,13 +376,15 @@ class Session:
         durable = not (self.read_only or self.temporary or self.options.backend == "memory")
         if durable and self.changed:
             self.engine.flush()  # a checkpoint without a journal is opened faster
-            self._checkpoint()
+            self._checkpoint(self._new_checkpoint())
 
     def _let_go(self) -> None:
         if self.directory is not None:
             self.directory.release()
         if self.replayed_journal is not None:
             self.replayed_journal.remove()
+        if self.checkpoint_in_use is not None:
+            self.checkpoint_in_use.end()
         if self.temporary:
             shutil.rmtree(self.path, ignore_errors=True)
         self._core = None

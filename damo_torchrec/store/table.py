@@ -102,7 +102,7 @@ class Table:
         finite = torch.isfinite(weights).all(dim=1)
         if not bool(finite.all()):
             raise ValueError(f"table {self.name!r}: weights must be finite, those of id {ids[~finite][0]} are not")
-        with self._session.changing() as engine:
+        with self._session.changing(self._opened) as engine:
             engine.set(self._opened.index, ids.data_ptr(), len(ids), weights.data_ptr(), 0)
 
     def delete(self, ids: torch.Tensor) -> None:
@@ -111,7 +111,7 @@ class Table:
         Rows are deleted some thousands at a time, in the order of `ids`: those after an error, as of a full disk, stay.
         """
         ids = _as_ids(ids)
-        with self._session.changing() as engine:
+        with self._session.changing(self._opened) as engine:
             engine.delete(self._opened.index, ids.data_ptr(), len(ids))
 
     def contains(self, ids: torch.Tensor) -> torch.Tensor:

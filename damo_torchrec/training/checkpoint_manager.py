@@ -13,13 +13,16 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from damo_torchrec.checkpoints.atomic_directory import clear_unfinished
-from damo_torchrec.checkpoints.listing import checkpoints_at, free_name, newest_checkpoint_at
+from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
+from damo_torchrec.checkpoints.listing import free_name, read_directory
+from damo_torchrec.checkpoints.origin import MANAGER
 from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.errors import DamoError
 from damo_torchrec.files import os_errors
+from damo_torchrec.modules import store_of
 from damo_torchrec.training.loading import load_model
-from damo_torchrec.training.model_checkpoint import CheckpointInfo, checkpoint_info
-from damo_torchrec.training.saving import save_model_async
+from damo_torchrec.training.model_checkpoint import CheckpointInfo, checkpoint_info, newest_with_dense_part
+from damo_torchrec.training.saving import Parts
 
 
 class CheckpointManager:
@@ -38,8 +41,14 @@ class CheckpointManager:
     Checkpoints are written by a thread of their own while training goes on, one at a time. Usable as a context manager:
     leaving it waits for the one under way.
 
+    The newest checkpoint is the one that was made last, whatever its step. In the directory there may be checkpoints of
+    another line of states, which another store made: that of an earlier run, since removed, or of another experiment.
+    These are neither counted nor removed, a warning names them, and `restore` loads one of them only by its name, as
+    after the loss of a store. What no manager made is not removed either.
+
     Args:
-        directory: where they are, as ``step_N``; made if it does not exist. One process at a time uses it.
+        directory: where they are, as ``step_N``; made if it does not exist. It may be the ``checkpoints`` directory of
+            the store.
         every_steps: how many calls of `step` there are from one checkpoint to the next.
         every_seconds: the least time between the beginnings of two checkpoints. With `every_steps` too, whichever comes
             first.
@@ -72,6 +81,7 @@ class CheckpointManager:
         self._every_seconds = every_seconds
         self._steps = 0
         self._last = time.monotonic()
+        self._line: CheckpointLine | None = None  # that of the store of the model that was met last
         self._saving: Future[Path] | None = None
 
     @property
@@ -80,8 +90,18 @@ class CheckpointManager:
         return self._directory
 
     def checkpoints(self) -> list[Path]:
-        """The complete checkpoints, oldest first."""
-        return checkpoints_at(self._directory)
+        """The complete checkpoints that `save_model` or a manager made, oldest first.
+
+        Those of the store of the model that was saved or restored last; before that, of any.
+        """
+        listed = read_directory(self._directory)[0] if self._line is None else self._line.checkpoints()
+        return [checkpoint.path for checkpoint in listed if checkpoint.has_dense_part]
+
+    def _line_of(self, model: nn.Module) -> CheckpointLine:
+        line = store_of(model).session.catalog.checkpoints.line
+        if self._line is None or self._line.line != line:
+            self._line = CheckpointLine(self._directory, line)
+        return self._line
 
     def step(
         self,
@@ -129,9 +149,10 @@ class CheckpointManager:
         self._finish(wait=True)
         self._steps = 0
         self._last = time.monotonic()
-        target = free_name(self._directory, step)
-        self._saving = save_model_async(
-            model, target, optimizer=optimizer, schedulers=schedulers, step=step, extra=extra
+        self._line_of(model)
+        part = Parts(optimizer, schedulers, step, extra)
+        self._saving = store_of(model).session.checkpoint_async(
+            free_name(self._directory, step), part.files(model), keeper=MANAGER
         )
 
     def restore(
@@ -140,18 +161,30 @@ class CheckpointManager:
         *,
         optimizer: torch.optim.Optimizer | None = None,
         schedulers: Sequence[LRScheduler] = (),
+        which: str | int | os.PathLike[str] | None = None,
+        whole_store: bool = False,
     ) -> CheckpointInfo | None:
-        """Loads the newest checkpoint, with `load_model`, and returns what it says of itself; None if there is none.
+        """Loads a checkpoint, with `load_model`, and returns what it says of itself; None if there is none.
+
+        Args:
+            model: as of `load_model`.
+            optimizer: as of `load_model`.
+            schedulers: as of `load_model`.
+            which: a step, or a checkpoint's name or path, of whatever store. None: the newest one of the model's store.
+            whole_store: as of `load_model`.
 
         Raises:
+            ValueError: as of `load_model`; there is no such checkpoint.
             CorruptionError: one is damaged, which may have been the newest: move it away to go on from another.
+            SchemaMismatchError: as of `load_model`.
         """
         self._finish(wait=True)
-        newest = newest_checkpoint_at(self._directory)
-        if newest is None:
+        line = self._line_of(model)
+        source = newest_with_dense_part(line.oldest_first()) if which is None else line.find(which)
+        if source is None:
             return None
-        load_model(newest, model, optimizer=optimizer, schedulers=schedulers)
-        return checkpoint_info(newest)
+        load_model(source, model, optimizer=optimizer, schedulers=schedulers, whole_store=whole_store)
+        return checkpoint_info(source)
 
     def wait(self) -> None:
         """Waits for the checkpoint that is being written, and raises what it raises."""
@@ -162,8 +195,9 @@ class CheckpointManager:
         if self._saving is None or not (wait or self._saving.done()):
             return
         saving, self._saving = self._saving, None
-        saving.result()
-        self._retention.apply(self._directory)
+        written = saving.result()
+        if self._line is not None:
+            self._retention.apply(self._line, MANAGER, just_written=written)
 
     def __enter__(self) -> "CheckpointManager":
         return self

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from damo_torchrec import pickled_module
 from damo_torchrec.checkpoints.layout import MODULE_FILE
 from damo_torchrec.errors import SchemaMismatchError
-from damo_torchrec.modules import store_of
+from damo_torchrec.modules import store_of, tables_of
 from damo_torchrec.store.opening import restore_unless_at
 from damo_torchrec.training.model_checkpoint import dense_state, load_dense_state, model_checkpoint_at, read_dense
 from damo_torchrec.training.random_state import set_random_state
@@ -25,11 +25,14 @@ def load_model(
     optimizer: torch.optim.Optimizer | None = None,
     schedulers: Sequence[LRScheduler] = (),
     allow_pickle: bool = False,
+    whole_store: bool = False,
 ) -> nn.Module:
     """Brings a model, its rows and its optimizer to the state that `save_model` saved. Returns the model.
 
-    The model's store goes back, or forward, to the rows of the checkpoint; what it held otherwise is given up. The
-    random number generators continue where they were. `checkpoint_info` reads the rest.
+    The model's store goes back, or forward, to the rows of the checkpoint; what it held otherwise is given up. A
+    checkpoint holds the whole store: if tables that are not the model's have changed since, it is refused, unless
+    `whole_store` says that these go back as well. The random number generators continue where they were.
+    `checkpoint_info` reads the rest.
 
     Args:
         path: a checkpoint, or a store: the newest of its checkpoints that `save_model` made.
@@ -38,10 +41,11 @@ def load_model(
         schedulers: as many as were saved, in the same order.
         allow_pickle: whether that pickle may be read. Doing so runs any code that its author put in: only for
             checkpoints that you trust. The classes of the model must be importable.
+        whole_store: whether tables of the store that are not the model's may be replaced and removed, too.
 
     Raises:
         ValueError: `path` is no checkpoint, or has no dense part, or no optimizer though one is given; there is no
-            model, and pickle is not allowed or cannot make one.
+            model, and pickle is not allowed or cannot make one; other tables would be replaced. Nothing was changed.
         CorruptionError: parts of it are of different checkpoints, or damaged.
         SchemaMismatchError: the model or its tables differ from those saved. Neither model nor store was changed.
     """
@@ -62,7 +66,7 @@ def load_model(
     _check_model(model, dense["model"], path)
     if optimizer is not None:
         _check_optimizer(optimizer, dense["optimizer"], path)
-    restore_unless_at(store_of(model).session, path, dense["checkpoint_id"])
+    restore_unless_at(store_of(model).session, path, None if whole_store else tables_of(model))
     load_dense_state(model, dense["model"])
     if optimizer is not None:
         optimizer.load_state_dict(dense["optimizer"])

@@ -7,15 +7,17 @@ checkpoints are never taken for one.
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
 from damo_torchrec.checkpoints.dense_part import load_dense
 from damo_torchrec.checkpoints.layout import MODEL_FILE
-from damo_torchrec.checkpoints.listing import checkpoints_in, is_checkpoint, newest_checkpoint
+from damo_torchrec.checkpoints.listing import Listed, is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.modules import Collection
@@ -70,23 +72,30 @@ def checkpoint_at(path: str | os.PathLike[str]) -> Path:
     if is_checkpoint(resolved):
         return resolved
     if resolved.is_dir() and StoreDirectory.is_store(resolved):
-        return newest_checkpoint(resolved)
+        return CheckpointLine.of_store(resolved).newest()
     raise ValueError(f"{resolved} is neither a checkpoint nor a store")
 
 
 def model_checkpoint_at(path: str | os.PathLike[str]) -> Path:
     """As `checkpoint_at`, but of a store the newest checkpoint that `save_model` made, if one did."""
     newest = checkpoint_at(path)
-    store = Path(path).absolute()
-    if newest == store or MODEL_FILE in Manifest.read(newest).files:
+    if is_checkpoint(Path(path)):
         return newest
-    for older in reversed(checkpoints_in(store)):
-        if MODEL_FILE in Manifest.read(older).files:
-            _log.warning(
-                "%s holds rows only, as close() leaves them: going back to %s, which save_model made", newest, older
-            )
-            return older
-    return newest
+    return newest_with_dense_part(CheckpointLine.of_store(Path(path).absolute()).oldest_first()) or newest
+
+
+def newest_with_dense_part(oldest_first: Sequence[Listed]) -> Path | None:
+    """The newest of the checkpoints that `save_model` made, if it made one. A warning tells of newer ones of rows."""
+    trained = [checkpoint for checkpoint in oldest_first if checkpoint.has_dense_part]
+    # A store that has yet to train begins with a checkpoint without rows, which is nothing to tell of.
+    newest = next((checkpoint for checkpoint in reversed(oldest_first) if checkpoint.manifest.step > 0), None)
+    if newest is not None and not newest.has_dense_part:
+        _log.warning(
+            "%s holds rows only, as close() leaves them: %s",
+            newest.path,
+            f"going back to {trained[-1].path}, which save_model made" if trained else "save_model made none there",
+        )
+    return trained[-1].path if trained else None
 
 
 def read_dense(path: Path) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def save_model(
         from damo_torchrec.onnx import export  # needs packages that training does not
 
         return export(model, serving.pop("dummy_input"), path, **serving)
-    return store_of(model).session.checkpoint(path, _files(model, _Parts(optimizer, schedulers, step, extra)))
+    part = Parts(optimizer, schedulers, step, extra)
+    return store_of(model).session.checkpoint(path, part.files(model))
 
 
 def save_model_async(
@@ -99,39 +100,41 @@ def save_model_async(
     Returns:
         Future: of the checkpoint's directory. Its ``result()`` waits, and raises what the disk refuses.
     """
-    return store_of(model).session.checkpoint_async(path, _files(model, _Parts(optimizer, schedulers, step, extra)))
+    part = Parts(optimizer, schedulers, step, extra)
+    return store_of(model).session.checkpoint_async(path, part.files(model))
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """What goes into the dense part besides the model."""
+class Parts:
+    """What `save_model` puts beside the rows, as it says of its arguments."""
 
     optimizer: torch.optim.Optimizer | None
     schedulers: Sequence[LRScheduler]
     step: int | None
     extra: Mapping[str, Any] | None
 
+    def files(self, model: nn.Module) -> Files:
+        """The files of a checkpoint that hold it, for a manifest."""
 
-def _files(model: nn.Module, parts: _Parts) -> Files:
-    def files(manifest: Manifest) -> dict[str, bytes]:
-        warn_of_nonfinite(model, "save_model")
-        contents = {}
-        unpicklable = None
-        try:
-            contents[MODULE_FILE] = pickled_module.dump(model)
-        except Exception as error:  # of whatever kind: it is the model's own code that pickle meets
-            unpicklable = f"{type(error).__name__}: {error}"
-            _log.debug("the model's structure is not saved: %s", unpicklable)
-        dense = {
-            "checkpoint_id": manifest.id,
-            "step": manifest.step if parts.step is None else parts.step,
-            "model": dense_state(model),
-            "optimizer": parts.optimizer.state_dict() if parts.optimizer is not None else None,
-            "schedulers": [scheduler.state_dict() for scheduler in parts.schedulers],
-            "random": random_state(),
-            "extra": dict(parts.extra or {}),
-            "unpicklable": unpicklable,
-        }
-        return {**contents, MODEL_FILE: dump_dense(dense)}
+        def files(manifest: Manifest) -> dict[str, bytes]:
+            warn_of_nonfinite(model, "save_model")
+            contents = {}
+            unpicklable = None
+            try:
+                contents[MODULE_FILE] = pickled_module.dump(model)
+            except Exception as error:  # of whatever kind: it is the model's own code that pickle meets
+                unpicklable = f"{type(error).__name__}: {error}"
+                _log.debug("the model's structure is not saved: %s", unpicklable)
+            dense = {
+                "checkpoint_id": manifest.id,
+                "step": manifest.step if self.step is None else self.step,
+                "model": dense_state(model),
+                "optimizer": self.optimizer.state_dict() if self.optimizer is not None else None,
+                "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+                "random": random_state(),
+                "extra": dict(self.extra or {}),
+                "unpicklable": unpicklable,
+            }
+            return {**contents, MODEL_FILE: dump_dense(dense)}
 
-    return files
+        return files

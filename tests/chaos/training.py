@@ -19,8 +19,6 @@ import torch
 
 import damo_torchrec as damo
 from chaos.model import STEPS, Digests, Model, rows_digest
-from damo_torchrec.checkpoints.layout import CHECKPOINTS
-from damo_torchrec.checkpoints.retention import Retention
 from support import A_HANDFUL_OF_ROWS, small_store
 
 HANGS_AFTER = 300  # seconds
@@ -128,6 +126,7 @@ class Training:
             "num_threads": self._dice.choice([1, 2]),
             "cache_bytes": self._dice.choice([0, A_HANDFUL_OF_ROWS]),
             "direct_io": self._dice.random() < 0.25,
+            "keep_checkpoints": None,
         }
         store = small_store(self._path, seed=self._seed, **options)
         self._closing = self._saving = None
@@ -180,7 +179,8 @@ class Training:
             model.ebc.store.flush()
         elif roll < 0.29:
             self._enter("pruning")
-            prune(model.ebc.store, keep=self._dice.choice([2, 3]))
+            if with_dense_part(model.ebc.store):  # else it needs step_0, to begin anew
+                model.ebc.store.prune(keep=self._dice.choice([2, 3]))
         return True
 
     def _save(self, model: Model) -> None:
@@ -225,14 +225,6 @@ def load_newest(model: Model) -> None:
         model.losses = damo.checkpoint_info(complete[-1]).extra["losses"]
     elif model.ebc.store.step > 0:
         model.ebc.store.restore(0)
-
-
-def prune(store: damo.EmbeddingStore, keep: int) -> None:
-    """Removes what is older than the newest `keep` checkpoints with a dense part."""
-    kept = with_dense_part(store)[-keep:]
-    if len(kept) == keep:
-        checkpoints = store.checkpoints()
-        Retention(len(checkpoints) - checkpoints.index(kept[0])).apply(store.path / CHECKPOINTS)
 
 
 def remove_leftovers(path: Path) -> None:

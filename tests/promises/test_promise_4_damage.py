@@ -27,6 +27,7 @@ FILES = [
     "manifest.json",
     "model.pt",
     "module.pickle",
+    "origin.json",
     "rows/000008.sst",  # the oldest, which the other checkpoints have, too
     "rows/000010.log",
     "rows/000011.log",

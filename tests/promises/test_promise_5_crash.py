@@ -189,7 +189,7 @@ def test_promise_5_opening_after_a_crash_warns_and_sets_the_old_rows_aside(tmp_p
         assert list((path / f"live.unclean-{crash}").glob("*.sst")), "what was set aside is gone"
         caplog.clear()
         shutil.rmtree(path / "checkpoints" / "step_2")
-        assert sorted(p.name for p in path.iterdir()) == ["LOCK", "checkpoints", f"live.unclean-{crash}"]
+        assert sorted(p.name for p in path.iterdir()) == ["LOCK", "checkpoints", f"live.unclean-{crash}", "origin.json"]
 
 
 @pytest.mark.parametrize(("keep", "kept"), [(0, []), (2, ["live.unclean-2", "live.unclean-3"])])
@@ -200,7 +200,7 @@ def test_promise_5_as_many_rows_of_crashes_are_kept_as_asked_for(tmp_path, caplo
         with damo.EmbeddingStore(path, options=damo.StoreOptions(keep_unclean=keep)) as store:
             assert store.step == 2
         shutil.rmtree(path / "checkpoints" / "step_2")
-    assert sorted(p.name for p in path.iterdir()) == ["LOCK", "checkpoints", *kept]
+    assert sorted(p.name for p in path.iterdir()) == ["LOCK", "checkpoints", *kept, "origin.json"]
     assert ("what came after it is removed" in caplog.text) == (keep == 0)
 
 

@@ -166,7 +166,13 @@ def test_the_source_is_left_as_it_is_and_nothing_else_remains(sample, tmp_path):
     done = repaired(checkpoint)
     assert contents() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", done.target.name]
-    assert sorted(p.name for p in done.target.iterdir()) == ["manifest.json", "model.pt", "module.pickle", "rows"]
+    assert sorted(p.name for p in done.target.iterdir()) == [
+        "manifest.json",
+        "model.pt",
+        "module.pickle",
+        "origin.json",
+        "rows",
+    ]
 
 
 def test_an_existing_target_is_refused(sample, tmp_path):

@@ -68,7 +68,8 @@ def test_any_other_damaged_file_is_named(sample, tmp_path, damage):
         damage(checkpoint / file)
         expected = set() if (file, damage) == ("manifest.json", DAMAGES["longer"]) else {file}  # white space
         assert named(checkpoint) == expected
-    assert kinds == {"line.json", "manifest.json", "model.pt", "module.pickle", "CURRENT", "MANIFEST", "OPTIONS"}
+    beside = {"line.json", "manifest.json", "model.pt", "module.pickle", "origin.json"}
+    assert kinds == {*beside, "CURRENT", "MANIFEST", "OPTIONS"}
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)

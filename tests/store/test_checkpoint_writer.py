@@ -230,9 +230,9 @@ def test_a_wait_for_it_is_interrupted_by_what_a_signal_handler_raises(store, tmp
 
     written, build = threading.Event(), checkpoint_writer.build_directory
 
-    def held(*arguments: object) -> None:
+    def held(*arguments: object) -> Path:
         written.wait()
-        build(*arguments)
+        return build(*arguments)
 
     monkeypatch.setattr(checkpoint_writer, "build_directory", held)
     update(collection(store, "t"), {"t": [[1]]})

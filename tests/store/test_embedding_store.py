@@ -36,7 +36,7 @@ def test_close_makes_a_checkpoint_first_and_is_idempotent(path):
     for _ in range(3):
         store.close()
         assert store.closed
-    assert sorted(p.name for p in path.iterdir()) == ["LOCK", "checkpoints"]
+    assert sorted(p.name for p in path.iterdir()) == ["LOCK", "checkpoints", "origin.json"]
     with damo.EmbeddingStore(path) as store:
         assert (store.step, names(store.checkpoints())) == (1, ["step_0", "step_1"])
         collection(store, "t", initial=0.0)

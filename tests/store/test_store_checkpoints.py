@@ -31,7 +31,7 @@ def trained(path):
 
 
 def test_checkpoints_are_listed_oldest_first(path):
-    with damo.EmbeddingStore(path) as store:
+    with damo.EmbeddingStore(path, options=damo.StoreOptions(keep_checkpoints=None)) as store:
         ebc = collection(store, "t")
         for _ in range(11):
             update(ebc, {"t": [[1]]})
@@ -48,7 +48,7 @@ def test_a_checkpoint_goes_to_a_path_of_ones_own(trained, tmp_path):
     update(collection(trained, "t", initial=0.0), {"t": [[4]]})
     path = trained.checkpoint(tmp_path / "mine")
     assert path == tmp_path / "mine"
-    assert sorted(p.name for p in path.iterdir()) == ["line.json", "manifest.json", "rows"]
+    assert sorted(p.name for p in path.iterdir()) == ["line.json", "manifest.json", "origin.json", "rows"]
     assert names(trained.checkpoints()) == ["step_0", "step_1", "step_2", "step_3"]
     for taken, message in ((path, "exists already"), (tmp_path / "no" / "where", "needs an existing parent")):
         with pytest.raises(ValueError, match=message):
