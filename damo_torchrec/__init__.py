@@ -14,6 +14,7 @@ except ImportError as error:  # pragma: no cover
 from damo_torchrec import init, optim
 from damo_torchrec.checkpoints.delta import Delta
 from damo_torchrec.errors import (
+    ContinuedRowsWarning,
     CorruptionError,
     DamoError,
     NonFiniteGradientError,
@@ -52,6 +53,7 @@ __version__ = importlib.metadata.version("damo-torchrec")
 __all__ = [
     "CheckpointInfo",
     "CheckpointManager",
+    "ContinuedRowsWarning",
     "CorruptionError",
     "DamoError",
     "Delta",

@@ -10,6 +10,7 @@ import torch
 
 from damo_torchrec import _core
 from damo_torchrec.init import Initializer
+from damo_torchrec.progress import Progress
 
 _UNITS = {
     "": 1,
@@ -45,6 +46,12 @@ def parse_budget(budget: int | str) -> int:
     return size
 
 
+def check_progress(progress: object) -> None:
+    """Raises TypeError for what can neither be told how far an operation is, nor says who is."""
+    if not isinstance(progress, bool) and not callable(progress):
+        raise TypeError(f"progress must be a function of (what, done, total), True or False, got {progress!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoreOptions:
     """How a store does its work. None of these changes what is stored.
@@ -63,6 +70,10 @@ class StoreOptions:
             All of them compute the same bits.
         keep_unclean: how many of the rows that crashes left behind, which an opening sets aside as ``live.unclean-N``,
             to keep: the newest ones. The others are removed.
+        progress: told how far operations of some seconds are (opening with a journal, restoring, closing, exporting):
+            called with what is being done, how much of it is done, and how much there is, sometimes from another
+            thread. What it raises is logged and ends nothing. True: a bar on stderr, if that is a terminal, once an
+            operation takes more than a second. False: nothing.
         cache_bytes: for tests: keep no more than so many bytes of rows in memory between calls; 0 for the budget's
             share.
     """
@@ -74,6 +85,7 @@ class StoreOptions:
     backend: Literal["rocksdb", "memory"] = "rocksdb"
     instruction_set: str = "auto"
     keep_unclean: int = 1
+    progress: Progress | bool = True
     cache_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -90,6 +102,7 @@ class StoreOptions:
             raise ValueError(f"max_skipped_in_a_row must be an int from 1 on, or None, got {limit!r}")
         if self.backend not in ("rocksdb", "memory"):
             raise ValueError(f"backend must be 'rocksdb' or 'memory', got {self.backend!r}")
+        check_progress(self.progress)
         if self.cache_bytes < 0:
             raise ValueError(f"cache_bytes must not be negative, got {self.cache_bytes}")
 

@@ -48,4 +48,5 @@ class Retention:
         removed = self.outdated(list(manifests))
         for path in removed:
             remove_directory(path, "checkpoint")
+            _log.info("removed the checkpoint %s: the newest %d are kept", path, self.keep)
         return removed

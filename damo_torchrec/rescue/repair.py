@@ -19,15 +19,8 @@ from damo_torchrec.checkpoints.manifest import Manifest, TableEntry, new_id
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import CorruptionError
 from damo_torchrec.files import write_file
-from damo_torchrec.rescue.records import (
-    IdRange,
-    Progress,
-    counting,
-    ids_between,
-    named_table_file,
-    payload_sizes,
-    read_records,
-)
+from damo_torchrec.progress import Progress, counting
+from damo_torchrec.rescue.records import IdRange, ids_between, named_table_file, payload_sizes, read_records
 from damo_torchrec.rescue.salvage import open_rows
 
 

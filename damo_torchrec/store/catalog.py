@@ -25,12 +25,14 @@ class OpenTable:
         optimizer: as the engine has it.
         number: on disk.
         index: in the engine that is open now.
+        was_trained: whether it had rows that were updated when that was started.
     """
 
     definition: TableDefinition
     optimizer: OptimizerSpec
     number: int = 0
     index: int = -1
+    was_trained: bool = False
 
     @property
     def name(self) -> str:
@@ -123,6 +125,7 @@ class Catalog:
         """Makes `table` known to an engine that holds the manifest's rows."""
         entry = self.manifest.tables.get(table.name)
         table.number = entry.number if entry else self._next_number()
+        table.was_trained = entry is not None and entry.iter > 0 and entry.rows > 0
         schema = self._engine_schema(table)
         schema.number = table.number
         schema.iter = entry.iter if entry else 0

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -13,7 +14,7 @@ from damo_torchrec.checkpoints.lineage import StoreState
 from damo_torchrec.checkpoints.listing import checkpoints_in
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.errors import DamoError
-from damo_torchrec.files import write_file
+from damo_torchrec.files import bytes_in, write_file
 from damo_torchrec.store.background import Job, Written
 from damo_torchrec.store.catalog import Catalog
 
@@ -40,15 +41,19 @@ class CheckpointWriter:
     def write(self, engine: _core.Store, target: Path, files: Files | None, link: bool) -> None:
         """Makes the checkpoint `target`, with more files. REQUIRES: none is being written."""
         made: list[Manifest] = []
+        linked = False
+        began = time.monotonic()
 
         def fill(staged: Path) -> None:
-            states, _ = engine.checkpoint(str(staged / ROWS), link)
+            nonlocal linked
+            states, linked = engine.checkpoint(str(staged / ROWS), link)
             made.append(self._catalog.new_manifest(self._next_sequence(), states))
             _write_beside_rows(staged, made[0], self._beside_rows(made[0], files))
 
         build_directory(target, "checkpoint", fill)
         self._catalog.manifest = made[0]
         self._catalog.lineage.add(StoreState.of(made[0]))
+        _log_checkpoint(target, made[0], linked, began)
 
     def begin(
         self,
@@ -64,6 +69,8 @@ class CheckpointWriter:
         as at the end of the interpreter, it is written here.
         """
         done = Written()
+        linked = False
+        began = time.monotonic()
         taken = threading.Lock()  # by the thread that writes it, or by what gives it up before
         try:
             states = engine.begin_checkpoint()
@@ -72,7 +79,8 @@ class CheckpointWriter:
             self._catalog.lineage.add(StoreState.of(manifest))
 
             def fill(staged: Path) -> None:
-                engine.write_checkpoint(str(staged / ROWS), link)
+                nonlocal linked
+                linked = engine.write_checkpoint(str(staged / ROWS), link)
                 _write_beside_rows(staged, manifest, contents)
 
             def write() -> None:
@@ -82,6 +90,7 @@ class CheckpointWriter:
                     try:
                         build_directory(target, "checkpoint", fill)
                         self._catalog.manifest = manifest
+                        _log_checkpoint(target, manifest, linked, began)
                     except BaseException:
                         failed()
                         engine.abandon_checkpoint()  # if it has not come to the rows
@@ -140,3 +149,16 @@ def _write_beside_rows(staged: Path, manifest: Manifest, contents: Mapping[str, 
     for name, content in contents.items():
         write_file(staged / name, content)
     manifest.write(staged)
+
+
+def _log_checkpoint(target: Path, manifest: Manifest, linked: bool, began: float) -> None:
+    _log.info(
+        "made the checkpoint %s: step %d, %d tables, %d rows, %d bytes, %s, in %.1f s",
+        target,
+        manifest.step,
+        len(manifest.tables),
+        sum(table.rows for table in manifest.tables.values()),
+        bytes_in(target),
+        "whose files are shared by hard links" if linked else "copied",
+        time.monotonic() - began,
+    )

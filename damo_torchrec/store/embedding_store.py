@@ -12,6 +12,7 @@ from typing import Any
 
 from damo_torchrec.files import on_tmpfs
 from damo_torchrec.options import StoreOptions, parse_budget
+from damo_torchrec.progress import reporting
 from damo_torchrec.stats import StoreStats, TableStats
 from damo_torchrec.store import opening
 from damo_torchrec.store.catalog import check_is_seed
@@ -182,8 +183,9 @@ class EmbeddingStore:
         The next checkpoint then has no journal, and is opened at once. Where no row has changed since the last one,
         that stays the newest, with the journal that it has.
         """
-        with self._session.waiting_call("flush"):
-            self._session.engine.flush()
+        session = self._session
+        with session.waiting_call("flush"), reporting(session.options.progress) as progress:
+            session.flush(progress)
 
     def checkpoint(self, path: str | os.PathLike[str] | None = None, *, link: bool = True) -> Path:
         """Makes a checkpoint of all tables and returns its directory.

@@ -25,9 +25,11 @@ from damo_torchrec.checkpoints.replayed_journal import ReplayedJournal
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import DamoError, StoreClosedError
 from damo_torchrec.options import StoreOptions
+from damo_torchrec.progress import Progress, reporting
 from damo_torchrec.store.background import wait_for_all
 from damo_torchrec.store.catalog import Catalog, OpenTable, empty_manifest
 from damo_torchrec.store.checkpoint_writer import CheckpointWriter, Files
+from damo_torchrec.store.continued_rows import ContinuedRows
 from damo_torchrec.store.dense_part import DensePart
 from damo_torchrec.store.hyperparameters import Hyperparameters
 from damo_torchrec.store.table_definition import TableDefinition
@@ -88,6 +90,7 @@ class Session:
         generation: counts the engines that there were. What was worked out for one is of no use to the next.
         changed: whether there is something that the newest checkpoint inside the store does not hold.
         directory: the store's, locked; None if it is read-only.
+        continued_rows: whether rows of an earlier run are trained on without being asked for.
         owns_live: whether the live rows there were started by this session.
         trainers: the threads that have changed rows, by number.
         replayed_journal: those that a read-only session reads in place of a checkpoint's, or None.
@@ -115,6 +118,7 @@ class Session:
         self.skipped_in_a_row = 0
         self.generation = 0
         self.changed = False
+        self.continued_rows = ContinuedRows(path)
         self.trainers: set[int] = set()
         self.directory: StoreDirectory | None = None
         self.owns_live = False
@@ -189,12 +193,23 @@ class Session:
             engine = self.engine
             for definition in definitions:
                 self.catalog.check(definition, engine)
-            return [self.catalog.open_table(definition, engine) for definition in definitions]
+            tables = [self.catalog.open_table(definition, engine) for definition in definitions]
+            self.continued_rows.note_open(any(table.was_trained for table in tables))
+            return tables
 
     def note_change(self) -> None:
-        """Says that the newest checkpoint does not hold everything from now on. REQUIRES: the mutex."""
+        """Says that an update comes, which the newest checkpoint will not hold. REQUIRES: the mutex."""
+        if not self.read_only:
+            self.continued_rows.note_update()
+        self._note_writer()
+
+    def _note_writer(self) -> None:
         self.changed = True
         self.trainers.add(threading.get_ident())
+
+    def note_changed(self) -> None:
+        """Says that the newest checkpoint does not hold everything, though no update has come."""
+        self.changed = True
 
     @contextmanager
     def waiting_call(self, what: str) -> Iterator[None]:
@@ -230,7 +245,7 @@ class Session:
     def changing(self) -> Iterator[_core.Store]:
         """Takes the mutex for a change of rows, and notes that there is one."""
         with self.waiting_call("change"):
-            self.note_change()
+            self._note_writer()
             yield self.engine
 
     # ------------------------------------------------------------------ checkpoints
@@ -280,10 +295,18 @@ class Session:
                 return self._writer.begin(self.engine, target, files, link)
             self.changed = False
             try:
-                return self._writer.begin(self.engine, target, files, link, failed=self.note_change)
+                return self._writer.begin(self.engine, target, files, link, failed=self.note_changed)
             except BaseException:
                 self.changed = True
                 raise
+
+    def flush(self, progress: Progress) -> None:
+        """Hands all changed rows to RocksDB. REQUIRES: the mutex."""
+        done, total = 0, 1
+        while done < total:
+            done, total = self.engine.flush_part(done)
+            progress(f"changed rows of {self.path}", done, total)
+        self.engine.flush()
 
     def _new_checkpoint(self, path: str | os.PathLike[str] | None) -> Path:
         """Where one can be made now: at `path`, or at a new name inside the store."""
@@ -313,11 +336,12 @@ class Session:
         """What `EmbeddingStore.close` does."""
         if self.closed or self.in_other_process:
             return
-        with self.alone("close"):
+        began = time.monotonic()
+        with self.alone("close"), reporting(self.options.progress) as progress:
             if self._core is None:  # since another thread has closed it
                 return
             if not self._ending:
-                self._end_rows()
+                self._end_rows(progress)
             # A call that is interrupted from here on leaves the rest to the next one, or to the end of the interpreter.
             self._ending = True
             self._core.close()
@@ -328,9 +352,10 @@ class Session:
                 self._let_go()
                 raise
             self._let_go()
+        _log.info("closed the store %s in %.1f s", self.path, time.monotonic() - began)
         self._writer.close()  # without the mutex: what its thread calls at last may wait for that
 
-    def _end_rows(self) -> None:
+    def _end_rows(self, progress: Progress) -> None:
         """Sees to it that a checkpoint holds all rows."""
         self.wait_for_checkpoint()
         if self.waiting:
@@ -343,7 +368,7 @@ class Session:
             self.waiting.clear()
         durable = not (self.read_only or self.temporary or self.options.backend == "memory")
         if durable and self.changed:
-            self.engine.flush()  # a checkpoint without a journal is opened faster
+            self.flush(progress)  # a checkpoint without a journal is opened faster
             self._checkpoint()
 
     def _let_go(self) -> None:
