@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torchrec import KeyedJaggedTensor
 
 import damo_torchrec as damo
 from damo_torchrec import progress as module
 from damo_torchrec.cli import main as cli
 from damo_torchrec.progress import ProgressBar, counting, reporting, watching
 from mixed_run import collection
-from support import small_store
+from support import kjt, small_store
 
 
 class Terminal(io.StringIO):
@@ -135,6 +136,18 @@ def test_a_long_call_goes_on_where_there_can_be_no_thread(monkeypatch):
 # ---------------------------------------------------------------- who is told
 
 
+def torchrec_model(store: damo.EmbeddingStore) -> torch.nn.Module:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ebc = collection(store, "t")
+
+        def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
+            return self.ebc(features).values()
+
+    return Model()
+
+
 def test_closing_tells_how_many_of_the_changed_rows_are_written(tmp_path):
     told = []
     store = small_store(tmp_path / "store", progress=lambda *figures: told.append(figures))
@@ -217,6 +230,18 @@ def test_a_delta_tells_of_its_tables(tmp_path):
         store.table("t").set(range(10), torch.ones(10, 4))
         store.export_delta(tmp_path / "delta", since=0)
         assert told[-1] == (f"tables of {tmp_path / 'delta'}", 1, 1)
+
+
+@pytest.mark.parametrize("of_the_call", [True, False])
+def test_an_export_tells_of_its_rows(tmp_path, of_the_call):
+    told, others = [], []
+    with small_store(tmp_path / "store", progress=lambda *figures: others.append(figures)) as store:
+        model = torchrec_model(store)
+        store.table("t").set(range(1000), torch.ones(1000, 4))
+        how = {"progress": lambda *figures: told.append(figures)} if of_the_call else {}
+        damo.onnx.export(model, (kjt({"t": [[1]]}),), tmp_path / "model", **how)
+    exported = told if of_the_call else [figures for figures in others if figures[0].startswith("rows exported")]
+    assert exported[-1] == (f"rows exported to {tmp_path / 'model'}", 1000, 1000)
 
 
 @pytest.mark.parametrize("command", ["verify", "repair"])
