@@ -25,7 +25,7 @@ from common.workload import Workload
 STEPS_IN_TURN = 5
 WARM_UP_TURNS = 2
 FULL = {"rows": 250_000, "steps": 100}
-QUICK = {"rows": 25_000, "steps": 40}
+QUICK = {"rows": 5_000, "steps": 10}
 
 DESCRIPTION = """\
 Times one training step of embedding tables: lookup, backward and update, from a KeyedJaggedTensor
