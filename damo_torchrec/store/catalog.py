@@ -25,14 +25,14 @@ class OpenTable:
         optimizer: as the engine has it.
         number: on disk.
         index: in the engine that is open now.
-        was_trained: whether it had rows that were updated when that was started.
+        earlier_updates: of its rows, when that was started; 0 if there were none.
     """
 
     definition: TableDefinition
     optimizer: OptimizerSpec
     number: int = 0
     index: int = -1
-    was_trained: bool = False
+    earlier_updates: int = 0
 
     @property
     def name(self) -> str:
@@ -125,7 +125,7 @@ class Catalog:
         """Makes `table` known to an engine that holds the manifest's rows."""
         entry = self.manifest.tables.get(table.name)
         table.number = entry.number if entry else self._next_number()
-        table.was_trained = entry is not None and entry.iter > 0 and entry.rows > 0
+        table.earlier_updates = entry.iter if entry and entry.rows else 0
         schema = self._engine_schema(table)
         schema.number = table.number
         schema.iter = entry.iter if entry else 0

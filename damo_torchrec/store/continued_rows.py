@@ -18,12 +18,12 @@ class ContinuedRows:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._there = False
+        self._updates = 0
         self._told = False
 
-    def note_open(self, trained: bool) -> None:
-        """Says that tables were opened, and whether an earlier session has trained one of them."""
-        self._there |= trained
+    def note_open(self, updates: int) -> None:
+        """Says that tables were opened, and how many updates, at most, an earlier session has made of one of them."""
+        self._updates = max(self._updates, updates)
 
     def ask_for(self) -> None:
         """Says that the program has chosen its rows, by `load_model` or a restore: there is nothing to warn of."""
@@ -31,15 +31,15 @@ class ContinuedRows:
 
     def note_update(self) -> None:
         """Says that an update comes."""
-        if not self._there or self._told:
+        if self._updates == 0 or self._told:
             return
         self._told = True
         warnings.warn(
-            f"the store {self._path} holds rows that an earlier run has trained, and this run trains them on without "
-            "having loaded the model that they were trained with. To resume that run, call damo_torchrec.load_model("
-            "path, model, optimizer=...), or CheckpointManager.restore, before training; to begin anew, name a fresh "
-            "directory. If this is meant, call the store's restore() before training, or have Python's warnings "
-            "ignore damo_torchrec.ContinuedRowsWarning",
+            f"the store {self._path} holds rows that an earlier run has trained, by {self._updates} updates, and this "
+            "run trains them on without having loaded the model that they were trained with. To resume that run, call "
+            "damo_torchrec.load_model(path, model, optimizer=...), or CheckpointManager.restore, before training; to "
+            "begin anew, name a fresh directory. If this is meant, call the store's restore() before training, or have "
+            "Python's warnings ignore damo_torchrec.ContinuedRowsWarning",
             ContinuedRowsWarning,
             stacklevel=4,
         )

@@ -72,7 +72,7 @@ def write_delta(
 
     build_directory(path, _WHAT, fill)
     catalog.lineage.add(state)
-    session.note_changed()  # another session knows of the delta by the next checkpoint
+    session.note_change()  # another session knows of the delta by the next checkpoint
     _log.info(
         "wrote the delta %s: steps %d to %d, %d changed and %d deleted rows, %d bytes, in %.1f s",
         path,

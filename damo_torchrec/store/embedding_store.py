@@ -17,6 +17,7 @@ from damo_torchrec.stats import StoreStats, TableStats
 from damo_torchrec.store import opening
 from damo_torchrec.store.catalog import check_is_seed
 from damo_torchrec.store.delta_writer import write_delta
+from damo_torchrec.store.flushing import flush
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.table import Table
 from damo_torchrec.store.updates import apply_waiting
@@ -185,7 +186,7 @@ class EmbeddingStore:
         """
         session = self._session
         with session.waiting_call("flush"), reporting(session.options.progress) as progress:
-            session.flush(progress)
+            flush(session.engine, session.path, progress)
 
     def checkpoint(self, path: str | os.PathLike[str] | None = None, *, link: bool = True) -> Path:
         """Makes a checkpoint of all tables and returns its directory.

@@ -31,6 +31,7 @@ from damo_torchrec.store.catalog import Catalog, OpenTable, empty_manifest
 from damo_torchrec.store.checkpoint_writer import CheckpointWriter, Files
 from damo_torchrec.store.continued_rows import ContinuedRows
 from damo_torchrec.store.dense_part import DensePart
+from damo_torchrec.store.flushing import flush
 from damo_torchrec.store.hyperparameters import Hyperparameters
 from damo_torchrec.store.table_definition import TableDefinition
 from damo_torchrec.store.waiting import WaitingGradients
@@ -194,22 +195,19 @@ class Session:
             for definition in definitions:
                 self.catalog.check(definition, engine)
             tables = [self.catalog.open_table(definition, engine) for definition in definitions]
-            self.continued_rows.note_open(any(table.was_trained for table in tables))
+            self.continued_rows.note_open(max((table.earlier_updates for table in tables), default=0))
             return tables
 
     def note_change(self) -> None:
-        """Says that an update comes, which the newest checkpoint will not hold. REQUIRES: the mutex."""
-        if not self.read_only:
-            self.continued_rows.note_update()
-        self._note_writer()
-
-    def _note_writer(self) -> None:
+        """Says that the newest checkpoint does not hold everything from now on. REQUIRES: the mutex."""
         self.changed = True
         self.trainers.add(threading.get_ident())
 
-    def note_changed(self) -> None:
-        """Says that the newest checkpoint does not hold everything, though no update has come."""
-        self.changed = True
+    def note_update(self) -> None:
+        """The same of an update. Warns if it is the first of rows that this run has not asked for."""
+        if not self.read_only:
+            self.continued_rows.note_update()
+        self.note_change()
 
     @contextmanager
     def waiting_call(self, what: str) -> Iterator[None]:
@@ -245,7 +243,7 @@ class Session:
     def changing(self) -> Iterator[_core.Store]:
         """Takes the mutex for a change of rows, and notes that there is one."""
         with self.waiting_call("change"):
-            self._note_writer()
+            self.note_change()
             yield self.engine
 
     # ------------------------------------------------------------------ checkpoints
@@ -295,18 +293,10 @@ class Session:
                 return self._writer.begin(self.engine, target, files, link)
             self.changed = False
             try:
-                return self._writer.begin(self.engine, target, files, link, failed=self.note_changed)
+                return self._writer.begin(self.engine, target, files, link, failed=self.note_change)
             except BaseException:
                 self.changed = True
                 raise
-
-    def flush(self, progress: Progress) -> None:
-        """Hands all changed rows to RocksDB. REQUIRES: the mutex."""
-        done, total = 0, 1
-        while done < total:
-            done, total = self.engine.flush_part(done)
-            progress(f"changed rows of {self.path}", done, total)
-        self.engine.flush()
 
     def _new_checkpoint(self, path: str | os.PathLike[str] | None) -> Path:
         """Where one can be made now: at `path`, or at a new name inside the store."""
@@ -368,7 +358,7 @@ class Session:
             self.waiting.clear()
         durable = not (self.read_only or self.temporary or self.options.backend == "memory")
         if durable and self.changed:
-            self.flush(progress)  # a checkpoint without a journal is opened faster
+            flush(self.engine, self.path, progress)  # a checkpoint without a journal is opened faster
             self._checkpoint()
 
     def _let_go(self) -> None:

@@ -14,12 +14,13 @@ from support import kjt, small_store
 
 
 @pytest.fixture
-def said(caplog):
-    """The lines of a level since it was asked last; the others are none of a level above INFO."""
+def said(caplog, tmp_path):
+    """The lines of a level, on this test's stores, since it was asked last; the others are of no level above INFO."""
     caplog.set_level(logging.INFO, "damo_torchrec")
 
     def lines(level: int = logging.INFO) -> list[str]:
-        records = [record for record in caplog.records if record.name.startswith("damo_torchrec")]
+        ours = (record for record in caplog.records if record.name.startswith("damo_torchrec"))
+        records = [record for record in ours if str(tmp_path) in record.getMessage()]
         found = [record.getMessage() for record in records if record.levelno == level]
         assert level > logging.INFO or len(found) == len(records)
         caplog.clear()
