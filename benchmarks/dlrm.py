@@ -20,8 +20,8 @@ PREFETCH = ("off", "on")
 PEERS = ("fbgemm",)
 FULL = {"rows": 1_000_000, "steps": 200, "warm_up": 1500, "latency_steps": 1000, "history": 5000}
 FULL |= {"budgets": [100, 50, 10, 1], "io": list(IO)}
-QUICK = {"rows": 50_000, "steps": 10, "warm_up": 100, "latency_steps": 0, "history": 150}
-QUICK |= {"budgets": [100, 10], "io": ["buffered"]}
+QUICK = {"rows": 50_000, "steps": 10, "warm_up": 30, "latency_steps": 0, "history": 50}
+QUICK |= {"budgets": [10], "io": ["buffered"]}
 
 DESCRIPTION = """\
 Times the training of a DLRM (dense layers 512-256-D below, 512-256-1 above, one table for each of

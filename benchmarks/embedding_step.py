@@ -24,8 +24,8 @@ from common.workload import Workload
 
 STEPS_IN_TURN = 5
 WARM_UP_TURNS = 2
-FULL = {"rows": 250_000, "steps": 100}
-QUICK = {"rows": 25_000, "steps": 40}
+FULL = {"rows": 250_000, "steps": 100, "optimizer": ["rowwise_adagrad", "adam"]}
+QUICK = {"rows": 5_000, "steps": 10, "optimizer": ["rowwise_adagrad"]}
 
 DESCRIPTION = """\
 Times one training step of embedding tables: lookup, backward and update, from a KeyedJaggedTensor
@@ -162,7 +162,6 @@ def add_race(options: Options) -> None:
         "--optimizer",
         nargs="+",
         choices=PEERS,
-        default=["rowwise_adagrad", "adam"],
         help="ours. Peers have the same one, but nn.EmbeddingBag has SGD against rowwise_adagrad, which torch lacks; "
         "FBGEMM has no adam on the CPU (default: rowwise_adagrad adam)",
     )

@@ -5,15 +5,29 @@ import importlib.metadata
 from typing import Any
 
 try:
-    from damo_torchrec import _core as _core
-except ImportError as error:  # pragma: no cover
+    import torch as _torch  # noqa: F401
+    import torchrec as _torchrec  # noqa: F401
+except ImportError as error:
     raise ImportError(
-        f"damo_torchrec's compiled part cannot be loaded ({error}). In a source tree, was it built? `make venv` does"
+        f"damo_torchrec needs torch, TorchRec and FBGEMM, and one of them cannot be imported ({error}): it installs "
+        "none of them. For an NVIDIA GPU `pip install 'damo-torchrec[cuda]'` does; without one, `pip install "
+        "torch==2.13.0 fbgemm-gpu-cpu==1.8.0 tensordict torchmetrics==1.0.3 tqdm pyre-extensions`, and then `pip "
+        "install --no-deps torchrec==1.8.0`"
+    ) from error
+
+try:
+    from damo_torchrec import _core as _core
+except ImportError as error:
+    raise ImportError(
+        f"damo_torchrec's compiled part cannot be loaded ({error}). If that names librocksdb, RocksDB's library is "
+        "missing, or of another version than at the build: `apt-get install librocksdb-dev`, and install the package "
+        "anew. In a source tree, was it built? `make venv` does"
     ) from error
 
 from damo_torchrec import init, optim
 from damo_torchrec.checkpoints.delta import Delta
 from damo_torchrec.errors import (
+    ContinuedRowsWarning,
     CorruptionError,
     DamoError,
     NonFiniteGradientError,
@@ -52,6 +66,7 @@ __version__ = importlib.metadata.version("damo-torchrec")
 __all__ = [
     "CheckpointInfo",
     "CheckpointManager",
+    "ContinuedRowsWarning",
     "CorruptionError",
     "DamoError",
     "Delta",

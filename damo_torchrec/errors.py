@@ -31,3 +31,7 @@ class OutOfSpaceError(DamoError):
 
 class NonFiniteGradientError(DamoError, ValueError):
     """A gradient is NaN or infinite. No table was updated."""
+
+
+class ContinuedRowsWarning(UserWarning):
+    """Rows of an earlier run are trained on, without what `load_model` or `EmbeddingStore.restore` brings back."""

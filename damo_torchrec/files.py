@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from damo_torchrec.errors import DamoError, OutOfSpaceError
@@ -31,6 +31,24 @@ def write_file(path: Path, content: bytes) -> None:
     """Writes a file. Raises OutOfSpaceError that says for how many bytes there has to be space, or DamoError."""
     with os_errors(f"cannot write {len(content)} bytes to {path}"):
         path.write_bytes(content)
+
+
+def bytes_in(directory: Path) -> int:
+    """Bytes of the files in a directory and below, but for those that vanish meanwhile."""
+    total = 0
+    for where, _, names in os.walk(directory):
+        for name in names:
+            with suppress(OSError):
+                total += os.stat(os.path.join(where, name)).st_size
+    return total
+
+
+def bytes_read() -> int:
+    """Bytes that this process has read so far, from files and all else; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/io").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def sync_directory(path: Path) -> None:

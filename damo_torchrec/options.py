@@ -10,6 +10,7 @@ import torch
 
 from damo_torchrec import _core
 from damo_torchrec.init import Initializer
+from damo_torchrec.progress import Progress
 
 _UNITS = {
     "": 1,
@@ -47,6 +48,12 @@ def parse_budget(budget: int | str) -> int:
     return size
 
 
+def check_progress(progress: object) -> None:
+    """Raises TypeError for what can neither be told how far an operation is, nor says who is."""
+    if not isinstance(progress, bool) and not callable(progress):
+        raise TypeError(f"progress must be a function of (what, done, total), True or False, got {progress!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoreOptions:
     """How a store does its work. None of these changes what is stored.
@@ -68,6 +75,10 @@ class StoreOptions:
         keep_checkpoints: how many of the checkpoints that `checkpoint`, `save_model` and `close` make inside the store,
             where they are given no path, to keep: the newest ones, and the newest of `save_model`. The others are
             removed when there is a new one. None for all of them.
+        progress: told how far operations of some seconds are (opening with a journal, restoring, closing, exporting):
+            called with what is being done, how much of it is done, and how much there is, sometimes from another
+            thread. What it raises is logged and ends nothing. True: a bar on stderr, if that is a terminal, once an
+            operation takes more than a second. False: nothing.
         cache_bytes: for tests: keep no more than so many bytes of rows in memory between calls; 0 for the budget's
             share.
     """
@@ -80,6 +91,7 @@ class StoreOptions:
     instruction_set: str = "auto"
     keep_unclean: int = 1
     keep_checkpoints: int | None = 7
+    progress: Progress | bool = True
     cache_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -100,6 +112,7 @@ class StoreOptions:
             raise ValueError(f"max_skipped_in_a_row must be an int from 1 on, or None, got {limit!r}")
         if self.backend not in ("rocksdb", "memory"):
             raise ValueError(f"backend must be 'rocksdb' or 'memory', got {self.backend!r}")
+        check_progress(self.progress)
         if not 0 <= self.cache_bytes <= _core.MOST_MEMORY_BUDGET:
             raise ValueError(f"cache_bytes must be in 0..{_core.MOST_MEMORY_BUDGET}, got {self.cache_bytes}")
 

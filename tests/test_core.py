@@ -70,6 +70,7 @@ CALLS: dict[str, Callable[[_core.Store], object]] = {
     "delete": lambda s: s.delete(0, IDS.ctypes.data, 64),
     "contains": lambda s: s.contains(0, IDS.ctypes.data, 64, FOUND.ctypes.data),
     "flush": lambda s: s.flush(),
+    "flush_part": lambda s: s.flush_part(0),
     "checkpoint": lambda s: s.checkpoint("/nowhere/at/all", False),
     "begin_checkpoint": lambda s: s.begin_checkpoint(),
     "close": lambda s: s.close(),

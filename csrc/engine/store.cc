@@ -284,6 +284,12 @@ void Store::Flush() {
   write_back_.WriteAll();
 }
 
+std::pair<size_t, size_t> Store::FlushPart(size_t first) {
+  const Call call(this);
+  capture_.AwaitEnd();
+  return write_back_.WritePart(first);
+}
+
 std::vector<TableState> Store::BeginCheckpoint() {
   const Call call(this);
   capture_.AwaitEnd();

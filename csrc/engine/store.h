@@ -106,6 +106,8 @@ class Store {
   // ---- durability
 
   void Flush();
+  // Some of Flush's work ahead of it, for who wants to know how far it is: as WriteBack::WritePart.
+  std::pair<size_t, size_t> FlushPart(size_t first);
   // Writes a checkpoint of the rows as they are now into the new directory `path`; returns each table's state, and
   // whether files were linked rather than copied.
   std::pair<std::vector<TableState>, bool> Checkpoint(const std::string& path, bool link);

@@ -12,6 +12,9 @@ namespace {
 // enough that copying them does not hold up a training step.
 constexpr size_t kBytesPerWrite = size_t{2} << 20;
 
+// How many segments a part has: a fraction of a second's work.
+constexpr size_t kSegmentsPerPart = 16;
+
 }  // namespace
 
 WriteBack::WriteBack(RowStore* store, Journal* journal, CachedTables* rows)
@@ -45,6 +48,17 @@ void WriteBack::WriteAll() {
   Write(segments, false, [](std::span<const RowWrite>) {});
   for (uint32_t segment : segments) cache_.MarkClean(segment);
   journal_->Clear(/*all_written=*/true);
+}
+
+std::pair<size_t, size_t> WriteBack::WritePart(size_t first) {
+  WaitIdle();
+  journal_->Clear();  // which comes before what is written
+  const std::vector<uint32_t> segments = cache_.SegmentsInUse();
+  const size_t begin = std::min(first, segments.size());
+  const size_t end = std::min(begin + kSegmentsPerPart, segments.size());
+  const auto at = [&](size_t i) { return segments.begin() + static_cast<ptrdiff_t>(i); };
+  Write({at(begin), at(end)}, false, [](std::span<const RowWrite>) {});
+  return {end, segments.size()};
 }
 
 // Calls written(rows) for those of each write.

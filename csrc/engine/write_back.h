@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/mutex.h"
@@ -27,6 +28,9 @@ class WriteBack {
   void WriteEvictable(const std::vector<uint32_t>& segments) DAMO_REQUIRES(store_mutex);
   // Writes all rows that are dirty, after which checkpoints need no journal. As to errors, as above.
   void WriteAll() DAMO_REQUIRES(store_mutex);
+  // Some of WriteAll's work ahead of it: writes the dirty rows of some segments, from the `first`th of those in use on.
+  // Returns how many segments that leaves done, and how many there are. As to errors, as above.
+  std::pair<size_t, size_t> WritePart(size_t first) DAMO_REQUIRES(store_mutex);
 
   // Waits until done() holds, and begins no write in the background meanwhile. REQUIRES: who makes it hold notifies
   // `progress`.

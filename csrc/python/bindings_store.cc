@@ -186,6 +186,7 @@ void RegisterStore(py::module_& m) {
           },
           ReleaseGil())
       .def("flush", &Store::Flush, ReleaseGil())
+      .def("flush_part", &Store::FlushPart, py::arg("first"), ReleaseGil())
       .def("checkpoint", &Store::Checkpoint, py::arg("path"), py::arg("link"), ReleaseGil())
       .def("begin_checkpoint", &Store::BeginCheckpoint, ReleaseGil())
       .def("write_checkpoint", &Store::WriteCheckpoint, py::arg("path"), py::arg("link"), ReleaseGil())

@@ -37,7 +37,7 @@ class Origin:
 
     def dump(self) -> bytes:
         """What `read` reads."""
-        return dump_document("origin", _VERSION, asdict(self)).encode()
+        return dump_document("origin", _VERSION, asdict(self), Origin).encode()
 
     def write(self, store: Path) -> None:
         """Makes it that of the store's directory, whole or not at all."""

@@ -101,7 +101,8 @@ class StoreDirectory:
         return self.path / LIVE
 
     @property
-    def _prepared(self) -> Path:
+    def prepared(self) -> Path:
+        """What is about to become the live rows."""
         return self.path / PREPARED_LIVE
 
     @property
@@ -135,13 +136,13 @@ class StoreDirectory:
         """Makes a directory with the rows of `checkpoint` beside the live ones, for `start_live`."""
         with os_errors(f"cannot prepare the rows of {checkpoint}"):
             self.remove_prepared()
-            _core.link_or_copy_rows(str(checkpoint / ROWS), str(self._prepared))
-        return self._prepared
+            _core.link_or_copy_rows(str(checkpoint / ROWS), str(self.prepared))
+        return self.prepared
 
     def remove_prepared(self) -> None:
         """Removes what `prepare_live` made, unless it has become the live rows."""
-        if self._prepared.exists():
-            shutil.rmtree(self._prepared)
+        if self.prepared.exists():
+            shutil.rmtree(self.prepared)
 
     def start_live(self, fresh: Path) -> None:
         """Makes what `prepare_live` made the live rows, in place of those that were."""

@@ -3,7 +3,7 @@
 import argparse
 
 from damo_torchrec.cli.command import DAMAGED, SOUND, Command, absolute_path
-from damo_torchrec.cli.progress_line import ProgressLine
+from damo_torchrec.progress import ProgressBar
 from damo_torchrec.rescue.repair import repair
 
 
@@ -21,8 +21,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    with ProgressLine() as line:
-        done = repair(options.path, options.out, line.show, options.schema)
+    with ProgressBar() as bar:
+        done = repair(options.path, options.out, bar, options.schema)
     for lost in [*done.findings, *done.losses]:
         print(lost)
     print(f"{done.source} is repaired in {done.target}")

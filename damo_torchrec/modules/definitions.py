@@ -22,15 +22,27 @@ def _pooling_of(config: BaseEmbeddingConfig) -> PoolingType:
     return config.pooling if isinstance(config, EmbeddingBagConfig) else PoolingType.SUM
 
 
+def _check_tables(tables: object) -> None:
+    what = "tables must be a list of TorchRec's configs of tables"
+    if isinstance(tables, str) or not isinstance(tables, Sequence):
+        raise TypeError(f"{what}, got {type(tables).__name__}")
+    for config in tables:
+        if not isinstance(config, BaseEmbeddingConfig):
+            raise TypeError(f"{what}, got one with a {type(config).__name__}")
+    if not tables:
+        raise ValueError("tables is empty: a collection needs the config of at least one table")
+
+
 def check_options(
     tables: Sequence[BaseEmbeddingConfig], options: Mapping[str, TableOptions]
 ) -> dict[str, TableOptions]:
     """The options of each table, by name.
 
     Raises:
-        ValueError: a name is empty, or there twice, or has options but no table.
-        TypeError: options are none.
+        ValueError: there are no tables; a name is empty, or there twice, or has options but no table.
+        TypeError: `tables` is no list of configs, or options are none.
     """
+    _check_tables(tables)
     names = [config.name for config in tables]
     for name in names:
         if not name:

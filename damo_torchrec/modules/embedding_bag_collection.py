@@ -139,7 +139,7 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
 
     def _of_graph(self, graph: operators.GraphBatch) -> Batch:
         parts = jagged_input.JaggedParts(graph.ids, graph.lengths, graph.weights, graph.keys, graph.batch)
-        return jagged_input.bags(parts, self._accepted())
+        return jagged_input.bags(parts, self._accepted()._replace(computed_weights=True))  # who knows, in a graph
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         """The tables' configs."""

@@ -63,14 +63,14 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
         table_options: Mapping[str, TableOptions] | None = None,
     ) -> None:
         super().__init__()
+        outputs = self._define(tables, "embeddings", (optimizer_type, optimizer_kwargs), device, table_options)
         dims = {config.embedding_dim for config in tables}
         if len(dims) > 1:
             raise ValueError(f"all tables of an EmbeddingCollection must have one embedding_dim, got {sorted(dims)}")
-        self._embedding_dim = dims.pop() if dims else -1
+        self._embedding_dim = dims.pop()
         self._need_indices = need_indices
         self._use_gather_select = use_gather_select
         self._use_gather_select_per_sharding = use_gather_select_per_sharding
-        outputs = self._define(tables, "embeddings", (optimizer_type, optimizer_kwargs), device, table_options)
         self._plan = LookupPlan(LookupKind.SEQUENCES, outputs)
         self.attach_store(store)
         self._number = operators.register(self)

@@ -23,11 +23,14 @@ class Accepted(NamedTuple):
         device: where inputs may be, besides the CPU.
         memory_budget: the store's, in bytes: ids and what comes with them must fit it.
         weighted: whether each id has a weight.
+        computed_weights: whether weights may have been computed by the model, which may overflow as gradients do; those
+            that come with the data have to be finite.
     """
 
     device: torch.device
     memory_budget: int
     weighted: bool = False
+    computed_weights: bool = False
 
 
 def as_keyed_jagged(features: Any) -> KeyedJaggedTensor:
@@ -94,7 +97,8 @@ def bags(parts: JaggedParts, accepted: Accepted) -> Batch:
 
     Raises:
         TypeError: ids or lengths are no integers, or weights no floats.
-        ValueError: a tensor has another shape, or is on another device; there are too many ids; weights are missing.
+        ValueError: a tensor has another shape, or is on another device; there are too many ids; weights are missing, or
+            some of the data are not finite.
     """
     check_device("values", parts.values, accepted.device)
     ids = as_ids("values", parts.values, accepted.memory_budget)
@@ -107,7 +111,7 @@ def bags(parts: JaggedParts, accepted: Accepted) -> Batch:
     if lengths.numel() != expected:
         samples = f"{parts.size} samples" if sizes is None else f"its samples, {expected} in all"
         raise ValueError(f"lengths must be one for each of {keys} keys and {samples}, got {lengths.numel()}")
-    weights = _checked_weights(parts.weights, ids.numel(), accepted.device) if accepted.weighted else None
+    weights = _checked_weights(parts.weights, ids, accepted) if accepted.weighted else None
     return Batch(keys=tuple(parts.keys), ids=ids, lengths=lengths, weights=weights, size=parts.size, bags=sizes)
 
 
@@ -144,15 +148,24 @@ def inverse_indices(features: KeyedJaggedTensor, names: list[str], bags_of: Sequ
     return of_outputs
 
 
-def _checked_weights(weights: torch.Tensor | None, n: int, device: torch.device) -> torch.Tensor:
+def _checked_weights(weights: torch.Tensor | None, ids: torch.Tensor, accepted: Accepted) -> torch.Tensor:
     if weights is None:
         raise ValueError("the collection is weighted, but the KeyedJaggedTensor has no weights")
     if not weights.is_floating_point():
         raise TypeError(f"weights must be floating point, got {weights.dtype}")
-    if tuple(weights.shape) != (n,):
-        raise ValueError(f"weights must be one for each of {n} values, got {tuple(weights.shape)}")
-    check_device("weights", weights, device)
-    return weights.to("cpu", torch.float32).contiguous()
+    if weights.shape != ids.shape:
+        raise ValueError(f"weights must be one for each of {ids.numel()} values, got {tuple(weights.shape)}")
+    check_device("weights", weights, accepted.device)
+    checked = weights.to("cpu", torch.float32).contiguous()
+    if not (accepted.computed_weights or weights.requires_grad):
+        finite = torch.isfinite(checked)
+        if not bool(finite.all()):
+            place = int(torch.argmin(finite.to(torch.uint8)))
+            raise ValueError(
+                f"weights of ids must be finite, but that of id {int(ids[place])}, at place {place} of the "
+                f"KeyedJaggedTensor's weights, is {float(checked[place])}"
+            )
+    return checked
 
 
 # ------------------------------------------------------------------ sequences

@@ -53,6 +53,7 @@ def check(state: torch.Tensor, store: EmbeddingStore, tables: Sequence[Table]) -
                 f"the state dict was made over the store {saved['store']} with {what} {saved[what]}, "
                 f"but {store.path} has {now[what]}"
             )
+    store.session.continued_rows.ask_for()
     if saved["step"] != now["step"]:
         _log.warning(
             "the state dict is of step %d, but the rows in %s are of step %d: load_model brings both to one step",

@@ -1,6 +1,8 @@
 """`export`: a model and its rows as one ONNX graph that takes raw ids."""
 
+import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +10,6 @@ from typing import Any, Literal
 
 import onnx
 from torch import nn
-from tqdm.auto import tqdm
 
 from damo_torchrec import _core
 from damo_torchrec.modules import store_of
@@ -23,9 +24,12 @@ from damo_torchrec.onnx.rows import RowFilter, RowWriter
 from damo_torchrec.onnx.session import model_file
 from damo_torchrec.onnx.stand_ins import LookupCall
 from damo_torchrec.onnx.trace_model import trace_model
-from damo_torchrec.options import parse_bytes
+from damo_torchrec.options import check_progress, parse_bytes
+from damo_torchrec.progress import Progress, counting, reporting
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.table import Table, open_tables
+
+_log = logging.getLogger(__name__)
 
 _LEAST_MEMORY = _core.LEAST_SERVING_MEMORY
 _MOST = 2**62
@@ -48,7 +52,7 @@ def export(
     top_n: int | Mapping[str, int] | None = None,
     store: EmbeddingStore | None = None,
     memory_budget: int | str | None = None,
-    progress: bool = False,
+    progress: Progress | bool | None = None,
 ) -> Path:
     """Exports a model with its rows for serving. Returns the graph's file.
 
@@ -79,7 +83,7 @@ def export(
         top_n: keep so many rows with the most updates, of each table or by table.
         store: where the rows are; None: the model's own. It has the same tables.
         memory_budget: what writing rows may take; None: a sixteenth of the store's, and 32 MiB at least.
-        progress: whether to show a progress bar.
+        progress: as `StoreOptions.progress`; None: as the store's.
 
     Raises:
         ValueError: the model has no collection of this package, or an option is not possible, for example a weight that
@@ -94,7 +98,10 @@ def export(
     for name, number in (("min_count", min_count), ("expire", expire)):
         if number is not None:
             _check_count(name, number, least=0)
+    began = time.monotonic()
     store = store or store_of(model)
+    progress = store.session.options.progress if progress is None else progress
+    check_progress(progress)
     warn_of_nonfinite(model, "export")
     arguments = read_arguments(model, args, {k: list(axes) for k, axes in (dynamic_axes or {}).items()}, input_names)
     proto, calls = trace_model(model, arguments, output_names)
@@ -115,6 +122,13 @@ def export(
         write_graph(file, proto, lambda _: lowering.to_inputs())
     else:
         write_graph(file, proto, lambda directory: lowering.to_rows(tables, directory, memory_bytes, progress))
+        _log.info(
+            "exported %d rows of %d tables to %s, in %.1f s",
+            sum(map(len, tables)),
+            len(tables),
+            file,
+            time.monotonic() - began,
+        )
     return file
 
 
@@ -147,15 +161,12 @@ class _Lowering:
         inputs = lower_to_inputs(self.proto, self.calls)
         set_card(self.proto, dense_card(self.store, self.features, self.calls, inputs, self.options.unseen))
 
-    def to_rows(self, tables: Sequence[Table], directory: Path, memory_bytes: int, progress: bool) -> None:
+    def to_rows(self, tables: Sequence[Table], directory: Path, memory_bytes: int, progress: Progress | bool) -> None:
         """Writes the rows of these tables into `directory`, which goes beside the graph."""
         options = self.options
         filters = {t.name: RowFilter(options.min_count, options.expire, options.top_n.get(t.name)) for t in tables}
-        with tqdm(total=sum(map(len, tables)), unit="rows", unit_scale=True, disable=not progress) as bar:
-
-            def advance(rows: int) -> None:
-                bar.update(rows)
-
+        with reporting(progress) as tell:
+            advance = counting(tell, f"rows exported to {directory.parent}", sum(map(len, tables)))
             threads = self.store.session.options.threads()
             writer = RowWriter(directory, options.dtype, filters, options.unseen, memory_bytes, threads, advance)
             groups = writer.write(tables)

@@ -62,6 +62,12 @@ def optimizer_spec(optimizer_type: type, optimizer_kwargs: Mapping[str, Any] | N
             it.
         TypeError: `optimizer_type` is not a class.
     """
+    given: object = optimizer_type
+    if isinstance(given, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer_type must be an optimizer class, got an instance of {_name(type(given))}: give its class, and "
+            "what it was made with as optimizer_kwargs; rows are no parameters that it could hold"
+        )
     if not isinstance(optimizer_type, type):
         raise TypeError(f"optimizer_type must be an optimizer class, got {optimizer_type!r}")
     if optimizer_type not in RULES:

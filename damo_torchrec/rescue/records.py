@@ -14,9 +14,6 @@ from damo_torchrec import _core
 from damo_torchrec.checkpoints.layout import table_file_in
 from damo_torchrec.checkpoints.manifest import TableEntry
 
-# Told what is being done, how much of it is done, and how much there is.
-Progress = Callable[[str, int, int], None]
-
 END_OF_KEYS = 1 << (8 * _core.KEY_BYTES)
 _RECORDS_AT_A_TIME = 65536
 
@@ -61,18 +58,6 @@ def payload_sizes(tables: Mapping[str, TableEntry]) -> dict[int, int]:
         schema.optimizer = _core.OptimizerConfig(str(table.schema.optimizer["name"]))
         sizes[table.number] = _core.payload_size(schema)
     return sizes
-
-
-def counting(progress: Progress, what: str, total: int) -> Callable[[int], None]:
-    """A function that is told of more and more, and tells `progress` how much that is of `total`."""
-    done = 0
-
-    def add(n: int) -> None:
-        nonlocal done
-        done += n
-        progress(what, min(done, total), total)
-
-    return add
 
 
 def read_records(

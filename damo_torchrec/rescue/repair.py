@@ -29,15 +29,8 @@ from damo_torchrec.checkpoints.origin import Origin
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import CorruptionError
 from damo_torchrec.files import write_file
-from damo_torchrec.rescue.records import (
-    IdRange,
-    Progress,
-    counting,
-    ids_between,
-    named_table_file,
-    payload_sizes,
-    read_records,
-)
+from damo_torchrec.progress import Progress, counting
+from damo_torchrec.rescue.records import IdRange, ids_between, named_table_file, payload_sizes, read_records
 from damo_torchrec.rescue.salvage import open_rows
 
 

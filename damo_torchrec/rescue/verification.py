@@ -3,7 +3,9 @@
 No lock is taken: a checkpoint does not change while another process trains into its store.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from damo_torchrec import _core
@@ -13,12 +15,49 @@ from damo_torchrec.checkpoints.layout import MANIFEST_FILE, MODEL_FILE, ROWS, ho
 from damo_torchrec.checkpoints.listing import checkpoints_of
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.errors import CorruptionError, DamoError
-from damo_torchrec.rescue.records import Progress, counting, ids_between, named_table_file, payload_sizes, read_records
+from damo_torchrec.progress import Progress, counting
+from damo_torchrec.rescue.records import ids_between, named_table_file, payload_sizes, read_records
 from damo_torchrec.rescue.row_files import row_file_finding, table_file_finding
 
 
-def verify(path: Path, progress: Progress) -> Iterator[Finding]:
+@dataclass(frozen=True)
+class Verified:
+    """What of a checkpoint was found sound, and of how much.
+
+    Args:
+        checkpoint: which.
+        findings: of damage.
+        sound_files: those that no finding names.
+        files: that there are, or should be.
+        sound_rows: that were read.
+        rows: that the manifest says there are; 0 without one.
+        tables: of which they are.
+    """
+
+    checkpoint: Path
+    findings: int
+    sound_files: int
+    files: int
+    sound_rows: int
+    rows: int
+    tables: int
+
+    def __str__(self) -> str:
+        if self.findings == 0:
+            return f"{self.checkpoint}: sound: {self.files} files, {self.tables} tables, {self.rows} rows"
+        return (
+            f"{self.checkpoint}: damaged: of it {self.sound_files} of {self.files} files and "
+            f"{self.sound_rows} of {self.rows} rows of {self.tables} tables are sound"
+        )
+
+
+def verify(path: Path, progress: Progress, verified: Callable[[Verified], None] = lambda _: None) -> Iterator[Finding]:
     """Yields all damage of the checkpoint, or of the store's checkpoints, in `path`.
+
+    Args:
+        path: of a checkpoint or a store.
+        progress: told how far it is.
+        verified: told of each checkpoint, once it has been read, what is sound.
 
     Raises:
         ValueError: it is neither.
@@ -27,22 +66,46 @@ def verify(path: Path, progress: Progress) -> Iterator[Finding]:
     if not checkpoints:
         yield Finding(path, "a store with a checkpoint", "none")
     for checkpoint in checkpoints:
-        yield from _verify_checkpoint(checkpoint, progress)
+        yield from _verify_checkpoint(checkpoint, progress, verified)
 
 
-def _verify_checkpoint(checkpoint: Path, progress: Progress) -> Iterator[Finding]:
-    manifest = None
+def _verify_checkpoint(checkpoint: Path, progress: Progress, verified: Callable[[Verified], None]) -> Iterator[Finding]:
+    manifest, unreadable = None, []
     try:
         manifest = Manifest.read(checkpoint)
     except CorruptionError as error:
-        yield Finding(checkpoint / MANIFEST_FILE, "a manifest", str(error))
+        unreadable.append(Finding(checkpoint / MANIFEST_FILE, "a manifest", str(error)))
+    damaged = []
+    sound_rows: dict[str, int] = {}
+    for finding in chain(unreadable, _findings(checkpoint, manifest, progress, sound_rows)):
+        damaged.append(finding.path)
+        yield finding
+    tables = manifest.tables if manifest is not None else {}
+    named = {checkpoint / name for name in manifest.files} if manifest is not None else set()
+    files = {file for file in checkpoint.rglob("*") if file.is_file()} | named
+    verified(
+        Verified(
+            checkpoint=checkpoint,
+            findings=len(damaged),
+            sound_files=len(files.difference(damaged)),
+            files=len(files),
+            sound_rows=sum(sound_rows.values()),
+            rows=sum(table.rows for table in tables.values()),
+            tables=len(tables),
+        )
+    )
+
+
+def _findings(
+    checkpoint: Path, manifest: Manifest | None, progress: Progress, sound_rows: dict[str, int]
+) -> Iterator[Finding]:
     damaged = set()
     for finding in _file_findings(checkpoint, manifest, progress):
         damaged.add(finding.path)
         yield finding
     if manifest is not None:
         yield from _dense_findings(checkpoint, manifest, damaged)
-    yield from _row_findings(checkpoint, manifest, damaged, progress)
+    yield from _row_findings(checkpoint, manifest, damaged, progress, sound_rows)
 
 
 def _file_findings(checkpoint: Path, manifest: Manifest | None, progress: Progress) -> Iterator[Finding]:
@@ -82,9 +145,12 @@ def _dense_findings(checkpoint: Path, manifest: Manifest, damaged: set[Path]) ->
 
 
 def _row_findings(
-    checkpoint: Path, manifest: Manifest | None, damaged: set[Path], progress: Progress
+    checkpoint: Path, manifest: Manifest | None, damaged: set[Path], progress: Progress, sound: dict[str, int]
 ) -> Iterator[Finding]:
-    """What is wrong with rows, but for what follows from damage of files that is known already."""
+    """What is wrong with rows, but for what follows from damage of files that is known already.
+
+    Counts those that can be read in `sound`, by table.
+    """
     rows = checkpoint / ROWS
     named = [checkpoint / name for name in manifest.files] if manifest is not None else []
     if any(file in damaged and selects_rows(file) for file in named):
@@ -110,6 +176,6 @@ def _row_findings(
             yield Finding(file or rows, "; ".join(ranges) or "records of the manifest's tables alone", gap.reason)
     tallies = reader.tallies
     for name, table in tables.items():
-        found = tallies[table.number].records if table.number in tallies else 0
+        found = sound[name] = tallies[table.number].records if table.number in tallies else 0
         if complete and found != table.rows:
             yield Finding(rows, f"{table.rows} rows of table {name!r}", str(found))

@@ -86,6 +86,7 @@ class Updates:
             self._states.publish(following)
             self.stats = UpdateStats(self.stats.applied + 1, delta.step, time.time())
             self.complete()
+            _log.info("applied the delta %s, of step %d", path, delta.step)
 
     def complete(self) -> None:
         """Writes the rows of the last delta into the store, if they are not all there. REQUIRES: no other call."""

@@ -79,7 +79,6 @@ class Watcher:
         known = path in self._waiting and self._waiting[path][0] == name
         try:
             self._apply(path)
-            _log.info("applied the delta %s", path)
         except AlreadyAppliedError:
             pass
         except StoreClosedError:

@@ -28,6 +28,7 @@ class OpenTable:
         number: on disk.
         index: in the engine that is open now.
         edited_after: the sequence number of the checkpoint after which rows were last set or deleted by their ids.
+        earlier_updates: of its rows, when that was started; 0 if there were none.
     """
 
     definition: TableDefinition
@@ -35,6 +36,7 @@ class OpenTable:
     number: int = 0
     index: int = -1
     edited_after: int = -2  # earlier than the manifest of a store without checkpoints
+    earlier_updates: int = 0
 
     @property
     def name(self) -> str:
@@ -142,6 +144,7 @@ class Catalog:
         """Makes `table` known to an engine that holds the manifest's rows."""
         entry = self.manifest.tables.get(table.name)
         table.number = entry.number if entry else self._next_number()
+        table.earlier_updates = entry.iter if entry and entry.rows else 0
         schema = self._engine_schema(table)
         schema.number = table.number
         schema.iter = entry.iter if entry else 0

@@ -17,7 +17,7 @@ from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.origin import NOBODY, STORE, Origin
 from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.errors import DamoError
-from damo_torchrec.files import write_file
+from damo_torchrec.files import bytes_in, write_file
 from damo_torchrec.store.background import Job, Written
 from damo_torchrec.store.catalog import Catalog
 
@@ -71,15 +71,19 @@ class CheckpointWriter:
     def write(self, engine: _core.Store, new: NewCheckpoint) -> Path:
         """Makes the checkpoint; returns its directory. REQUIRES: none is being written."""
         made: list[Manifest] = []
+        linked = False
+        began = time.monotonic()
 
         def fill(staged: Path) -> None:
-            states, _ = engine.checkpoint(str(staged / ROWS), new.link)
+            nonlocal linked
+            states, linked = engine.checkpoint(str(staged / ROWS), new.link)
             made.append(self._catalog.new_manifest(self._next_sequence(new), states))
             _write_beside_rows(staged, made[0], self._beside_rows(made[0], new))
 
         path = new.build(fill)
         self._catalog.manifest = made[0]
         self._catalog.lineage.add(StoreState.of(made[0]))
+        _log_checkpoint(path, made[0], linked, began)
         self._remove_outdated(new.keeper, path)
         return path
 
@@ -92,6 +96,8 @@ class CheckpointWriter:
         as at the end of the interpreter, it is written here.
         """
         done = Written()
+        linked = False
+        began = time.monotonic()
         taken = threading.Lock()  # by the thread that writes it, or by what gives it up before
         try:
             states = engine.begin_checkpoint()
@@ -100,7 +106,8 @@ class CheckpointWriter:
             self._catalog.lineage.add(StoreState.of(manifest))
 
             def fill(staged: Path) -> None:
-                engine.write_checkpoint(str(staged / ROWS), new.link)
+                nonlocal linked
+                linked = engine.write_checkpoint(str(staged / ROWS), new.link)
                 _write_beside_rows(staged, manifest, contents)
 
             def write() -> None:
@@ -110,6 +117,7 @@ class CheckpointWriter:
                     try:
                         path = new.build(fill)
                         self._catalog.manifest = manifest
+                        _log_checkpoint(path, manifest, linked, began)
                     except BaseException:
                         failed()
                         engine.abandon_checkpoint()  # if it has not come to the rows
@@ -183,3 +191,16 @@ def _write_beside_rows(staged: Path, manifest: Manifest, contents: Mapping[str, 
     for name, content in contents.items():
         write_file(staged / name, content)
     manifest.write(staged)
+
+
+def _log_checkpoint(target: Path, manifest: Manifest, linked: bool, began: float) -> None:
+    _log.info(
+        "made the checkpoint %s: step %d, %d tables, %d rows, %d bytes, %s, in %.1f s",
+        target,
+        manifest.step,
+        len(manifest.tables),
+        sum(table.rows for table in manifest.tables.values()),
+        bytes_in(target),
+        "whose files are shared by hard links" if linked else "copied",
+        time.monotonic() - began,
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,10 +20,12 @@ from damo_torchrec.checkpoints.file_entry import FileEntry
 from damo_torchrec.checkpoints.layout import array_files
 from damo_torchrec.checkpoints.lineage import StoreState
 from damo_torchrec.checkpoints.manifest import new_id
-from damo_torchrec.files import write_file
+from damo_torchrec.files import bytes_in, write_file
+from damo_torchrec.progress import reporting
 from damo_torchrec.store.catalog import OpenTable
 from damo_torchrec.store.session import Session
 
+_log = logging.getLogger(__name__)
 _WHAT = "delta"
 _BATCH_BYTES = 1 << 20
 
@@ -33,6 +37,7 @@ def write_delta(
 
     REQUIRES: the session's mutex.
     """
+    began = time.monotonic()
     engine, catalog = session.engine, session.catalog
     check_target(path, _WHAT)
     if session.options.backend == "memory":
@@ -43,13 +48,14 @@ def write_delta(
     tables = list(catalog.open.values())
     snapshot = _core.RowSnapshot(engine, [table.index for table in tables])
     iters = {table.name: state.iter for table, state in zip(tables, snapshot.states, strict=True)}
+    changes: dict[str, TableChanges] = {}
     state = StoreState(new_id(), max(iters.values(), default=0), iters)
 
     def fill(staged: Path) -> None:
-        changes = {
-            table.name: _write_table(staged, snapshot, position, table, base.iters.get(table.name, 0))
-            for position, table in enumerate(tables)
-        }
+        with reporting(session.options.progress) as progress:
+            for position, table in enumerate(tables):
+                changes[table.name] = _write_table(staged, snapshot, position, table, base.iters.get(table.name, 0))
+                progress(f"tables of {path}", position + 1, len(tables))
         for name, content in files.items():
             write_file(staged / name, content)
         manifest = DeltaManifest(
@@ -67,6 +73,16 @@ def write_delta(
     build_directory(path, _WHAT, fill)
     catalog.lineage.add(state)
     session.note_change()  # another session knows of the delta by the next checkpoint
+    _log.info(
+        "wrote the delta %s: steps %d to %d, %d changed and %d deleted rows, %d bytes, in %.1f s",
+        path,
+        base.step,
+        state.step,
+        sum(table.changed for table in changes.values()),
+        sum(table.deleted for table in changes.values()),
+        bytes_in(path),
+        time.monotonic() - began,
+    )
     return path
 
 

@@ -13,10 +13,12 @@ from typing import Any
 from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.files import on_tmpfs
 from damo_torchrec.options import StoreOptions, parse_budget
+from damo_torchrec.progress import reporting
 from damo_torchrec.stats import StoreStats, TableStats
 from damo_torchrec.store import opening
 from damo_torchrec.store.catalog import check_is_seed
 from damo_torchrec.store.delta_writer import write_delta
+from damo_torchrec.store.flushing import flush
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.table import Table
 from damo_torchrec.store.updates import apply_waiting
@@ -183,8 +185,9 @@ class EmbeddingStore:
         The next checkpoint then has no journal, and is opened at once. Where no row has changed since the last one,
         that stays the newest, with the journal that it has.
         """
-        with self._session.waiting_call("flush"):
-            self._session.engine.flush()
+        session = self._session
+        with session.waiting_call("flush"), reporting(session.options.progress) as progress:
+            flush(session.engine, session.path, progress)
 
     def checkpoint(self, path: str | os.PathLike[str] | None = None, *, link: bool = True) -> Path:
         """Makes a checkpoint of all tables and returns its directory.

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,7 +11,7 @@ from damo_torchrec import _core
 from damo_torchrec.checkpoints.atomic_directory import clear_unfinished
 from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
 from damo_torchrec.checkpoints.in_use import InUse
-from damo_torchrec.checkpoints.layout import MANIFEST_FILE, ROWS
+from damo_torchrec.checkpoints.layout import MANIFEST_FILE, ROWS, logs
 from damo_torchrec.checkpoints.lineage import Lineage
 from damo_torchrec.checkpoints.listing import Listed, has_checkpoints, is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest, new_id
@@ -18,7 +19,8 @@ from damo_torchrec.checkpoints.origin import Origin
 from damo_torchrec.checkpoints.replayed_journal import ReplayedJournal, has_large_journal
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import CorruptionError, DamoError, UncleanStoreError
-from damo_torchrec.files import os_errors, sync_directory
+from damo_torchrec.files import bytes_in, bytes_read, os_errors, sync_directory
+from damo_torchrec.progress import reporting, watching
 from damo_torchrec.store.catalog import check_seed, empty_manifest
 from damo_torchrec.store.session import Session
 
@@ -73,11 +75,13 @@ def _start_live(
     directory.checkpoints_path.mkdir(exist_ok=True)
     _keep_line(session)
     manifest.check_files(source)
-    fresh = directory.prepare_live(source)
+    fresh = _prepare_live(session, directory, source)
     session.owns_live = True
     directory.start_live(fresh)
-    with _naming(source):
+    with _naming(source), _telling("opened", session, source, manifest):
         session.start(manifest, Lineage.read(source, manifest), directory.live)
+    if not latest:
+        session.continued_rows.ask_for()
     if source.parent == directory.checkpoints_path:
         session.changed = source not in checkpoints[-1:]
     else:
@@ -106,6 +110,7 @@ def _create(session: Session, directory: StoreDirectory, seed: int) -> None:
     sync_directory(session.path.parent)
     session.owns_live = True
     session.start(empty_manifest(seed), Lineage(), directory.live, create=True)
+    _log.info("made the store %s, in %d bytes of memory", session.path, session.memory_budget)
     if session.options.backend == "rocksdb":
         session.checkpoint()
 
@@ -125,7 +130,7 @@ def _start_reading(session: Session, seed: int | None, restore: str | int | os.P
     session.checkpoint_in_use = InUse(source / MANIFEST_FILE)
     check_seed(path, manifest.seed, seed)
     manifest.check_files(source)
-    with _naming(source):
+    with _naming(source), _telling("opened, to read alone,", session, source, manifest):
         rows = _replayed(session, source) if has_large_journal(source) else source / ROWS
         session.start(manifest, Lineage.read(source, manifest), rows)
 
@@ -152,7 +157,7 @@ def restore(session: Session, which: str | int | os.PathLike[str]) -> None:
         manifest = Manifest.read(source)
         session.catalog.check_restorable(manifest, source)
         manifest.check_files(source)
-        fresh = directory.prepare_live(source)
+        fresh = _prepare_live(session, directory, source)
         # What cannot be opened is found before the rows of now are given up.
         try:
             with _naming(source):
@@ -165,12 +170,14 @@ def restore(session: Session, which: str | int | os.PathLike[str]) -> None:
             engine.close()
             session.waiting.clear()
             directory.start_live(fresh)
-            session.start(manifest, Lineage.read(source, manifest), directory.live)
+            with _telling("restored", session, source, manifest):
+                session.start(manifest, Lineage.read(source, manifest), directory.live)
         except BaseException:
             # The rows of before are gone, the others not in use: the next opening goes to a checkpoint.
             session.give_up_rows()
             raise
         session.changed = source not in session.checkpoints()[-1:]
+        session.continued_rows.ask_for()
 
 
 def restore_unless_at(session: Session, checkpoint: Path, tables: Set[str] | None) -> None:
@@ -188,6 +195,7 @@ def restore_unless_at(session: Session, checkpoint: Path, tables: Set[str] | Non
         session.wait_for_checkpoint()
         manifest = Manifest.read(checkpoint)
         if not (session.changed or session.waiting or session.catalog.manifest.id != manifest.id):
+            session.continued_rows.ask_for()
             return
         if tables is not None:
             differ = session.catalog.tables_that_differ(manifest, session.engine)
@@ -198,6 +206,47 @@ def restore_unless_at(session: Session, checkpoint: Path, tables: Set[str] | Non
                     "Give whole_store=True to have that"
                 )
         restore(session, checkpoint)
+
+
+def _prepare_live(session: Session, directory: StoreDirectory, source: Path) -> Path:
+    """`StoreDirectory.prepare_live`, told of where files are copied."""
+    if os.stat(source).st_dev == os.stat(directory.path).st_dev:
+        return directory.prepare_live(source)
+    total = bytes_in(source / ROWS)
+    with (
+        reporting(session.options.progress) as progress,
+        watching(progress, f"bytes of {source}", total, lambda: bytes_in(directory.prepared)),
+    ):
+        return directory.prepare_live(source)
+
+
+@contextmanager
+def _telling(what: str, session: Session, source: Path, manifest: Manifest) -> Iterator[None]:
+    """Says how far an engine that starts from `source` is, and that it has been started.
+
+    RocksDB does not say how much of a journal it has applied. All that is read meanwhile is counted instead.
+    """
+    began = time.monotonic()
+    if has_large_journal(source):
+        total, before = sum(log.stat().st_size for log in logs(source / ROWS)), bytes_read()
+        with (
+            reporting(session.options.progress) as progress,
+            watching(progress, f"bytes of the journal of {source}", total, lambda: bytes_read() - before),
+        ):
+            yield
+    else:
+        yield
+    _log.info(
+        "%s the store %s at %s: step %d, %d tables, %d rows, %d bytes, in %.1f s",
+        what,
+        session.path,
+        source,
+        manifest.step,
+        len(manifest.tables),
+        sum(table.rows for table in manifest.tables.values()),
+        sum(file.size for file in manifest.files.values()),
+        time.monotonic() - began,
+    )
 
 
 @contextmanager

@@ -27,10 +27,13 @@ from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import DamoError, StoreClosedError
 from damo_torchrec.options import StoreOptions
+from damo_torchrec.progress import Progress, reporting
 from damo_torchrec.store.background import wait_for_all
 from damo_torchrec.store.catalog import Catalog, OpenTable, empty_manifest
 from damo_torchrec.store.checkpoint_writer import CheckpointWriter, Files, NewCheckpoint
+from damo_torchrec.store.continued_rows import ContinuedRows
 from damo_torchrec.store.dense_part import DensePart
+from damo_torchrec.store.flushing import flush
 from damo_torchrec.store.hyperparameters import Hyperparameters
 from damo_torchrec.store.table_definition import TableDefinition
 from damo_torchrec.store.waiting import WaitingGradients
@@ -90,6 +93,7 @@ class Session:
         generation: counts the engines that there were. What was worked out for one is of no use to the next.
         changed: whether there is something that the newest checkpoint inside the store does not hold.
         directory: the store's, locked; None if it is read-only.
+        continued_rows: whether rows of an earlier run are trained on without being asked for.
         owns_live: whether the live rows there were started by this session.
         trainers: the threads that have changed rows, by number.
         replayed_journal: those that a read-only session reads in place of a checkpoint's, or None.
@@ -118,6 +122,7 @@ class Session:
         self.skipped_in_a_row = 0
         self.generation = 0
         self.changed = False
+        self.continued_rows = ContinuedRows(path)
         self.trainers: set[int] = set()
         self.directory: StoreDirectory | None = None
         self.owns_live = False
@@ -193,12 +198,20 @@ class Session:
             engine = self.engine
             for definition in definitions:
                 self.catalog.check(definition, engine)
-            return [self.catalog.open_table(definition, engine) for definition in definitions]
+            tables = [self.catalog.open_table(definition, engine) for definition in definitions]
+            self.continued_rows.note_open(max((table.earlier_updates for table in tables), default=0))
+            return tables
 
     def note_change(self) -> None:
         """Says that the newest checkpoint does not hold everything from now on. REQUIRES: the mutex."""
         self.changed = True
         self.trainers.add(threading.get_ident())
+
+    def note_update(self) -> None:
+        """The same of an update. Warns if it is the first of rows that this run has not asked for."""
+        if not self.read_only:
+            self.continued_rows.note_update()
+        self.note_change()
 
     @contextmanager
     def waiting_call(self, what: str) -> Iterator[None]:
@@ -345,11 +358,12 @@ class Session:
         """What `EmbeddingStore.close` does."""
         if self.closed or self.in_other_process:
             return
-        with self.alone("close"):
+        began = time.monotonic()
+        with self.alone("close"), reporting(self.options.progress) as progress:
             if self._core is None:  # since another thread has closed it
                 return
             if not self._ending:
-                self._end_rows()
+                self._end_rows(progress)
             # A call that is interrupted from here on leaves the rest to the next one, or to the end of the interpreter.
             self._ending = True
             self._core.close()
@@ -360,9 +374,10 @@ class Session:
                 self._let_go()
                 raise
             self._let_go()
+        _log.info("closed the store %s in %.1f s", self.path, time.monotonic() - began)
         self._writer.close()  # without the mutex: what its thread calls at last may wait for that
 
-    def _end_rows(self) -> None:
+    def _end_rows(self, progress: Progress) -> None:
         """Sees to it that a checkpoint holds all rows."""
         self.wait_for_checkpoint()
         if self.waiting:
@@ -375,7 +390,7 @@ class Session:
             self.waiting.clear()
         durable = not (self.read_only or self.temporary or self.options.backend == "memory")
         if durable and self.changed:
-            self.engine.flush()  # a checkpoint without a journal is opened faster
+            flush(self.engine, self.path, progress)  # a checkpoint without a journal is opened faster
             self._checkpoint(self._new_checkpoint())
 
     def _let_go(self) -> None:

@@ -87,7 +87,7 @@ def _apply(session: Session, gradients: Sequence[Gradient], scale: float) -> boo
         gradient.check_unchanged()
     engine, dense = session.engine, session.dense_part
     _set_optimizers(session, gradients)
-    session.note_change()
+    session.note_update()
     skip = session.options.on_nonfinite == "skip" or dense is not None
     applied = (dense is None or not dense.overflows()) and engine.backward(
         [(g.lookup, g.grad.data_ptr(), g.grad.stride(0)) for g in gradients],

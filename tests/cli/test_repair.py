@@ -23,7 +23,7 @@ def test_repair_of_a_sound_checkpoint_loses_nothing(sample, call, tmp_path):
     status, lines, _ = call("repair", sample.store, tmp_path / "out")
     assert status == 0
     assert lines[0] == f"{sample.checkpoint} is repaired in {tmp_path / 'out'}"
-    assert call("verify", tmp_path / "out") == (0, [], "")
+    assert call("verify", tmp_path / "out")[0] == 0
 
 
 def test_repair_takes_the_tables_from_another_checkpoint(sample, call, tmp_path):

@@ -253,8 +253,3 @@ def test_large_outputs_keep_their_memory_for_as_long_as_they_are_used():
             del output
     for view, rows in zip(outputs, expected, strict=True):
         assert torch.equal(view, rows)
-
-
-def test_a_collection_without_tables_gives_no_columns(memory_store):
-    ebc = damo.EmbeddingBagCollection([], store=memory_store)
-    assert ebc(kjt({"f": [[1], [2]]})).values().shape == (2, 0)

@@ -74,11 +74,36 @@ def test_skipping_gradients_that_are_not_finite_updates_no_table_and_counts():
         assert (store.stats().skipped_backwards, store.step) == (1, 2)
 
 
-def test_a_weight_that_is_nan_is_a_gradient_that_is_not_finite(memory_store):
+def test_a_computed_weight_that_is_nan_is_a_gradient_that_is_not_finite(memory_store):
     ebc = trained(memory_store, is_weighted=True)
-    output = ebc(batch(weights=torch.tensor([1.0, float("nan"), 1.0]))).values()
+    weights = torch.tensor([1.0, float("nan"), 1.0], requires_grad=True)  # which may be what a model has computed
+    output = ebc(batch(weights=weights)).values()
     with refused(memory_store, damo.NonFiniteGradientError, 'table "u", id 2'):
         output.sum().backward()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_weight_of_the_data_that_is_not_finite_is_named(memory_store, value, training):
+    ebc = trained(memory_store, is_weighted=True).train(training)
+    with refused(memory_store, ValueError, f"that of id 2, at place 1 of the KeyedJaggedTensor's weights, is {value}"):
+        ebc(batch(weights=torch.tensor([1.0, value, 1.0])))
+
+
+@pytest.mark.parametrize("kind", [damo.EmbeddingBagCollection, damo.EmbeddingCollection])
+@pytest.mark.parametrize(
+    ("tables", "error", "message"),
+    [
+        ([], ValueError, "tables is empty: a collection needs the config of at least one table"),
+        (config("t"), TypeError, "tables must be a list of TorchRec's configs of tables, got EmbeddingBagConfig"),
+        ([{"name": "t"}], TypeError, "tables must be a list of TorchRec's configs of tables, got one with a dict"),
+        ("t", TypeError, "tables must be a list of TorchRec's configs of tables, got str"),
+        (None, TypeError, "tables must be a list of TorchRec's configs of tables, got NoneType"),
+    ],
+)
+def test_what_is_no_list_of_tables_is_refused(memory_store, kind, tables, error, message):
+    with pytest.raises(error, match=message):
+        kind(tables, store=memory_store)
 
 
 # ---------------------------------------------------------------- tables and modules
@@ -127,6 +152,11 @@ def test_a_wrong_table_is_refused_and_none_is_opened(memory_store, table, match)
     [
         ({"optimizer_kwargs": {"momentum": 0.9}}, ValueError, "RowWiseAdagrad: momentum=0.9 is not supported"),
         ({"optimizer_type": torch.optim.RMSprop}, ValueError, "no update rule for torch.optim.*RMSprop"),
+        (
+            {"optimizer_type": torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)},
+            TypeError,
+            "optimizer_type must be an optimizer class, got an instance of torch.optim.SGD: give its class",
+        ),
         ({"optimizer_type": "SGD"}, TypeError, "optimizer_type must be an optimizer class, got 'SGD'"),
         ({"device": "mps"}, ValueError, "device must be cpu, cuda or meta, got mps"),
         (

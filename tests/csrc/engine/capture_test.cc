@@ -141,6 +141,7 @@ TEST_F(CaptureTest, CheckpointsAreWholeWhateverHappensBetweenThem) {
         if (kind == 6) s->Delete(0, ids);
       }
       if (kind == 7 && n % 4 == 0) store->Flush();
+      if (kind == 7 && n % 4 == 1) store->FlushPart(n % 3);
       if (kind < 8) continue;
       const std::string name = std::to_string(cache_bytes) + "-" + std::to_string(n);
       fail.Arm(n % 3 == 0 ? 1 : 0);

@@ -120,6 +120,30 @@ TEST_F(WriteBackTest, WritesEveryDirtyRowOnceAndInOrder) {
   EXPECT_EQ(rows_.rows_written(), slots.size()) << "clean rows were written again";
 }
 
+TEST_F(WriteBackTest, WritesEverythingPartByPartAndThenNothingMore) {
+  WriteBack write_back(&rows_, &journal_, &cached_);
+  const MutexLock lock(cached_.mutex());
+  std::set<int64_t> ids;
+  for (int64_t id = 0; id < 3000; ++id) {
+    ids.insert(id);
+    Add(0, id);
+  }
+  const size_t segments = cache_.SegmentsInUse().size();
+  size_t done = 0, parts = 0;
+  while (done < segments) {
+    const auto [now, total] = write_back.WritePart(done);
+    EXPECT_EQ(total, segments);
+    ASSERT_GT(now, done);
+    done = now;
+    ++parts;
+  }
+  EXPECT_GT(parts, 2u);
+  ExpectStored(0, ids);
+  EXPECT_EQ(write_back.WritePart(done), std::pair(done, segments));
+  write_back.WriteAll();
+  EXPECT_EQ(rows_.rows_written(), ids.size());
+}
+
 TEST_F(WriteBackTest, LeavesRowsThatEvictionKeeps) {
   WriteBack write_back(&rows_, &journal_, &cached_);
   const MutexLock lock(cached_.mutex());
