@@ -41,7 +41,7 @@ class RowFinder {
   bool InWindows(const Lookup& lookup, size_t feature, F f) DAMO_REQUIRES(store_mutex) {
     const size_t rows = cache_.row_capacity_bytes() / 4 / cache_.stride(lookup.features[feature].table);
     return ForEachWindow(lookup, feature, std::max<size_t>(std::min(rows, most_ids_per_window_), 1),
-                         [&](const Window& window) {
+                         [&](const Window& window) DAMO_REQUIRES(store_mutex) {
                            window.lookup->slots.resize(window.lookup->num_slots);
                            return f(window);
                          });

@@ -38,13 +38,13 @@ size_t SummedGradients::BytesFor(size_t rows, int dim) {
 
 RowGradients SummedGradients::Gather(const TableShare& share, const Gradients& gradients, const CachedTables& rows,
                                      size_t most_rows) {
-  const RowCache& cache = rows.cache;
+  const RowCache* cache = &rows.cache;
   const size_t dim = static_cast<size_t>(rows.tables[share.table].layout.dim);
   const Arrays to(static_cast<char*>(pages_.get()), most_rows, dim);
   const size_t table_size = HashTableSize(most_rows);
   std::fill_n(to.hash_table, table_size, 0);
   uint32_t n = 0;
-  const auto add = [&](int64_t id, uint32_t tag, const float* grad, float scale) DAMO_REQUIRES(store_mutex) {
+  const auto add = [&](int64_t id, uint32_t tag, const float* grad, float scale) {
     size_t h = (uint64_t{tag * 0x9E3779B1u} * table_size) >> 32;
     while (to.hash_table[h] != 0 && to.ids[to.hash_table[h] - 1] != id) h = (h + 1) & (table_size - 1);
     if (to.hash_table[h] != 0) {
@@ -55,7 +55,7 @@ RowGradients SummedGradients::Gather(const TableShare& share, const Gradients& g
     float* __restrict sum = to.sums + n * dim;
     for (size_t j = 0; j < dim; ++j) sum[j] = scale * grad[j];
     to.ids[n] = id;
-    to.slots[n] = cache.Find(tag, share.table, id);
+    to.slots[n] = cache->Find(tag, share.table, id);
     to.occurrences[n] = {sum, 1};
     to.begin[n] = n;
     to.hash_table[h] = ++n;
@@ -68,7 +68,7 @@ RowGradients SummedGradients::Gather(const TableShare& share, const Gradients& g
       const int64_t* ids = lookup.batch.ids + lookup.bag_offsets(feature)[0];
       const float* grad = part.grad + part.places[f].offset;
       const size_t stride = part.places[f].stride;
-      ForEachOccurrence(lookup, feature, [&](size_t i, size_t bag, float scale) DAMO_REQUIRES(store_mutex) {
+      ForEachOccurrence(lookup, feature, [&](size_t i, size_t bag, float scale) {
         const uint32_t tag = HashTag(share.table, ids[i]);
         if (ShareOf(tag, share.shares) == share.share) {
           add(ids[i], tag, grad + bag * stride, scale / gradients.grad_scale);

@@ -93,12 +93,12 @@ void Updater::AddWork(uint16_t table, std::span<const size_t> sizes, Plan* plan)
 
 // Finds the rows and plans to group their ids, unless that takes too much memory; returns whether it does not.
 bool Updater::PlanGroups(std::span<Lookup* const> lookups, Plan* plan) {
-  const auto too_many = [&](size_t ids) { return ids * groups_.size() * GroupedGradients::kBytesPerId > work_bytes_; };
+  const size_t most_ids = work_bytes_ / groups_.size() / GroupedGradients::kBytesPerId;
   for (const Lookup* lookup : lookups) {
     if (!finder_->KeepsSlots(*lookup)) return false;
   }
   for (size_t t = 0; t < tables_.size(); ++t) {
-    if (too_many(plan->tables[t].ids / LeastShares(*plan, t))) return false;
+    if (plan->tables[t].ids / LeastShares(*plan, t) > most_ids) return false;
   }
   const auto found = [&](const Lookup* lookup) DAMO_REQUIRES(store_mutex) { return lookup->epoch == cache_.epoch(); };
   if (!std::all_of(lookups.begin(), lookups.end(), found)) finder_->ResolveAll(lookups);
@@ -110,7 +110,7 @@ bool Updater::PlanGroups(std::span<Lookup* const> lookups, Plan* plan) {
     dim = std::max(dim, tables_[t].layout.dim);
   }
   for (const Work& work : plan->work) most = std::max(most, work.size);
-  if (too_many(most)) {
+  if (most > most_ids) {
     plan->work.clear();
     return false;
   }

@@ -22,12 +22,13 @@ struct Window {
 // Calls f(window) for windows of at most `most_ids` ids and bags, in their order, until one returns false. Returns
 // whether none has. REQUIRES: most_ids > 0.
 template <class F>
-bool ForEachWindow(const Lookup& whole, size_t feature, size_t most_ids, F f) {
+bool ForEachWindow(const Lookup& whole, size_t feature, size_t most_ids, F f) DAMO_REQUIRES(store_mutex) {
   const Feature& of = whole.features[feature];
   const int64_t* offsets = whole.bag_offsets(of);
   const size_t bags = whole.bags(of);
   const Feature alone{of.table, of.pooling, of.unseen, 0, 0};
-  const auto call = [&](size_t bag, const int64_t* lengths, size_t n, size_t first_id, size_t ids, BagPart* part) {
+  const auto call = [&](size_t bag, const int64_t* lengths, size_t n, size_t first_id, size_t ids,
+                        BagPart* part) DAMO_REQUIRES(store_mutex) {
     const float* weights = whole.batch.weights;
     const std::unique_ptr<Lookup> lookup = MakeLookup(
         {alone}, {whole.batch.ids + first_id, lengths, weights == nullptr ? nullptr : weights + first_id, ids, 1, n});
