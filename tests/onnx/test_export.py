@@ -137,7 +137,7 @@ def test_filters(store: damo.EmbeddingStore, tmp_path: Path) -> None:
     assert exported(top_n=100) == [1, 2, 3, 4]
 
 
-def test_the_rows_are_those_of_one_moment(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rows_are_those_of_one_moment(model: nn.Module, tmp_path: Path) -> None:
     expected = model(REQUEST).detach().numpy()
     trained = False
 
@@ -147,8 +147,7 @@ def test_the_rows_are_those_of_one_moment(model: nn.Module, tmp_path: Path, monk
             trained = True
             train(model, (REQUEST,))
 
-    monkeypatch.setattr("tqdm.auto.tqdm.update", update)
-    damo.onnx.export(model, REQUEST, tmp_path / "m")
+    damo.onnx.export(model, REQUEST, tmp_path / "m", progress=update)
     assert trained
     np.testing.assert_allclose(answer(tmp_path / "m"), expected, atol=1e-6)
 
