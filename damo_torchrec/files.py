@@ -51,6 +51,17 @@ def bytes_read() -> int:
         return 0
 
 
+def check_space(path: Path, size: int) -> None:
+    """Raises OutOfSpaceError or DamoError unless a file of `size` bytes can be made at `path`; leaves none."""
+    with os_errors(f"cannot reserve {size} bytes in {path.parent}"):
+        try:
+            with path.open("xb") as file:
+                if size > 0:
+                    os.posix_fallocate(file.fileno(), 0, size)
+        finally:
+            path.unlink(missing_ok=True)
+
+
 def sync_directory(path: Path) -> None:
     """Waits until the entries of the directory are on the device."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -63,8 +63,11 @@ void File::WriteAt(std::string_view bytes, uint64_t offset) {
 size_t File::Read(char* to, size_t size) {
   for (;;) {
     const ssize_t n = ::read(fd_, to, size);
-    if (n >= 0) return static_cast<size_t>(n);
-    if (errno != EINTR) Throw(errno, "cannot read", path_);
+    if (n < 0 && errno == EINVAL && direct_ && SetDirect(false)) continue;  // a file system that only says it can
+    if (n < 0 && errno != EINTR) Throw(errno, "cannot read", path_);
+    if (n < 0) continue;
+    if (direct_ && static_cast<size_t>(n) % kDirectAlignment != 0) SetDirect(false);
+    return static_cast<size_t>(n);
   }
 }
 
@@ -91,15 +94,15 @@ bool File::SetDirect(bool direct) {
 #endif
 }
 
-FileWriter::FileWriter(const std::string& path, size_t buffer_bytes, bool direct)
-    : buffer_bytes_(buffer_bytes), buffer_(Allocate(buffer_bytes)), file_(path, O_WRONLY | O_CREAT | O_EXCL) {
-  if (direct) file_.SetDirect(true);
-}
-
-char* FileWriter::Allocate(size_t bytes) {
-  char* const buffer = static_cast<char*>(std::aligned_alloc(kDirectAlignment, bytes));
+AlignedBuffer AllocateAligned(size_t bytes) {
+  AlignedBuffer buffer(static_cast<char*>(std::aligned_alloc(kDirectAlignment, bytes)));
   if (buffer == nullptr) throw std::bad_alloc();
   return buffer;
+}
+
+FileWriter::FileWriter(const std::string& path, size_t buffer_bytes, bool direct)
+    : buffer_bytes_(buffer_bytes), buffer_(AllocateAligned(buffer_bytes)), file_(path, O_WRONLY | O_CREAT | O_EXCL) {
+  if (direct) file_.SetDirect(true);
 }
 
 void FileWriter::Append(std::string_view bytes) {

@@ -23,14 +23,15 @@ class File {
 
   void Write(std::string_view bytes);
   void WriteAt(std::string_view bytes, uint64_t offset);
-  // Reads the next bytes, at most `size`; 0 at the end.
+  // Reads the next bytes, at most `size`; 0 at the end. REQUIRES: no SetDirect, or as that says.
   size_t Read(char* to, size_t size);
   // Waits until its bytes, or the directory's entries, are on the device.
   void Sync();
   // Reserves space for its first `size` bytes. False if there is none; true, too, where the system cannot tell.
   bool Allocate(uint64_t size);
-  // Whether writes are to bypass the page cache. If so, REQUIRES: they are aligned, in memory and in the file, to
-  // kDirectAlignment. False if the file system cannot. Where the system writes a part that is not so, it ends that.
+  // Whether reads and writes are to bypass the page cache. If so, REQUIRES: they are aligned, in memory and in the
+  // file, to kDirectAlignment. False if the file system cannot. Where the system reads or writes a part that is not so,
+  // at the end of a file for one, it ends that.
   bool SetDirect(bool direct);
 
  private:
@@ -44,6 +45,14 @@ class File {
 
 inline constexpr size_t kDirectAlignment = 4096;
 
+struct FreeAligned {
+  void operator()(char* bytes) const { std::free(bytes); }
+};
+using AlignedBuffer = std::unique_ptr<char, FreeAligned>;
+
+// Memory at a multiple of kDirectAlignment. REQUIRES: `bytes` is one, too. Throws std::bad_alloc.
+AlignedBuffer AllocateAligned(size_t bytes);
+
 // A file that is written through a buffer, from its beginning to its end.
 class FileWriter {
  public:
@@ -56,14 +65,8 @@ class FileWriter {
   void Finish();
 
  private:
-  struct Free {
-    void operator()(char* bytes) const { std::free(bytes); }
-  };
-
-  static char* Allocate(size_t bytes);
-
   const size_t buffer_bytes_;
-  std::unique_ptr<char, Free> buffer_;
+  AlignedBuffer buffer_;
   size_t buffered_ = 0;
   File file_;  // which is made last: without memory for the buffer there is none
 };

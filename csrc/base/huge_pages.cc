@@ -18,4 +18,10 @@ Pages AllocatePages(size_t bytes) {
   return Pages(memory, ReleasePages{bytes});
 }
 
+void PopulatePages([[maybe_unused]] char* begin, [[maybe_unused]] size_t bytes) {
+#ifdef MADV_POPULATE_WRITE
+  madvise(begin, bytes, MADV_POPULATE_WRITE);
+#endif
+}
+
 }  // namespace damo

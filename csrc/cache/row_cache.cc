@@ -90,9 +90,15 @@ void RowCache::ReleaseFreeSegments() {
   }
 }
 
+std::span<char> RowCache::Untouched(size_t bytes) const {
+  const size_t begin = first_untouched_ * segment_bytes_, limit = segment_limit_ * segment_bytes_;
+  return {arena_.base + begin, begin < limit ? std::min(bytes, limit - begin) : 0};
+}
+
 void RowCache::OpenSegment(Replacement::Queue queue) {
   const uint32_t segment = free_.back();
   free_.pop_back();
+  first_untouched_ = std::max(first_untouched_, segment + 1);
   segments_[segment].used = FirstOffset(segment);
   replacement_.Open(queue, segment);
 }

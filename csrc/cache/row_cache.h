@@ -13,6 +13,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "base/huge_pages.h"
@@ -149,6 +150,8 @@ class RowCache {
   void Evict(uint32_t segment);
   // Gives the memory of segments that are not in use back to the system.
   void ReleaseFreeSegments();
+  // Memory that rows will come to and that none has been in, at most `bytes`: the first of it comes first.
+  std::span<char> Untouched(size_t bytes) const;
   // Closes the open segments, so that NextVictims can name every segment that holds rows.
   void Seal();
 
@@ -229,7 +232,8 @@ class RowCache {
   uint64_t epoch_ = 1;
   uint64_t erased_at_ = 0;
   std::vector<Table> tables_;
-  std::vector<uint32_t> free_;
+  std::vector<uint32_t> free_;    // the next one last; those that were never in use first
+  uint32_t first_untouched_ = 0;  // segment: those from here on were never in use
   std::unique_ptr<HashIndex> index_;
 };
 

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "base/status.h"
 #include "base/thread.h"
@@ -88,6 +89,19 @@ void Store::CheckTable(const TableSchema& schema) {
 uint16_t Store::OpenTable(const TableSchema& schema) {
   CheckTable(schema);
   const Call call(this);
+  const auto unopened = unopened_.find(schema.number);
+  if (unopened == unopened_.end()) return AddTable(schema);
+  const uint16_t index = unopened->second;
+  if (schema.layout() != tables_[index].layout) {
+    throw Error(ErrorCode::kSchemaMismatch,
+                "table \"" + schema.name + "\": its rows are not as those of the table in the journal");
+  }
+  tables_[index].schema = schema;
+  unopened_.erase(unopened);
+  return index;
+}
+
+uint16_t Store::AddTable(const TableSchema& schema) {
   tables_.emplace_back(schema);
   uint16_t index;
   try {
@@ -106,6 +120,26 @@ uint16_t Store::OpenTable(const TableSchema& schema) {
   }
   cache_.ReleaseFreeSegments();
   return index;
+}
+
+void Store::LoadJournal(std::span<const TableSchema> tables, const JournalReader& read) {
+  const auto table_of = [&](uint32_t number) DAMO_REQUIRES(store_mutex) -> std::optional<uint16_t> {
+    const auto schema = std::find_if(tables.begin(), tables.end(), [&](const auto& t) { return t.number == number; });
+    if (schema == tables.end()) return std::nullopt;
+    try {
+      return unopened_[number] = AddTable(*schema);
+    } catch (const Error& error) {  // whoever opens the table is told that its rows are too large
+      if (error.code() != ErrorCode::kInvalidArgument) throw;
+      return std::nullopt;
+    }
+  };
+  JournalLoader loader(table_of, &rows_, store_.get(), &room_, &threads_);
+  read([&](std::span<const RowWrite> rows) {
+    const Call call(this);
+    loader.Load(rows);
+    room_.Trim();
+    room_.RaiseTrimError();
+  });
 }
 
 void Store::SetOptimizer(uint16_t table, const OptimizerConfig& optimizer) {

@@ -11,6 +11,7 @@
 //   weight_gradient.h            the gradient of a batch's own weights
 //   making_room.h, write_back.h  letting go of them, once they are written
 //   capture.h, journal.h         checkpoints
+//   journal_loading.h            what one holds beside the RowStore's files
 //   budget.h, open.h             how memory is divided, and how a store comes to be
 #pragma once
 
@@ -18,6 +19,8 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -36,6 +39,7 @@
 #include "engine/capture.h"
 #include "engine/compute.h"
 #include "engine/journal.h"
+#include "engine/journal_loading.h"
 #include "engine/loading.h"
 #include "engine/lookup.h"
 #include "engine/making_room.h"
@@ -64,6 +68,12 @@ class Store {
  public:
   Store(std::unique_ptr<RowStore> store, const BudgetShares& shares, const StoreOptions& options);
   ~Store();
+
+  // Calls what it is given for parts of a journal, the oldest changes first.
+  using JournalReader = std::function<void(const std::function<void(std::span<const RowWrite>)>&)>;
+  // Takes over the journal of the checkpoint whose other rows the RowStore has; `tables` are the checkpoint's. Throws
+  // as JournalLoader::Load and `read` do; the rows are of no use then. REQUIRES: nothing was called before.
+  void LoadJournal(std::span<const TableSchema> tables, const JournalReader& read);
 
   // Throws kInvalidArgument, as OpenTable would, if a row of such a table is too large.
   void CheckTable(const TableSchema& schema);
@@ -156,6 +166,7 @@ class Store {
   void CheckProcess() const;
   Mutex* CallsMutex();
   void RequireWritable(const char* what) const;
+  uint16_t AddTable(const TableSchema& schema) DAMO_REQUIRES(store_mutex);
   void EndCheckpoint(bool complete) DAMO_REQUIRES(store_mutex);
   void SetRow(Slot slot, const float* weights, const float* state) DAMO_REQUIRES(store_mutex);
   template <class F>
@@ -174,6 +185,7 @@ class Store {
   ThreadPool threads_;
   const std::shared_ptr<BufferPool> outputs_;
   const MemoryCount lookups_bytes_ = std::make_shared<std::atomic<size_t>>(0);
+  std::map<uint32_t, uint16_t> unopened_ DAMO_GUARDED_BY(store_mutex);  // tables that the journal brought, by number
   std::vector<std::weak_ptr<OpenSnapshot>> open_snapshots_ DAMO_GUARDED_BY(store_mutex);
   bool writes_checkpoint_ DAMO_GUARDED_BY(store_mutex) = false;
 

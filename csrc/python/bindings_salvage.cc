@@ -11,7 +11,7 @@
 #include "python/bindings.h"
 #include "row/key.h"
 #include "storage_rocksdb/rocksdb_exit.h"
-#include "storage_rocksdb/rocksdb_log.h"
+#include "storage_rocksdb/rocksdb_log_reader.h"
 #include "storage_rocksdb/rocksdb_salvage.h"
 #include "storage_rocksdb/rocksdb_store.h"
 
@@ -84,7 +84,8 @@ void RegisterSalvage(py::module_& m) {
   m.def("verify_table_file", &VerifyTableFile, py::arg("path"), ReleaseGil());
   m.def("list_table_files", &ListTableFiles, py::arg("path"), ReleaseGil());
   m.def("rebuild_rows", &RebuildRocksDb, py::arg("path"), ReleaseGil());
-  m.def("link_or_copy_rows", &LinkOrCopyRocksDb, py::arg("source"), py::arg("target"), ReleaseGil());
+  m.def("link_or_copy_rows", &LinkOrCopyRocksDb, py::arg("source"), py::arg("target"), py::arg("logs") = true,
+        ReleaseGil());
 }
 
 }  // namespace damo

@@ -129,11 +129,14 @@ static void RegisterResults(py::module_& m) {
 void RegisterStore(py::module_& m) {
   RegisterResults(m);
   py::class_<Store, Held<Store>>(m, "Store")
-      .def(py::init([](const std::string& path, bool create, bool in_memory, const StoreOptions& options) {
+      .def(py::init([](const std::string& path, bool create, bool in_memory, const StoreOptions& options,
+                       std::vector<std::string> logs, std::vector<TableSchema> tables) {
+             const CheckpointJournal journal{std::move(logs), std::move(tables)};
              const WithoutGil unlocked;
-             return Held<Store>(OpenStore(path, create, in_memory, options).release());
+             return Held<Store>(OpenStore(path, create, in_memory, options, journal).release());
            }),
-           py::arg("path"), py::arg("create"), py::arg("in_memory"), py::arg("options"))
+           py::arg("path"), py::arg("create"), py::arg("in_memory"), py::arg("options"),
+           py::arg("logs") = std::vector<std::string>(), py::arg("tables") = std::vector<TableSchema>())
       .def("check_table", &Store::CheckTable, ReleaseGil())
       .def("open_table", &Store::OpenTable, ReleaseGil())
       .def("set_optimizer", &Store::SetOptimizer, ReleaseGil())

@@ -51,6 +51,7 @@ struct RowLayout {
   size_t weight_bytes() const { return WeightBytes(weight_type, dim); }
   size_t payload_size() const { return weight_bytes() + sizeof(float) * state_size + sizeof(RowHeader); }
   size_t row_size() const { return kPayloadOffset + payload_size(); }
+  bool operator==(const RowLayout&) const = default;
 };
 
 DAMO_INLINE int64_t RowId(const char* row) { return *reinterpret_cast<const int64_t*>(row); }

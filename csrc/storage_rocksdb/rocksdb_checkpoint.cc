@@ -102,13 +102,14 @@ bool CopyRocksDb(rocksdb::DB* db, const std::string& path, bool link, std::span<
   return linked;
 }
 
-void LinkOrCopyRocksDb(const std::string& from, const std::string& to) {
+void LinkOrCopyRocksDb(const std::string& from, const std::string& to, bool logs) {
   namespace fs = std::filesystem;
   BuildDirectory(to, [&] {
     try {
       for (const fs::directory_entry& file : fs::directory_iterator(from)) {
         const std::string source = file.path().string(), target = to + "/" + file.path().filename().string();
         const fs::path extension = file.path().extension();
+        if (extension == ".log" && !logs) continue;
         if (extension == ".sst" || extension == ".blob" || extension == ".log") {
           LinkOrCopyFile(source, target, file.file_size());
         } else {
@@ -116,7 +117,7 @@ void LinkOrCopyRocksDb(const std::string& from, const std::string& to) {
         }
       }
       // RocksDB cuts the last log to its size when it opens the database, which would touch one that is shared.
-      WriteFile(to + "/" + LogFileName(NextFileNumber(to)), "");
+      if (logs) WriteFile(to + "/" + LogFileName(NextFileNumber(to)), "");
     } catch (const fs::filesystem_error& error) {
       throw Error(ErrorCode::kIo, error.what());
     }

@@ -34,8 +34,4 @@ class RocksDbLogWriter {
   uint64_t bytes_ = 0;
 };
 
-// Throws kCorruption, naming the file, unless it is such a file, whole, with the checksum of each record; kIo if it
-// cannot be read.
-void VerifyLogFile(const std::string& path);
-
 }  // namespace damo

@@ -42,8 +42,8 @@ std::unique_ptr<RowStore> OpenRocksDbStore(const RocksDbOptions& options);
 
 // Makes the new directory `to` a database with the rows of `from`, a checkpoint's database that nobody writes. Table
 // files and logs, which never change, are hard-linked where the file system allows it and copied otherwise; all others
-// are copied, so that nothing done to `to` reaches `from`. Everything is synced. Throws kOutOfSpace or kIo.
-// REQUIRES: `to` does not exist, its parent does.
-void LinkOrCopyRocksDb(const std::string& from, const std::string& to);
+// are copied, so that nothing done to `to` reaches `from`. Without `logs` it has the rows of the table files alone.
+// Everything is synced. Throws kOutOfSpace or kIo. REQUIRES: `to` does not exist, its parent does.
+void LinkOrCopyRocksDb(const std::string& from, const std::string& to, bool logs = true);
 
 }  // namespace damo

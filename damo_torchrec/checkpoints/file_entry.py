@@ -36,10 +36,11 @@ class FileEntry:
         """That of a file as it is now."""
         return FileEntry(file.stat().st_size, file_digest(file))
 
-    def finding(self, file: Path) -> Finding | None:
+    def finding(self, file: Path, *, records: bool = True) -> Finding | None:
         """What is wrong with a file that should be this one: it is missing, or not as it was written.
 
-        Of a table file, its size alone is checked: it has checksums of its own. A log's records are checked.
+        Of a table file, its size alone is checked: it has checksums of its own. So have a log's records, which are
+        checked with `records`.
         """
         if not file.is_file():
             return Finding(file, "a file of the checkpoint", "none")
@@ -49,7 +50,7 @@ class FileEntry:
             digest = file_digest(file)
         except OSError as error:
             return Finding(file, "a readable file", str(error))
-        if is_log(file) and (damage := log_finding(file)) is not None:
+        if records and is_log(file) and (damage := log_finding(file)) is not None:
             return damage
         if digest != self.sha256 and not (is_log(file) and self.sha256 is None):
             return Finding(file, f"the SHA-256 {self.sha256}", str(digest))

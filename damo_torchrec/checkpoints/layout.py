@@ -21,7 +21,7 @@ docs/format.md says what the files hold.
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 LOCK_FILE = "LOCK"
@@ -123,15 +123,14 @@ def table_files(rows: Path) -> Iterator[Path]:
     return rows.glob(f"*{_TABLE_FILE}")
 
 
-def logs(rows: Path) -> Iterator[Path]:
-    """The logs in the directory `rows`."""
-    return rows.glob(f"*{_LOG}")
+def logs(rows: Path) -> list[Path]:
+    """The logs in the directory `rows`, in the order of their numbers, in which RocksDB applies them."""
+    return sorted(rows.glob(f"*{_LOG}"), key=lambda log: int(log.stem) if log.stem.isdecimal() else -1)
 
 
-def next_log(names: Iterable[str]) -> str:
-    """The name of a log with a higher number than all `names`, those of a database's files: RocksDB applies it last."""
-    numbers = (int(number) for name in names for number in re.findall(r"\d+", name))
-    return f"{max(numbers, default=0) + 1:06}{_LOG}"
+def journal_bytes(rows: Path) -> int:
+    """The size of the logs in the directory `rows`."""
+    return sum(log.stat().st_size for log in logs(rows))
 
 
 def table_file_in(message: str) -> str | None:

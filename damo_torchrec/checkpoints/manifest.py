@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
+from damo_torchrec import _core
 from damo_torchrec.checkpoints.document import dump_document, parse_document
 from damo_torchrec.checkpoints.file_entry import FileEntry, Finding
 from damo_torchrec.checkpoints.layout import MANIFEST_FILE, ROWS, is_log, logs
@@ -49,6 +50,15 @@ class TableEntry:
     schema: TableSchema
     iter: _Step
     rows: _Count
+
+    def to_core(self, name: str) -> _core.TableSchema:
+        """The engine's schema of the table `name`: what its rows are, without what a collection says of them."""
+        schema = _core.TableSchema()
+        schema.name, schema.number, schema.iter, schema.rows = name, self.number, self.iter, self.rows
+        schema.dim = self.schema.dim
+        schema.weight_type = _core.WeightType[self.schema.row_dtype.upper()]
+        schema.optimizer = _core.OptimizerConfig(str(self.schema.optimizer["name"]))
+        return schema
 
 
 def new_id() -> str:
@@ -100,26 +110,33 @@ class Manifest:
             version = 3
         (directory / MANIFEST_FILE).write_text(dump_document("manifest", version, body, Manifest))
 
-    def check_files(self, directory: Path) -> None:
-        """Raises CorruptionError if a file of the checkpoint `directory` is missing or not as it was written."""
+    def core_tables(self) -> list[_core.TableSchema]:
+        """The tables as the engine takes them."""
+        return [table.to_core(name) for name, table in self.tables.items()]
+
+    def check_files(self, directory: Path, *, records: bool = True) -> None:
+        """Raises CorruptionError if a file of the checkpoint `directory` is missing or not as it was written.
+
+        Without `records`, those of logs, which take a while, are left to who reads them.
+        """
         for log in logs(directory / ROWS):  # which RocksDB would apply
             if str(log.relative_to(directory)) not in self.files:
                 raise CorruptionError(f"{log} is no file of the checkpoint {directory}: it is of another checkpoint")
-        for damage in self.file_findings(directory):
+        for damage in self.file_findings(directory, records=records):
             raise CorruptionError(
                 f"{damage.path} is damaged, or belongs to another checkpoint: "
                 f"expected {damage.expected}, found {damage.found}"
             )
 
-    def file_findings(self, directory: Path) -> Iterator[Finding]:
+    def file_findings(self, directory: Path, *, records: bool = True) -> Iterator[Finding]:
         """What is wrong with the files of the checkpoint `directory`: one is missing, or not as it was written."""
         for name in self.files:
-            if (finding := self.file_finding(directory, name)) is not None:
+            if (finding := self.file_finding(directory, name, records=records)) is not None:
                 yield finding
 
-    def file_finding(self, directory: Path, name: str) -> Finding | None:
+    def file_finding(self, directory: Path, name: str, *, records: bool = True) -> Finding | None:
         """What is wrong with the file `name`, one of `files`, in the checkpoint `directory`."""
-        return self.files[name].finding(directory / name)
+        return self.files[name].finding(directory / name, records=records)
 
     @staticmethod
     def read(directory: Path) -> "Manifest":

@@ -133,10 +133,10 @@ class StoreDirectory:
                 shutil.rmtree(self.live)
 
     def prepare_live(self, checkpoint: Path) -> Path:
-        """Makes a directory with the rows of `checkpoint` beside the live ones, for `start_live`."""
+        """Makes a directory with the rows of `checkpoint` beside the live ones, but its journal, for `start_live`."""
         with os_errors(f"cannot prepare the rows of {checkpoint}"):
             self.remove_prepared()
-            _core.link_or_copy_rows(str(checkpoint / ROWS), str(self.prepared))
+            _core.link_or_copy_rows(str(checkpoint / ROWS), str(self.prepared), logs=False)
         return self.prepared
 
     def remove_prepared(self) -> None:

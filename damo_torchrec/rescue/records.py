@@ -50,14 +50,7 @@ class IdRange:
 
 def payload_sizes(tables: Mapping[str, TableEntry]) -> dict[int, int]:
     """Bytes of a row behind its version, by table number."""
-    sizes = {}
-    for table in tables.values():
-        schema = _core.TableSchema()
-        schema.dim = table.schema.dim
-        schema.weight_type = _core.WeightType[table.schema.row_dtype.upper()]
-        schema.optimizer = _core.OptimizerConfig(str(table.schema.optimizer["name"]))
-        sizes[table.number] = _core.payload_size(schema)
-    return sizes
+    return {table.number: _core.payload_size(table.to_core(name)) for name, table in tables.items()}
 
 
 def read_records(

@@ -11,15 +11,15 @@ from damo_torchrec import _core
 from damo_torchrec.checkpoints.atomic_directory import clear_unfinished
 from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
 from damo_torchrec.checkpoints.in_use import InUse
-from damo_torchrec.checkpoints.layout import MANIFEST_FILE, ROWS, logs
+from damo_torchrec.checkpoints.layout import MANIFEST_FILE, ROWS, journal_bytes, logs
 from damo_torchrec.checkpoints.lineage import Lineage
 from damo_torchrec.checkpoints.listing import Listed, has_checkpoints, is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest, new_id
 from damo_torchrec.checkpoints.origin import Origin
-from damo_torchrec.checkpoints.replayed_journal import ReplayedJournal, has_large_journal
+from damo_torchrec.checkpoints.reading_copy import ReadingCopy, has_large_journal
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import CorruptionError, DamoError, UncleanStoreError
-from damo_torchrec.files import bytes_in, bytes_read, os_errors, sync_directory
+from damo_torchrec.files import bytes_in, bytes_read, check_space, os_errors, sync_directory
 from damo_torchrec.progress import reporting, watching
 from damo_torchrec.store.catalog import check_seed, empty_manifest
 from damo_torchrec.store.session import Session
@@ -74,12 +74,12 @@ def _start_live(
         )
     directory.checkpoints_path.mkdir(exist_ok=True)
     _keep_line(session)
-    manifest.check_files(source)
+    manifest.check_files(source, records=False)
     fresh = _prepare_live(session, directory, source)
     session.owns_live = True
     directory.start_live(fresh)
-    with _naming(source), _telling("opened", session, source, manifest):
-        session.start(manifest, Lineage.read(source, manifest), directory.live)
+    with _naming(source, manifest), _telling("opened", session, source, manifest):
+        session.start(manifest, Lineage.read(source, manifest), directory.live, journal=logs(source / ROWS))
     if not latest:
         session.continued_rows.ask_for()
     if source.parent == directory.checkpoints_path:
@@ -129,22 +129,34 @@ def _start_reading(session: Session, seed: int | None, restore: str | int | os.P
     manifest = Manifest.read(source)
     session.checkpoint_in_use = InUse(source / MANIFEST_FILE)
     check_seed(path, manifest.seed, seed)
-    manifest.check_files(source)
-    with _naming(source), _telling("opened, to read alone,", session, source, manifest):
-        rows = _replayed(session, source) if has_large_journal(source) else source / ROWS
-        session.start(manifest, Lineage.read(source, manifest), rows)
+    large = has_large_journal(source)
+    manifest.check_files(source, records=not large)
+    with _naming(source, manifest), _telling("opened, to read alone,", session, source, manifest):
+        lineage = Lineage.read(source, manifest)
+        if large and _start_on_copy(session, source, manifest, lineage):
+            return
+        if large:
+            manifest.check_files(source)  # RocksDB takes some damage of a log for its end
+        session.start(manifest, lineage, source / ROWS)
 
 
-def _replayed(session: Session, source: Path) -> Path:
-    """The rows of a checkpoint with its journal replayed, if there is a place for them."""
+def _start_on_copy(session: Session, source: Path, manifest: Manifest, lineage: Lineage) -> bool:
+    """Starts a read-only session on a copy, which takes what of the journal does not fit into memory.
+
+    Returns whether there is a place for it.
+    """
     try:
-        session.replayed_journal = ReplayedJournal(source, session.engine_options(read_only=False))
-        return session.replayed_journal.path
+        session.reading_copy = ReadingCopy(source)
+        session.start(manifest, lineage, session.reading_copy.path, journal=logs(source / ROWS))
+        return True
     except CorruptionError:
         raise
     except (DamoError, OSError) as error:
         _log.warning("the journal of %s is held in memory, beyond memory_budget: %s", source, error)
-        return source / ROWS
+        if session.reading_copy is not None:
+            session.reading_copy.remove()
+            session.reading_copy = None
+        return False
 
 
 def restore(session: Session, which: str | int | os.PathLike[str]) -> None:
@@ -160,8 +172,10 @@ def restore(session: Session, which: str | int | os.PathLike[str]) -> None:
         fresh = _prepare_live(session, directory, source)
         # What cannot be opened is found before the rows of now are given up.
         try:
-            with _naming(source):
+            with _naming(source, manifest):
                 _core.Store(str(fresh), False, False, session.engine_options()).close()
+            # What of the journal does not fit into memory is written there.
+            check_space(fresh / "probe", journal_bytes(source / ROWS))
         except BaseException:
             with suppress(OSError):
                 directory.remove_prepared()
@@ -171,7 +185,7 @@ def restore(session: Session, which: str | int | os.PathLike[str]) -> None:
             session.waiting.clear()
             directory.start_live(fresh)
             with _telling("restored", session, source, manifest):
-                session.start(manifest, Lineage.read(source, manifest), directory.live)
+                session.start(manifest, Lineage.read(source, manifest), directory.live, journal=logs(source / ROWS))
         except BaseException:
             # The rows of before are gone, the others not in use: the next opening goes to a checkpoint.
             session.give_up_rows()
@@ -212,7 +226,7 @@ def _prepare_live(session: Session, directory: StoreDirectory, source: Path) -> 
     """`StoreDirectory.prepare_live`, told of where files are copied."""
     if os.stat(source).st_dev == os.stat(directory.path).st_dev:
         return directory.prepare_live(source)
-    total = bytes_in(source / ROWS)
+    total = bytes_in(source / ROWS) - journal_bytes(source / ROWS)
     with (
         reporting(session.options.progress) as progress,
         watching(progress, f"bytes of {source}", total, lambda: bytes_in(directory.prepared)),
@@ -224,11 +238,11 @@ def _prepare_live(session: Session, directory: StoreDirectory, source: Path) -> 
 def _telling(what: str, session: Session, source: Path, manifest: Manifest) -> Iterator[None]:
     """Says how far an engine that starts from `source` is, and that it has been started.
 
-    RocksDB does not say how much of a journal it has applied. All that is read meanwhile is counted instead.
+    The engine does not say how much of a journal it has loaded. All that is read meanwhile is counted instead.
     """
     began = time.monotonic()
     if has_large_journal(source):
-        total, before = sum(log.stat().st_size for log in logs(source / ROWS)), bytes_read()
+        total, before = journal_bytes(source / ROWS), bytes_read()
         with (
             reporting(session.options.progress) as progress,
             watching(progress, f"bytes of the journal of {source}", total, lambda: bytes_read() - before),
@@ -250,11 +264,12 @@ def _telling(what: str, session: Session, source: Path, manifest: Manifest) -> I
 
 
 @contextmanager
-def _naming(checkpoint: Path) -> Iterator[None]:
+def _naming(checkpoint: Path, manifest: Manifest) -> Iterator[None]:
     """Has errors of opening name the checkpoint: RocksDB blames its MANIFEST for what is wrong with a row file."""
     try:
         yield
     except CorruptionError as error:
+        manifest.check_files(checkpoint)  # a damaged log is named
         raise CorruptionError(
             f"a file of {checkpoint / ROWS}, maybe not the one named here, is damaged: {error}"
         ) from error

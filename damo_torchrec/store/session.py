@@ -22,7 +22,7 @@ from damo_torchrec.checkpoints.lineage import Lineage
 from damo_torchrec.checkpoints.listing import free_name
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.origin import NOBODY, STORE
-from damo_torchrec.checkpoints.replayed_journal import ReplayedJournal
+from damo_torchrec.checkpoints.reading_copy import ReadingCopy
 from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import DamoError, StoreClosedError
@@ -96,7 +96,7 @@ class Session:
         continued_rows: whether rows of an earlier run are trained on without being asked for.
         owns_live: whether the live rows there were started by this session.
         trainers: the threads that have changed rows, by number.
-        replayed_journal: those that a read-only session reads in place of a checkpoint's, or None.
+        reading_copy: what a read-only session reads in place of a checkpoint's rows, or None.
         checkpoint_in_use: has the checkpoint that a read-only session reads stay, or None.
     """
 
@@ -126,7 +126,7 @@ class Session:
         self.trainers: set[int] = set()
         self.directory: StoreDirectory | None = None
         self.owns_live = False
-        self.replayed_journal: ReplayedJournal | None = None
+        self.reading_copy: ReadingCopy | None = None
         self.checkpoint_in_use: InUse | None = None
         self._writer = CheckpointWriter(path, self.catalog, Retention(options.keep_checkpoints))
 
@@ -167,11 +167,17 @@ class Session:
         options.read_only = read_only
         return options
 
-    def start(self, manifest: Manifest, lineage: Lineage, rows: Path, create: bool = False) -> None:
-        """Starts an engine over `rows` that holds what `manifest`, the end of `lineage`, says."""
+    def start(
+        self, manifest: Manifest, lineage: Lineage, rows: Path, *, create: bool = False, journal: Sequence[Path] = ()
+    ) -> None:
+        """Starts an engine over `rows`, and the logs `journal` over them, that holds what `manifest` says.
+
+        `manifest` is the end of `lineage`. What of the journal does not fit into memory is written to `rows`.
+        """
         in_memory = self.options.backend == "memory"
         options = self.engine_options(self.read_only)
-        core = _core.Store("" if in_memory else str(rows), create, in_memory, options)
+        logs, tables = [str(log) for log in journal], manifest.core_tables() if journal else []
+        core = _core.Store("" if in_memory else str(rows), create, in_memory, options, logs, tables)
         try:
             self.catalog.adopt(manifest, lineage, core)
         except BaseException:
@@ -396,8 +402,8 @@ class Session:
     def _let_go(self) -> None:
         if self.directory is not None:
             self.directory.release()
-        if self.replayed_journal is not None:
-            self.replayed_journal.remove()
+        if self.reading_copy is not None:
+            self.reading_copy.remove()
         if self.checkpoint_in_use is not None:
             self.checkpoint_in_use.end()
         if self.temporary:

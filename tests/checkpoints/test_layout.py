@@ -20,10 +20,10 @@ def test_files_of_rows_are_told_apart():
     assert layout.is_log("rows/000009.log")
 
 
-def test_the_next_log_comes_after_all_files():
-    assert layout.next_log(ROWS_OF_A_CHECKPOINT) == "000010.log"
-    assert layout.next_log([]) == "000001.log"
-    assert layout.next_log(["1234567.sst"]) == "1234568.log"
+def test_logs_come_in_the_order_of_their_numbers(tmp_path):
+    for name in ("1000000.log", "000010.log", "999999.log", "000011.sst"):
+        (tmp_path / name).touch()
+    assert [log.name for log in layout.logs(tmp_path)] == ["000010.log", "999999.log", "1000000.log"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "storage/row_store_testing.h"
+#include "storage_rocksdb/rocksdb_log_reader.h"
 #include "testing/calls_without_memory.h"
 #include "testing/failing_allocations.h"
 

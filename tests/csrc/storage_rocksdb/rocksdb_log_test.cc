@@ -7,6 +7,7 @@
 #include <string>
 
 #include "base/crc32c.h"
+#include "storage_rocksdb/rocksdb_log_reader.h"
 #include "storage_rocksdb/rocksdb_store_testing.h"
 
 namespace damo {

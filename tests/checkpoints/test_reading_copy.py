@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import damo_torchrec as damo
-from damo_torchrec.checkpoints import replayed_journal
+from damo_torchrec.checkpoints import reading_copy
 from mixed_run import collection
 
 ROWS = 220_000
@@ -74,7 +74,7 @@ def test_several_read_at_once(saved):
 
 
 def test_without_a_disk_for_it_the_journal_is_held_in_memory(saved, monkeypatch, caplog):
-    monkeypatch.setattr(replayed_journal, "on_tmpfs", lambda path: True)
+    monkeypatch.setattr(reading_copy, "on_tmpfs", lambda path: True)
     with opened(saved) as store:
         check_rows(store)
         assert store.stats().memory_bytes > journal_bytes(saved)
