@@ -21,13 +21,13 @@ constexpr size_t kPopulatedAtOnce = size_t{32} << 20, kPopulatedPiece = size_t{2
 }  // namespace
 
 JournalLoader::JournalLoader(TableOf table_of, CachedTables* rows, RowStore* store, RoomMaker* room,
-                             ThreadPool* threads)
+                             const Compute& compute)
     : table_of_(std::move(table_of)),
       tables_(rows->tables),
       cache_(rows->cache),
       store_(store),
       room_(room),
-      threads_(threads) {}
+      compute_(compute) {}
 
 std::optional<uint16_t> JournalLoader::Find(uint32_t number) {
   const auto found = found_.find(number);
@@ -64,7 +64,7 @@ void JournalLoader::Load(std::span<const RowWrite> rows) {
 void JournalLoader::Populate() {
   const std::span<char> next = cache_.Untouched(kPopulatedAtOnce);
   if (next.data() + next.size() / 4 < populated_ || next.empty()) return;
-  threads_->ParallelFor((next.size() + kPopulatedPiece - 1) / kPopulatedPiece, [&](size_t i, int) {
+  compute_.threads->ParallelFor((next.size() + kPopulatedPiece - 1) / kPopulatedPiece, [&](size_t i, int) {
     const std::span<char> piece = next.subspan(i * kPopulatedPiece);
     PopulatePages(piece.data(), std::min(kPopulatedPiece, piece.size()));
   });
@@ -72,7 +72,8 @@ void JournalLoader::Populate() {
 }
 
 void JournalLoader::Put(const RowWrite& row, Target to) {
-  const size_t expected = tables_[*to.table].layout.payload_size();
+  Table& table = tables_[*to.table];
+  const size_t expected = table.layout.payload_size();
   if (row.payload_size != expected) {
     throw Error(ErrorCode::kCorruption, RowName(row.table, row.id) + ": expected a row of " + std::to_string(expected) +
                                             " bytes, found " + std::to_string(row.payload_size));
@@ -85,6 +86,7 @@ void JournalLoader::Put(const RowWrite& row, Target to) {
     cache_.Touch(slot);
   }
   std::memcpy(cache_.Row(slot) + kPayloadOffset, row.payload, row.payload_size);
+  table.bounds.Add(compute_.kernels->row_bounds(table.layout, cache_.Row(slot) + kPayloadOffset));
   cache_.MarkDirty(slot);
 }
 

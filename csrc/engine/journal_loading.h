@@ -12,6 +12,7 @@
 
 #include "base/thread_pool.h"
 #include "engine/cached_tables.h"
+#include "engine/compute.h"
 #include "engine/making_room.h"
 #include "storage/row_store.h"
 
@@ -23,7 +24,7 @@ class JournalLoader {
   using TableOf = std::function<std::optional<uint16_t>(uint32_t)>;
 
   // Asks `table_of` once for each table, when the first row of it comes.
-  JournalLoader(TableOf table_of, CachedTables* rows, RowStore* store, RoomMaker* room, ThreadPool* threads);
+  JournalLoader(TableOf table_of, CachedTables* rows, RowStore* store, RoomMaker* room, const Compute& compute);
 
   // Applies changes over those before them and over what the RowStore has. Rows that are not for the cache are written.
   // Throws kCorruption for a row that has not the size of its table's, and what writing and making room throw.
@@ -46,7 +47,7 @@ class JournalLoader {
   RowCache& cache_ DAMO_GUARDED_BY(store_mutex);
   RowStore* const store_;
   RoomMaker* const room_;
-  ThreadPool* const threads_;
+  const Compute compute_;
   const char* populated_ = nullptr;                    // the cache's memory up to here
   std::map<uint32_t, std::optional<uint16_t>> found_;  // what table_of_ has said
   std::vector<Target> targets_;                        // of the rows at hand

@@ -133,7 +133,7 @@ void Store::LoadJournal(std::span<const TableSchema> tables, const JournalReader
       return std::nullopt;
     }
   };
-  JournalLoader loader(table_of, &rows_, store_.get(), &room_, &threads_);
+  JournalLoader loader(table_of, &rows_, store_.get(), &room_, {&kernels_, &threads_});
   read([&](std::span<const RowWrite> rows) {
     const Call call(this);
     loader.Load(rows);

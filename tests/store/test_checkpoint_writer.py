@@ -270,13 +270,13 @@ def test_the_thread_that_writes_is_told_that_it_would_wait_for_itself(store, tmp
     """As a finalizer is that garbage collection comes upon there."""
     errors, build = [], checkpoint_writer.build_directory
 
-    def with_a_finalizer(*arguments: object) -> None:
+    def with_a_finalizer(*arguments: object) -> object:
         for call in (store.close, store.flush, store.checkpoint, lambda: next(store.table("t").items())):
             try:
                 call()
             except damo.DamoError as error:
                 errors.append(str(error))
-        build(*arguments)
+        return build(*arguments)
 
     update(collection(store, "t"), {"t": [[1]]})
     monkeypatch.setattr(checkpoint_writer, "build_directory", with_a_finalizer)
