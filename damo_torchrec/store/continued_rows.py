@@ -35,7 +35,7 @@ class ContinuedRows:
             return
         self._told = True
         warnings.warn(
-            f"the store {self._path} holds rows that an earlier run has trained, by {self._updates} updates, and this "
+            f"the store {self._path} holds rows that an earlier run has trained (step {self._updates}), and this "
             "run trains them on without having loaded the model that they were trained with. To resume that run, call "
             "damo_torchrec.load_model(path, model, optimizer=...), or CheckpointManager.restore, before training; to "
             "begin anew, name a fresh directory. If this is meant, call the store's restore() before training, or have "

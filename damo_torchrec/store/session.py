@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import shutil
@@ -28,42 +27,17 @@ from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import DamoError, StoreClosedError
 from damo_torchrec.options import StoreOptions
 from damo_torchrec.progress import Progress, reporting
-from damo_torchrec.store.background import wait_for_all
 from damo_torchrec.store.catalog import Catalog, OpenTable, empty_manifest
 from damo_torchrec.store.checkpoint_writer import CheckpointWriter, Files, NewCheckpoint
 from damo_torchrec.store.continued_rows import ContinuedRows
 from damo_torchrec.store.dense_part import DensePart
 from damo_torchrec.store.flushing import flush
 from damo_torchrec.store.hyperparameters import Hyperparameters
+from damo_torchrec.store.process_end import close_at_end, leave_at_end
 from damo_torchrec.store.table_definition import TableDefinition
 from damo_torchrec.store.waiting import WaitingGradients
 
 _log = logging.getLogger(__name__)
-
-# What a normal end of the interpreter closes, so that forgetting close() costs nothing.
-_open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-
-
-# What the end of the interpreter allows daemon threads that train to find their stores closed: torch ends the process
-# with an error if they come back from a backward too late.
-_TRAINERS_END_WITHIN = 2.0  # seconds
-
-
-@atexit.register
-def _close_all() -> None:
-    sessions = list(_open_sessions)
-    for session in sessions:
-        try:
-            session.close()
-        except BaseException:  # an interrupt, too: the others are still to be closed
-            _log.exception("could not close the store %s: it goes back to its last checkpoint", session.path)
-            session.give_up_rows()
-    wait_for_all()
-    trainers = {thread for session in sessions for thread in session.trainers}
-    give_up = time.monotonic() + _TRAINERS_END_WITHIN
-    for thread in threading.enumerate():
-        if thread.daemon and thread.ident in trainers and thread is not threading.current_thread():
-            thread.join(max(0.0, give_up - time.monotonic()))
 
 
 class _Alone:
@@ -358,7 +332,7 @@ class Session:
 
     def close_at_exit(self) -> None:
         """Has a normal end of the interpreter close it."""
-        _open_sessions.add(self)
+        close_at_end(self)
 
     def close(self) -> None:
         """What `EmbeddingStore.close` does."""
@@ -409,7 +383,7 @@ class Session:
         if self.temporary:
             shutil.rmtree(self.path, ignore_errors=True)
         self._core = None
-        _open_sessions.discard(self)
+        leave_at_end(self)
 
     def abandon(self) -> None:
         """Lets go of what an opening that failed has opened."""
@@ -425,7 +399,7 @@ class Session:
         if self._core is not None:
             self._core.close()
             self._core = None
-        _open_sessions.discard(self)
+        leave_at_end(self)
         if self.directory is not None:
             self.directory.release()
 

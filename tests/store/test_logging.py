@@ -118,7 +118,8 @@ def test_a_checkpoint_that_is_pruned_is_logged(tmp_path, said):
             manager.save(model, step)
             manager.wait()
     removed = [line for line in said() if line.startswith("removed")]
-    assert removed == [f"removed the checkpoint {tmp_path / 'run' / 'step_0'}: the newest 1 of CheckpointManager's stay"]
+    gone = tmp_path / "run" / "step_0"
+    assert removed == [f"removed the checkpoint {gone}: the newest 1 of CheckpointManager's stay"]
 
 
 def test_an_export_is_logged(tmp_path, said):

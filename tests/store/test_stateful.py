@@ -78,6 +78,7 @@ class StoreMachine(RuleBasedStateMachine):
     def open(self, on_nonfinite, calls, **arguments):
         self.on_nonfinite, self.calls = on_nonfinite, calls
         options = {"on_nonfinite": self.on_nonfinite, "cache_bytes": self.cache_bytes, "num_threads": 2}
+        options["keep_checkpoints"] = None  # any of them may be restored
         if not self.on_disk:
             self.store = small_store(**options)
         else:
