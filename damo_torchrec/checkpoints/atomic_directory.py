@@ -42,8 +42,9 @@ def build_directory(
     if other_name is None or not target.exists():
         check_target(target, what)
     with os_errors(f"cannot write the {what} {target}"):
-        staged, in_use = _new_staged(target)
+        staging = _Staging(target)
         try:
+            staged = staging.make()
             fill(staged)
             for file in staged.iterdir():
                 if file.is_file():
@@ -52,26 +53,46 @@ def build_directory(
             sync_directory(staged)
             target = _rename(staged, target, other_name)
         except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
+            staging.remove()
             raise
         finally:
-            in_use.end()
+            staging.end()
         sync_directory(target.parent)
     return target
 
 
-def _new_staged(target: Path) -> tuple[Path, InUse]:
-    """An empty directory to fill, which nobody else fills or removes until it is not in use any more."""
-    for number in itertools.count():
-        staged = target.with_name(staged_name(target.name, number))
-        if staged.exists():
-            if is_in_use(staged):  # another thread fills it, or a process of this number, seen from another container
+class _Staging:
+    """An empty directory to fill, which nobody else fills or removes until `end`. It may be interrupted anywhere."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._made: Path | None = None  # or about to be
+        self._in_use: InUse | None = None
+
+    def make(self) -> Path:
+        for number in itertools.count():
+            staged = self._target.with_name(staged_name(self._target.name, number))
+            if staged.exists():
+                if is_in_use(staged):  # another thread fills it, or a process of this number, from another container
+                    continue
+                shutil.rmtree(staged)
+            self._made = staged
+            try:
+                staged.mkdir()
+            except FileExistsError:
+                self._made = None
                 continue
-            shutil.rmtree(staged)
-        with suppress(FileExistsError):
-            staged.mkdir()
-            return staged, InUse(staged)
-    raise AssertionError("there is always another number")
+            self._in_use = InUse(staged)
+            return staged
+        raise AssertionError("there is always another number")
+
+    def remove(self) -> None:
+        if self._made is not None and (self._in_use is not None or not is_in_use(self._made)):
+            shutil.rmtree(self._made, ignore_errors=True)
+
+    def end(self) -> None:
+        if self._in_use is not None:
+            self._in_use.end()
 
 
 def _rename(staged: Path, target: Path, other_name: Callable[[], Path] | None) -> Path:
