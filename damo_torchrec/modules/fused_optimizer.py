@@ -11,6 +11,11 @@ from damo_torchrec.optim.spec import OptimizerSpec
 # Rules whose state is what FBGEMM keeps under that name.
 _HAVE_MOMENTUM_1 = ("ADAGRAD", "ROWWISE_ADAGRAD")
 
+# What optimizers of torch have in their groups, and these take from the collection's optimizer_kwargs alone.
+_FIXED = frozenset(
+    ("momentum", "dampening", "nesterov", "weight_decay", "betas", "eps", "lr_decay", "alpha", "amsgrad", "maximize")
+)
+
 
 def _moments(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """TorchRec's ``momentum_1`` by table: those of ``{"T.weight": {"T.weight.momentum_1": ...}}``."""
@@ -53,12 +58,12 @@ class FusedTableOptimizer(FusedOptimizer):
         # Stand-ins without elements: rows are not parameters, but an optimizer is keyed by some.
         params = {f"{prefix}.{table}.weight": torch.nn.Parameter(torch.empty(0, device="cpu")) for table in specs}
         groups: list[dict[str, Any]] = [
-            {"params": [param], "lr": spec.lr, "initial_lr": spec.lr}
-            for param, spec in zip(params.values(), specs.values(), strict=True)
+            {"params": [param], "lr": spec.lr} for param, spec in zip(params.values(), specs.values(), strict=True)
         ]
         state = {g["params"][0]: {"lr": _LearningRate(g)} for g in groups}
         super().__init__(params, state, groups)
         self._specs = specs
+        self._groups = groups
         self._set_state = set_state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -87,11 +92,26 @@ class FusedTableOptimizer(FusedOptimizer):
         return self
 
     def specs(self) -> dict[str, OptimizerSpec]:
-        """The update rules with the learning rates of now, by table."""
+        """The update rules with the learning rates of now, by table.
+
+        Raises:
+            ValueError: a parameter group has another hyperparameter, which has no effect there.
+        """
+        for group in self.param_groups:
+            if odd := _FIXED.intersection(group):
+                raise ValueError(
+                    f"param_groups of rows have a learning rate, lr, and no {', '.join(sorted(odd))}: give it in "
+                    "optimizer_kwargs when the collection is made"
+                )
         return {
             table: spec.with_lr(float(group["lr"]))
             for (table, spec), group in zip(self._specs.items(), self.param_groups, strict=True)
         }
+
+    def set_learning_rates(self, by_table: Mapping[str, float]) -> None:
+        """Sets those of some tables."""
+        for table, group in zip(self._specs, self._groups, strict=True):
+            group["lr"] = by_table.get(table, group["lr"])
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # as TorchRec's
         """Nothing: rows were updated in backward."""

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
+_BEGINS_WITHIN = 5.0  # seconds
+
 # Those whose end is to be waited for.
 _running: set[Job] = set()
 
@@ -28,12 +30,16 @@ class Job:
         """Calls `work`, which does not raise, there.
 
         Raises:
-            RuntimeError: there can be no more threads, since the system refuses or the interpreter is ending.
+            RuntimeError: there can be no more threads, since the system refuses or the interpreter is ending, or there
+                is no memory for one to begin. It may still call `work` later.
         """
+        begun = threading.Lock()
+        begun.acquire()
 
         def run() -> None:
-            self._thread = threading.get_ident()
             try:
+                self._thread = threading.get_ident()
+                begun.release()
                 work()
             finally:
                 self._thread = None
@@ -47,6 +53,10 @@ class Job:
             _running.discard(self)
             self._unfinished.release()
             raise
+        # Without memory for its first frame a thread ends without a word.
+        if not begun.acquire(timeout=_BEGINS_WITHIN):
+            _running.discard(self)
+            raise RuntimeError(f"a thread has not begun within {_BEGINS_WITHIN:.0f} s: there may be no memory for it")
 
     @property
     def is_here(self) -> bool:

@@ -135,6 +135,7 @@ class CheckpointWriter:
                 self._job.start(write)
             except RuntimeError as error:
                 _log.info("the checkpoint %s is written at once: %s", new.path, error)
+                self._job = None
                 write()
             return done
         except BaseException:

@@ -26,6 +26,9 @@ from damo_torchrec.store.session import Session
 
 _log = logging.getLogger(__name__)
 
+# How often a reader looks for a checkpoint that is not removed before it is opened.
+_TRIES = 10
+
 
 def start(session: Session, seed: int | None, restore: str | int | os.PathLike[str] | None) -> None:
     """Starts a new session as `EmbeddingStore` says of its arguments. It is let go of if that fails."""
@@ -119,15 +122,25 @@ def _start_reading(session: Session, seed: int | None, restore: str | int | os.P
     path = session.path
     if not path.is_dir():
         raise ValueError(f"{path} is not a directory")
-    if is_checkpoint(path):
-        source = path
+    for _ in range(_TRIES):
+        source = path if is_checkpoint(path) else CheckpointLine.of_store(path).find(restore)
+        try:
+            manifest = Manifest.read(source)
+            session.checkpoint_in_use = InUse(source / MANIFEST_FILE)  # who has the store does not remove it any more
+            break
+        except (OSError, CorruptionError):
+            if source.exists():
+                raise
+            if source == path:
+                raise ValueError(f"the checkpoint {path} has been removed") from None
+            _log.info("the checkpoint %s has been removed meanwhile", source)
+    else:
+        raise ValueError(f"{source} has been removed: there are newer checkpoints")
+    if source == path:
         origin = Listed.read(path).origin
         session.catalog.checkpoints.line = origin.line if origin else None
     else:
         session.catalog.checkpoints = CheckpointLine.of_store(path)
-        source = session.catalog.checkpoints.find(restore)
-    manifest = Manifest.read(source)
-    session.checkpoint_in_use = InUse(source / MANIFEST_FILE)
     check_seed(path, manifest.seed, seed)
     large = has_large_journal(source)
     manifest.check_files(source, records=not large)

@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -65,4 +66,5 @@ def _close_all() -> None:
     give_up = time.monotonic() + _TRAINERS_END_WITHIN
     for thread in threading.enumerate():
         if thread.daemon and thread.ident in trainers and thread is not threading.current_thread():
-            thread.join(max(0.0, give_up - time.monotonic()))
+            with suppress(AssertionError, RuntimeError):  # not started by `threading`, which cannot wait for it
+                thread.join(max(0.0, give_up - time.monotonic()))

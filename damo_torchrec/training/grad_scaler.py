@@ -17,8 +17,10 @@ def follow_grad_scaler(
 
     At the end of each pass the dense gradients are looked at. If one is not finite, so that ``scaler.step`` is about to
     skip the dense part's step, the rows' is skipped, too, whatever `StoreOptions.on_nonfinite` says. If a gradient of
-    rows is not finite, all are skipped and one dense gradient is made infinite, which has the scaler do the same and
-    lower its scale. ``stats().skipped_backwards`` counts both.
+    rows is not finite, all are skipped. In both cases one gradient of each optimizer is made infinite, which has the
+    scaler skip its step, too, and lower its scale. ``stats().skipped_backwards`` counts them.
+    `EmbeddingStore.apply_accumulated` belongs before ``scaler.step``, as ``backward()`` does. Have one store follow a
+    scaler: of several, some may be updated before a gradient of another's rows turns out not to be finite.
 
     ::
 
@@ -59,17 +61,18 @@ class _Scaled:
         return float(self._scaler.get_scale())
 
     def overflows(self) -> bool:
-        return any(not torch.isfinite(values).all() for values in self._gradients())
+        return any(not torch.isfinite(values).all() for o in self._optimizers for values in _gradients(o))
 
     def skip(self) -> None:
-        for values in self._gradients():
-            values.fill_(math.inf)
-            return
+        for optimizer in self._optimizers:  # the scaler looks at each by itself
+            first = next(iter(_gradients(optimizer)), None)
+            if first is not None:
+                first.fill_(math.inf)
 
-    def _gradients(self) -> Iterable[torch.Tensor]:
-        """The values of each dense gradient."""
-        for optimizer in self._optimizers:
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    if parameter.grad is not None and parameter.grad.numel() > 0:
-                        yield parameter.grad._values() if parameter.grad.is_sparse else parameter.grad
+
+def _gradients(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:
+    """The values of each gradient of dense parameters."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and parameter.grad.numel() > 0:
+                yield parameter.grad._values() if parameter.grad.is_sparse else parameter.grad

@@ -14,7 +14,13 @@ from damo_torchrec.checkpoints.layout import MODULE_FILE
 from damo_torchrec.errors import SchemaMismatchError
 from damo_torchrec.modules import store_of, tables_of
 from damo_torchrec.store.opening import restore_unless_at
-from damo_torchrec.training.model_checkpoint import dense_state, load_dense_state, model_checkpoint_at, read_dense
+from damo_torchrec.training.model_checkpoint import (
+    dense_state,
+    load_dense_state,
+    model_checkpoint_at,
+    read_dense,
+    set_learning_rates,
+)
 from damo_torchrec.training.random_state import set_random_state
 
 
@@ -70,6 +76,7 @@ def load_model(
     load_dense_state(model, dense["model"])
     if optimizer is not None:
         optimizer.load_state_dict(dense["optimizer"])
+    set_learning_rates(model, dense.get("learning_rates", {}))  # which earlier releases did not save
     for scheduler, state in zip(schedulers, saved_schedulers, strict=False):
         scheduler.load_state_dict(state)
     set_random_state(dense["random"])

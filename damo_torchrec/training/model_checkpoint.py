@@ -98,6 +98,22 @@ def newest_with_dense_part(oldest_first: Sequence[Listed]) -> Path | None:
     return trained[-1].path if trained else None
 
 
+def learning_rates(model: nn.Module) -> dict[str, dict[str, float]]:
+    """Those of rows: by the name of a collection in the model, then by table."""
+    return {
+        name: {table: spec.lr for table, spec in module.fused_optimizer.specs().items()}
+        for name, module in model.named_modules()
+        if isinstance(module, Collection)
+    }
+
+
+def set_learning_rates(model: nn.Module, saved: dict[str, dict[str, float]]) -> None:
+    """Sets what `learning_rates` returned; collections and tables that it does not have keep theirs."""
+    for name, module in model.named_modules():
+        if isinstance(module, Collection):
+            module.fused_optimizer.set_learning_rates(saved.get(name, {}))
+
+
 def read_dense(path: Path) -> dict[str, Any]:
     """What `save_model` put into a checkpoint besides its rows.
 

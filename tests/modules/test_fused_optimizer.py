@@ -178,3 +178,19 @@ def test_a_state_dict_of_other_tables_is_refused(ebc, memory_store):
 def test_parameter_groups_cannot_be_added(ebc):
     with pytest.raises(NotImplementedError):
         ebc.fused_optimizer.add_param_group({"params": [torch.zeros(1)]})
+
+
+def test_a_scheduler_begins_with_the_learning_rate_of_the_moment(ebc):
+    for group in ebc.fused_optimizer.param_groups:
+        group["lr"] = 0.125
+    LambdaLR(ebc.fused_optimizer, lambda epoch: 0.5**epoch)
+    assert moves(ebc) == [0.125, 0.125]
+
+
+@pytest.mark.parametrize("name", ["momentum", "weight_decay", "betas", "eps"])
+def test_a_hyperparameter_that_has_no_effect_in_a_group_is_refused(ebc, name):
+    ebc.fused_optimizer.param_groups[1][name] = 0.5
+    with pytest.raises(ValueError, match=f"have a learning rate, lr, and no {name}"):
+        moves(ebc)
+    del ebc.fused_optimizer.param_groups[1][name]
+    moves(ebc)

@@ -56,3 +56,22 @@ def restores(directory: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 def test_a_restore_without_memory_raises_and_the_rows_stay(tmp_path):
     run_program(restores, tmp_path)
+
+
+def checkpoints_in_the_background(directory: Path) -> None:
+    options = damo.StoreOptions(num_threads=1)
+    with damo.EmbeddingStore(directory / "store", memory_budget="64MiB", options=options) as store:
+        collection(store, config("t"))
+        table = store.table("t")
+        for spare in (0, MIB, 4 * MIB, 16 * MIB):
+            table.set([1], torch.full((1, table.dim), float(spare)))
+            futures = []
+            raised = without_memory(lambda: futures.append(store.checkpoint_async()), spare)  # noqa: B023
+            assert raised or isinstance(futures[0].exception(), MemoryError | damo.DamoError | None)
+            store.checkpoint()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_a_checkpoint_in_the_background_without_memory_ends(tmp_path):
+    """Without memory for its first frame, a thread of Python's ends without a word."""
+    run_program(checkpoints_in_the_background, tmp_path)

@@ -10,6 +10,7 @@ import torch
 
 import damo_torchrec as damo
 from damo_torchrec import Delta
+from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
 from delta_model import Model, applied
 from mixed_run import SmallModel, collection, rows_of, update
 from support import small_store
@@ -171,3 +172,25 @@ def test_a_store_of_an_earlier_release_goes_on(tmp_path):
             make["one_more_step"](make["make_model"](store, 3))
             store.checkpoint()
             assert names(store) == expected
+
+
+def test_a_reader_that_a_removal_overtakes_takes_the_next_checkpoint(tmp_path, monkeypatch):
+    find, removals = CheckpointLine.find, [1, 2, 3]
+    with small_store(tmp_path / "store", keep_checkpoints=1) as store:
+        ebc = collection(store, "t")
+
+        def overtaken(line, which):
+            found = find(line, which)
+            if removals:
+                removals.pop()
+                update(ebc, {"t": [[1]]})
+                store.checkpoint()
+                assert not found.exists()
+            return found
+
+        monkeypatch.setattr(CheckpointLine, "find", overtaken)
+        with damo.EmbeddingStore(store.path, read_only=True) as reader:
+            assert reader.step == store.step == 3
+        removals += range(100)
+        with pytest.raises(ValueError, match="has been removed: there are newer checkpoints"):
+            damo.EmbeddingStore(store.path, read_only=True)

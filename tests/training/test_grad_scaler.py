@@ -59,6 +59,19 @@ def test_both_parts_skip_a_step_that_one_overflows_in(store, overflows, optimize
     assert (rows != before[0], dense != before[1]) == (True, True)
 
 
+@pytest.mark.parametrize("faulty", [0, 1])
+def test_all_optimizers_skip_what_one_overflows_in(store, faulty):
+    run = Run(store, optimizers=2)
+    damo.follow_grad_scaler(store, run.scaler, run.optimizers)
+    before = run.state()
+    run.backward()
+    run.layers[faulty].weight.grad.fill_(float("inf"))
+    run.scaler.scale(look_up(run.ebc, {"t": [[1]]}).sum()).backward()  # sees that
+    run.step()
+    assert run.state()[1] == before[1]
+    assert (store.step, store.stats().skipped_backwards) == (1, 1)
+
+
 def test_the_scale_of_each_pass_is_taken_away(store):
     run = Run(store)
     damo.follow_grad_scaler(store, run.scaler, run.optimizers)

@@ -223,6 +223,33 @@ EXTRA = {
 }
 
 
+@pytest.mark.parametrize("scheduler", [torch.optim.lr_scheduler.ExponentialLR, torch.optim.lr_scheduler.LambdaLR])
+def test_learning_rates_of_rows_come_back_without_an_optimizer(tmp_path, scheduler):
+    """As torch's do, that are in the state dict of an optimizer."""
+    argument = 0.1 if scheduler is torch.optim.lr_scheduler.ExponentialLR else lambda epoch: 0.1**epoch
+
+    def run(store):
+        model = nn.ModuleDict({"ebc": collection(store, "t", initial=0.0)})
+        return model, scheduler(model["ebc"].fused_optimizer, argument)
+
+    def step(model, schedule):
+        update(model["ebc"], {"t": [[1]]})
+        schedule.optimizer.step()
+        schedule.step()
+
+    with damo.EmbeddingStore(tmp_path / "store") as store:
+        model, schedule = run(store)
+        for _ in range(2):
+            step(model, schedule)
+        damo.save_model(model, tmp_path / "saved", schedulers=[schedule])
+    with damo.EmbeddingStore(tmp_path / "other") as store:
+        model, schedule = run(store)
+        damo.load_model(tmp_path / "saved", model, schedulers=[schedule])
+        for _ in range(2):
+            step(model, schedule)
+        assert store.table("t").get([1])[0, 0] == pytest.approx(-1.111)
+
+
 def test_extra_comes_back_as_it_was(tmp_path):
     with damo.EmbeddingStore(tmp_path / "store") as store:
         model = SmallModel(store)
