@@ -83,8 +83,6 @@ def _scale(session: Session) -> float:
 
 def _apply(session: Session, gradients: Sequence[Gradient], scale: float) -> bool:
     """One update of all rows. REQUIRES: the mutex."""
-    for gradient in gradients:
-        gradient.check_unchanged()
     engine, dense = session.engine, session.dense_part
     _set_optimizers(session, gradients)
     session.note_update()

@@ -107,8 +107,15 @@ class WaitingGradients:
         return [*self.take(scale), *gradients]
 
     def take(self, scale: float) -> list[Gradient]:
-        """What waits, with this loss scale. It does no more."""
+        """What waits, with this loss scale. It does no more.
+
+        Raises:
+            RuntimeError: as `Gradient.check_unchanged`. Half of an accumulation cannot be made whole.
+        """
         ended, self._ended = self._ended, []
+        for _, gradients in ended:
+            for gradient in gradients:
+                gradient.check_unchanged()
         return [gradient.scaled(scale / then) for then, gradients in ended for gradient in gradients]
 
     def clear(self) -> None:

@@ -304,6 +304,7 @@ def test_passes_of_several_threads_are_steps_of_their_own(store):
     assert not failures
     assert store.step == threads * updates
     assert store.table("t").get([0])[0, 0] == -2.0 * threads * updates
+    assert store.table("t").get(range(1, threads + 1))[:, 0].tolist() == [-float(updates)] * threads
 
 
 # ------------------------------------------------------------------ other ways to go backward
@@ -363,60 +364,3 @@ def test_a_graph_that_is_traced_takes_part_in_the_step(store):
     x = torch.ones(1, requires_grad=True)
     torch.autograd.grad((compiled(kjt({"t": EVERY_ROW})) * x).sum(), x)
     assert rows_of(store) == before
-
-
-# ------------------------------------------------------------------ one optimizer for a table
-
-
-def test_collections_that_differ_in_the_optimizer_of_their_table_are_refused(store):
-    one, other = collection(store, "t", lr=0.5), collection(store, "t", lr=0.25)
-    with pytest.raises(ValueError, match=r"collections train the table 't' .* lr is 0.5 in one and 0.25 in the other"):
-        (look_up(one, {"t": [[1]]}).sum() + look_up(other, {"t": [[1]]}).sum()).backward()
-    assert rows_of(store) == {"t": {}}
-    other.fused_optimizer.param_groups[0]["lr"] = 0.5
-    (look_up(one, {"t": [[1]]}).sum() + look_up(other, {"t": [[1]]}).sum()).backward()
-    assert store.step == 1
-    other.fused_optimizer.param_groups[0]["lr"] = 0.125
-    with pytest.raises(ValueError, match="differ in its optimizer"):
-        update(other, {"t": [[1]]})
-    del one
-    update(other, {"t": [[1]]})
-    assert store.step == 2
-
-
-def test_a_collection_that_only_reads_may_differ(store):
-    one, other = collection(store, "t", lr=0.5), collection(store, "t", lr=0.25)
-    update(one, {"t": [[1]]})
-    look_up(other, {"t": [[1]]})
-    look_up(other.eval(), {"t": [[1]]})
-    update(one, {"t": [[1]]})
-    assert store.step == 2
-
-
-# ------------------------------------------------------------------ skipped steps are told
-
-
-def test_skipped_steps_in_a_row_are_told_and_end_in_an_error(caplog):
-    options = damo.StoreOptions(num_threads=2, on_nonfinite="skip", max_skipped_in_a_row=7)
-    with damo.EmbeddingStore(options=options) as store:
-        ebc = collection(store, "t")
-        for _ in range(2):
-            for _ in range(4):
-                update(ebc, {"t": [[1]]}, float("nan"))
-            update(ebc, {"t": [[1]]})
-        assert not caplog.records
-        for _ in range(6):
-            update(ebc, {"t": [[1]]}, float("nan"))
-        assert [record.levelname for record in caplog.records] == ["WARNING"]
-        assert "has skipped 5 updates in a row" in caplog.text
-        with pytest.raises(damo.NonFiniteGradientError, match="has skipped 7 updates in a row"):
-            update(ebc, {"t": [[1]]}, float("nan"))
-        update(ebc, {"t": [[1]]})
-        update(ebc, {"t": [[1]]}, float("nan"))
-        assert (store.step, store.stats().skipped_backwards) == (3, 16)
-
-
-@pytest.mark.parametrize("limit", [0, -1, 1.5, True])
-def test_a_limit_of_skipped_steps_is_a_count(limit):
-    with pytest.raises(ValueError, match="max_skipped_in_a_row must be an int from 1 on"):
-        damo.StoreOptions(max_skipped_in_a_row=limit)
