@@ -15,6 +15,9 @@ CPP_FILES = $(shell find csrc tests/csrc tests/fuzz benchmarks/csrc -name '*.h' 
 # Thread sanitizers of GCC before 14 cannot run where the kernel randomises addresses widely.
 FIXED_ADDRESSES = $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(uname -m) -R)
 
+# Runs the test program $$tests in as many processes as there are cores, each with a share of the tests.
+IN_SHARES = seq 0 $$(($(JOBS) - 1)) | GTEST_TOTAL_SHARDS=$(JOBS) xargs -P $(JOBS) -I{} env GTEST_SHARD_INDEX={}
+
 .PHONY: help venv gtest clang example test test-cpp test-python sanitize lint format bench bench-quick chaos soak clean
 .DEFAULT_GOAL := help
 
@@ -43,14 +46,14 @@ test-python: venv  ## run the Python tests; pytest's options in ARGS="..."
 sanitize: venv gtest  ## run the C++ tests under the address, undefined-behaviour and thread sanitizers
 	@$(CONFIGURE) -B build/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDAMO_SANITIZE=address,undefined
 	@$(BUILD) build/asan --parallel $(JOBS)
-	@for tests in build/asan/damo_test_*; do $$tests --gtest_brief=1 || exit; done
+	@for tests in build/asan/damo_test_*; do $(IN_SHARES) $$tests --gtest_brief=1 || exit; done
 	@$(BIN)/ctest --test-dir build/asan --quiet --output-on-failure --tests-regex RecordFuzzer
 	@$(CONFIGURE) -B build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDAMO_SANITIZE=thread
 	@$(BUILD) build/tsan --parallel $(JOBS)
 # Without the tests of RocksDB: the system's library is not instrumented, so its locks would go unseen. Without those
 # that open hundreds of stores to have each allocation fail: they take minutes here, and one thread.
 	@for tests in build/tsan/damo_test_*; do \
-	  $(FIXED_ADDRESSES) $$tests --gtest_brief=1 --gtest_filter='-*RocksDb*:StoreMemoryTest*:UpdateWithoutMemoryTest*' || exit; \
+	  $(IN_SHARES) $(FIXED_ADDRESSES) $$tests --gtest_brief=1 --gtest_filter='-*RocksDb*:StoreMemoryTest*:UpdateWithoutMemoryTest*' || exit; \
 	done
 
 lint: venv clang  ## check style, types, imports and locks
