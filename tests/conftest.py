@@ -52,3 +52,11 @@ def any_store(request, tmp_path):
             stats = store.stats().tables["t"]
             assert stats.cached_rows * store.table("t").dim * 4 <= A_HANDFUL_OF_ROWS
             assert stats.misses > store.table("t").iter
+
+
+@pytest.fixture
+def gloo():
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

@@ -166,7 +166,7 @@ def _autograd(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     rows_grad, weight_grad = torch.ops.damo_torchrec.embedding_bag_collection_backward(
         grad, ids, lengths, weights, *ctx.rest
     )
-    return rows_grad, None, None, weight_grad if weights is not None else None, *[None] * 6
+    return rows_grad, None, None, weight_grad if weights is not None else None, *[None] * len(ctx.rest)
 
 
 torch.library.register_fake("damo_torchrec::embedding_bag_collection", _fake_forward, lib=_library)

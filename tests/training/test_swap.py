@@ -7,14 +7,17 @@ import pytest
 import torch
 import torchrec
 from torch import nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.models.dlrm import DLRM
 from torchrec.modules.embedding_tower import EmbeddingTower, EmbeddingTowerCollection
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 import damo_torchrec as damo
 from support import config, kjt, payloads, random_kjt
 
 SGD = {"optimizer_type": torch.optim.SGD, "optimizer_kwargs": {"lr": 0.5}}
+MANY = [random_kjt(torch.Generator().manual_seed(seed), ["a", "b"], 20, 100) for seed in range(3)]
 FEATURES = {"a": [[1, 2], [3]], "b": [[4], []]}
 
 
@@ -110,9 +113,9 @@ def test_a_model_that_is_a_collection_is_returned_replaced(memory_store):
     assert type(swapped) is damo.EmbeddingBagCollection
 
 
-def test_a_model_without_collections_is_returned_as_it_is(memory_store):
-    model = nn.Linear(1, 1)
-    assert damo.swap(model, store=memory_store) is model
+def test_a_model_without_collections_is_refused(memory_store):
+    with pytest.raises(ValueError, match="no embedding collection of TorchRec's to replace in Linear"):
+        damo.swap(nn.Linear(1, 1), store=memory_store)
 
 
 def test_a_collection_that_is_used_twice_is_replaced_by_one(memory_store):
@@ -122,13 +125,16 @@ def test_a_collection_that_is_used_twice_is_replaced_by_one(memory_store):
     assert model["y"][0] is model["x"]
 
 
-def test_subclasses_are_left_alone(memory_store):
-    class Special(torchrec.EmbeddingBagCollection):
-        pass
+class Special(torchrec.EmbeddingBagCollection):
+    pass
 
-    model = nn.Sequential(Special([config("a")]))
-    damo.swap(model, store=memory_store, **SGD)
-    assert type(model[0]) is Special
+
+def test_subclasses_are_refused_alone_and_warned_of_beside_others(memory_store, caplog):
+    with pytest.raises(ValueError, match=r"does not replace \{'0': 'Special'\}"):
+        damo.swap(nn.Sequential(Special([config("a")])), store=memory_store)
+    model = damo.swap(nn.Sequential(Special([config("a")]), plain("b")), store=memory_store, **SGD)
+    assert [type(module) for module in model] == [Special, damo.EmbeddingBagCollection]
+    assert "does not replace {'0': 'Special'}" in caplog.text
 
 
 def test_a_second_swap_changes_nothing(memory_store):
@@ -162,6 +168,137 @@ def test_what_was_replaced_is_logged(memory_store, caplog):
         "first: EmbeddingBagCollection",
         "rest.1.second: FusedEmbeddingBagCollection",
     ]
+
+
+def trained_alike(model, store, arguments=MANY, **options):
+    """Trains the model and its twin over the store; their outputs must stay equal."""
+    twin = damo.swap(nn.Sequential(model), store=store, copy_weights=True, **options)[0]
+    for batch in arguments:
+        for one in (model, twin):
+            one(batch).values().square().sum().backward()
+        torch.testing.assert_close(twin(batch).values(), model(batch).values())
+    return twin
+
+
+@pytest.mark.parametrize(
+    ("optimizer_type", "kwargs"),
+    [
+        (torch.optim.SGD, {"lr": 0.5}),
+        (torch.optim.SGD, {}),
+        (torch.optim.Adagrad, {"lr": 0.5, "eps": 0.1}),
+        (torchrec.optim.RowWiseAdagrad, {"lr": 0.3}),
+    ],
+)
+def test_the_optimizer_of_a_fused_collection_is_taken_over(memory_store, optimizer_type, kwargs):
+    model = FusedEmbeddingBagCollection([config("a"), config("b")], optimizer_type, kwargs)
+    twin = trained_alike(model, memory_store)
+    assert twin.fused_optimizer.param_groups[0]["lr"] == kwargs.get("lr", pytest.approx(0.01))
+
+
+def test_a_learning_rate_that_was_changed_since_is_taken_over(memory_store):
+    model = fused("a", "b")
+    model.fused_optimizer().param_groups[0]["lr"] = 0.7
+    model(MANY[0])  # FBGEMM takes it there
+    twin = damo.swap(model, store=memory_store)
+    assert twin.fused_optimizer.param_groups[0]["lr"] == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("optimizer_type", [torch.optim.SGD, torch.optim.Adagrad, torchrec.optim.RowWiseAdagrad])
+def test_the_optimizer_that_was_applied_in_backward_is_taken_over(memory_store, optimizer_type):
+    model = plain("a", "b")
+    apply_optimizer_in_backward(optimizer_type, model.parameters(), {"lr": 0.5})
+    trained_alike(model, memory_store)
+
+
+def test_each_table_takes_over_its_own_optimizer_and_its_options_come_first(memory_store):
+    model = plain("a", "b", "c")
+    for name, optimizer_type in (("a", torch.optim.SGD), ("b", torch.optim.Adam)):
+        apply_optimizer_in_backward(optimizer_type, [model.embedding_bags[name].weight], {"lr": 0.25})
+    options = {"b": damo.TableOptions(optimizer=(torch.optim.SGD, {"lr": 2.0}), clip_grad_norm=1.0)}
+    swapped = damo.swap(model, store=memory_store, table_options=options)
+    assert [group["lr"] for group in swapped.fused_optimizer.param_groups] == [0.25, 2.0, 0.01]
+    specs = {d.name: d.optimizer for d in swapped.table_definitions()}
+    assert [specs[name].kind for name in "abc"] == ["SGD", "SGD", "ROWWISE_ADAGRAD"]
+    assert specs["b"].clip_norm == 1.0
+
+
+def test_adagrads_sums_come_along_with_weights(memory_store):
+    model = plain("a", "b")
+    apply_optimizer_in_backward(torch.optim.Adagrad, model.parameters(), {"lr": 0.5})
+    for batch in MANY:
+        model(batch).values().square().sum().backward()
+    twin = damo.swap(nn.Sequential(model), store=memory_store, copy_weights=True)[0]
+    for one in (model, twin):
+        one(MANY[0]).values().square().sum().backward()
+    torch.testing.assert_close(twin(MANY[0]).values(), model(MANY[0]).values())
+
+
+def test_moments_that_are_left_behind_are_told(memory_store, caplog):
+    model = plain("a", "b")
+    apply_optimizer_in_backward(torch.optim.Adam, model.parameters(), {"lr": 0.5})
+    model(MANY[0]).values().sum().backward()
+    damo.swap(model, store=memory_store, copy_weights=True)
+    assert "state of the tables a, b is left behind" in caplog.text
+
+
+def test_optimizers_that_cannot_be_taken_over_are_refused(memory_store):
+    model = plain("a")
+    apply_optimizer_in_backward(torch.optim.SGD, model.parameters(), {"lr": 0.5})
+    assert_refused(
+        model,
+        memory_store,
+        ValueError,
+        "has an optimizer of its own",
+        optimizer_type=None,
+        optimizer_kwargs={"lr": 1.0},
+    )
+    apply_optimizer_in_backward(torch.optim.Adam, model.parameters(), {"lr": 0.5})
+    none = {"optimizer_type": None, "optimizer_kwargs": None}
+    assert_refused(model, memory_store, ValueError, "table 'a' has 2 optimizers", **none)
+    model = plain("a")
+    apply_optimizer_in_backward(torch.optim.RMSprop, model.parameters(), {"lr": 0.5})
+    assert_refused(model, memory_store, ValueError, "no update rule for torch.optim.RMSprop", **none)
+
+
+def sequence(name):
+    return torchrec.EmbeddingCollection([torchrec.EmbeddingConfig(100, 8, name=name, feature_names=[name])])
+
+
+def test_tables_of_one_name_can_be_renamed_or_shared(tmp_path):
+    for rename, tables in (
+        ({"seq.a": "a_seq"}, ["a", "a_seq"]),
+        ({"seq.a": "a"}, ["a"]),
+        ({"seq.a": "item", "bag.a": "item"}, ["item"]),
+    ):
+        with damo.EmbeddingStore(tmp_path / "".join(rename.values()), memory_budget="64MiB") as store:
+            model = nn.ModuleDict({"bag": plain("a"), "seq": sequence("a")})
+            damo.swap(model, store=store, rename=rename, **SGD)
+            assert sorted(store.tables()) == tables
+            bag, steps = model["bag"](kjt({"a": [[1]]})), model["seq"](kjt({"a": [[1]]}))
+            assert torch.equal(bag["a"], steps["a"].values()) == (len(tables) == 1)
+
+
+def test_renaming_and_sharing_say_what_cannot_be(memory_store):
+    model = nn.ModuleDict({"bag": plain("a"), "seq": sequence("a")})
+    assert_refused(model, memory_store, ValueError, r"rename=\{'seq.a': ...\}")
+    assert_refused(model, memory_store, ValueError, r"rename has \['seq.b'\]", rename={"seq.b": "c"})
+    both = {"rename": {"seq.a": "a"}, "copy_weights": True}
+    assert_refused(model, memory_store, ValueError, "share the table 'a'", **both)
+
+
+def test_models_on_the_meta_device_come_to_life(memory_store):
+    model = nn.Sequential(torchrec.EmbeddingBagCollection([config("a"), config("b")], device="meta"))
+    assert_refused(model, memory_store, ValueError, "on the meta device", copy_weights=True)
+    damo.swap(model, store=memory_store, **SGD)
+    model(kjt(FEATURES)).values().sum().backward()
+    assert [len(memory_store.table(name)) for name in "ab"] == [3, 1]
+
+
+def test_sharded_collections_are_refused(memory_store, gloo):
+    model = nn.Sequential(torchrec.EmbeddingBagCollection([config("a")], device="meta"))
+    sharded = DistributedModelParallel(model, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="has to come before DistributedModelParallel"):
+        damo.swap(sharded, store=memory_store)
 
 
 def assert_refused(model, store, error, match, **more):
