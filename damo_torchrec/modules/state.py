@@ -29,7 +29,7 @@ def describe(store: EmbeddingStore, tables: Sequence[Table]) -> torch.Tensor:
 
 def _schema(table: Table) -> dict[str, Any]:
     """Without the initializer's numbers, in whose last bit machines may differ."""
-    schema = asdict(table.opened.definition.schema())
+    schema = asdict(table.session.catalog.schema(table.opened))
     del schema["numbers"]
     return schema
 

@@ -208,9 +208,10 @@ def _draw(table: Table) -> tuple[int, float, float]:
     initializer = table.session.catalog.initializer(table.opened)
     kinds = (_core.Distribution.UNIFORM, _core.Distribution.CONSTANT)
     if initializer.distribution not in kinds or table.row_dtype is not torch.float32:
+        stored = table.session.catalog.schema(table.opened)
         raise ValueError(
             f"table {table.name!r}: standard operators can draw the initial values of unseen ids where those are "
-            f"uniform or constant, of float32; here they are {table.opened.definition.initializer}, {table.row_dtype}. "
+            f"uniform or constant, of float32; here they are {stored.initializer}, {stored.row_dtype}. "
             'unseen="zeros" goes without'
         )
     high = initializer.b if initializer.distribution is _core.Distribution.UNIFORM else initializer.a

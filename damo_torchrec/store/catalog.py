@@ -1,6 +1,7 @@
 """Which tables a store has: those of its manifest, and those that collections opened since."""
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,11 +12,16 @@ from damo_torchrec.checkpoints.layout import CHECKPOINTS
 from damo_torchrec.checkpoints.lineage import Lineage
 from damo_torchrec.checkpoints.manifest import Manifest, TableEntry, TableSchema
 from damo_torchrec.errors import SchemaMismatchError
+from damo_torchrec.init import from_description
 from damo_torchrec.optim.spec import OptimizerSpec
 from damo_torchrec.store.table_definition import TableDefinition
 
+_log = logging.getLogger(__name__)
+
 # Numbers are given out from 1 on, and this one is the last that there is.
 _NEVER_GIVEN = 2**31 - 1
+# What of a schema shapes the rows.
+_OF_ROWS = ("dim", "optimizer", "row_dtype")
 
 
 @dataclass(eq=False)
@@ -66,14 +72,14 @@ class Catalog:
         self.open: dict[str, OpenTable] = {}
 
     def check(self, definition: TableDefinition, engine: _core.Store) -> None:
-        """Whether the table can be opened.
+        """Whether the table can be opened. It keeps the initial values that it began with.
 
         Raises:
             SchemaMismatchError: the store has a table of this name with another schema.
             ValueError: its rows are too large for the memory budget.
         """
         if definition.name in self.open:
-            existing = self.open[definition.name].definition.schema()
+            existing = self.schema(self.open[definition.name])
         elif definition.name in self.manifest.tables:
             existing = self.manifest.tables[definition.name].schema
         else:
@@ -84,23 +90,30 @@ class Catalog:
             engine.check_table(schema)
             return
         wanted = definition.schema()
-        for what in ("dim", "optimizer", "initializer", "row_dtype"):
+        for what in _OF_ROWS:
             if getattr(existing, what) != getattr(wanted, what):
                 raise SchemaMismatchError(
                     f"table {definition.name!r} of the store {self._path} has {what} {getattr(existing, what)}, "
                     f"got {getattr(wanted, what)}"
                 )
+        if existing.initializer != wanted.initializer:
+            _log.info(
+                "table %r of the store %s keeps the initial values that it began with, %s, and ignores %s",
+                definition.name,
+                self._path,
+                existing.initializer,
+                wanted.initializer,
+            )
 
     def check_restorable(self, manifest: Manifest, source: Path) -> None:
         """Raises SchemaMismatchError if a table that is open, or the seed, is another in `manifest`."""
         check_seed(source, manifest.seed, self.manifest.seed)
         for name, table in self.open.items():
-            schema = table.definition.schema()
-            if name in manifest.tables and manifest.tables[name].schema != schema:
-                raise SchemaMismatchError(
-                    f"table {name!r} is open with {schema}, but the checkpoint {source} has "
-                    f"{manifest.tables[name].schema}"
-                )
+            if name not in manifest.tables:
+                continue
+            now, then = self.schema(table), manifest.tables[name].schema
+            if any(getattr(now, what) != getattr(then, what) for what in _OF_ROWS):
+                raise SchemaMismatchError(f"table {name!r} is open with {now}, but the checkpoint {source} has {then}")
 
     def tables_that_differ(self, manifest: Manifest, engine: _core.Store) -> set[str]:
         """Names of the tables with rows, or updates, that another checkpoint has otherwise, as far as counts tell."""
@@ -171,11 +184,12 @@ class Catalog:
 
     def initializer(self, table: OpenTable) -> _core.Initializer:
         """What the initial values of a table's rows are drawn from."""
-        core = _initializer(self._schema(table), table.definition)
+        core = _initializer(self.schema(table))
         core.stream_key = _stream_key(self.manifest.seed, table.name)
         return core
 
-    def _schema(self, table: OpenTable) -> TableSchema:
+    def schema(self, table: OpenTable) -> TableSchema:
+        """What may not change while the table has rows, and the initial values that it began with."""
         entry = self.manifest.tables.get(table.name)
         return entry.schema if entry else table.definition.schema()
 
@@ -190,7 +204,7 @@ class Catalog:
         live = {
             name: TableEntry(
                 number=table.number,
-                schema=self._schema(table),
+                schema=self.schema(table),
                 iter=states[table.index].iter,
                 rows=states[table.index].rows,
             )
@@ -206,9 +220,10 @@ class Catalog:
         )
 
 
-def _initializer(schema: TableSchema, definition: TableDefinition) -> _core.Initializer:
+def _initializer(schema: TableSchema) -> _core.Initializer:
     """The engine's initializer, with the numbers that were worked out when the table was made."""
-    core = definition.initializer.to_core(definition.num_embeddings, definition.dim)
+    initializer, num_embeddings = from_description(schema.initializer)
+    core = initializer.to_core(num_embeddings, schema.dim)
     for name, value in asdict(schema.numbers).items():
         setattr(core, name, value)
     return core

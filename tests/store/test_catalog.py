@@ -1,6 +1,7 @@
 """One name, one table: its schema, and the number by which its rows are known on disk."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,6 @@ def test_opening_a_table_again_with_its_schema_attaches_to_the_same_rows(store):
 OTHER_SCHEMAS = {
     "dim": {"dim": 8},
     "optimizer": {"optimizer": torch.optim.Adam},
-    "initializer": {"initial": 2.0},
 }
 
 
@@ -49,6 +49,30 @@ def test_opening_a_table_with_another_schema_is_refused(tmp_path, what, change, 
             collection(store, "t", **{"initial": 1.0, **change})
         collection(store, "t", initial=1.0)
         assert rows_of(store) == before
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+def test_a_table_keeps_the_initial_values_that_it_began_with_and_says_so(tmp_path, caplog, reopened):
+    def grown(store, n):
+        tables = [config("t", init_fn=torch.nn.init.xavier_uniform_, num_embeddings=n)]
+        return damo.EmbeddingBagCollection(tables, torchrec.optim.SGD, {"lr": 1.0}, store=store)
+
+    caplog.set_level(logging.INFO, "damo_torchrec")
+    store = damo.EmbeddingStore(tmp_path / "store", seed=3)
+    first = look_up(grown(store, 100), {"t": [[7]]})
+    update(grown(store, 100), {"t": [[1]]})
+    assert "keeps the initial values" not in caplog.text
+    if reopened:
+        store.close()
+        store = damo.EmbeddingStore(tmp_path / "store")
+    with store:
+        assert torch.equal(look_up(grown(store, 1000), {"t": [[7]]}), first)
+        assert "'t' of the store" in caplog.text
+        assert "'num_embeddings': 100}, and ignores" in caplog.text
+        update(grown(store, 1000), {"t": [[2]]})
+        store.restore(store.checkpoint())
+        assert torch.equal(look_up(grown(store, 1000), {"t": [[7]]}), first)
+    assert damo.checkpoint_info(tmp_path / "store").rows == {"t": 2}
 
 
 def test_a_collection_of_which_one_table_is_refused_opens_none(store):
