@@ -143,6 +143,8 @@ class TableOptions:
             reproducible. Outputs are float32.
         unseen_in_eval: what ids without a row read as in eval mode: ``"zeros"``, or their ``"initial"`` value, which
             train mode always reads.
+        trainable: whether this collection trains the table. Rows of one that it does not train stay as they are, ids
+            without one get none, and train mode reads it as eval mode does.
     """
 
     optimizer: tuple[type[torch.optim.Optimizer], Mapping[str, Any]] | None = None
@@ -151,6 +153,7 @@ class TableOptions:
     initializer: Initializer | None = None
     row_dtype: torch.dtype | None = None
     unseen_in_eval: Literal["zeros", "initial"] = "zeros"
+    trainable: bool = True
 
     def __post_init__(self) -> None:
         optimizer: object = self.optimizer
@@ -168,3 +171,5 @@ class TableOptions:
             raise TypeError(f"initializer must be one of damo.init's, got {self.initializer!r}")
         if self.unseen_in_eval not in ("zeros", "initial"):
             raise ValueError(f"unseen_in_eval must be 'zeros' or 'initial', got {self.unseen_in_eval!r}")
+        if not isinstance(self.trainable, bool):
+            raise TypeError(f"trainable must be True or False, got {self.trainable!r}")

@@ -34,11 +34,13 @@ class Call:
 
     Args:
         session: of the store where the rows are.
-        tables: that are looked up.
+        tables: that are looked up and trained.
         optimizer: what they are trained with.
         features: which outputs to pool, for the session's engine.
         shape: of the output: (batch, columns), or (floats,) where keys differ in their number of bags.
         update: whether a gradient updates rows.
+        trained: by output, whether it updates that one's; None for all.
+        sizes: by output, its floats, where keys differ in their number of bags.
         pinned: whether the output goes to another device.
     """
 
@@ -48,6 +50,8 @@ class Call:
     features: Sequence[_core.Feature]
     shape: tuple[int, ...]
     update: bool
+    trained: Sequence[bool] | None = None
+    sizes: Sequence[int] | None = None
     pinned: bool = False
 
 
@@ -141,6 +145,7 @@ class _Lookup(torch.autograd.Function):
         ctx.kept = (ids, lengths, weights.detach() if weights is not None else None)
         ctx.save_for_backward(ids, lengths, weights)
         ctx.call, ctx.lookup, ctx.generation, ctx.order = call, lookup, generation, next(_forwards)
+        ctx.batch = batch
         # A forward in the middle of a backward pass recomputes what a checkpoint has dropped, for that pass.
         recomputed_for = pass_under_way(call.session) if call.update and rows.requires_grad else None
         ctx.recomputed_for = weakref.ref(recomputed_for) if recomputed_for is not None else None
@@ -157,7 +162,8 @@ class _Lookup(torch.autograd.Function):
         if tensors[2] is not None and ctx.needs_input_grad[3]:
             weight_grad = weight_gradient(call, ctx.lookup, grad)
         if call.update and reaches_rows(ctx.next_functions[0][0]):
-            gradient = Gradient(ctx.lookup, ctx.generation, ctx.order, ctx.kept, grad, call.tables, call.optimizer)
+            trained, grad = what_trains(call, ctx.batch, ctx.lookup, grad)
+            gradient = Gradient(trained, ctx.generation, ctx.order, ctx.kept, grad, call.tables, call.optimizer)
             add(call.session, gradient, ctx.recomputed_for() if ctx.recomputed_for is not None else None)
         return None, None, None, weight_grad, None, None
 
@@ -179,6 +185,16 @@ def readable(grad: torch.Tensor) -> torch.Tensor:
     if grad.stride(-1) != 1 or (grad.dim() == 2 and grad.shape[0] > 1 and grad.stride(0) < grad.shape[1]):
         return grad.contiguous()
     return grad
+
+
+def what_trains(call: Call, batch: Batch, found: _core.Lookup, grad: torch.Tensor) -> tuple[_core.Lookup, torch.Tensor]:
+    """What of a lookup and its gradient updates rows: all, unless tables are not trained."""
+    if call.trained is None:
+        return found, grad
+    features = list(itertools.compress(call.features, call.trained))
+    if call.sizes is not None:  # one output behind the other
+        grad = torch.cat(list(itertools.compress(torch.split(grad, list(call.sizes)), call.trained)))
+    return make_lookup(batch, features), grad
 
 
 def weight_gradient(call: Call, lookup: _core.Lookup, grad: torch.Tensor) -> torch.Tensor:
@@ -214,5 +230,6 @@ def graph_backward(call: Call, batch: Batch, grad: torch.Tensor, rows: torch.Ten
     if call.update and reaches_rows(torch.autograd.graph.get_gradient_edge(rows).node):
         # Nothing tells the order of the forwards: autograd takes them from the last to the first.
         order, tensors = -next(_forwards), (batch.ids, batch.lengths, batch.weights)
+        found, grad = what_trains(call, batch, found, grad)
         add(call.session, Gradient(found, generation, order, tensors, grad, call.tables, call.optimizer), None)
     return weight_grad

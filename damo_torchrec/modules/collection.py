@@ -20,6 +20,7 @@ from damo_torchrec.modules.lookup_plan import LookupOutput, LookupPlan, engine_f
 from damo_torchrec.modules.output_parts import parts_of_output
 from damo_torchrec.modules.tracing import eager
 from damo_torchrec.options import TableOptions
+from damo_torchrec.store.catalog import OpenTable
 from damo_torchrec.store.default_store import default_store
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.session import Session
@@ -57,6 +58,7 @@ class Collection(abc.ABC, nn.Module):
         What `EmbeddingBagCollection` says of its arguments holds.
         """
         self._device = _check_device(device)
+        self._frozen = False
         options = check_options(tables, table_options or {})
         # Copies: the caller's configs stay as they are.
         self._configs: list[Any] = [copy.copy(config) for config in tables]
@@ -86,6 +88,19 @@ class Collection(abc.ABC, nn.Module):
         """Undoes `attach_store`. For the modules of this package."""
         self._store, self._tables = None, []
 
+    def requires_grad_(self, requires_grad: bool = True) -> "Self":
+        """Whether gradients update rows. Frozen ones are read as in eval mode, and none is made.
+
+        Rows are no parameters: ``requires_grad_`` of a module around this one does not come here.
+        """
+        self._frozen = not requires_grad
+        return super().requires_grad_(requires_grad)
+
+    @property
+    def _trains(self) -> bool:
+        """Whether rows are read, and updated, as in train mode."""
+        return self.training and not self._frozen and any(self._plan.trained)
+
     # ------------------------------------------------------------------ batches
 
     @eager
@@ -106,7 +121,7 @@ class Collection(abc.ABC, nn.Module):
             return
         batch = self._batch(features)
         self._check_outputs(features, batch)
-        self._session.engine.prefetch(make_lookup(batch, self._engine_features(batch.keys, self.training)))
+        self._session.engine.prefetch(make_lookup(batch, self._engine_features(batch.keys, self._trains)))
 
     @abc.abstractmethod
     def _batch(self, features: Any) -> Batch:
@@ -120,24 +135,32 @@ class Collection(abc.ABC, nn.Module):
         return Accepted(self._device, self._session.memory_budget, self._plan.weighted)
 
     def _call(self, batch: Batch, training: bool) -> Call:
+        sizes = self._floats_of_outputs(batch)
         return Call(
             session=self._session,
-            tables=[table.opened for table in self._tables],
+            tables=self._trained_tables(),
             optimizer=self._optimizer,
             features=self._engine_features(batch.keys, training),
-            shape=self._output_shape(batch),
+            shape=(batch.size, self._plan.width) if sizes is None else (sum(sizes),),
             update=training,
+            trained=None if all(self._plan.trained) else self._plan.trained,
+            sizes=sizes,
             pinned=self._device.type == "cuda",
         )
+
+    def _trained_tables(self) -> list[OpenTable]:
+        frozen = {output.table for output in self._plan.outputs if not output.trainable}
+        return [table.opened for table in self._tables if table.name not in frozen]
 
     def _lookup(self, batch: Batch, training: bool) -> torch.Tensor:
         """The output: float32 ``(batch, ΣD)`` if all keys have as many bags, and ``(Σ bags·dim,)`` otherwise."""
         return lookup(self._call(batch, training), batch).to(self._device, non_blocking=True)
 
-    def _output_shape(self, batch: Batch) -> tuple[int, ...]:
+    def _floats_of_outputs(self, batch: Batch) -> list[int] | None:
+        """How many floats each output has, where keys differ in their number of bags."""
         if batch.bags is None:
-            return batch.size, self._plan.width
-        return (sum(n * dim for n, dim in zip(self._bags_of_outputs(batch), self._plan.dims, strict=True)),)
+            return None
+        return [n * dim for n, dim in zip(self._bags_of_outputs(batch), self._plan.dims, strict=True)]
 
     def _bags_of_outputs(self, batch: Batch) -> list[int]:
         """How many bags each output has, where keys differ in that."""

@@ -96,7 +96,7 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
             return self._traced_forward(features)
         if self._device.type != "meta":
             batch = self._batch(features)
-            outputs = self._outputs(self._lookup(batch, self.training), batch)
+            outputs = self._outputs(self._lookup(batch, self._trains), batch)
         ids, lengths = jagged_input.by_key(features)
         if self._device.type == "meta":
             outputs = [torch.empty(len(ids[name]), self._embedding_dim, device="meta") for name in self._plan.features]
@@ -112,7 +112,7 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
     def _traced_forward(self, features: Any) -> dict[str, JaggedTensor]:
         """What torch.fx sees of `forward`: nothing that depends on the proxy's values."""
         parts = jagged_input.sequence_parts_in_graph(features)
-        outputs = operators.embedding_collection(*parts, self._number, self.training)
+        outputs = operators.embedding_collection(*parts, self._number, self._trains)
         jagged = features.to_dict()
         return {
             name: JaggedTensor(

@@ -30,6 +30,7 @@ class LookupOutput:
         dim: of the table's rows.
         mean: whether bags are means; else sums, and rows themselves where nothing is pooled.
         unseen: what ids without a row read as in eval mode: ``"zeros"`` or ``"initial"``.
+        trainable: whether gradients update its rows.
     """
 
     feature: str
@@ -37,6 +38,7 @@ class LookupOutput:
     dim: int
     mean: bool
     unseen: str
+    trainable: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class LookupPlan:
         features: by output, its feature.
         dims: by output, its columns.
         names: by output, TorchRec's name: the feature's, or ``feature@table`` if several tables have the feature.
+        trained: by output, whether it is trained.
     """
 
     kind: LookupKind
@@ -63,12 +66,15 @@ class LookupPlan:
     features: list[str] = field(init=False, repr=False, compare=False)
     dims: list[int] = field(init=False, repr=False, compare=False)
     names: list[str] = field(init=False, repr=False, compare=False)
+    trained: list[bool] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         features = [output.feature for output in self.outputs]
         names = [o.feature if features.count(o.feature) == 1 else f"{o.feature}@{o.table}" for o in self.outputs]
-        for name, value in (("features", features), ("dims", [o.dim for o in self.outputs]), ("names", names)):
-            object.__setattr__(self, name, value)
+        object.__setattr__(self, "features", features)
+        object.__setattr__(self, "dims", [output.dim for output in self.outputs])
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "trained", [output.trainable for output in self.outputs])
 
     @property
     def width(self) -> int:
@@ -97,7 +103,8 @@ def engine_features(
         plan: what is looked up.
         keys: of the input, in its order.
         tables: by name, the engine's number.
-        training: whether ids without a row read their initial values, whatever the plan says of eval mode.
+        training: whether ids without a row, of outputs that are trained, read their initial values, whatever the plan
+            says of eval mode.
 
     Raises:
         KeyError: a feature is not among the keys.
@@ -106,7 +113,7 @@ def engine_features(
         _core.Feature(
             table=tables[output.table],
             pooling=_core.Pooling.MEAN if output.mean else _core.Pooling.SUM,
-            unseen=_core.UnseenRows[("initial" if training else output.unseen).upper()],
+            unseen=_core.UnseenRows[("initial" if training and output.trainable else output.unseen).upper()],
             key=key,
             column=column,
         )
