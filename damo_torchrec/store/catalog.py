@@ -26,13 +26,14 @@ _OF_ROWS = ("dim", "optimizer", "row_dtype")
 
 @dataclass(eq=False)
 class OpenTable:
-    """A table that collections opened. The catalog alone changes it.
+    """A table that is open. The catalog alone changes it.
 
     Args:
-        definition: what the first of them said of it.
+        definition: what the first collection that opened it said of it.
         optimizer: as the engine has it.
         number: on disk.
         index: in the engine that is open now.
+        by_schema: whether no collection has opened it: what it says beyond the stored schema is not known.
         edited_after: the sequence number of the checkpoint after which rows were last set or deleted by their ids.
         earlier_updates: of its rows, when that was started; 0 if there were none.
     """
@@ -41,6 +42,7 @@ class OpenTable:
     optimizer: OptimizerSpec
     number: int = 0
     index: int = -1
+    by_schema: bool = False
     edited_after: int = -2  # earlier than the manifest of a store without checkpoints
     earlier_updates: int = 0
 
@@ -61,7 +63,7 @@ class Catalog:
         manifest: of the checkpoint that was made last, or that the store goes on from.
         lineage: the states that led here.
         checkpoints: those of the store's own line of states, inside the store.
-        open: tables that collections opened, by name.
+        open: tables that are open, by name.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -141,7 +143,26 @@ class Catalog:
         """The table of this name, which is opened, or made, if it is not open. REQUIRES: `check` has passed."""
         if definition.name not in self.open:
             self._add(OpenTable(definition, definition.optimizer), engine)
-        return self.open[definition.name]
+        table = self.open[definition.name]
+        if table.by_schema:
+            table.definition, table.by_schema = definition, False
+        return table
+
+    def open_stored(self, name: str, engine: _core.Store) -> OpenTable:
+        """The table of this name, opened as it is stored if it is not open.
+
+        Raises:
+            KeyError: there is none.
+            ValueError: this version does not know its initializer.
+        """
+        if name not in self.open:
+            definition = TableDefinition.of_schema(name, self.manifest.tables[name].schema)
+            self._add(OpenTable(definition, definition.optimizer, by_schema=True), engine)
+        return self.open[name]
+
+    def names(self) -> list[str]:
+        """Of all tables, open or stored."""
+        return sorted({*self.manifest.tables, *self.open})
 
     def set_optimizers(
         self, tables: Sequence[OpenTable], specs: Mapping[str, OptimizerSpec], engine: _core.Store

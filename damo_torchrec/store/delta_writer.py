@@ -43,9 +43,7 @@ def write_delta(
     if session.options.backend == "memory":
         raise ValueError(f'the store {session.path} with backend="memory" has no checkpoints for a delta to begin from')
     base = since if isinstance(since, StoreState) else catalog.lineage.find(since)
-    if closed := sorted(set(catalog.manifest.tables) - set(catalog.open)):
-        raise ValueError(f"a delta is of all tables, but {closed} are not open: make the collections that they are of")
-    tables = list(catalog.open.values())
+    tables = [catalog.open_stored(name, engine) for name in catalog.names()]
     snapshot = _core.RowSnapshot(engine, [table.index for table in tables])
     iters = {table.name: state.iter for table, state in zip(tables, snapshot.states, strict=True)}
     changes: dict[str, TableChanges] = {}

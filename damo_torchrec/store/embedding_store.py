@@ -89,16 +89,16 @@ class EmbeddingStore:
     # ------------------------------------------------------------------ tables
 
     def table(self, name: str) -> Table:
-        """The table `name`. Raises KeyError if no collection of this session has opened it."""
-        opened = self._session.catalog.open
+        """The table `name`, as it is stored where no collection has opened it. Raises KeyError if there is none."""
         try:
-            return Table(self._session, opened[name])
+            return Table(self._session, self._session.stored_table(name))
         except KeyError:
-            raise KeyError(f"no table {name!r} is open in the store {self.path}; open are {sorted(opened)}") from None
+            names = self._session.catalog.names()
+            raise KeyError(f"the store {self.path} has no table {name!r}; its tables are {names}") from None
 
     def tables(self) -> dict[str, Table]:
-        """The tables that collections of this session have opened, by name."""
-        return {name: Table(self._session, opened) for name, opened in list(self._session.catalog.open.items())}
+        """All tables of the store, by name."""
+        return {name: self.table(name) for name in self._session.catalog.names()}
 
     # ------------------------------------------------------------------ state
 

@@ -182,6 +182,12 @@ class Session:
             self.continued_rows.note_open(max((table.earlier_updates for table in tables), default=0))
             return tables
 
+    def stored_table(self, name: str) -> OpenTable:
+        """The table of this name, opened as it is stored if no collection has opened it. Raises KeyError."""
+        _ = self.engine
+        with self.mutex:
+            return self.catalog.open_stored(name, self.engine)
+
     def note_change(self) -> None:
         """Says that the newest checkpoint does not hold everything from now on. REQUIRES: the mutex."""
         self.changed = True

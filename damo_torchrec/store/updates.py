@@ -87,11 +87,15 @@ def _apply(session: Session, gradients: Sequence[Gradient], scale: float) -> boo
     _set_optimizers(session, gradients)
     session.note_update()
     skip = session.options.on_nonfinite == "skip" or dense is not None
-    applied = (dense is None or not dense.overflows()) and engine.backward(
-        [(g.lookup, g.grad.data_ptr(), g.grad.stride(0)) for g in gradients],
-        grad_scale=scale,
-        skip_nonfinite=skip,
-    )
+    try:
+        applied = (dense is None or not dense.overflows()) and engine.backward(
+            [(g.lookup, g.grad.data_ptr(), g.grad.stride(0)) for g in gradients],
+            grad_scale=scale,
+            skip_nonfinite=skip,
+        )
+    except NonFiniteGradientError as error:
+        advice = "with a torch.amp.GradScaler, damo.follow_grad_scaler has rows skip the steps that it skips"
+        raise NonFiniteGradientError(f"{error}; {advice}") from None
     if not applied and dense is not None:
         dense.skip()
     if applied:

@@ -16,6 +16,7 @@ from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from damo_torchrec.modules import EmbeddingBagCollection, EmbeddingCollection
 from damo_torchrec.modules.collection import Collection
 from damo_torchrec.modules.state import copy_rows, copy_state
+from damo_torchrec.optim.rules import optimizer_spec
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.training.given_optimizer import Optimizer, given_optimizers, sums_of_squares
@@ -41,7 +42,7 @@ def swap(
     TorchRec's `EmbeddingBagCollection`, `FusedEmbeddingBagCollection`, `EmbeddingCollection` and
     `FusedEmbeddingCollection` are replaced, wherever they are, also on the meta device; if the model itself is one, its
     replacement is returned. What was replaced is logged, and what was left alone is warned of: subclasses, and what
-    `DistributedModelParallel` has sharded.
+    `DistributedModelParallel` has sharded. Tables whose weights do not require gradients are not trained.
 
     Args:
         model: any module.
@@ -53,7 +54,8 @@ def swap(
         table_options: by table name, after renaming.
         rename: names of tables in the store, by ``"path.table"``, with the path of the collection in the model. Two
             tables of one name are one table where at least one of them has got that name here.
-        copy_weights: whether row i of each table becomes the row with id i, with what Adagrad has summed up of it.
+        copy_weights: whether row i of each table becomes the row with id i, with what Adagrad has summed up of it. A
+            table that has rows already, as when a program is run again, keeps them, and a warning is logged.
 
     Raises:
         ValueError: there is nothing to replace, two collections have a table of the same name, an optimizer cannot be
@@ -192,12 +194,24 @@ def _optimizers(
     if given is not None:
         return dict.fromkeys(one.weights, given)
     own = given_optimizers(one.module, one.weights)
+    for optimizer in own.values():
+        _check_taken_over(one, optimizer)
     if own and optimizer_kwargs:
         raise ValueError(
             f"{one.path or 'the model'} has an optimizer of its own: give optimizer_kwargs with optimizer_type"
         )
     default: Optimizer = (torchrec.optim.RowWiseAdagrad, dict(optimizer_kwargs or {}))
     return {table: own.get(table, default) for table in one.weights}
+
+
+def _check_taken_over(one: _Found, optimizer: Optimizer) -> None:
+    try:
+        optimizer_spec(*optimizer)
+    except ValueError as error:
+        where = one.path or "the model"
+        raise ValueError(
+            f"the optimizer of {where} cannot be taken over, give swap an optimizer_type: {error}"
+        ) from error
 
 
 def _replacement(
@@ -209,6 +223,10 @@ def _replacement(
         own = of_tables.get(one.names[table], TableOptions())
         if optimizer != (optimizer_type, kwargs) and own.optimizer is None:
             of_tables[one.names[table]] = replace(own, optimizer=optimizer)
+    for table, weight in one.weights.items():
+        if not weight.requires_grad:
+            _log.info("the weight of table %r requires no gradient: its rows are not trained", table)
+            of_tables[one.names[table]] = replace(of_tables.get(one.names[table], TableOptions()), trainable=False)
     device = next(iter(one.weights.values())).device
     arguments: dict[str, Any] = {
         "tables": one.configs(),
@@ -230,6 +248,11 @@ def _copy(one: _Found, replacement: Collection, sums: Mapping[str, torch.Tensor]
     tables = {table.name: table for table in replacement.tables()}
     for own, weight in one.weights.items():
         table = tables[one.names[own]]
+        if rows := len(table):
+            _log.warning(
+                "table %r of %s has %d rows: they stay, copy_weights does not replace them", table.name, table, rows
+            )
+            continue
         copy_rows(weight, table)
         if own in sums:
             copy_state(sums[own], table)

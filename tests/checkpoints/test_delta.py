@@ -149,11 +149,18 @@ def test_wrong_calls(model: Model, tmp_path: Path) -> None:
         model.store.export_delta(tmp_path / "x" / "y", since=base)
     with pytest.raises(ValueError, match="is no delta"):
         Delta.read(base)
-    with (
-        damo.EmbeddingStore(base, read_only=True) as other,
-        pytest.raises(ValueError, match=r"\['a', 'b'\] are not open"),
-    ):
-        other.export_delta(tmp_path / "d", since=1)
+
+
+def test_a_table_that_no_collection_opens_any_more_is_part_of_deltas(tmp_path: Path) -> None:
+    with damo.EmbeddingStore(tmp_path / "store") as store:
+        update(collection(store, "old", "kept"), {"old": [[1]], "kept": [[1]]})
+        base = store.checkpoint()
+        update(collection(store, "old"), {"old": [[2]]})
+    with damo.EmbeddingStore(tmp_path / "store") as store:
+        update(collection(store, "kept"), {"kept": [[3]]})
+        store.export_delta(tmp_path / "delta", since=base)
+    delta = Delta.read(tmp_path / "delta")
+    assert {name: changes.ids.tolist() for name, changes in delta.tables.items()} == {"kept": [1, 3], "old": [1, 2]}
 
 
 def test_a_full_disk_leaves_nothing_behind(model: Model, tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_wrong_ids_and_weights_of_a_table_are_refused(memory_store):
 
 def test_a_table_that_is_not_there_is_a_key_error_with_those_that_are(memory_store):
     trained(memory_store)
-    with refused(memory_store, KeyError, r"no table 'x' is open .*\['t', 'u'\]"):
+    with refused(memory_store, KeyError, r"has no table 'x'; its tables are \['t', 'u'\]"):
         memory_store.table("x")
 
 

@@ -82,6 +82,38 @@ def test_a_collection_of_which_one_table_is_refused_opens_none(store):
     assert list(store.tables()) == ["t"]
 
 
+def test_a_stored_table_is_read_and_set_without_the_model_that_trained_it(path):
+    with damo.EmbeddingStore(path, seed=5) as store:
+        update(collection(store, "t", "u", optimizer=torch.optim.Adam), {"t": [[1], [7]], "u": [[1], [1]]})
+        expected = store.table("t").get([1, 7])
+    with damo.EmbeddingStore(path, read_only=True) as store:
+        assert sorted(store.tables()) == ["t", "u"]
+        assert torch.equal(store.table("t").get([1, 7]), expected)
+        assert len(store.table("u")) == 1
+    with damo.EmbeddingStore(path) as store:
+        store.table("t").set([9], torch.ones(1, 4))
+        store.table("u").delete([1])
+    with damo.EmbeddingStore(path) as store:
+        assert torch.equal(store.table("t").get([9]), torch.ones(1, 4))
+        assert store.table("u").to_torch()[0].tolist() == []
+        assert damo.checkpoint_info(path).rows == {"t": 3, "u": 0}
+
+
+def test_a_collection_trains_a_table_that_was_read_before_as_if_it_had_not_been(tmp_path):
+    rows = []
+    for read_before in (False, True):
+        path = tmp_path / str(read_before)
+        for _ in range(2):
+            with damo.EmbeddingStore(path, seed=5) as store:
+                if read_before:
+                    _ = [table.get([1]) for table in store.tables().values()]
+                ebc = collection(store, "t", optimizer=torch.optim.Adam, lr=0.1, unseen="initial")
+                update(ebc, {"t": [[1], [7]]})
+                assert torch.equal(store.table("t").get([99]), look_up(ebc.eval(), {"t": [[99]]}))
+                rows.append(rows_of(store))
+    assert rows[:2] == rows[2:]
+
+
 def test_table_numbers_are_never_used_again(path):
     numbers = {}
     for session in (["a", "b"], ["c"], ["b", "d"], ["e", "a"]):

@@ -277,7 +277,7 @@ def test_wrong_weights_are_refused(table, weights, error, message):
 
 
 def test_a_table_that_is_not_open_is_a_key_error(store, table):
-    with pytest.raises(KeyError, match=r"no table 'x' is open.*open are \['other', 't'\]"):
+    with pytest.raises(KeyError, match=r"has no table 'x'; its tables are \['other', 't'\]"):
         store.table("x")
     assert store.tables() == {"t": table, "other": store.table("other")}
     assert (table.name, table.dim, table.iter) == ("t", 4, 0)

@@ -255,9 +255,29 @@ def test_optimizers_that_cannot_be_taken_over_are_refused(memory_store):
     apply_optimizer_in_backward(torch.optim.Adam, model.parameters(), {"lr": 0.5})
     none = {"optimizer_type": None, "optimizer_kwargs": None}
     assert_refused(model, memory_store, ValueError, "table 'a' has 2 optimizers", **none)
+    odd = FusedEmbeddingBagCollection([config("a")], torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})
+    assert_refused(odd, memory_store, ValueError, "give swap an optimizer_type: .*momentum=0.9", **none)
     model = plain("a")
     apply_optimizer_in_backward(torch.optim.RMSprop, model.parameters(), {"lr": 0.5})
     assert_refused(model, memory_store, ValueError, "no update rule for torch.optim.RMSprop", **none)
+
+
+def test_tables_whose_weights_require_no_gradient_are_not_trained(memory_store):
+    model = Nested()
+    model.first.requires_grad_(False)
+    damo.swap(model, store=memory_store, copy_weights=True, **SGD)
+    before = payloads(memory_store, "a")
+    model(kjt(FEATURES)).sum().backward()
+    assert payloads(memory_store, "a") == before
+    assert memory_store.table("b").iter == 1
+
+
+def test_rows_that_are_there_are_not_replaced_by_copied_ones(memory_store, caplog):
+    damo.swap(plain("a"), store=memory_store, copy_weights=True, **SGD)
+    before = payloads(memory_store, "a")
+    damo.swap(plain("a"), store=memory_store, copy_weights=True, **SGD)
+    assert payloads(memory_store, "a") == before
+    assert "has 100 rows: they stay" in caplog.text
 
 
 def sequence(name):
