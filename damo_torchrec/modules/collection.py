@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import nn
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from damo_torchrec import _core
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Collection(abc.ABC, nn.Module):
-    """Tables of one store with a fused optimizer. Rows are no parameters: a state dict holds none."""
+class Collection(FusedOptimizerModule, nn.Module):
+    """Tables of one store with a fused optimizer. Rows are no parameters: a state dict holds none.
+
+    As a `FusedOptimizerModule` it has its optimizer found by TorchRec's `DistributedModelParallel`.
+    """
 
     # The constructor's arguments, to make the collection again over another store.
     made_with: tuple[tuple[Any, ...], dict[str, Any]]
@@ -59,6 +63,7 @@ class Collection(abc.ABC, nn.Module):
         """
         self._device = _check_device(device)
         self._frozen = False
+        self._alone = False
         options = check_options(tables, table_options or {})
         # Copies: the caller's configs stay as they are.
         self._configs: list[Any] = [copy.copy(config) for config in tables]
@@ -135,6 +140,9 @@ class Collection(abc.ABC, nn.Module):
         return Accepted(self._device, self._session.memory_budget, self._plan.weighted)
 
     def _call(self, batch: Batch, training: bool) -> Call:
+        if training and not self._alone:
+            _check_one_process()
+            self._alone = True
         sizes = self._floats_of_outputs(batch)
         return Call(
             session=self._session,
@@ -307,6 +315,17 @@ def store_of(model: nn.Module) -> EmbeddingStore:
 def tables_of(model: nn.Module) -> set[str]:
     """The names of the tables of a model's collections."""
     return {table.name for m in model.modules() if isinstance(m, Collection) for table in m.tables()}
+
+
+def _check_one_process() -> None:
+    """Raises RuntimeError if there are others in a process group: each would train rows of its own."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        processes = torch.distributed.get_world_size()
+        if processes > 1:
+            raise RuntimeError(
+                f"the process group has {processes} processes, and a store belongs to one: each would train rows of "
+                "its own. Train in one process, which uses all cores of its machine"
+            )
 
 
 def _check_device(device: torch.device | str | None) -> torch.device:
