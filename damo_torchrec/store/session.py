@@ -184,7 +184,9 @@ class Session:
 
     def stored_table(self, name: str) -> OpenTable:
         """The table of this name, opened as it is stored if no collection has opened it. Raises KeyError."""
-        _ = self.engine
+        if name in self.catalog.open:
+            return self.catalog.open[name]
+        _ = self.engine  # in a forked child nobody may be left to let go of the mutex
         with self.mutex:
             return self.catalog.open_stored(name, self.engine)
 
