@@ -8,6 +8,7 @@ lets clients do is in serve_gate.py, serve_connections.py and serve_bodies.py.
 
 import argparse
 import functools
+import gc
 import logging
 import os
 import sys
@@ -22,7 +23,10 @@ from serve_http import make_app
 from serve_json import Limits
 from serve_model import Metrics, Settings
 
+log = logging.getLogger("serve")
+
 TOKEN = "DAMO_SERVE_TOKEN"
+EVERYWHERE = ("", "0.0.0.0", "::")  # no names by which anybody asks, but a browser that is made to
 
 DESCRIPTION = """\
 Answers POST /predict with a model's outputs, as JSON. GET /health tells what is served, GET
@@ -111,9 +115,12 @@ def access_of(arguments: argparse.Namespace) -> Access:
         if token is not None:
             raise ValueError(f"either --token-file or {TOKEN}, got both")
         token = arguments.token_file.read_text().strip()
-    host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-    hosts = LOCAL_HOSTS | {name.lower() for name in (host, *arguments.allow_host)}
-    return Access(hosts, frozenset(arguments.allow_origin), token)
+    names = list(arguments.allow_host)
+    if arguments.host not in EVERYWHERE:
+        names.append(f"[{arguments.host}]" if ":" in arguments.host else arguments.host)
+    elif not names:
+        log.warning("asked by another name than localhost the server will refuse: --allow-host says what it is called")
+    return Access(LOCAL_HOSTS.union(name.lower() for name in names), frozenset(arguments.allow_origin), token)
 
 
 def limits_of(arguments: argparse.Namespace) -> Limits:
@@ -151,6 +158,7 @@ def main() -> int:
         logging.getLogger(name).setLevel(logging.INFO)
     settings = settings_of(arguments)
     damo.serving.Predictor(arguments.checkpoint.resolve(), memory_budget=arguments.memory_budget).close()
+    gc.freeze()  # or the objects of a large body have the collector go through all modules, again and again
     metrics = Metrics()
     connections = Connections(arguments.max_connections, arguments.client_seconds, metrics.connections_ended)
     uvicorn.run(

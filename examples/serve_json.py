@@ -22,6 +22,9 @@ import numpy as np
 
 from damo_torchrec.serving import Predictor, Request
 
+# Of features and arguments. Python reads objects of many names for seconds, in which nobody else is answered.
+MOST_NAMES = 10_000
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -50,12 +53,14 @@ def parse(body: bytes | bytearray, limits: Limits) -> dict[str, Any]:
     """What a body says.
 
     Raises:
-        TooLargeError: there are too many values in it. They are not read then.
+        TooLargeError: there are too many values or names in it. They are not read then.
         ValueError: it is not a JSON object of finite numbers, in UTF-8, each of its keys there once.
     """
     values = sum(body.count(sign) for sign in (b",", b"[", b"{"))
     if values > limits.values:
         raise TooLargeError(f"the body holds {values} values; the limit is {limits.values}")
+    if (names := body.count(b":")) > MOST_NAMES:
+        raise TooLargeError(f"the body holds {names} names; the limit is {MOST_NAMES}")
     try:
         content = json.loads(body.decode(), parse_constant=_no_constant, object_pairs_hook=_object)
     except RecursionError as error:

@@ -111,12 +111,12 @@ def test_the_command_line_refuses_what_cannot_be(options: list[str], capsys: pyt
 def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "token").write_text("of the file, and long\n")
     by_file = serve.parse_arguments(["checkpoint", "--token-file", str(tmp_path / "token"), "--allow-host", "Ranker"])
-    without = serve.parse_arguments(["checkpoint", "--host", "::1"])
+    without = serve.parse_arguments(["checkpoint", "--host", "2001:DB8::7"])
     monkeypatch.delenv(serve.TOKEN, raising=False)
     assert serve.access_of(by_file).token == "of the file, and long"
     assert "ranker" in serve.access_of(by_file).hosts
     assert serve.access_of(without).token is None
-    assert "[::1]" in serve.access_of(without).hosts
+    assert "[2001:db8::7]" in serve.access_of(without).hosts
     monkeypatch.setenv(serve.TOKEN, "of the environment")
     assert serve.access_of(without).token == "of the environment"
     with pytest.raises(ValueError, match="either --token-file or DAMO_SERVE_TOKEN, got both"):
@@ -130,3 +130,9 @@ def test_large_bodies_together_are_no_less_than_one() -> None:
     arguments = serve.parse_arguments(["checkpoint", "--max-bodies", "1MiB"])
     with pytest.raises(ValueError, match="--max-bodies 1MiB is less than --max-body 8MiB"):
         serve.limits_of(arguments)
+
+
+def test_a_server_everywhere_has_to_be_told_its_names(caplog: pytest.LogCaptureFixture) -> None:
+    access = serve.access_of(serve.parse_arguments(["checkpoint", "--host", "0.0.0.0"]))
+    assert "0.0.0.0" not in access.hosts
+    assert "--allow-host" in caplog.text

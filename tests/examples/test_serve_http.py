@@ -94,6 +94,7 @@ BAD: dict[str, tuple[bytes, int, str]] = {
         422,
         "",
     ),
+    "too many names": (b"{" + b'"":1' * 10_001 + b"}", 413, "holds 10001 names; the limit is 10000"),
     "too many values": (changed(dense=[[]] * 1500), 413, "values; the limit is 3000"),
     "too many samples": (json.dumps(body(41)).encode(), 413, "holds 41 samples; the limit is 40"),
     "too many ids": (changed(features={"user": [[1] * 200, []], "clicks": [[], []]}), 413, "the limit is 150"),
