@@ -61,7 +61,7 @@ def reload_on_hangup(model: Model) -> None:
     async def reload() -> None:
         try:
             await model.load()
-        except (damo.DamoError, ValueError) as error:
+        except (damo.DamoError, OSError, ValueError) as error:
             log.error("serving on as before: %s", error)
 
     def on_hangup() -> None:
@@ -111,7 +111,7 @@ class Answers:
     async def reload(self) -> JSONResponse:
         try:
             predictor = await self._model.load()
-        except (damo.DamoError, ValueError) as error:
+        except (damo.DamoError, OSError, ValueError) as error:
             raise HTTPException(409, f"serving on as before: {error}") from error
         return JSONResponse({"checkpoint": str(predictor.path), "step": predictor.step})
 

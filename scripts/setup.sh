@@ -2,7 +2,8 @@
 # Sets up everything that the Makefile's targets run on: system packages, the virtual environment $VENV with torch, FBGEMM,
 # TorchRec and the tools, and this package, installed in place. A step whose inputs are unchanged is skipped.
 #
-# What it makes by itself has the versions of requirements.txt, and pip checks their SHA-256; `make lock` renews them.
+# What it makes by itself has the versions of requirements.txt, and pip checks their SHA-256; `make lock` renews them. Torch has
+# no hash there, and with PIP_ARGS nor have FBGEMM and TorchRec: another index has other builds of the same version.
 #
 # VENV        the virtual environment; made if it is not there. One that you made keeps the torch and TorchRec in it, and
 #             versions that pyproject.toml admits
@@ -74,7 +75,7 @@ install_requirements() {
 }
 
 install_torchrec() {
-  local inputs torch fbgemm=fbgemm-gpu-cpu
+  local inputs torch trio fbgemm=fbgemm-gpu-cpu
   inputs="$TORCH_SPEC $(cksum <scripts/requirements_alone.txt) ${pip_args[*]}"
   done_with torchrec "$inputs" && return
   if ours torch; then
@@ -88,7 +89,13 @@ install_torchrec() {
     fi
     say "Installing TorchRec and $fbgemm"
     pip "${pip_args[@]}" "$torch" numpy tensordict torchmetrics==1.0.3 tqdm pyre-extensions  # what both need
-    scripts/alone.sh "$py" "$fbgemm" torchrec "${pip_args[@]}"
+    if [ ${#pip_args[@]} -gt 0 ]; then
+      # An index of the user's choice has builds, and so hashes, of its own.
+      read -ra trio < <(grep -E "^($fbgemm|torchrec)==" scripts/requirements_alone.in | tr '\n' ' ')
+      pip "${pip_args[@]}" --no-deps "${trio[@]}"
+    else
+      scripts/alone.sh "$py" "$fbgemm" torchrec
+    fi
   fi
   mark_done torchrec "$inputs"
 }
