@@ -137,14 +137,15 @@ def test_a_byte_now_and_then_does_not_help() -> None:
         body.writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
 
         async def trickle(client: Client) -> None:
-            while not client.reader.at_eof():
+            while True:
                 client.writer.write(b"x")
                 await asyncio.sleep(0.01)
 
         trickling = [asyncio.create_task(trickle(client)) for client in (head, body)]
         for client in (head, body):
-            assert (await client.rest()).startswith((b"HTTP/1.1 408", b""))
-        await asyncio.gather(*trickling, return_exceptions=True)
+            assert b" 200 " not in await client.rest()
+        for task in trickling:
+            task.cancel()
         assert ended(connections, "slow") == 2
 
     with_server(use, most=5, seconds=0.2)
