@@ -18,7 +18,7 @@ FIXED_ADDRESSES = $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setar
 # Runs the test program $$tests in as many processes as there are cores, each with a share of the tests.
 IN_SHARES = seq 0 $$(($(JOBS) - 1)) | GTEST_TOTAL_SHARDS=$(JOBS) xargs -P $(JOBS) -I{} env GTEST_SHARD_INDEX={}
 
-.PHONY: help venv gtest clang example test test-cpp test-python sanitize lint format bench bench-quick chaos soak clean
+.PHONY: help venv gtest clang lock example test test-cpp test-python sanitize lint format bench bench-quick chaos soak clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -29,6 +29,9 @@ venv:  ## set up only: system packages, virtual environment, the package itself
 
 gtest clang:
 	@scripts/system_packages.sh $@
+
+lock:  ## renew scripts/requirements.txt, the versions and hashes of what the set-up installs; uv's options in ARGS="..."
+	@scripts/lock.sh $(ARGS)
 
 example: venv  ## train a DLRM; options in ARGS="..."
 	@$(BIN)/python examples/dlrm.py $(ARGS)

@@ -192,10 +192,13 @@ def serving(report: Report) -> "Figure":
 
 
 def serving_load(report: Report) -> "Figure":
-    """How soon the server answers, with and without new deltas."""
+    """How soon the server answers, alone, beside clients that stall and with new deltas."""
     loads = report["load"]
     figure, (axes,) = stacked([len(loads)])
-    labels = [f"{load['deltas']:,.0f} deltas meanwhile\n{load['per_second']:,.0f} requests/s" for load in loads]
+    labels = [
+        f"{load['stalled']:,.0f} stalled, {load['deltas']:,.0f} deltas meanwhile\n{load['per_second']:,.0f} requests/s"
+        for load in loads
+    ]
     spreads = [{"median": load["p50"], "p10": load["p50"], "p90": load["p99"]} for load in loads]
     bars(axes, labels, spreads, [True] * len(loads), factor=1000)
     axes.set(title="latency of the server under load", xlabel="ms: median, and up to p99")

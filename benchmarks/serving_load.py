@@ -10,13 +10,14 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ DENSE_FEATURES = 13
 
 DESCRIPTION = """\
 Serves a DLRM by examples/serve.py on loopback, and asks it from several connections at a time, each of
-which sends the next request when it has its answer: first while nothing else happens, then while a delta
-with changed rows of all tables and a new dense part arrives each second. Then sends wrong requests, every
-one of which has to be refused, and one that is right. Clients, training and the server share the machine.
+which sends the next request when it has its answer: first while nothing else happens, then beside
+connections that have begun a request and do not go on, then while a delta with changed rows of all tables
+and a new dense part arrives each second. Then sends wrong requests, every one of which has to be refused,
+and one that is right. Clients, training and the server share the machine.
 """
 
 EPILOG = """\
@@ -62,9 +64,15 @@ def main() -> None:
         bodies = [json.dumps(trained.json_request(arguments.batch, seed)).encode() for seed in range(64)]
         with server(trained.served, trained.deltas) as port:
             quiet = load(port, bodies, arguments.clients, arguments.seconds)
+            with stalled(port, arguments.stalled):
+                beside = load(port, bodies, arguments.clients, arguments.seconds)
             with publishing(trained.publish, every_seconds=1.0) as published:
                 busy = load(port, bodies, arguments.clients, arguments.seconds)
-            report["load"] = [{"deltas": 0, **quiet}, {"deltas": len(published), **busy}]
+            report["load"] = [
+                {"stalled": 0, "deltas": 0, **quiet},
+                {"stalled": arguments.stalled, "deltas": 0, **beside},
+                {"stalled": 0, "deltas": len(published), **busy},
+            ]
             print(f"\n{load_in_words(report['load'], arguments)}", flush=True)
             report["wrong"] = wrong_requests(port, bodies, arguments.wrong)
             print(f"\n{arguments.wrong:,} wrong requests: {report['wrong']}, and then one that is right: answered")
@@ -97,6 +105,17 @@ def server(checkpoint: Path, deltas: Path) -> Iterator[int]:
         if drain.is_alive():
             drain.join()
         process.stdout.close()
+
+
+@contextmanager
+def stalled(port: int, connections: int) -> Iterator[None]:
+    """Connections that have sent a part of a head, or a head and a part of the body."""
+    body = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n{"
+    with ExitStack() as stack:
+        for number in range(connections):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            connection.sendall(body if number % 2 else b"GET /hea")
+        yield
 
 
 @contextmanager
@@ -193,11 +212,12 @@ def post(connection: http.client.HTTPConnection, body: bytes) -> tuple[int, byte
 
 
 def load_in_words(figures: Sequence[dict[str, float]], arguments: argparse.Namespace) -> str:
-    header = ["", "", "deltas", "requests/s", "p50 ms", "p99 ms", "longest ms"]
+    header = ["", "", "stalled", "deltas", "requests/s", "p50 ms", "p99 ms", "longest ms"]
     rows = [
         [
             f"{arguments.clients} clients, batch {arguments.batch}",
             "",
+            f"{f['stalled']:.0f}",
             f"{f['deltas']:.0f}",
             f"{f['per_second']:,.0f}",
             *(f"{1e3 * f[name]:.1f}" for name in ("p50", "p99", "max")),
@@ -216,6 +236,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--batch", type=count, metavar="N", default=1, help=f"samples of a request {DEFAULT}")
     add("--clients", type=count, metavar="N", default=4, help=f"connections at a time {DEFAULT}")
     add("--seconds", type=float, metavar="S", help=f"of each load (default: {FULL['seconds']})")
+    add("--stalled", type=count, metavar="N", default=300, help=f"connections that stall {DEFAULT}")
     add("--wrong", type=count, metavar="N", help=f"wrong requests (default: {FULL['wrong']})")
     return options.parse(argv)
 

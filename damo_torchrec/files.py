@@ -2,6 +2,8 @@
 
 import errno
 import os
+import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +33,21 @@ def write_file(path: Path, content: bytes) -> None:
     """Writes a file. Raises OutOfSpaceError that says for how many bytes there has to be space, or DamoError."""
     with os_errors(f"cannot write {len(content)} bytes to {path}"):
         path.write_bytes(content)
+
+
+def make_temporary_directory(prefix: str, parent: Path | None = None) -> Path:
+    """Makes a directory of a new name, by default where temporary files go, with the umask's mode as all of a store.
+
+    Python's `tempfile` would give it to the user alone, whatever the umask says.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    while True:
+        path = (parent or Path(tempfile.gettempdir())) / f"{prefix}{secrets.token_hex(6)}"
+        with suppress(FileExistsError):
+            path.mkdir()
+            return path
 
 
 def bytes_in(directory: Path) -> int:

@@ -6,40 +6,47 @@ import logging
 import signal
 import threading
 from collections.abc import AsyncIterator
-from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.requests import ClientDisconnect
 
 import damo_torchrec as damo
-from serve_batching import Outputs, OverloadedError
-from serve_json import TooLargeError, parse, to_json, to_request
+from damo_torchrec import serving
+from serve_batching import Batcher, OverloadedError
+from serve_bodies import SMALL_BODY, Bodies
+from serve_gate import Gate, Guarded
+from serve_json import Limits, TooLargeError, parse, to_json, to_request
 from serve_model import Metrics, Model, Settings
 
 log = logging.getLogger("serve")
 
-# Bodies from so many bytes on are read in a thread, so that others are answered meanwhile.
-LARGE_BODY = 65_536
+LONGEST_MESSAGE = 500
 
 
-def make_app(settings: Settings) -> FastAPI:
-    metrics = Metrics()
+def make_app(settings: Settings, metrics: Metrics) -> FastAPI:
     model = Model(settings, metrics)
-    answers = Answers(model, metrics)
-    app = FastAPI(title="damo_torchrec", lifespan=lambda _: serving(model))
+    gate = Gate(settings.access)
+    answers = Answers(model, metrics, gate)
+    # Without openapi_url there are no pages about it either.
+    app = FastAPI(openapi_url=None, lifespan=lambda _: serve(model))
+    app.add_middleware(Guarded, gate=gate, refuse=answers.refuse)
     app.add_exception_handler(StarletteHTTPException, answers.refuse)  # those of no route, too
-    app.add_api_route("/predict", answers.predict, methods=["POST"])
-    app.add_api_route("/reload", answers.reload, methods=["POST"])
+    app.add_exception_handler(Exception, answers.fail)
+    app.add_api_route("/predict", answers.predict, methods=["POST"], dependencies=[Depends(gate.check_body)])
+    app.add_api_route("/reload", answers.reload, methods=["POST"], dependencies=[Depends(gate.check_token)])
     app.add_api_route("/health", answers.health, methods=["GET"])
     app.add_api_route("/metrics", answers.show_metrics, methods=["GET"])
+    if settings.access.origins:
+        allowed = {"allow_methods": ["GET", "POST"], "allow_headers": ["Authorization", "Content-Type"]}
+        app.add_middleware(CORSMiddleware, allow_origins=list(settings.access.origins), **allowed)
     return app
 
 
 @contextlib.asynccontextmanager
-async def serving(model: Model) -> AsyncIterator[None]:
+async def serve(model: Model) -> AsyncIterator[None]:
     """What happens before the first request and after the last one."""
     await model.load()
     if threading.current_thread() is threading.main_thread():
@@ -54,7 +61,7 @@ def reload_on_hangup(model: Model) -> None:
     async def reload() -> None:
         try:
             await model.load()
-        except (damo.DamoError, ValueError) as error:
+        except (damo.DamoError, OSError, ValueError) as error:
             log.error("serving on as before: %s", error)
 
     def on_hangup() -> None:
@@ -68,29 +75,30 @@ def reload_on_hangup(model: Model) -> None:
 class Answers:
     """A method for each route."""
 
-    def __init__(self, model: Model, metrics: Metrics) -> None:
+    def __init__(self, model: Model, metrics: Metrics, gate: Gate) -> None:
         self._model = model
         self._metrics = metrics
+        self._gate = gate
         self._limits = model.settings.limits
+        self._bodies = Bodies(self._limits.body_bytes, self._limits.bytes_together)
+        self._one_large_body = asyncio.Semaphore()
 
     async def refuse(self, _: Request, error: StarletteHTTPException) -> JSONResponse:
         self._metrics.requests.labels(error.status_code).inc()
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
+    async def fail(self, _: Request, error: Exception) -> JSONResponse:
+        """What went wrong is in the log, and nobody else's business."""
+        self._metrics.requests.labels(500).inc()
+        return JSONResponse({"error": "the server has failed to answer"}, 500)
+
     async def predict(self, http: Request) -> JSONResponse:
         with self._metrics.seconds.time():
-            body = await read_body(http, self._limits.body_bytes)
-            in_thread = len(body) > LARGE_BODY
+            batcher, request = await self._read(http)
             try:
-                content = await asyncio.to_thread(parse, body) if in_thread else parse(body)
-            except ValueError as error:
-                raise HTTPException(400, str(error)) from error
-            try:
-                answer = await self._ask(content, in_thread)
-            except TooLargeError as error:
-                raise HTTPException(413, str(error)) from error
+                answer = await batcher.predict(request)
             except (ValueError, TypeError) as error:
-                raise HTTPException(422, str(error)) from error
+                raise HTTPException(422, brief(error)) from error
             except OverloadedError as error:
                 raise HTTPException(503, "too many requests wait", {"Retry-After": "1"}) from error
             except damo.DamoError as error:
@@ -103,47 +111,66 @@ class Answers:
     async def reload(self) -> JSONResponse:
         try:
             predictor = await self._model.load()
-        except (damo.DamoError, ValueError) as error:
+        except (damo.DamoError, OSError, ValueError) as error:
             raise HTTPException(409, f"serving on as before: {error}") from error
         return JSONResponse({"checkpoint": str(predictor.path), "step": predictor.step})
 
-    async def health(self) -> JSONResponse:
+    async def health(self, http: Request) -> JSONResponse:
         if self._model.batcher is None:
             raise HTTPException(503, "the server is going down")
         predictor = self._model.batcher.predictor
-        return JSONResponse(
-            {
-                "status": "ok",
-                "checkpoint": str(predictor.path),
-                "step": predictor.step,
-                "deltas": len(predictor.history) - 1,
-                "features": predictor.features,
-            }
-        )
+        health = {
+            "status": "ok",
+            "step": predictor.step,
+            "deltas": len(predictor.history) - 1,
+            "features": predictor.features,
+        }
+        if self._gate.has_token(http):
+            health["checkpoint"] = str(predictor.path)
+        return JSONResponse(health)
 
     def show_metrics(self) -> Response:
         return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    async def _ask(self, content: dict[str, Any], in_thread: bool) -> Outputs:
+    async def _read(self, http: Request) -> tuple[Batcher, serving.Request]:
+        """What the body asks, and who is to answer it."""
+        with self._bodies.reading() as body:
+            content = await body.read(http)
+            if len(content) <= SMALL_BODY:
+                return await self._understand(content, in_thread=False)
+            async with self._one_large_body:  # Python's objects take many times its bytes
+                return await self._understand(content, in_thread=True)
+
+    async def _understand(self, body: bytearray, in_thread: bool) -> tuple[Batcher, serving.Request]:
         while (batcher := self._model.batcher) is not None:
-            if in_thread:
-                request = await asyncio.to_thread(to_request, batcher.predictor, content, self._limits)
-            else:
-                request = to_request(batcher.predictor, content, self._limits)
+            try:
+                if in_thread:  # so that others are answered meanwhile
+                    request = await asyncio.to_thread(read_request, batcher.predictor, body, self._limits)
+                else:
+                    request = read_request(batcher.predictor, body, self._limits)
+            except TooLargeError as error:
+                raise HTTPException(413, brief(error)) from error
             if batcher is self._model.batcher:  # else another model has taken its place meanwhile
-                return await batcher.predict(request)
+                return batcher, request
         raise HTTPException(503, "the server is going down")
 
 
-async def read_body(http: Request, most: int) -> bytes:
-    """The body, of which no more is read than the limit."""
-    parts, size = [], 0
+def read_request(predictor: serving.Predictor, body: bytearray, limits: Limits) -> serving.Request:
     try:
-        async for part in http.stream():
-            size += len(part)
-            if size > most:
-                raise HTTPException(413, f"the body is larger than {most} bytes")
-            parts.append(part)
-    except ClientDisconnect as error:
-        raise HTTPException(400, "the client has gone before the end of the body") from error
-    return b"".join(parts)
+        content = parse(body, limits)
+    except TooLargeError:
+        raise
+    except ValueError as error:
+        raise HTTPException(400, brief(error)) from error
+    try:
+        return to_request(predictor, content, limits)
+    except TooLargeError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise HTTPException(422, brief(error)) from error
+
+
+def brief(error: Exception) -> str:
+    """Its message, of which a part may be as long as the request that it quotes."""
+    message = str(error)
+    return message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}..."

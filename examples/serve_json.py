@@ -6,15 +6,15 @@ A request for a model whose forward takes `dense_features` and the KeyedJaggedTe
     {"dense_features": [[0.5, 1.0], [0.1, 0.0]],
      "sparse_features": {"user": [[7], [-3]], "clicks": [[1, 2, 2], []]}}
 
-Ids are integers, or their digits in a string: JavaScript's numbers end at 2^53. Where ids have
-weights, `sparse_features.weights` has them in the same shape. The answer:
+Ids are integers of 64 bits. Strings are refused, digits too: where training hashed strings to ids,
+"554" is another id than 554. Where ids have weights, `sparse_features.weights` has them in the same
+shape. The answer:
 
     {"output": [[0.25], [0.5]]}
 """
 
 import itertools
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,26 +22,47 @@ import numpy as np
 
 from damo_torchrec.serving import Predictor, Request
 
-INTEGER = re.compile(r"-?[0-9]{1,19}")
+# Of features and arguments. Python reads objects of many names for seconds, in which nobody else is answered.
+MOST_NAMES = 10_000
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may hold."""
+    """What requests may hold.
+
+    Attributes:
+        body_bytes: of one body.
+        values: of one body: numbers and lists, by its commas and brackets. Python takes some 100 bytes for each.
+        samples: of one request.
+        ids: of one argument of a request.
+        bytes_together: of all large bodies that are under way.
+    """
 
     body_bytes: int = 8 << 20
+    values: int = 1_000_000
     samples: int = 4096
     ids: int = 262_144
+    bytes_together: int = 32 << 20
 
 
 class TooLargeError(ValueError):
     """A request is beyond the limits."""
 
 
-def parse(body: bytes) -> dict[str, Any]:
-    """What a body says. Raises ValueError if it is not a JSON object of finite numbers."""
+def parse(body: bytes | bytearray, limits: Limits) -> dict[str, Any]:
+    """What a body says.
+
+    Raises:
+        TooLargeError: there are too many values or names in it. They are not read then.
+        ValueError: it is not a JSON object of finite numbers, in UTF-8, each of its keys there once.
+    """
+    values = sum(body.count(sign) for sign in (b",", b"[", b"{"))
+    if values > limits.values:
+        raise TooLargeError(f"the body holds {values} values; the limit is {limits.values}")
+    if (names := body.count(b":")) > MOST_NAMES:
+        raise TooLargeError(f"the body holds {names} names; the limit is {MOST_NAMES}")
     try:
-        content = json.loads(body, parse_constant=_no_constant)
+        content = json.loads(body.decode(), parse_constant=_no_constant, object_pairs_hook=_object)
     except RecursionError as error:
         raise ValueError("the body is nested too deeply") from error
     except ValueError as error:
@@ -90,10 +111,9 @@ def to_json(outputs: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def _jagged(name: str, keys: tuple[str, ...], value: Any) -> dict[str, Any]:
     ids, lengths = _flat(name, keys, value)
-    return {
-        f"{name}.values": [_integer(name, each) for each in ids],
-        f"{name}.lengths": _lengths(name, lengths),
-    }
+    if (text := next((each for each in ids if isinstance(each, str)), None)) is not None:
+        raise ValueError(f"{name} must hold integers, got the string {text!r:.40}")
+    return {f"{name}.values": ids, f"{name}.lengths": _lengths(name, lengths)}
 
 
 def _lengths(name: str, lengths: list[list[int]]) -> np.ndarray:
@@ -116,12 +136,13 @@ def _flat(name: str, keys: tuple[str, ...], value: Any) -> tuple[list[Any], list
     return list(itertools.chain.from_iterable(samples)), [[len(s) for s in value[key]] for key in keys]
 
 
-def _integer(name: str, value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    if not INTEGER.fullmatch(value):
-        raise ValueError(f"{name} must hold integers, got {value!r:.40}")
-    return int(value)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"{key!r:.40} is there twice")
+        content[key] = value
+    return content
 
 
 def _no_constant(name: str) -> None:

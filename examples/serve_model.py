@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 import damo_torchrec as damo
 from damo_torchrec.serving import Predictor
 from serve_batching import Batcher
+from serve_gate import Access
 from serve_json import Limits
 
 log = logging.getLogger("serve")
@@ -32,6 +33,7 @@ class Settings:
     workers: int = 2
     waiting_samples: int = 16_384
     limits: Limits = field(default_factory=Limits)
+    access: Access = field(default_factory=Access)
 
 
 class Model:
@@ -95,6 +97,12 @@ class Metrics(Collector):
         self.registry = CollectorRegistry()
         self.predictor: Predictor | None = None
         self.requests = Counter("serve_requests", "Requests by status", ["status"], registry=self.registry)
+        self.connections_ended = Counter(
+            "serve_connections_ended",
+            "Connections that the server ended, by reason",
+            ["reason"],
+            registry=self.registry,
+        )
         self.seconds = Histogram("serve_request_seconds", "Time to answer a request", registry=self.registry)
         self.batch_samples = Histogram(
             "serve_batch_samples",

@@ -2,7 +2,11 @@
 # Sets up everything that the Makefile's targets run on: system packages, the virtual environment $VENV with torch, FBGEMM,
 # TorchRec and the tools, and this package, installed in place. A step whose inputs are unchanged is skipped.
 #
-# VENV        the virtual environment; made if it is not there. One that you made keeps the torch and TorchRec in it
+# What it makes by itself has the versions of requirements.txt, and pip checks their SHA-256; `make lock` renews them. Torch has
+# no hash there, and with PIP_ARGS nor have FBGEMM and TorchRec: another index has other builds of the same version.
+#
+# VENV        the virtual environment; made if it is not there. One that you made keeps the torch and TorchRec in it, and
+#             versions that pyproject.toml admits
 # PYTHON      the interpreter to make it with; by default the first of python3, python3.14 ... python3.10 that will do
 # TORCH_SPEC  what pip installs as torch: a requirement, or the path of a wheel
 # PIP_ARGS    more options for pip where it installs torch and TorchRec
@@ -10,9 +14,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 VENV=${VENV:-.venv}
-# The versions that fit together; pyproject.toml's extra `cuda` names the same.
+# The version that fits the TorchRec in requirements_alone.in; pyproject.toml's extra `cuda` names the same.
 TORCH_SPEC=${TORCH_SPEC:-torch==2.13.0}
-torchrec_version=1.8.0
 read -ra pip_args <<<"${PIP_ARGS:-}"
 
 stamps=$VENV/.damo
@@ -59,8 +62,21 @@ ours() { [ -e "$stamps/ours" ] || ! version_of "$1" >/dev/null; }
 # FBGEMM's CUDA build needs a CUDA build of torch and a driver; everything else runs on its CPU build.
 has_cuda() { nvidia-smi -L >/dev/null 2>&1 && "$py" -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; }
 
+# All but torch, FBGEMM, TorchRec and this package.
+install_requirements() {
+  local inputs
+  inputs=$(cksum <scripts/requirements.txt)
+  done_with requirements "$inputs" && return
+  if [ -e "$stamps/ours" ]; then
+    say "Installing what requirements.txt names"
+    pip --no-deps --require-hashes --requirement scripts/requirements.txt
+  fi
+  mark_done requirements "$inputs"
+}
+
 install_torchrec() {
-  local inputs="$TORCH_SPEC torchrec==$torchrec_version ${pip_args[*]}" torch
+  local inputs torch trio fbgemm=fbgemm-gpu-cpu
+  inputs="$TORCH_SPEC $(cksum <scripts/requirements_alone.txt) ${pip_args[*]}"
   done_with torchrec "$inputs" && return
   if ours torch; then
     say "Installing $TORCH_SPEC, which takes minutes (CONTRIBUTING.md says how to choose a smaller CPU build)"
@@ -69,13 +85,16 @@ install_torchrec() {
   torch="torch==$(version_of torch)"
   if ours torchrec; then
     if has_cuda; then
-      say "Installing TorchRec $torchrec_version with FBGEMM for CUDA"
-      pip "${pip_args[@]}" "$torch" "fbgemm-gpu==$torchrec_version" "torchrec==$torchrec_version"
+      fbgemm=fbgemm-gpu
+    fi
+    say "Installing TorchRec and $fbgemm"
+    pip "${pip_args[@]}" "$torch" numpy tensordict torchmetrics==1.0.3 tqdm pyre-extensions  # what both need
+    if [ ${#pip_args[@]} -gt 0 ]; then
+      # An index of the user's choice has builds, and so hashes, of its own.
+      read -ra trio < <(grep -E "^($fbgemm|torchrec)==" scripts/requirements_alone.in | tr '\n' ' ')
+      pip "${pip_args[@]}" --no-deps "${trio[@]}"
     else
-      say "Installing TorchRec $torchrec_version with FBGEMM for the CPU"
-      # TorchRec's requirements by hand: it asks for FBGEMM's CUDA build, which would overwrite the CPU build's files.
-      pip "${pip_args[@]}" "$torch" "fbgemm-gpu-cpu==$torchrec_version" tensordict torchmetrics==1.0.3 tqdm pyre-extensions
-      pip "${pip_args[@]}" --no-deps "torchrec==$torchrec_version"
+      scripts/alone.sh "$py" "$fbgemm" torchrec
     fi
   fi
   mark_done torchrec "$inputs"
@@ -91,17 +110,23 @@ install_package() {
   } | cksum)
   done_with package "$inputs" && return
   say "Building damo_torchrec and installing its tools"
-  pip cmake ninja pybind11 scikit-build-core
-  pip --no-build-isolation --editable ".[dev]"
+  if [ -e "$stamps/ours" ]; then
+    pip --no-deps --no-build-isolation --editable .
+  else
+    pip cmake ninja pybind11 scikit-build-core
+    pip --no-build-isolation --editable ".[dev]"
+  fi
   mark_done package "$inputs"
 }
 
 # The oldest ONNX Runtime that pyproject.toml admits, aside, for a test; not every Python has it.
 install_oldest_onnxruntime() {
-  local version=1.19.2 target=$VENV/onnxruntime-oldest
-  done_with onnxruntime "$version" && return
-  pip --no-deps --target "$target" "onnxruntime==$version" 2>/dev/null || say "No ONNX Runtime $version for this Python"
-  mark_done onnxruntime "$version"
+  local inputs
+  inputs=$(cksum <scripts/requirements_alone.txt)
+  done_with onnxruntime "$inputs" && return
+  scripts/alone.sh "$py" onnxruntime --upgrade --target "$VENV/onnxruntime-oldest" 2>/dev/null ||
+    say "This Python has no ONNX Runtime of the version in requirements_alone.in"
+  mark_done onnxruntime "$inputs"
 }
 
 [ "$(uname -s)" = Linux ] || die "FBGEMM, which TorchRec needs, is published for Linux alone"
@@ -111,6 +136,7 @@ else
   make_venv
 fi
 new_enough "$py" || die "$VENV holds a Python older than 3.10; remove it, or name another one with VENV"
+install_requirements
 install_torchrec
 install_package
 install_oldest_onnxruntime

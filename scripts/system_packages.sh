@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what pip cannot bring, after saying so: a C++ compiler, RocksDB's development package, Python's venv module and
-# headers; with the arguments `gtest` and `clang`, GoogleTest and Clang too. Does nothing where all of it is there.
+# Installs what pip cannot bring, after saying so; through sudo, where there is a terminal, after asking: a C++ compiler,
+# RocksDB's development package, Python's venv module and headers; with the arguments `gtest` and `clang`, GoogleTest and
+# Clang too. Does nothing where all of it is there.
 # PYTHON, CXX, RocksDB_ROOT and CMAKE_PREFIX_PATH are respected.
 set -euo pipefail
 
@@ -69,6 +70,10 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 
 echo "==> Installing system packages: ${wanted[*]}"
+if [ ${#as_root[@]} -gt 0 ] && [ -t 0 ]; then
+  read -r -p "    by sudo $manager; go on? [y/N] " answer
+  [[ $answer == [yY]* ]] || die "not installed: ${wanted[*]}"
+fi
 case $manager in
   apt-get)
     "${as_root[@]}" apt-get update -qq

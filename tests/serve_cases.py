@@ -14,7 +14,7 @@ from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 
 import damo_torchrec as damo
 from serve_http import make_app
-from serve_model import Settings
+from serve_model import Metrics, Settings
 from serving_cases import SGD
 from support import kjt
 
@@ -56,15 +56,18 @@ def settings_of(path: Path, **options: Any) -> Settings:
 
 @contextlib.asynccontextmanager
 async def client_of(path: Path, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
-    app = make_app(settings_of(path, **options))
+    app = make_app(settings_of(path, **options), Metrics())
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=True)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://test") as c:
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as c,
+    ):
         yield c
 
 
 def with_client(path: Path, use: Callable[[httpx.AsyncClient], Awaitable[None]], **options: Any) -> None:
     async def main() -> None:
         async with client_of(path, **options) as client:
-            await use(client)
+            await asyncio.wait_for(use(client), 300)
 
     asyncio.run(main())

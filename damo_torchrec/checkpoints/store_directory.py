@@ -64,7 +64,7 @@ class StoreDirectory:
     def _acquire(self) -> None:
         lock_path = self.path / LOCK_FILE
         with os_errors(f"cannot open {lock_path}"):
-            self._lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         give_up = time.monotonic() + _CHILDREN_END_AFTER
         while True:
             try:

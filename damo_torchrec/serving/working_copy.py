@@ -4,7 +4,6 @@ import fcntl
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from damo_torchrec import _core
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import DamoError
-from damo_torchrec.files import on_tmpfs
+from damo_torchrec.files import make_temporary_directory, on_tmpfs
 from damo_torchrec.modules.lookup_plan import LookupOutput
 from damo_torchrec.options import StoreOptions
 from damo_torchrec.serving.arrays import Array
@@ -81,9 +80,9 @@ class UnseenRows:
 
 def _make_directory(checkpoint: Path) -> Path:
     try:
-        return Path(tempfile.mkdtemp(prefix=_prefix(checkpoint), dir=checkpoint.parent))
+        return make_temporary_directory(_prefix(checkpoint), checkpoint.parent)
     except OSError as error:
-        directory = Path(tempfile.mkdtemp(prefix="damo_torchrec-serving-"))
+        directory = make_temporary_directory("damo_torchrec-serving-")
         _log.warning("nothing can be written beside %s (%s): its rows are copied to %s", checkpoint, error, directory)
         if on_tmpfs(str(directory)):
             _log.warning("%s is on tmpfs, that is, in memory beyond memory_budget: set TMPDIR to a disk", directory)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from damo_torchrec.checkpoints.retention import Retention
-from damo_torchrec.files import on_tmpfs
+from damo_torchrec.files import make_temporary_directory, on_tmpfs
 from damo_torchrec.options import StoreOptions, parse_budget
 from damo_torchrec.progress import reporting
 from damo_torchrec.stats import StoreStats, TableStats
@@ -71,7 +70,7 @@ class EmbeddingStore:
         if path is None:
             if read_only:
                 raise ValueError("read_only=True needs the path of a store or a checkpoint")
-            path = tempfile.mkdtemp(prefix="damo_torchrec-")
+            path = str(make_temporary_directory("damo_torchrec-"))
             if on_tmpfs(path):
                 _log.warning(
                     "the temporary store %s is on tmpfs, that is, in memory beyond memory_budget: set TMPDIR to a disk",

@@ -92,7 +92,8 @@ def of_serving():
 
 def of_serving_load():
     taken = {"p50": 0.004, "p99": 0.009, "max": 0.1}
-    return {"load": [{"deltas": 0, "per_second": 1200.0, **taken}, {"deltas": 7, "per_second": 900.0, **taken}]}
+    quiet = {"stalled": 0, "deltas": 0, "per_second": 1200.0, **taken}
+    return {"load": [quiet, {**quiet, "stalled": 300}, {**quiet, "deltas": 7, "per_second": 900.0}]}
 
 
 REPORTS = {
@@ -138,7 +139,16 @@ def test_each_benchmark_of_make_bench_has_a_plot():
         ("scale", 2, ["hit rate of 90.0%", "ms/step", "MiB"]),
         ("checkpoint", 1, ["7 MiB", "in the background", "by the caller", " 0.5", "s above the median"]),
         ("serving", 5, ["times a Gather", "ids in a bag: 5", "whole models", "samples of a request", "kernels"]),
-        ("serving_load", 1, ["7 deltas meanwhile\n900 requests/s", " 4", "ms: median, and up to p99"]),
+        (
+            "serving_load",
+            1,
+            [
+                "300 stalled, 0 deltas meanwhile\n1,200 requests/s",
+                "0 stalled, 7 deltas meanwhile\n900 requests/s",
+                " 4",
+                "ms: median, and up to p99",
+            ],
+        ),
         ("cache_policy", 1, ["damo_torchrec\n1.100 ×", " 11", "% of ids"]),
     ],
 )

@@ -51,10 +51,10 @@ def test_wrong_requests_are_wrong_in_each_way():
 @pytest.mark.slow
 def test_a_whole_load(tmp_path, monkeypatch, capsys):
     report = tmp_path / "report.json"
-    tiny = "--tables 2 --rows 50 --dim 4 --seconds 1.5 --clients 2 --wrong 40"
+    tiny = "--tables 2 --rows 50 --dim 4 --seconds 1.5 --clients 2 --stalled 40 --wrong 40"
     monkeypatch.setattr("sys.argv", ["serving_load.py", *tiny.split(), "--json", str(report)])
     assert serving_load.run(serving_load.main) == 0
     figures = json.loads(report.read_text())
-    assert [load["per_second"] > 0 for load in figures["load"]] == [True, True]
+    assert [load["per_second"] > 0 for load in figures["load"]] == [True, True, True]
     assert sum(figures["wrong"].values()) == 40
     assert "40 wrong requests" in capsys.readouterr().out

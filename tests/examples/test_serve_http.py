@@ -17,6 +17,7 @@ import damo_torchrec as damo
 from damo_torchrec.serving import Predictor
 from serve_batching import predict_together
 from serve_cases import KEYS, body, client_of, expected_answer, with_client
+from serve_gate import Access
 from serve_json import Limits
 
 
@@ -76,7 +77,12 @@ BAD: dict[str, tuple[bytes, int, str]] = {
     "samples": (changed(features={**ONES, "user": [[1]]}), 422, "one list for each sample in every feature"),
     "floats": (changed(features={**ONES, "user": [[1.0], [2]]}, **{"features.weights": WEIGHTS}), 422, "integers"),
     "bools": (changed(features={**ONES, "user": [[True], [2]]}, **{"features.weights": WEIGHTS}), 422, "integers"),
-    "words": (changed(features={**ONES, "user": [["x"], [2]]}), 422, "must hold integers, got 'x'"),
+    "words": (changed(features={**ONES, "user": [["x"], [2]]}), 422, "must hold integers, got the string 'x'"),
+    "digits in a string": (changed(features={**ONES, "user": [["554"], [2]]}), 422, "got the string '554'"),
+    "twice": (b'{"dense": [[1]], "dense": [[2]]}', 400, "'dense' is there twice"),
+    "UTF-16": (json.dumps(body(1)).encode("utf-16"), 400, "the body must be JSON"),
+    "a long name": (json.dumps({"x" * 5000: 1}).encode(), 422, "x..."),
+    "half a character": (b'{"\\ud800": 1}', 422, "ud800"),
     "large": (changed(features={**ONES, "user": [[2**63], [2]]}, **{"features.weights": WEIGHTS}), 422, "fit int64"),
     "weights": (changed(features=ONES, **{"features.weights": {**WEIGHTS, "user": [[], [1.0]]}}), 422, "for each id"),
     "text weights": (changed(features=ONES, **{"features.weights": {**WEIGHTS, "user": [["1"], [1]]}}), 422, "numbers"),
@@ -88,13 +94,15 @@ BAD: dict[str, tuple[bytes, int, str]] = {
         422,
         "",
     ),
+    "too many names": (b"{" + b'"":1' * 10_001 + b"}", 413, "holds 10001 names; the limit is 10000"),
+    "too many values": (changed(dense=[[]] * 1500), 413, "values; the limit is 3000"),
     "too many samples": (json.dumps(body(41)).encode(), 413, "holds 41 samples; the limit is 40"),
     "too many ids": (changed(features={"user": [[1] * 200, []], "clicks": [[], []]}), 413, "the limit is 150"),
     "a large body": (b" " * 70_000, 413, "larger than 66000 bytes"),
 }
 
 
-LIMITS = Limits(body_bytes=66_000, samples=40, ids=150)
+LIMITS = Limits(body_bytes=66_000, values=3000, samples=40, ids=150)
 
 
 def test_wrong_requests_are_refused_with_the_reason(served: Any) -> None:
@@ -181,6 +189,7 @@ def test_a_reload_drops_no_request(served: Any, tmp_path: Path) -> None:
     link.symlink_to(path / "one")
 
     async def use(client: httpx.AsyncClient) -> None:
+        client.headers["Authorization"] = "Bearer of a secret, long"
         stop = asyncio.Event()
 
         async def ask() -> set[int]:
@@ -210,7 +219,7 @@ def test_a_reload_drops_no_request(served: Any, tmp_path: Path) -> None:
         health = (await client.get("/health")).json()
         assert (health["status"], health["checkpoint"]) == ("ok", str(path / "two"))
 
-    with_client(link, use)
+    with_client(link, use, access=Access(token="of a secret, long"))
     assert sorted(p.name for p in path.iterdir()) == ["one", "store", "two"]
 
 

@@ -43,14 +43,14 @@ def test_rows_go_among_temporary_files_where_the_checkpoint_has_no_place(
 ) -> None:
     from damo_torchrec.serving import working_copy
 
-    make = working_copy.tempfile.mkdtemp
+    make = working_copy.make_temporary_directory
 
-    def refuse(dir: Any = None, **options: Any) -> str:
-        if dir is not None:
+    def refuse(prefix: str, parent: Path | None = None) -> Path:
+        if parent is not None:
             raise PermissionError("read-only")
-        return make(**options)
+        return make(prefix)
 
-    monkeypatch.setattr(working_copy.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(working_copy, "make_temporary_directory", refuse)
     with predictor_of(pooled[1]) as predictor:
         assert predictor._store.path.parent == tmp_path
         predictor.predict(pooled_request(3))
