@@ -56,7 +56,7 @@ def _on_cpu(what: str, tensor: torch.Tensor) -> torch.Tensor:
 
 def _check(what: str, tensor: torch.Tensor) -> None:
     if (reason := _not_plain(tensor)) is not None:
-        raise TypeError(f"{what} must be a plain tensor that holds its values itself, got {reason}")
+        raise TypeError(f"{what} must be a dense tensor with values of its own, got {reason}")
     if tensor.is_meta:
         raise ValueError(f"{what} must have values, got a tensor on the meta device")
     if tensor.numel() > 0 and not tensor._is_zerotensor():

@@ -162,7 +162,7 @@ class Updates:
             index = self._store.table(name).opened.index
             for part in self._parts(len(changes.ids)):
                 ids = np.array(changes.ids[part], dtype=np.int64)
-                weights = np.array(changes.weights[part], dtype=np.float32)
+                weights = np.array(changes.weights[part], dtype=np.float32, order="C")
                 engine.set(index, ids.ctypes.data, len(ids), weights.ctypes.data, 0)
 
     def _parts(self, n: int) -> Iterator[slice]:
