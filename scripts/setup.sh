@@ -98,7 +98,7 @@ install_package() {
 
 # The oldest ONNX Runtime that pyproject.toml admits, aside, for a test; not every Python has it.
 install_oldest_onnxruntime() {
-  local version=1.19.2 target=$VENV/onnxruntime-oldest
+  local version=1.25.0 target=$VENV/onnxruntime-oldest
   done_with onnxruntime "$version" && return
   pip --no-deps --target "$target" "onnxruntime==$version" 2>/dev/null || say "No ONNX Runtime $version for this Python"
   mark_done onnxruntime "$version"

@@ -10,7 +10,9 @@ import onnxruntime
 from damo_torchrec.checkpoints.manifest import TableEntry
 from damo_torchrec.errors import CorruptionError, DamoError, SchemaMismatchError
 from damo_torchrec.graph_card import CARD, DenseCard
+from damo_torchrec.graph_check import check_dense_graph
 from damo_torchrec.modules.lookup_plan import LookupKind
+from damo_torchrec.onnx_runtime import open_session
 from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.requests import Argument
 
@@ -53,10 +55,8 @@ class DensePart:
             content = file.read_bytes()
         except OSError as error:
             raise DamoError(f"{file} cannot be read: {error}") from error
-        try:
-            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's, which have no common base
-            raise CorruptionError(f"{file} is no graph that ONNX Runtime can run: {error}") from error
+        check_dense_graph(content, file)
+        self._session = open_session(content, file, options)
         self.file = file
         self.card = DenseCard.parse(self._session.get_modelmeta().custom_metadata_map.get(CARD), str(file))
         self.inputs = {node.name: (node.type, node.shape) for node in self._session.get_inputs()}

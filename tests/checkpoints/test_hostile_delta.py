@@ -86,7 +86,7 @@ def test_arrays_in_the_order_of_fortran_are_read_right(delta: Path, tmp_path: Pa
         (header("1.deleted.npy", descr="|V0", shape=(10**9,)), r"found \|V0"),
         (content("1.deleted.npy", lambda c: c + b"\0"), "does not take its 9 bytes"),
         (content("1.deleted.npy", lambda c: c[:-1]), "does not take its 7 bytes"),
-        (content("1.deleted.npy", lambda c: c[:9]), "its header is of NumPy's format"),
+        (content("1.deleted.npy", lambda c: c[:9]), "its header is"),
         (content("1.deleted.npy", lambda c: b""), "no array of NumPy's format"),
         (content("1.deleted.npy", lambda c: c[:6] + b"\x02\0" + c[8:]), "no array of NumPy's format"),
         (content("1.deleted.npy", lambda c: c[:8] + b"\x00\x04" + b"(" * 1024), "its header is"),
