@@ -17,8 +17,8 @@ _STANDARD = {"", "ai.onnx"}
 _OF_RUNTIME = {"com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"}
 
 
-def check_dense_graph(content: bytes, file: Path) -> None:
-    """Checks a graph that has everything in itself, and standard operators alone.
+def check_dense_graph(content: bytes, file: Path) -> Any:
+    """Checks a graph that has everything in itself, and standard operators alone; returns it as `parse_graph`.
 
     Args:
         content: of `file`, which messages name.
@@ -27,10 +27,11 @@ def check_dense_graph(content: bytes, file: Path) -> None:
     Raises:
         CorruptionError: it is no graph, has tensors in other files, or operators of other domains.
     """
-    model = _parse(content, file)
+    model = parse_graph(content, file)
     _check_domains(model, file, _STANDARD)
     for tensor in _tensors(model):
         raise CorruptionError(f"{file} is refused: {tensor.name!r} has its values in another file")
+    return model
 
 
 def check_exported_graph(file: Path) -> None:
@@ -40,7 +41,7 @@ def check_exported_graph(file: Path) -> None:
         CorruptionError: it is no graph, has tensors elsewhere, or operators of unknown domains.
         OSError: it cannot be read.
     """
-    model = _parse(file.read_bytes(), file)
+    model = parse_graph(file.read_bytes(), file)
     _check_domains(model, file, _STANDARD | _OF_RUNTIME | {DOMAIN})
     for tensor in _tensors(model):
         try:
@@ -49,7 +50,8 @@ def check_exported_graph(file: Path) -> None:
             raise CorruptionError(f"{file} is refused: tensor {tensor.name!r} {error}") from error
 
 
-def _parse(content: bytes, file: Path) -> Any:
+def parse_graph(content: bytes, file: Path) -> Any:
+    """A graph as an ``onnx.ModelProto``, without data in other files. Raises CorruptionError if it is none."""
     try:
         return onnx.ModelProto.FromString(content)
     except (DecodeError, RecursionError) as error:

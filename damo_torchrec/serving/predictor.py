@@ -176,9 +176,9 @@ class Predictor:
     def watch(self, directory: str | os.PathLike[str], poll_seconds: float = 1.0) -> None:
         """Applies deltas that appear in a directory from now on, and those that are there, in a thread of its own.
 
-        They are taken in the order of the numbers in their names. What `apply_delta` refuses is logged and
-        passed over; what does not follow yet is tried again after each other delta. Those of before the checkpoint, and
-        those that were applied, may stay there. `close` ends it.
+        They are taken in the order of the numbers in their names. What `apply_delta` refuses, and what is a link or no
+        delta, is logged once, counted in `stats` and passed over; what does not follow yet is tried again after each
+        other delta. Those of before the checkpoint, and those that were applied, may stay there. `close` ends it.
 
         Args:
             directory: where `DeltaPublisher` writes, for example.
@@ -213,6 +213,7 @@ class Predictor:
             deltas_applied=updates.applied,
             last_delta_step=updates.last_step,
             last_delta_time=updates.last_time,
+            passed_over=sum(watcher.passed_over for watcher in list(self._watchers)),
         )
 
     def close(self) -> None:
