@@ -2,12 +2,11 @@
 
 import errno
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from damo_torchrec.errors import CorruptionError, DamoError, OutOfSpaceError
+from damo_torchrec.errors import DamoError, OutOfSpaceError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -32,25 +31,6 @@ def write_file(path: Path, content: bytes) -> None:
     """Writes a file. Raises OutOfSpaceError that says for how many bytes there has to be space, or DamoError."""
     with os_errors(f"cannot write {len(content)} bytes to {path}"):
         path.write_bytes(content)
-
-
-def regular_file_size(path: Path) -> int:
-    """The size of a file that can be read without waiting, and is where it seems to be.
-
-    Raises:
-        CorruptionError: it is a link, a directory, a pipe or a device, or not there.
-        DamoError: the system does not tell.
-    """
-    try:
-        status = path.lstat()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise CorruptionError(f"{path} is missing") from error
-    except OSError as error:
-        raise DamoError(f"{path} cannot be read: {error}") from error
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a link" if stat.S_ISLNK(status.st_mode) else stat.filemode(status.st_mode)
-        raise CorruptionError(f"{path} is no regular file, but {kind}")
-    return status.st_size
 
 
 def bytes_in(directory: Path) -> int:

@@ -14,8 +14,8 @@ from damo_torchrec.checkpoints.array_file import map_array
 from damo_torchrec.checkpoints.document import dump_document, parse_document
 from damo_torchrec.checkpoints.file_entry import FileEntry
 from damo_torchrec.checkpoints.layout import DELTA_FILE, array_files
+from damo_torchrec.checkpoints.regular_file import NotRegularError, check_regular, read_regular
 from damo_torchrec.errors import CorruptionError, DamoError
-from damo_torchrec.files import regular_file_size
 
 FORMAT_VERSION = 1
 _LARGEST_MANIFEST = 64 << 20  # bytes
@@ -181,10 +181,10 @@ def _read_manifest(path: Path) -> DeltaManifest:
     file = path / DELTA_FILE
     if not path.is_dir() or not os.path.lexists(file):
         raise ValueError(f"{path} is no delta: it has no {DELTA_FILE}")
-    if (size := regular_file_size(file)) > _LARGEST_MANIFEST:
-        raise CorruptionError(f"{file} is damaged: it has {size} bytes, expected at most {_LARGEST_MANIFEST}")
     try:
-        content = file.read_bytes()
+        content = read_regular(file, _LARGEST_MANIFEST)
+    except (NotRegularError, ValueError) as error:
+        raise CorruptionError(f"{file} is damaged: {error}") from error
     except OSError as error:
         raise DamoError(f"{file} cannot be read: {error}") from error
     manifest = parse_document(content, file, "delta", range(1, FORMAT_VERSION + 1), DeltaManifest)
@@ -196,7 +196,13 @@ def _read_manifest(path: Path) -> DeltaManifest:
 
 
 def _check_file(file: Path, expected: FileEntry) -> None:
-    if (size := regular_file_size(file)) != expected.size:
+    try:
+        size = check_regular(file).st_size
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CorruptionError(f"{file} is missing") from error
+    except NotRegularError as error:
+        raise CorruptionError(f"{file} is damaged: {error}") from error
+    if size != expected.size:
         raise CorruptionError(f"{file} is damaged: expected {expected.size} bytes, found {size}")
     if (found := FileEntry.of(file)) != expected:
         raise CorruptionError(f"{file} is damaged: expected the SHA-256 {expected.sha256}, found {found.sha256}")

@@ -130,7 +130,7 @@ OTHER = "0" * 32
         (set_entry("step", True), "delta.step is True"),
         (set_entry("step", 0), "is before since_step"),
         (set_entry("seed", 2**200), "delta.seed is"),
-        (set_entry("seed", float("nan")), "delta.seed is nan"),
+        (set_entry("seed", float("nan")), "seed is nan|NaN"),
         (set_entry("tables.a.changed", 4), r"expected <i8 \(4,\), found <i8 \(3,\)"),
         (set_entry("tables.a.changed", 2**62), r"expected <i8 \(4611686018427387904,\)"),
         (set_entry("tables.a.dim", 2**31 - 1), r"expected <f4 \(3, 2147483647\)"),
@@ -173,7 +173,7 @@ def test_what_is_no_file_is_refused(delta: Path, tmp_path: Path, name: str, kind
         (copy / name).mkdir()
     else:
         os.mkfifo(copy / name)
-    with pytest.raises(damo.CorruptionError, match="is no regular file"):
+    with pytest.raises(damo.CorruptionError, match="expected a regular file"):
         Delta.read(copy)
 
 
@@ -181,7 +181,7 @@ def test_a_huge_file_is_refused_before_it_is_read(delta: Path, tmp_path: Path) -
     copy = forged_copy(delta, tmp_path / "copy", lambda _: None)
     for name in ("1.deleted.npy", "delta.json"):
         os.truncate(copy / name, 2**40)
-        with pytest.raises(damo.CorruptionError, match=r"expected (at most )?\d+"):
+        with pytest.raises(damo.CorruptionError, match=r"expected \d+ bytes|larger than \d+ bytes"):
             Delta.read(copy)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 8 << 20  # KiB
 
