@@ -14,7 +14,7 @@ import pytest
 import damo_torchrec as damo
 from damo_torchrec import Delta
 from delta_model import Model
-from forged_delta import forge, forged_copy
+from forgery import forge, forged_copy
 
 
 @pytest.fixture(scope="module")

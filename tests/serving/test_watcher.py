@@ -10,7 +10,7 @@ import pytest
 
 import damo_torchrec as damo
 from damo_torchrec.serving.watcher import Watcher
-from forged_delta import forged_copy
+from forgery import forged_copy
 from served_training import Training, answers_of, check_same, wait_until
 
 
