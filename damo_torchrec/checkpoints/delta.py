@@ -16,6 +16,7 @@ from damo_torchrec.checkpoints.file_entry import FileEntry
 from damo_torchrec.checkpoints.layout import DELTA_FILE, array_files
 from damo_torchrec.checkpoints.regular_file import NotRegularError, check_regular, read_regular
 from damo_torchrec.errors import CorruptionError, DamoError
+from damo_torchrec.files import os_errors
 
 FORMAT_VERSION = 1
 _LARGEST_MANIFEST = 64 << 20  # bytes
@@ -158,22 +159,24 @@ class Delta:
         return bool(history) and history[-1] in self.line
 
     @staticmethod
-    def read(path: str | os.PathLike[str]) -> "Delta":
+    def read(path: str | os.PathLike[str], private: Path | None = None) -> "Delta":
         """Reads and checks a delta; its arrays stay on disk.
+
+        Args:
+            path: its directory, which must stay as it is for as long as the arrays are in use.
+            private: a directory of the caller's for copies of the arrays, without names: then `path` may change.
 
         Raises:
             ValueError: `path` is none.
             CorruptionError: it is damaged, contradicts itself, or is of a later format.
-            DamoError: it cannot be read.
+            OutOfSpaceError, DamoError: it cannot be read, or not be copied.
         """
         path = Path(path).absolute()
         manifest = _read_manifest(path)
-        try:
+        with os_errors(f"cannot read the delta {path}"):
             for name, expected in manifest.files.items():
                 _check_file(path / name, expected)
-            tables = {name: _read_table(path, table) for name, table in manifest.tables.items()}
-        except OSError as error:
-            raise DamoError(f"the delta {path} cannot be read: {error}") from error
+            tables = {name: _read_table(path, table, private) for name, table in manifest.tables.items()}
         return Delta(path, manifest, tables)
 
 
@@ -208,11 +211,11 @@ def _check_file(file: Path, expected: FileEntry) -> None:
         raise CorruptionError(f"{file} is damaged: expected the SHA-256 {expected.sha256}, found {found.sha256}")
 
 
-def _read_table(path: Path, table: TableChanges) -> DeltaTable:
+def _read_table(path: Path, table: TableChanges, private: Path | None) -> DeltaTable:
     files = [path / name for name in array_files(table.number)]
-    ids = map_array(files[0], np.int64, (table.changed,))
-    weights = map_array(files[1], np.float32, (table.changed, table.dim))
-    deleted = map_array(files[2], np.int64, (table.deleted,))
+    ids = map_array(files[0], np.int64, (table.changed,), private)
+    weights = map_array(files[1], np.float32, (table.changed, table.dim), private)
+    deleted = map_array(files[2], np.int64, (table.deleted,), private)
     for file, array in ((files[0], ids), (files[2], deleted)):
         if any(bool((block[1:] <= block[:-1]).any()) for block in _blocks(array, overlap=1)):
             raise CorruptionError(f"{file} is damaged: its ids do not ascend")

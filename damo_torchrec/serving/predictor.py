@@ -156,8 +156,8 @@ class Predictor:
         """Goes on to the state that a delta leads to, while requests go on.
 
         A request is answered from the state before or from the one after, as a whole: those that begin once the delta
-        is verified, from the one after. Then its rows are written into the store, which must not be moved or
-        changed until the call returns.
+        is verified, from the one after. Then its rows are written into the store. They are copied first: what
+        becomes of the delta's files in the meantime is found, or of no effect.
 
         Args:
             path: a delta that `EmbeddingStore.export_delta` or `DeltaPublisher` made, of the store that the checkpoint
@@ -169,7 +169,7 @@ class Predictor:
             SchemaMismatchError: its tables or its dense part are others than those that are served.
             StoreClosedError: the predictor is closed.
             OutOfSpaceError, DamoError: the disk is full or refuses. If that was met with in the end, the new state is
-                served, from the delta's files; the next call writes what is missing first.
+                served, from copies of the delta's arrays; the next call writes what is missing first.
         """
         self._updates.apply(path)
 

@@ -88,7 +88,7 @@ class Watcher:
 
     def _pass_over(self, path: Path, oddity: str) -> None:
         if self._odd.get(path) != oddity:
-            _log.warning("passing over %s, which is no delta: %s", path, oddity)
+            _log.warning("passing over %s, which is no delta: %s", _printable(path), oddity)
             self._odd[path] = oddity
 
     def _try(self, path: Path, name: _Files, files: _Files) -> None:
@@ -103,15 +103,15 @@ class Watcher:
         except OutOfOrderError as error:
             if error.step > self._step():  # maybe later
                 if not known:
-                    _log.warning("waiting for what comes before: %s", error)
+                    _log.warning("waiting for what comes before: %s", _printable(error))
                 self._waiting[path] = name, self._step()
                 return
-            _log.info("passing over an old delta: %s", error)
+            _log.info("passing over an old delta: %s", _printable(error))
         except (DamoError, OSError) as error:
             if isinstance(error, CorruptionError | SchemaMismatchError):
                 self._refuse(path, files, error)
             elif path not in self._failed:
-                _log.error("could not apply the delta %s, and will try again: %s", path, error)
+                _log.error("could not apply the delta %s, and will try again: %s", _printable(path), _printable(error))
                 self._failed[path] = files
             return
         except Exception as error:
@@ -123,11 +123,15 @@ class Watcher:
 
     def _refuse(self, path: Path, files: _Files, error: Exception) -> None:
         expected = isinstance(error, DamoError | ValueError)
-        _log.error(
-            "refusing the delta %s, and serving step %d on: %s", path, self._step(), error, exc_info=not expected
-        )
+        what = "refusing the delta %s, and serving step %d on: %s"
+        _log.error(what, _printable(path), self._step(), _printable(error), exc_info=not expected)
         self._refused[path] = files
         self._failed.pop(path, None)
+
+
+def _printable(value: object) -> str:
+    """Its text; names of files may have bytes that no log takes."""
+    return str(value).encode(errors="backslashreplace").decode()
 
 
 def _oddity(path: Path) -> str | None:
@@ -140,7 +144,7 @@ def _oddity(path: Path) -> str | None:
     except FileNotFoundError:
         return f"it has no {DELTA_FILE}"
     except OSError as error:
-        return str(error)
+        return _printable(error)
     return None
 
 

@@ -177,6 +177,18 @@ def test_what_is_no_file_is_refused(delta: Path, tmp_path: Path, name: str, kind
         Delta.read(copy)
 
 
+def test_who_has_private_copies_does_not_mind_what_becomes_of_the_files(delta: Path, tmp_path: Path) -> None:
+    copy, private = forged_copy(delta, tmp_path / "copy", lambda _: None), tmp_path / "private"
+    private.mkdir()
+    read = Delta.read(copy, private=private)
+    for file in copy.iterdir():
+        os.truncate(file, 0)
+    for name, table in Delta.read(delta).tables.items():
+        for array in ("ids", "weights", "deleted"):
+            np.testing.assert_array_equal(getattr(read.tables[name], array), getattr(table, array))
+    assert list(private.iterdir()) == []
+
+
 def test_a_huge_file_is_refused_before_it_is_read(delta: Path, tmp_path: Path) -> None:
     copy = forged_copy(delta, tmp_path / "copy", lambda _: None)
     for name in ("1.deleted.npy", "delta.json"):
