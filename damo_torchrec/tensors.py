@@ -38,23 +38,14 @@ def address(tensor: torch.Tensor) -> int:
             tensor, too.
         ValueError: its memory was taken away.
     """
-    _check("a tensor for the engine", tensor)
+    check_plain("a tensor for the engine", tensor)
     if not tensor.is_cpu or tensor.is_neg() or tensor.is_conj():
         raise TypeError(f"a tensor for the engine must have its values in memory, got one on {tensor.device}")
     return tensor.data_ptr()
 
 
-def _on_cpu(what: str, tensor: torch.Tensor) -> torch.Tensor:
-    _check(what, tensor)
-    if type(tensor) is not torch.Tensor:  # whose class may have its own idea of what comes next
-        with torch._C.DisableTorchFunctionSubclass():
-            tensor = tensor.as_subclass(torch.Tensor)
-    if tensor._is_zerotensor():  # of torch's, without memory
-        tensor = tensor.clone()
-    return tensor.cpu().resolve_conj().resolve_neg()
-
-
-def _check(what: str, tensor: torch.Tensor) -> None:
+def check_plain(what: str, tensor: torch.Tensor) -> None:
+    """Raises as `plain` for a tensor that has no values of its own; copies nothing."""
     if (reason := _not_plain(tensor)) is not None:
         raise TypeError(f"{what} must be a dense tensor with values of its own, got {reason}")
     if tensor.is_meta:
@@ -67,6 +58,16 @@ def _check(what: str, tensor: torch.Tensor) -> None:
                 f"{what} must have its values in memory: the shape {tuple(tensor.shape)} needs {needed} bytes, but "
                 f"{found} are there, the others were taken away"
             )
+
+
+def _on_cpu(what: str, tensor: torch.Tensor) -> torch.Tensor:
+    check_plain(what, tensor)
+    if type(tensor) is not torch.Tensor:  # whose class may have its own idea of what comes next
+        with torch._C.DisableTorchFunctionSubclass():
+            tensor = tensor.as_subclass(torch.Tensor)
+    if tensor._is_zerotensor():  # of torch's, without memory
+        tensor = tensor.clone()
+    return tensor.cpu().resolve_conj().resolve_neg()
 
 
 def _not_plain(tensor: torch.Tensor) -> str | None:

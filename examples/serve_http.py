@@ -117,6 +117,7 @@ class Answers:
                 "checkpoint": str(predictor.path),
                 "step": predictor.step,
                 "deltas": len(predictor.history) - 1,
+                "passed_over": predictor.passed_over,
                 "features": predictor.features,
             }
         )

@@ -133,6 +133,16 @@ def test_tensors_are_read_as_torch_reads_them(places: Places, kind: str) -> None
             torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("kind", NOT_PLAIN)
+def test_weights_of_a_state_dict_without_values_are_refused(places: Places, kind: str) -> None:
+    weight = NOT_PLAIN[kind](torch.ones(9).view(3, 3) if kind != "nested" else torch.ones(3))
+    with pytest.raises(RuntimeError, match=r"w\.weight must (be a dense tensor|have)"):
+        places.weighted.load_state_dict({"embedding_bags.w.weight": weight})
+    with pytest.raises(ValueError, match="_extra_state is none of a collection's"):
+        places.weighted.set_extra_state(NOT_PLAIN[kind](places.weighted.get_extra_state()))
+    assert len(places.table) == 0
+
+
 def negative(tensor: Tensor) -> Tensor:
     """`tensor`, with torch's negative bit: its memory has the other sign."""
     found = torch.complex(torch.zeros_like(tensor), -tensor).conj().imag

@@ -14,7 +14,7 @@ from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
 from damo_torchrec.modules import tracing
 from damo_torchrec.modules.autograd import Batch
-from damo_torchrec.tensors import plain
+from damo_torchrec.tensors import check_plain, plain
 
 
 class Accepted(NamedTuple):
@@ -141,6 +141,7 @@ def inverse_indices(features: KeyedJaggedTensor, names: list[str], bags_of: Sequ
         )
     of_outputs = list(reorder_inverse_indices(indices, names))
     for name, n, index in zip(names, bags_of, of_outputs, strict=True):
+        check_plain(f"inverse_indices of feature {name!r}", index)
         if index.numel() > 0 and not 0 <= int(index.min()) <= int(index.max()) < n:
             raise ValueError(
                 f"inverse_indices of feature {name!r} must be in 0..{n - 1}, "

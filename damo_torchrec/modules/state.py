@@ -11,7 +11,7 @@ import torch
 from damo_torchrec.errors import SchemaMismatchError
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.table import Table
-from damo_torchrec.tensors import address, plain
+from damo_torchrec.tensors import address, check_plain, plain
 
 _log = logging.getLogger(__name__)
 _ROWS_PER_CALL = 65536
@@ -43,7 +43,7 @@ def check(state: torch.Tensor, store: EmbeddingStore, tables: Sequence[Table]) -
         ValueError: `state` is nothing that `describe` returns.
     """
     try:
-        saved = json.loads(bytes(state.to("cpu").tolist()))
+        saved = json.loads(bytes(plain("_extra_state", state).tolist()))
         _ = saved["store"], saved["seed"], saved["step"], saved["tables"]
     except (AttributeError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"the state dict's _extra_state is none of a collection's: {error!r}") from error
@@ -74,6 +74,11 @@ def import_rows(
     by_name = {table.name: table for table in tables}
     for name, weight in weights.items():
         if name not in by_name:
+            continue
+        try:
+            check_plain(f"{prefix}{name}.weight", weight)
+        except (TypeError, ValueError) as error:
+            error_msgs.append(str(error))
             continue
         if weight.dim() != 2 or weight.shape[1] != by_name[name].dim or not weight.is_floating_point():
             error_msgs.append(

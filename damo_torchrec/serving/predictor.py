@@ -100,6 +100,11 @@ class Predictor:
         return self._states.current.history
 
     @property
+    def passed_over(self) -> int:
+        """Entries of watched directories that are no deltas, or are refused, as of the last look."""
+        return sum(watcher.passed_over for watcher in list(self._watchers))
+
+    @property
     def inputs(self) -> dict[str, Argument]:
         """The arrays of a request, by name."""
         return self._signature.arguments
@@ -213,7 +218,7 @@ class Predictor:
             deltas_applied=updates.applied,
             last_delta_step=updates.last_step,
             last_delta_time=updates.last_time,
-            passed_over=sum(watcher.passed_over for watcher in list(self._watchers)),
+            passed_over=self.passed_over,
         )
 
     def close(self) -> None:
