@@ -72,9 +72,7 @@ def _check_domains(model: Any, file: Path, known: set[str]) -> None:
     own = {(function.domain, function.name) for function in model.functions}
     for node in _messages(model):
         if isinstance(node, onnx.NodeProto) and node.domain not in known and (node.domain, node.op_type) not in own:
-            raise CorruptionError(
-                f"{file} is refused: {node.op_type!r} of {node.domain!r} is no operator of this package"
-            )
+            raise CorruptionError(f"{file} is refused: {node.op_type!r} of {node.domain!r} is not an expected operator")
 
 
 def _tensors(model: Any) -> Iterator[Any]:
