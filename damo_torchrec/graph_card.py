@@ -5,7 +5,8 @@ says how to find it. ``format_version`` rises when a reader has to know of a cha
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,9 @@ from damo_torchrec.modules.lookup_plan import LookupKind, LookupOutput, LookupPl
 
 CARD = "damo_torchrec"  # the card's key in a graph's metadata
 _FORMAT_VERSION = 1
+_CARDS = ("dense", "full")
 _KINDS = tuple(kind.value for kind in LookupKind)
+_DIMS = range(1, 2**31)
 
 
 @dataclass(frozen=True)
@@ -96,26 +99,143 @@ class DenseCard(Card):
         """Reads a card.
 
         Raises:
-            CorruptionError: it is none of a dense graph, or of a later format; names `where` it is from.
+            CorruptionError: it is none of a dense graph, contradicts itself, or is of a later format; names `where` it
+                is from.
         """
         if text is None:
             raise CorruptionError(f"{where} is no graph that damo_torchrec made: it has no metadata {CARD!r}")
-        try:
-            card = json.loads(text)
-            version, kind = card["format_version"], card["kind"]
-            if version != _FORMAT_VERSION:
-                raise CorruptionError(f"{where} has format version {version}; this version reads {_FORMAT_VERSION}")
-            if kind != "dense":
-                raise ValueError(f"it is a {kind} graph, expected a dense one")
-            return DenseCard(
-                store=str(card.get("store", "")),  # for people alone
-                seed=int(card["seed"]),
-                step=int(card["step"]),
-                features={n: Feature(tuple(f["keys"]), bool(f["weighted"])) for n, f in card["features"].items()},
-                lookups=tuple(_parse_lookup(lookup) for lookup in card["lookups"]),
+        with _damage(where):
+            card = _card(text, "dense")
+            features = _features(card)
+            lookups = tuple(_lookup(entry, features) for entry in _entry(card, "lookups", list))
+            _check_together(lookups)
+            return DenseCard(card["store"], card["seed"], card["step"], features, lookups)
+
+
+def parse_card(text: str, where: str) -> dict[str, Any]:
+    """Checks a card of either kind, and returns it as it is. Raises CorruptionError as `DenseCard.parse`."""
+    with _damage(where):
+        card = _card(text, *_CARDS)
+        features = _features(card)
+        if card["kind"] == "dense":
+            _check_together([_lookup(entry, features) for entry in _entry(card, "lookups", list)])
+        else:
+            _entry(card, "options", dict)
+            tables = _entry(card, "tables", dict)
+            for name in tables:
+                table = _entry(tables, name, dict)
+                _entry(table, "dim", int, allowed=_DIMS)
+                _entry(table, "rows", int, allowed=range(2**63))
+        return card
+
+
+# ------------------------------------------------------------------ reading
+
+
+@contextmanager
+def _damage(where: str) -> Iterator[None]:
+    """Turns what is wrong with a card into CorruptionError."""
+    try:
+        yield
+    except (ValueError, RecursionError) as error:
+        raise CorruptionError(f"{where} does not say how to look up its inputs: {error!r}") from error
+
+
+def _entry(of: Any, key: str, kind: type, allowed: Container[Any] | None = None) -> Any:
+    """An entry of an object, of this type and among these values. Raises ValueError if it is not so."""
+    value = of.get(key) if type(of) is dict else None
+    if type(value) is not kind or (allowed is not None and value not in allowed):
+        expected = f"not one of {allowed}" if allowed is not None else f"no {kind.__name__}"
+        raise ValueError(f"{key} {value!r:.80} is {expected}")
+    return value
+
+
+def _strings(of: Any, key: str) -> tuple[str, ...]:
+    """An entry that is a list of different strings."""
+    values = _entry(of, key, list)
+    if not all(type(value) is str for value in values) or len(set(values)) != len(values):
+        raise ValueError(f"{key} is {values!r:.80}, expected different strings")
+    return tuple(values)
+
+
+def _card(text: str, *kinds: str) -> dict[str, Any]:
+    """What all cards have, but for features."""
+    card: dict[str, Any] = json.loads(text)
+    if (version := _entry(card, "format_version", int)) != _FORMAT_VERSION:
+        raise ValueError(f"it has format version {version}; this version reads {_FORMAT_VERSION}")
+    if (kind := _entry(card, "kind", str, allowed=_CARDS)) not in kinds:
+        raise ValueError(f"it is a {kind} graph, expected a {kinds[0]} one")
+    _entry(card, "seed", int, allowed=range(-(2**127), 2**127))
+    _entry(card, "step", int, allowed=range(2**32))
+    card.setdefault("store", "")  # for people alone
+    _entry(card, "store", str)
+    return card
+
+
+def _features(card: Any) -> dict[str, Feature]:
+    features = _entry(card, "features", dict)
+    return {
+        name: Feature(_strings(features[name], "keys"), _entry(features[name], "weighted", bool)) for name in features
+    }
+
+
+def _lookup(entry: Any, features: Mapping[str, Feature]) -> LookupCard:
+    """A lookup that fits the features that it is given."""
+    kind = LookupKind(_entry(entry, "kind", str, allowed=_KINDS))
+    outputs = tuple(_output(output) for output in _entry(entry, "outputs", list))
+    weighted, padding = _entry(entry, "weighted", bool), entry.get("padding")
+    if padding is not None:
+        _entry(entry, "padding", int, allowed=range(-(2**63), 2**63))
+    lookup = LookupCard(
+        _entry(entry, "path", str),
+        _entry(entry, "input", str),
+        _strings(entry, "graph_inputs"),
+        LookupPlan(kind, outputs, weighted, padding),
+    )
+    rows = kind is LookupKind.ROWS
+    if len(lookup.graph_inputs) != (len(outputs) if kind is LookupKind.SEQUENCES else 1) or not outputs:
+        raise ValueError(f"{lookup.path} has {len(outputs)} outputs for the inputs {list(lookup.graph_inputs)}")
+    if (
+        (rows and len(outputs) != 1)
+        or (weighted and kind is not LookupKind.POOLED)
+        or (padding is not None and not rows)
+    ):
+        raise ValueError(f"{lookup.path} is no {kind.value}")
+    if rows == (lookup.input in features):
+        raise ValueError(f"{lookup.path} looks up {lookup.input!r}; KeyedJaggedTensors are {sorted(features)}")
+    if not rows:
+        feature = features[lookup.input]
+        if absent := sorted(set(lookup.plan.features) - set(feature.keys)):
+            raise ValueError(
+                f"{lookup.path} looks up {absent}, which {lookup.input} does not have: {list(feature.keys)}"
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptionError(f"{where} does not say how to look up its inputs: {error!r}") from error
+        if weighted > feature.weighted:
+            raise ValueError(f"{lookup.path} needs weights, which {lookup.input} does not have")
+    return lookup
+
+
+def _output(entry: Any) -> LookupOutput:
+    return LookupOutput(
+        _entry(entry, "key", str),
+        _entry(entry, "table", str),
+        _entry(entry, "dim", int, allowed=_DIMS),
+        _entry(entry, "pooling", str, allowed=("SUM", "MEAN")) == "MEAN",
+        _entry(entry, "unseen", str, allowed=("zeros", "initial")),
+    )
+
+
+def _check_together(lookups: Sequence[LookupCard]) -> None:
+    """Raises ValueError if lookups contradict each other."""
+    inputs = [name for lookup in lookups for name in lookup.graph_inputs]
+    if len(set(inputs)) != len(inputs):
+        raise ValueError(f"several lookups are for one input: {sorted(inputs)}")
+    unseen: dict[str, str] = {}
+    for output in (output for lookup in lookups for output in lookup.plan.outputs):
+        if unseen.setdefault(output.table, output.unseen) != output.unseen:
+            raise ValueError(f"ids without a row of table {output.table!r} read as zeros and as initial")
+
+
+# ------------------------------------------------------------------ writing
 
 
 def _dump_lookup(lookup: LookupCard) -> dict[str, Any]:
@@ -138,14 +258,3 @@ def _dump_lookup(lookup: LookupCard) -> dict[str, Any]:
             for output in plan.outputs
         ],
     }
-
-
-def _parse_lookup(lookup: Mapping[str, Any]) -> LookupCard:
-    if lookup["kind"] not in _KINDS:
-        raise ValueError(f"collection {lookup['kind']!r} is not one of {_KINDS}")
-    outputs = tuple(
-        LookupOutput(o["key"], o["table"], int(o["dim"]), {"SUM": False, "MEAN": True}[o["pooling"]], o["unseen"])
-        for o in lookup["outputs"]
-    )
-    plan = LookupPlan(LookupKind(lookup["kind"]), outputs, bool(lookup["weighted"]), lookup.get("padding"))
-    return LookupCard(lookup["path"], lookup["input"], tuple(lookup["graph_inputs"]), plan)

@@ -123,6 +123,7 @@ class Answers:
             "status": "ok",
             "step": predictor.step,
             "deltas": len(predictor.history) - 1,
+            "passed_over": predictor.passed_over,
             "features": predictor.features,
         }
         if self._gate.has_token(http):

@@ -124,6 +124,7 @@ class Metrics(Collector):
             ("step", "Training step of what is served", stats.step),
             ("deltas_applied", "Deltas applied since the checkpoint was opened", stats.deltas_applied),
             ("last_delta_time", "When the last one was applied, in seconds since 1970", stats.last_delta_time or 0),
+            ("passed_over", "Entries of watched directories that are refused, or no deltas", stats.passed_over),
             ("row_hits", "Rows that were in memory", stats.hits),
             ("row_misses", "Rows that were not", stats.misses),
             ("memory_bytes", "Memory that rows take", stats.memory_bytes),

@@ -1,7 +1,8 @@
 """`Delta`: what changed in a store since an earlier state of it, as a directory. docs/format.md describes it."""
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,12 +10,19 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 
+from damo_torchrec.checkpoints.array_file import map_array
 from damo_torchrec.checkpoints.document import dump_document, parse_document
 from damo_torchrec.checkpoints.file_entry import FileEntry
 from damo_torchrec.checkpoints.layout import DELTA_FILE, array_files
-from damo_torchrec.errors import CorruptionError
+from damo_torchrec.checkpoints.regular_file import NotRegularError, check_regular, read_regular
+from damo_torchrec.errors import CorruptionError, DamoError
+from damo_torchrec.files import os_errors
 
 FORMAT_VERSION = 1
+_LARGEST_MANIFEST = 64 << 20  # bytes
+_BLOCK_BYTES = 1 << 22
+_ID = re.compile("[0-9a-f]{32}")
+_FILE_NAME = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]{0,200}")  # none that leads out of a directory
 
 _Count = Annotated[int, range(2**63)]
 _Step = Annotated[int, range(2**32)]
@@ -60,6 +68,23 @@ class DeltaManifest:
     step: _Step
     tables: dict[str, TableChanges]
     files: dict[str, FileEntry]
+
+    def check(self) -> None:
+        """Raises ValueError if it contradicts itself."""
+        for what, state in (("id", self.id), ("base", self.base), *(("line", state) for state in self.line)):
+            if not _ID.fullmatch(state):
+                raise ValueError(f"{what} {state!r} is no id of a state: 32 hexadecimal digits")
+        if len(set(self.line)) != len(self.line) or self.line[:1] != [self.base] or self.id in self.line:
+            raise ValueError(f"line {self.line} does not lead from base {self.base} to {self.id}")
+        if self.step < self.since_step:
+            raise ValueError(f"step {self.step} is before since_step {self.since_step}")
+        if odd := [name for name in self.files if not _FILE_NAME.fullmatch(name) or name == DELTA_FILE]:
+            raise ValueError(f"files are called {odd}")
+        numbers = [table.number for table in self.tables.values()]
+        if len(set(numbers)) != len(numbers):
+            raise ValueError(f"tables share the numbers {sorted(numbers)}")
+        if absent := {name for number in numbers for name in array_files(number)} - self.files.keys():
+            raise ValueError(f"files lack {sorted(absent)}")
 
     def write(self, directory: Path) -> None:
         """Writes ``delta.json``."""
@@ -134,52 +159,80 @@ class Delta:
         return bool(history) and history[-1] in self.line
 
     @staticmethod
-    def read(path: str | os.PathLike[str]) -> "Delta":
+    def read(path: str | os.PathLike[str], private: Path | None = None) -> "Delta":
         """Reads and checks a delta; its arrays stay on disk.
+
+        Args:
+            path: its directory, which must stay as it is for as long as the arrays are in use.
+            private: a directory of the caller's for copies of the arrays, without names: then `path` may change.
 
         Raises:
             ValueError: `path` is none.
-            CorruptionError: it is damaged, or of a later format.
+            CorruptionError: it is damaged, contradicts itself, or is of a later format.
+            OutOfSpaceError, DamoError: it cannot be read, or not be copied.
         """
         path = Path(path).absolute()
         manifest = _read_manifest(path)
-        for name, expected in manifest.files.items():
-            file = path / name
-            if not file.is_file():
-                raise CorruptionError(f"{file} is missing")
-            if (found := FileEntry.of(file)) != expected:
-                raise CorruptionError(
-                    f"{file} is damaged: expected {expected.size} bytes with the SHA-256 {expected.sha256}, "
-                    f"found {found.size} bytes with {found.sha256}"
-                )
-        tables = {name: _read_table(path, table) for name, table in manifest.tables.items()}
+        with os_errors(f"cannot read the delta {path}"):
+            for name, expected in manifest.files.items():
+                _check_file(path / name, expected)
+            tables = {name: _read_table(path, table, private) for name, table in manifest.tables.items()}
         return Delta(path, manifest, tables)
 
 
 def _read_manifest(path: Path) -> DeltaManifest:
     file = path / DELTA_FILE
+    if not path.is_dir() or not os.path.lexists(file):
+        raise ValueError(f"{path} is no delta: it has no {DELTA_FILE}")
     try:
-        content = file.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"{path} is no delta: it has no {DELTA_FILE}") from error
+        content = read_regular(file, _LARGEST_MANIFEST)
+    except (NotRegularError, ValueError) as error:
+        raise CorruptionError(f"{file} is damaged: {error}") from error
     except OSError as error:
-        raise CorruptionError(f"{file} cannot be read: {error}") from error
-    return parse_document(content, file, "delta", range(1, FORMAT_VERSION + 1), DeltaManifest)
+        raise DamoError(f"{file} cannot be read: {error}") from error
+    manifest = parse_document(content, file, "delta", range(1, FORMAT_VERSION + 1), DeltaManifest)
+    try:
+        manifest.check()
+    except ValueError as error:
+        raise CorruptionError(f"{file} is damaged: {error}") from error
+    return manifest
 
 
-def _read_table(path: Path, table: TableChanges) -> DeltaTable:
-    shapes = [(table.changed,), (table.changed, table.dim), (table.deleted,)]
-    arrays: list[Any] = []
-    for name, shape, dtype in zip(array_files(table.number), shapes, (np.int64, np.float32, np.int64), strict=True):
-        try:
-            array = np.load(path / name, mmap_mode="r" if shape[0] else None, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise CorruptionError(f"{path / name} is damaged: {error}") from error
-        if array.shape != shape or array.dtype != dtype:
-            raise CorruptionError(
-                f"{path / name} is damaged: expected {np.dtype(dtype)} {shape}, found {array.dtype} {array.shape}"
-            )
-        if array.ndim == 1 and bool((array[1:] <= array[:-1]).any()):
-            raise CorruptionError(f"{path / name} is damaged: its ids do not ascend")
-        arrays.append(array)
-    return DeltaTable(*arrays)
+def _check_file(file: Path, expected: FileEntry) -> None:
+    try:
+        size = check_regular(file).st_size
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CorruptionError(f"{file} is missing") from error
+    except NotRegularError as error:
+        raise CorruptionError(f"{file} is damaged: {error}") from error
+    if size != expected.size:
+        raise CorruptionError(f"{file} is damaged: expected {expected.size} bytes, found {size}")
+    if (found := FileEntry.of(file)) != expected:
+        raise CorruptionError(f"{file} is damaged: expected the SHA-256 {expected.sha256}, found {found.sha256}")
+
+
+def _read_table(path: Path, table: TableChanges, private: Path | None) -> DeltaTable:
+    files = [path / name for name in array_files(table.number)]
+    ids = map_array(files[0], np.int64, (table.changed,), private)
+    weights = map_array(files[1], np.float32, (table.changed, table.dim), private)
+    deleted = map_array(files[2], np.int64, (table.deleted,), private)
+    for file, array in ((files[0], ids), (files[2], deleted)):
+        if any(bool((block[1:] <= block[:-1]).any()) for block in _blocks(array, overlap=1)):
+            raise CorruptionError(f"{file} is damaged: its ids do not ascend")
+    if not all(bool(np.isfinite(block).all()) for block in _blocks(weights)):
+        raise CorruptionError(f"{files[1]} is damaged: it has weights that are NaN or infinite")
+    if len(ids) and any(bool((ids[_places(ids, block)] == block).any()) for block in _blocks(deleted)):
+        raise CorruptionError(f"{files[2]} is damaged: it has ids that {files[0].name} has, too")
+    return DeltaTable(ids, weights, deleted)
+
+
+def _places(ascending: npt.NDArray[Any], values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Where each value is, if it is anywhere. REQUIRES: there is one to find."""
+    return np.minimum(ascending.searchsorted(values), len(ascending) - 1)
+
+
+def _blocks(array: npt.NDArray[Any], overlap: int = 0) -> Iterator[npt.NDArray[Any]]:
+    """Parts of an array, so that what is computed of one needs little memory. Each begins with the end of the last."""
+    rows = max(_BLOCK_BYTES // array[:1].nbytes, 1) if len(array) else 1
+    for first in range(0, len(array), rows):
+        yield array[max(first - overlap, 0) : first + rows]

@@ -26,6 +26,7 @@ from damo_torchrec.store.catalog import OpenTable
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.updates import add, check_same_rows, pass_under_way
 from damo_torchrec.store.waiting import Gradient
+from damo_torchrec.tensors import address, plain_rows
 
 
 @dataclass(frozen=True)
@@ -93,17 +94,23 @@ def lookup(call: Call, batch: Batch) -> torch.Tensor:
     return output
 
 
+def own_copy(batch: Batch) -> Batch:
+    """A batch that nobody else has: a backward reads it again, whatever becomes of the caller's."""
+    weights = batch.weights.detach().clone() if batch.weights is not None else None
+    return replace(batch, ids=batch.ids.clone(), lengths=batch.lengths.clone(), weights=weights)
+
+
 def make_lookup(batch: Batch, features: Sequence[_core.Feature]) -> _core.Lookup:
     """The engine's view of a batch; it points into the batch's tensors. Errors are `lookup`'s."""
     return _core.Lookup(
         features=features,
-        ids=batch.ids.data_ptr(),
+        ids=address(batch.ids),
         num_ids=batch.ids.numel(),
-        lengths=batch.lengths.data_ptr(),
+        lengths=address(batch.lengths),
         keys=len(batch.keys),
         batch=batch.size,
-        bags=batch.bags.data_ptr() if batch.bags is not None else 0,
-        weights=batch.weights.data_ptr() if batch.weights is not None else 0,
+        bags=address(batch.bags) if batch.bags is not None else 0,
+        weights=address(batch.weights) if batch.weights is not None else 0,
     )
 
 
@@ -137,15 +144,16 @@ class _Lookup(torch.autograd.Function):
         call: Call,
     ) -> torch.Tensor:
         generation = call.session.generation
-        lookup = make_lookup(batch, call.features)
+        read = own_copy(batch) if any(ctx.needs_input_grad) else batch
+        lookup = make_lookup(read, call.features)
         output = _output(call)
-        call.session.engine.forward(lookup, output.data_ptr(), call.shape[-1])
-        # The engine's lookup points into these: they are kept, whatever hooks do with saved tensors. Saving them has
-        # autograd notice if they are changed in place.
-        ctx.kept = (ids, lengths, weights.detach() if weights is not None else None)
+        call.session.engine.forward(lookup, address(output), call.shape[-1])
+        # The engine's lookup points into what it read, which is kept, whatever hooks do with saved tensors. Saving what
+        # was given has autograd refuse what torch's own modules refuse: to change it in place.
+        ctx.kept = (ids, lengths, weights.detach() if weights is not None else None, read.ids, read.weights)
         ctx.save_for_backward(ids, lengths, weights)
         ctx.call, ctx.lookup, ctx.generation, ctx.order = call, lookup, generation, next(_forwards)
-        ctx.batch = batch
+        ctx.batch = read
         # A forward in the middle of a backward pass recomputes what a checkpoint has dropped, for that pass.
         recomputed_for = pass_under_way(call.session) if call.update and rows.requires_grad else None
         ctx.recomputed_for = weakref.ref(recomputed_for) if recomputed_for is not None else None
@@ -181,10 +189,7 @@ def reaches_rows(node: Any) -> bool:
 
 def readable(grad: torch.Tensor) -> torch.Tensor:
     """A gradient as the engine reads it: float32 on the CPU, each sample's values side by side."""
-    grad = grad.to("cpu", torch.float32)
-    if grad.stride(-1) != 1 or (grad.dim() == 2 and grad.shape[0] > 1 and grad.stride(0) < grad.shape[1]):
-        return grad.contiguous()
-    return grad
+    return plain_rows("the gradient of a lookup", grad).to(torch.float32)
 
 
 def what_trains(call: Call, batch: Batch, found: _core.Lookup, grad: torch.Tensor) -> tuple[_core.Lookup, torch.Tensor]:
@@ -200,7 +205,7 @@ def what_trains(call: Call, batch: Batch, found: _core.Lookup, grad: torch.Tenso
 def weight_gradient(call: Call, lookup: _core.Lookup, grad: torch.Tensor) -> torch.Tensor:
     """The gradient of a batch's weights, float32 ``(n,)``."""
     result = torch.empty(lookup.num_ids, dtype=torch.float32, device="cpu")
-    call.session.engine.weight_gradient(lookup, grad.data_ptr(), grad.stride(0), result.data_ptr())
+    call.session.engine.weight_gradient(lookup, address(grad), grad.stride(0), address(result))
     return result
 
 
@@ -218,9 +223,7 @@ def graph_backward(call: Call, batch: Batch, grad: torch.Tensor, rows: torch.Ten
     """
     if call.update:
         # Compiled code goes on to use the memory of what it hands over.
-        weights = batch.weights.clone() if batch.weights is not None else None
-        batch = replace(batch, ids=batch.ids.clone(), lengths=batch.lengths.clone(), weights=weights)
-        grad = grad.clone()
+        batch, grad = own_copy(batch), grad.clone()
     generation = call.session.generation
     found = make_lookup(batch, call.features)
     grad = readable(grad)

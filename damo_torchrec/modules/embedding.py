@@ -19,6 +19,7 @@ from damo_torchrec.modules.lookup_plan import LookupKind, LookupPlan
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store.default_store import set_default_store
 from damo_torchrec.store.embedding_store import EmbeddingStore
+from damo_torchrec.tensors import plain
 
 _log = logging.getLogger(__name__)
 _FEATURE = "ids"
@@ -127,7 +128,7 @@ class Embedding(Collection):
 
     def _batch(self, ids: torch.Tensor) -> Batch:
         check_device("ids", ids, self._device)
-        flat = as_ids("ids", ids.reshape(-1), self._accepted().memory_budget)
+        flat = as_ids("ids", plain("ids", ids).reshape(-1), self._accepted().memory_budget)
         n = flat.numel()
         lengths = torch.ones(n, dtype=torch.int64, device="cpu")
         if self.padding_idx is not None:

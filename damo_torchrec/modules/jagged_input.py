@@ -14,6 +14,7 @@ from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
 from damo_torchrec.modules import tracing
 from damo_torchrec.modules.autograd import Batch
+from damo_torchrec.tensors import check_plain, plain
 
 
 class Accepted(NamedTuple):
@@ -140,6 +141,7 @@ def inverse_indices(features: KeyedJaggedTensor, names: list[str], bags_of: Sequ
         )
     of_outputs = list(reorder_inverse_indices(indices, names))
     for name, n, index in zip(names, bags_of, of_outputs, strict=True):
+        check_plain(f"inverse_indices of feature {name!r}", index)
         if index.numel() > 0 and not 0 <= int(index.min()) <= int(index.max()) < n:
             raise ValueError(
                 f"inverse_indices of feature {name!r} must be in 0..{n - 1}, "
@@ -151,12 +153,13 @@ def inverse_indices(features: KeyedJaggedTensor, names: list[str], bags_of: Sequ
 def _checked_weights(weights: torch.Tensor | None, ids: torch.Tensor, accepted: Accepted) -> torch.Tensor:
     if weights is None:
         raise ValueError("the collection is weighted, but the KeyedJaggedTensor has no weights")
-    if not weights.is_floating_point():
-        raise TypeError(f"weights must be floating point, got {weights.dtype}")
-    if weights.shape != ids.shape:
-        raise ValueError(f"weights must be one for each of {ids.numel()} values, got {tuple(weights.shape)}")
     check_device("weights", weights, accepted.device)
-    checked = weights.to("cpu", torch.float32).contiguous()
+    checked = plain("weights", weights)
+    if not checked.is_floating_point():
+        raise TypeError(f"weights must be floating point, got {weights.dtype}")
+    if checked.shape != ids.shape:
+        raise ValueError(f"weights must be one for each of {ids.numel()} values, got {tuple(weights.shape)}")
+    checked = checked.to(torch.float32)
     if not (accepted.computed_weights or weights.requires_grad):
         finite = torch.isfinite(checked)
         if not bool(finite.all()):
@@ -177,8 +180,11 @@ def sequence_parts_in_graph(features: Any) -> tuple[Any, Any, Any]:
 
 
 def ids_per_key(features: KeyedJaggedTensor) -> list[int]:
-    """How many ids each key has. Raises ValueError if lengths are negative or not one for each key and sample."""
-    lengths = features.lengths()
+    """How many ids each key has. Raises ValueError if lengths are negative or not one for each key and sample.
+
+    Raises TypeError, too, if they are no integers.
+    """
+    lengths = as_int64("lengths", features.lengths())
     if lengths.numel() != sum(features.stride_per_key()):
         raise ValueError(f"lengths must be one for each key and sample, got {lengths.numel()}")
     if bool((lengths < 0).any()):
@@ -234,14 +240,15 @@ def as_int64(what: str, tensor: torch.Tensor) -> torch.Tensor:
     """The engine's form of ids or lengths, on the CPU.
 
     Raises:
-        TypeError: they are no integers.
+        TypeError: they are no integers, or hold no values.
         ValueError: they have not one dimension.
     """
-    if tensor.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{what} must be int64 or int32, got {tensor.dtype}")
-    if tensor.dim() != 1:
-        raise ValueError(f"{what} must have one dimension, got the shape {tuple(tensor.shape)}")
-    return tensor.to("cpu", torch.int64).contiguous()
+    values = plain(what, tensor)
+    if values.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{what} must be int64 or int32, got {values.dtype}")
+    if values.dim() != 1:
+        raise ValueError(f"{what} must have one dimension, got the shape {tuple(values.shape)}")
+    return values.to(torch.int64)
 
 
 def check_device(what: str, tensor: torch.Tensor, device: torch.device) -> None:

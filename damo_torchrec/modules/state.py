@@ -11,6 +11,7 @@ import torch
 from damo_torchrec.errors import SchemaMismatchError
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.table import Table
+from damo_torchrec.tensors import address, check_plain, plain
 
 _log = logging.getLogger(__name__)
 _ROWS_PER_CALL = 65536
@@ -42,7 +43,7 @@ def check(state: torch.Tensor, store: EmbeddingStore, tables: Sequence[Table]) -
         ValueError: `state` is nothing that `describe` returns.
     """
     try:
-        saved = json.loads(bytes(state.to("cpu").tolist()))
+        saved = json.loads(bytes(plain("_extra_state", state).tolist()))
         _ = saved["store"], saved["seed"], saved["step"], saved["tables"]
     except (AttributeError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"the state dict's _extra_state is none of a collection's: {error!r}") from error
@@ -74,6 +75,11 @@ def import_rows(
     for name, weight in weights.items():
         if name not in by_name:
             continue
+        try:
+            check_plain(f"{prefix}{name}.weight", weight)
+        except (TypeError, ValueError) as error:
+            error_msgs.append(str(error))
+            continue
         if weight.dim() != 2 or weight.shape[1] != by_name[name].dim or not weight.is_floating_point():
             error_msgs.append(
                 f"{prefix}{name}.weight must be floating point (n, {by_name[name].dim}), "
@@ -92,7 +98,7 @@ def copy_rows(weight: torch.Tensor, table: Table) -> None:
     """Makes row i of `weight`, ``(n, dim)``, the row with id i."""
     for begin in range(0, len(weight), _ROWS_PER_CALL):
         rows = weight[begin : begin + _ROWS_PER_CALL].detach()
-        table.set(torch.arange(begin, begin + len(rows)), rows)
+        table.set(torch.arange(begin, begin + len(rows), device="cpu"), rows)
 
 
 def copy_state(rows: torch.Tensor, table: Table) -> None:
@@ -102,7 +108,7 @@ def copy_state(rows: torch.Tensor, table: Table) -> None:
         ValueError: k is not what the table's rule has, or a number is not finite, or negative: state that TorchRec has,
             too, is sums of squares.
     """
-    rows = rows.detach().to("cpu", torch.float32).reshape(len(rows), -1)
+    rows = plain(f"state of table {table.name!r}", rows).detach().to(torch.float32).reshape(len(rows), -1)
     size = table.session.engine.state_size(table.opened.index)
     if rows.shape[1] != size:
         raise ValueError(f"table {table.name!r}: a row has {size} floats of state, got {rows.shape[1]}")
@@ -110,9 +116,9 @@ def copy_state(rows: torch.Tensor, table: Table) -> None:
         raise ValueError(f"table {table.name!r}: the optimizer's state must be finite and not negative")
     for begin in range(0, len(rows), _ROWS_PER_CALL):
         part = rows[begin : begin + _ROWS_PER_CALL].contiguous()
-        ids = torch.arange(begin, begin + len(part))
+        ids = torch.arange(begin, begin + len(part), device="cpu")
         with table.session.changing(table.opened) as engine:
-            engine.set(table.opened.index, ids.data_ptr(), len(ids), 0, part.data_ptr())
+            engine.set(table.opened.index, address(ids), len(ids), 0, address(part))
 
 
 def split(state_dict: Mapping[str, Any], prefix: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Cards of exported graphs: made of an export's parts, and read for the user. graph_card.py has their form."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,7 +7,9 @@ from typing import Any
 
 import onnx
 
-from damo_torchrec.graph_card import CARD, DenseCard, Feature, FullCard, LookupCard
+from damo_torchrec.files import os_errors
+from damo_torchrec.graph_card import CARD, DenseCard, Feature, FullCard, LookupCard, parse_card
+from damo_torchrec.graph_check import parse_graph
 from damo_torchrec.onnx.arguments import FeatureInput
 from damo_torchrec.onnx.rows import RowGroup
 from damo_torchrec.onnx.session import existing_model_file
@@ -29,12 +30,15 @@ def model_card(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         ValueError: there is no such file, or it is none that `export` made.
+        CorruptionError: it is damaged.
+        DamoError: it cannot be read.
     """
     file = existing_model_file(path)
-    for entry in onnx.load(str(file), load_external_data=False).metadata_props:
+    with os_errors(f"cannot read {file}"):
+        content = file.read_bytes()
+    for entry in parse_graph(content, file).metadata_props:
         if entry.key == CARD:
-            card: dict[str, Any] = json.loads(entry.value)
-            return card
+            return parse_card(entry.value, str(file))
     raise ValueError(f"{file} is no model that damo_torchrec.onnx.export made: it has no metadata {CARD!r}")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import onnx
 import onnx.parser
 
+from damo_torchrec.graph_check import DOMAIN
 from damo_torchrec.onnx.hash_functions import initial_rows, perfect_hash
 from damo_torchrec.onnx.jagged_functions import (
     CHECK_JAGGED,
@@ -22,7 +23,7 @@ from damo_torchrec.onnx.jagged_functions import (
     SELECT_KEYS,
 )
 from damo_torchrec.onnx.lookup_functions import embedding_bags, embedding_rows
-from damo_torchrec.onnx.vocabulary import DOMAIN, OPSET, REFUSALS, VERSION, Lookup
+from damo_torchrec.onnx.vocabulary import OPSET, REFUSALS, VERSION, Lookup
 
 
 def functions_for(lookups: Iterable[Lookup]) -> list[onnx.FunctionProto]:

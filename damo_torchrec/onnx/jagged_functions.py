@@ -1,6 +1,7 @@
 """Functions of a graph that work on bags of ids: ``values (N,)`` and ``lengths (F, B)``."""
 
-from damo_torchrec.onnx.vocabulary import DOMAIN, INT64
+from damo_torchrec.graph_check import DOMAIN
+from damo_torchrec.onnx.vocabulary import INT64
 
 # Which of the segments, of which the first begins at 0 and the others at `later`, ascending, each of `total` positions
 # is in. Empty segments have none: of several that begin at one position the last one has it.

@@ -2,7 +2,8 @@
 
 import textwrap
 
-from damo_torchrec.onnx.vocabulary import DOMAIN, DRAW_ARRAYS, FLOAT, HASH_ARRAYS, INT64, Lookup, RowFormat
+from damo_torchrec.graph_check import DOMAIN
+from damo_torchrec.onnx.vocabulary import DRAW_ARRAYS, FLOAT, HASH_ARRAYS, INT64, Lookup, RowFormat
 
 
 def _fetch(index: str, result: str, rows: RowFormat) -> str:

@@ -9,13 +9,14 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from damo_torchrec.graph_check import DOMAIN
 from damo_torchrec.modules.lookup_plan import LookupKind
 from damo_torchrec.onnx.arguments import FeatureInput
 from damo_torchrec.onnx.functions import functions_for
 from damo_torchrec.onnx.jagged_functions import CHECK, LIMIT, SELECT
 from damo_torchrec.onnx.rows import RowGroup
 from damo_torchrec.onnx.stand_ins import NODE, NUMBER, LookupCall
-from damo_torchrec.onnx.vocabulary import DOMAIN, IR_VERSION, REFUSALS, Lookup
+from damo_torchrec.onnx.vocabulary import IR_VERSION, REFUSALS, Lookup
 
 
 def lower_to_rows(

@@ -7,6 +7,9 @@ from typing import Any
 import onnxruntime
 
 from damo_torchrec import _core
+from damo_torchrec.files import os_errors
+from damo_torchrec.graph_check import check_exported_graph
+from damo_torchrec.onnx_runtime import open_session
 from damo_torchrec.options import StoreOptions
 
 MODEL_FILE = "model.onnx"
@@ -45,6 +48,8 @@ def session(
 
     Raises:
         ValueError: there is no such file; `num_threads` is not in 1..1024; kernels are asked for, but were not built.
+        CorruptionError: it is no graph, or has operators that `export` does not make, or data outside of its directory.
+        DamoError: it cannot be read, or ONNX Runtime is too old to look after that as well.
     """
     StoreOptions(num_threads=num_threads)  # refuses what ONNX Runtime would try to start
     file = existing_model_file(path)
@@ -56,5 +61,6 @@ def session(
         session_options.intra_op_num_threads = num_threads
     if operators or (operators is None and library.is_file()):
         session_options.register_custom_ops_library(str(library))
-    options.setdefault("providers", ["CPUExecutionProvider"])
-    return onnxruntime.InferenceSession(str(file), session_options, **options)
+    with os_errors(f"cannot read {file}"):
+        check_exported_graph(file)
+    return open_session(file, file, session_options, **options)

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
+from damo_torchrec.graph_check import DOMAIN
 from damo_torchrec.modules.collection import Collection
 from damo_torchrec.modules.lookup_plan import LookupKind, LookupPlan
 from damo_torchrec.onnx.arguments import Arguments
-from damo_torchrec.onnx.vocabulary import DOMAIN, VERSION
+from damo_torchrec.onnx.vocabulary import VERSION
 
 NODE = "Lookup"
 NUMBER = "number"

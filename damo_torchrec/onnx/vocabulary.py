@@ -6,7 +6,6 @@ import onnx
 
 from damo_torchrec import _core
 
-DOMAIN = "damo_torchrec"
 VERSION = 1
 OPSET = 18
 # The first with functions; every runtime that has opset 18 reads it.

@@ -4,7 +4,7 @@ Needs ``pip install 'damo-torchrec[onnx]'``.
 """
 
 try:
-    import onnxruntime as _onnxruntime
+    from damo_torchrec import onnx_runtime as _onnx_runtime
 except ImportError as error:
     raise ImportError(f"damo_torchrec.serving needs pip install 'damo-torchrec[onnx]': {error}") from error
 
@@ -16,7 +16,7 @@ from damo_torchrec.serving.refresh import refresh_dense
 from damo_torchrec.serving.requests import Argument, Request
 from damo_torchrec.serving.stats import PredictorStats
 
-del _onnxruntime
+del _onnx_runtime
 
 __all__ = [
     "Argument",

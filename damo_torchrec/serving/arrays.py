@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from damo_torchrec.tensors import plain
+
 Array = npt.NDArray[Any]
 
 # What may be given for an array of this kind of dtype: more than the same kind only where nothing can be lost.
@@ -41,8 +43,11 @@ def as_array(name: str, value: Any, dtype: npt.DTypeLike) -> Array:
 
 
 def _to_numpy(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must have all of its values, got a masked array: fill it")
     if isinstance(value, np.ndarray):
-        return value if value.dtype != object else _of_objects(name, value, dtype)
+        array = np.asarray(value)
+        return array if array.dtype != object else _of_objects(name, array, dtype)
     if isinstance(value, torch.Tensor):
         return _of_tensor(name, value)
     if isinstance(value, list | tuple | int | float | np.generic):
@@ -55,11 +60,11 @@ def _to_numpy(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
 
 
 def _of_tensor(name: str, value: torch.Tensor) -> Array:
-    value = value.detach()
-    if value.dtype is torch.bfloat16:
-        value = value.to(torch.float32)
+    values = plain(name, value).detach()
+    if values.dtype is torch.bfloat16:
+        values = values.to(torch.float32)
     try:
-        array: Array = value.cpu().numpy()
+        array: Array = values.numpy()
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise TypeError(f"{name} must be a dense tensor of numbers, got one of {value.dtype}: {error}") from error
     return array

@@ -10,9 +10,11 @@ import onnxruntime
 from damo_torchrec.checkpoints.manifest import TableEntry
 from damo_torchrec.errors import CorruptionError, DamoError, SchemaMismatchError
 from damo_torchrec.graph_card import CARD, DenseCard
+from damo_torchrec.graph_check import check_dense_graph
 from damo_torchrec.modules.lookup_plan import LookupKind
+from damo_torchrec.onnx_runtime import open_session
 from damo_torchrec.serving.arrays import Array
-from damo_torchrec.serving.requests import Argument
+from damo_torchrec.serving.requests import BATCH, Argument
 
 DENSE_FILE = "dense.onnx"
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -53,10 +55,8 @@ class DensePart:
             content = file.read_bytes()
         except OSError as error:
             raise DamoError(f"{file} cannot be read: {error}") from error
-        try:
-            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's, which have no common base
-            raise CorruptionError(f"{file} is no graph that ONNX Runtime can run: {error}") from error
+        check_dense_graph(content, file)
+        self._session = open_session(content, file, options)
         self.file = file
         self.card = DenseCard.parse(self._session.get_modelmeta().custom_metadata_map.get(CARD), str(file))
         self.inputs = {node.name: (node.type, node.shape) for node in self._session.get_inputs()}
@@ -64,6 +64,9 @@ class DensePart:
         looked_up = {name for lookup in self.card.lookups for name in lookup.graph_inputs}
         if absent := sorted(looked_up - set(self.inputs)):
             raise CorruptionError(f"{file} says that {absent} are inputs, but they are not")
+        for node in self._session.get_outputs():
+            if node.type not in _DTYPES:
+                raise CorruptionError(f"{file}: output {node.name!r} is a {node.type}, which answers cannot have")
         self.arguments = self._arguments(looked_up)
 
     def _arguments(self, looked_up: set[str]) -> list[Argument]:
@@ -82,7 +85,12 @@ class DensePart:
         return arguments
 
     def check(self, seed: int, tables: Mapping[str, TableEntry]) -> None:
-        """Raises SchemaMismatchError if it is not for rows of this seed, in these tables."""
+        """Checks that it is for rows of this seed, in these tables.
+
+        Raises:
+            SchemaMismatchError: it is not.
+            CorruptionError: its inputs are not what its lookups give.
+        """
         if self.card.seed != seed:
             raise SchemaMismatchError(f"{self.file} is of a store with the seed {self.card.seed}, expected {seed}")
         for output in (output for lookup in self.card.lookups for output in lookup.plan.outputs):
@@ -92,6 +100,17 @@ class DensePart:
                 raise SchemaMismatchError(
                     f"{self.file} needs table {output.table!r} with dim {output.dim}, but it has dim {dim}"
                 )
+
+        for lookup in self.card.lookups:
+            sequences = lookup.plan.kind is LookupKind.SEQUENCES
+            widths = lookup.plan.dims if sequences else [lookup.plan.width]
+            for name, width in zip(lookup.graph_inputs, widths, strict=True):
+                kind, shape = self.inputs[name]
+                if kind != "tensor(float)" or (shape and (shape[-1] != width or sequences == (shape[0] == BATCH))):
+                    raise CorruptionError(
+                        f"{self.file}: input {name!r} is a {kind} {shape}, but is given float32 rows of {width} "
+                        f"columns by {lookup.path}, a {lookup.plan.kind.value}"
+                    )
 
     def check_replaces(self, other: "DensePart") -> None:
         """Raises SchemaMismatchError if it does not take the same requests, look up the same or answer the same."""

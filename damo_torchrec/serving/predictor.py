@@ -100,6 +100,11 @@ class Predictor:
         return self._states.current.history
 
     @property
+    def passed_over(self) -> int:
+        """Entries of watched directories that are no deltas, or are refused, as of the last look."""
+        return sum(watcher.passed_over for watcher in list(self._watchers))
+
+    @property
     def inputs(self) -> dict[str, Argument]:
         """The arrays of a request, by name."""
         return self._signature.arguments
@@ -156,8 +161,8 @@ class Predictor:
         """Goes on to the state that a delta leads to, while requests go on.
 
         A request is answered from the state before or from the one after, as a whole: those that begin once the delta
-        is verified, from the one after. Then its rows are written into the store, which must not be moved or
-        changed until the call returns.
+        is verified, from the one after. Then its rows are written into the store. They are copied first: what
+        becomes of the delta's files in the meantime is found, or of no effect.
 
         Args:
             path: a delta that `EmbeddingStore.export_delta` or `DeltaPublisher` made, of the store that the checkpoint
@@ -169,16 +174,16 @@ class Predictor:
             SchemaMismatchError: its tables or its dense part are others than those that are served.
             StoreClosedError: the predictor is closed.
             OutOfSpaceError, DamoError: the disk is full or refuses. If that was met with in the end, the new state is
-                served, from the delta's files; the next call writes what is missing first.
+                served, from copies of the delta's arrays; the next call writes what is missing first.
         """
         self._updates.apply(path)
 
     def watch(self, directory: str | os.PathLike[str], poll_seconds: float = 1.0) -> None:
         """Applies deltas that appear in a directory from now on, and those that are there, in a thread of its own.
 
-        They are taken in the order of the numbers in their names. What `apply_delta` refuses is logged and
-        passed over; what does not follow yet is tried again after each other delta. Those of before the checkpoint, and
-        those that were applied, may stay there. `close` ends it.
+        They are taken in the order of the numbers in their names. What `apply_delta` refuses, and what is a link or no
+        delta, is logged once, counted in `stats` and passed over; what does not follow yet is tried again after each
+        other delta. Those of before the checkpoint, and those that were applied, may stay there. `close` ends it.
 
         Args:
             directory: where `DeltaPublisher` writes, for example.
@@ -213,6 +218,7 @@ class Predictor:
             deltas_applied=updates.applied,
             last_delta_step=updates.last_step,
             last_delta_time=updates.last_time,
+            passed_over=self.passed_over,
         )
 
     def close(self) -> None:

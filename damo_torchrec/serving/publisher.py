@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 from torch import nn
 
 from damo_torchrec.checkpoints.atomic_directory import remove_directory
+from damo_torchrec.checkpoints.layout import DELTA_FILE
 from damo_torchrec.checkpoints.lineage import StoreState
-from damo_torchrec.errors import CorruptionError
+from damo_torchrec.errors import DamoError
 from damo_torchrec.files import os_errors
 from damo_torchrec.serving.dense import DENSE_FILE
 from damo_torchrec.serving.refresh import DenseGraph
@@ -20,6 +22,7 @@ from damo_torchrec.store.delta_writer import write_delta
 from damo_torchrec.store.embedding_store import EmbeddingStore
 
 _PREFIX = "delta-"
+_NAME = re.compile(rf"{_PREFIX}\d{{12}}(\.\d+)?")
 _log = logging.getLogger(__name__)
 
 
@@ -48,7 +51,7 @@ class DeltaPublisher:
         args: what the model's forward is called with, as of `damo_torchrec.serving.export`.
         every_steps: how many calls of `step` there are from one delta to the next.
         every_seconds: the least time between two deltas. With `every_steps` too, whichever comes first.
-        keep: how many deltas stay; None for all of them.
+        keep: how many deltas stay; None for all of them. Nothing else in `directory` is removed.
 
     Raises:
         ValueError: neither `every_steps` nor `every_seconds` is given, or one of the numbers is not positive; there is
@@ -94,8 +97,8 @@ class DeltaPublisher:
         return self._directory
 
     def deltas(self) -> list[Path]:
-        """The deltas, oldest first."""
-        return sorted(self._directory.glob(f"{_PREFIX}*"), key=order_of)
+        """The deltas that publishers have made here, oldest first."""
+        return sorted((path for path in self._directory.iterdir() if _is_published(path)), key=order_of)
 
     def step(self) -> Path | None:
         """To be called after each step of training. Publishes a delta if one is due; returns what `publish` does."""
@@ -143,7 +146,7 @@ class DeltaPublisher:
         for source in reversed([*self._store.checkpoints(), *given, *self.deltas()]):
             try:
                 return self._store.session.catalog.lineage.find(source)
-            except (CorruptionError, ValueError) as error:
+            except (DamoError, ValueError) as error:
                 _log.info("deltas cannot go on from %s: %s", source, error)
         raise ValueError(f"the store {self._store.path} has no checkpoint: say since= what deltas go on from")
 
@@ -151,7 +154,7 @@ class DeltaPublisher:
         """Whether a delta is of the store's past."""
         try:
             self._store.session.catalog.lineage.find(path)
-        except (CorruptionError, ValueError):
+        except (DamoError, ValueError):
             return False
         return True
 
@@ -159,7 +162,7 @@ class DeltaPublisher:
         """That of the step; with a number behind it where a training that went back has left one."""
         target = self._directory / f"{_PREFIX}{step:012}"
         suffix = 0
-        while target.exists():
+        while os.path.lexists(target):
             suffix += 1
             target = target.with_suffix(f".{suffix}")
         return target
@@ -176,3 +179,9 @@ class DeltaPublisher:
         # What leads nowhere goes first.
         for path in sorted(deltas, key=self._is_known)[: -self._keep]:
             remove_directory(path, "delta")
+
+
+def _is_published(path: Path) -> bool:
+    """Whether it is a delta by its name and by what is in it, and not a link."""
+    named = _NAME.fullmatch(path.name) is not None
+    return named and not path.is_symlink() and os.path.lexists(path / DELTA_FILE)

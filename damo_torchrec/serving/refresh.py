@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from damo_torchrec.graph_card import CARD
+from damo_torchrec.graph_card import CARD, parse_card
+from damo_torchrec.graph_check import check_dense_graph
 from damo_torchrec.modules import store_of
 from damo_torchrec.modules.collection import Collection
 from damo_torchrec.modules.dense_weights import warn_of_nonfinite
 from damo_torchrec.serving.arrays import Array
+from damo_torchrec.serving.dense import DENSE_FILE
 from damo_torchrec.serving.export import dense_graph
 
 _log = logging.getLogger(__name__)
@@ -33,8 +36,9 @@ def refresh_dense(graph: bytes, model: nn.Module) -> bytes:
     Raises:
         ValueError: the graph does not hold a parameter as the model has it, but something that torch.onnx made of it:
             it must be exported anew.
+        CorruptionError: it is no dense graph.
     """
-    proto = onnx.load_from_string(graph)
+    proto = check_dense_graph(graph, Path(DENSE_FILE))
     state = _state(model)
     if missing := _missing(proto, state):
         raise ValueError(f"the graph does not hold {missing} of the model as they are: export it anew")
@@ -43,6 +47,7 @@ def refresh_dense(graph: bytes, model: nn.Module) -> bytes:
             initializer.CopyFrom(numpy_helper.from_array(state[initializer.name], initializer.name))
     for entry in proto.metadata_props:
         if entry.key == CARD:
+            parse_card(entry.value, DENSE_FILE)
             entry.value = json.dumps({**json.loads(entry.value), "step": store_of(model).step})
     refreshed: bytes = proto.SerializeToString()
     return refreshed

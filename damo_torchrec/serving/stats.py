@@ -20,6 +20,8 @@ class PredictorStats:
         deltas_applied: how many.
         last_delta_step: of the last one; None if there was none.
         last_delta_time: when it was applied, in seconds since 1970.
+        passed_over: entries of watched directories that are no deltas, or are refused, as of the last look; the log
+            tells each once.
     """
 
     latencies: Latencies
@@ -32,6 +34,7 @@ class PredictorStats:
     deltas_applied: int
     last_delta_step: int | None
     last_delta_time: float | None
+    passed_over: int = 0
 
     @property
     def requests(self) -> int:

@@ -1,6 +1,6 @@
 """Bringing what is served from one state to the next, while requests go on.
 
-A delta is first verified as a whole. Then requests get a state in which its rows, mapped from its files, take the place
+A delta is first verified as a whole. Then requests get a state in which its rows, mapped from copies, take the place
 of those in the store: from one request to the next, all of it. Once the last request of the state before has ended, the
 rows are written into the store, a few at a time, which no request can tell; and in the end the files are let go of.
 """
@@ -78,7 +78,7 @@ class Updates:
             self._check_not_stopped()
             interrupted = bool(self._states.current.overlay)
             self.complete()
-            delta = Delta.read(path)
+            delta = Delta.read(path, private=self._store.path)
             state = self._states.current
             if interrupted and delta.id == state.history[-1]:
                 return
@@ -162,7 +162,7 @@ class Updates:
             index = self._store.table(name).opened.index
             for part in self._parts(len(changes.ids)):
                 ids = np.array(changes.ids[part], dtype=np.int64)
-                weights = np.array(changes.weights[part], dtype=np.float32)
+                weights = np.array(changes.weights[part], dtype=np.float32, order="C")
                 engine.set(index, ids.ctypes.data, len(ids), weights.ctypes.data, 0)
 
     def _parts(self, n: int) -> Iterator[slice]:

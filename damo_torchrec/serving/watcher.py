@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import stat
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ class Watcher:
     """A thread that looks into a directory every so often.
 
     A delta that is refused is logged, and tried again if its files change; one that the disk refuses, at each look.
+    What is no delta is logged, too. Nothing that is there stops what comes after it.
 
     Args:
         directory: where deltas appear, whole; the numbers in their names say in which order.
@@ -37,6 +39,7 @@ class Watcher:
         self._poll_seconds = poll_seconds
         self._apply = apply
         self._step = step
+        self._odd: dict[Path, str] = {}  # no deltas, and why
         self._done: dict[Path, _Files] = {}  # their delta.json
         self._refused: dict[Path, _Files] = {}  # all of their files: it may have been half of them
         self._failed: dict[Path, _Files] = {}
@@ -44,6 +47,11 @@ class Watcher:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="damo-watch", daemon=True)
         self._thread.start()
+
+    @property
+    def passed_over(self) -> int:
+        """Entries of the directory that are no deltas, or are refused, as of the last look."""
+        return len({*self._odd, *self._refused, *self._failed})
 
     def stop(self) -> None:
         """Has the thread end, without waiting for it."""
@@ -63,17 +71,25 @@ class Watcher:
             self._stopped.wait(self._poll_seconds)
 
     def _look(self) -> None:
-        found = {path for path in complete_entries(self._directory) if (path / DELTA_FILE).is_file()}
-        for known in (self._done, self._refused, self._failed, self._waiting):
-            for gone in known.keys() - found:
+        found = {path: _oddity(path) for path in complete_entries(self._directory)}
+        for known in (self._odd, self._done, self._refused, self._failed, self._waiting):
+            for gone in known.keys() - found.keys():
                 del known[gone]
         for path in sorted(found, key=order_of):
             if self._stopped.is_set():
                 return
-            if self._done.get(path) != (name := _files(path, [DELTA_FILE])):
+            if (oddity := found[path]) is not None:
+                self._pass_over(path, oddity)
+            elif self._done.get(path) != (name := _files(path, [DELTA_FILE])):
+                self._odd.pop(path, None)
                 files = _files(path)
                 if self._refused.get(path) != files and self._waiting.get(path) != (name, self._step()):
                     self._try(path, name, files)
+
+    def _pass_over(self, path: Path, oddity: str) -> None:
+        if self._odd.get(path) != oddity:
+            _log.warning("passing over %s, which is no delta: %s", _printable(path), oddity)
+            self._odd[path] = oddity
 
     def _try(self, path: Path, name: _Files, files: _Files) -> None:
         known = path in self._waiting and self._waiting[path][0] == name
@@ -87,20 +103,49 @@ class Watcher:
         except OutOfOrderError as error:
             if error.step > self._step():  # maybe later
                 if not known:
-                    _log.warning("waiting for what comes before: %s", error)
+                    _log.warning("waiting for what comes before: %s", _printable(error))
                 self._waiting[path] = name, self._step()
                 return
-            _log.info("passing over an old delta: %s", error)
-        except (CorruptionError, SchemaMismatchError, ValueError) as error:
-            _log.error("refusing the delta %s, and serving step %d on: %s", path, self._step(), error)
-            self._refused[path] = files
-            return
-        except DamoError as error:
-            if path not in self._failed:
-                _log.error("could not apply the delta %s, and will try again: %s", path, error)
+            _log.info("passing over an old delta: %s", _printable(error))
+        except (DamoError, OSError) as error:
+            if isinstance(error, CorruptionError | SchemaMismatchError):
+                self._refuse(path, files, error)
+            elif path not in self._failed:
+                _log.error("could not apply the delta %s, and will try again: %s", _printable(path), _printable(error))
                 self._failed[path] = files
             return
+        except Exception as error:
+            self._refuse(path, files, error)
+            return
         self._done[path] = name
+        self._refused.pop(path, None)
+        self._failed.pop(path, None)
+
+    def _refuse(self, path: Path, files: _Files, error: Exception) -> None:
+        expected = isinstance(error, DamoError | ValueError)
+        what = "refusing the delta %s, and serving step %d on: %s"
+        _log.error(what, _printable(path), self._step(), _printable(error), exc_info=not expected)
+        self._refused[path] = files
+        self._failed.pop(path, None)
+
+
+def _printable(value: object) -> str:
+    """Its text; names of files may have bytes that no log takes."""
+    return str(value).encode(errors="backslashreplace").decode()
+
+
+def _oddity(path: Path) -> str | None:
+    """Why an entry of the directory is no delta; None if it looks like one."""
+    try:
+        mode = path.lstat().st_mode
+        if not stat.S_ISDIR(mode):
+            return "it is a link" if stat.S_ISLNK(mode) else f"it is no directory, but {stat.filemode(mode)}"
+        (path / DELTA_FILE).lstat()
+    except FileNotFoundError:
+        return f"it has no {DELTA_FILE}"
+    except OSError as error:
+        return _printable(error)
+    return None
 
 
 def _files(path: Path, names: Sequence[str] | None = None) -> _Files:

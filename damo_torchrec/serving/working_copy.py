@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from damo_torchrec import _core
+from damo_torchrec.checkpoints.layout import CHECKPOINTS
 from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.checkpoints.regular_file import is_directory, is_regular
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import DamoError
-from damo_torchrec.files import make_temporary_directory, on_tmpfs
+from damo_torchrec.files import make_temporary_directory, on_tmpfs, os_errors
 from damo_torchrec.modules.lookup_plan import LookupOutput
 from damo_torchrec.options import StoreOptions
 from damo_torchrec.serving.arrays import Array
@@ -22,6 +24,9 @@ from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.table_definition import TableDefinition
 
 _log = logging.getLogger(__name__)
+
+# In a working copy, from its beginning on; where a store passes over what is hidden.
+_MARKER = Path(CHECKPOINTS) / ".damo_torchrec-working-copy"
 
 
 def open_working_copy(checkpoint: Path, memory_budget: int | str, num_threads: int | None) -> EmbeddingStore:
@@ -37,6 +42,7 @@ def open_working_copy(checkpoint: Path, memory_budget: int | str, num_threads: i
     with _claimed(checkpoint):
         directory = _make_directory(checkpoint)
         try:
+            _mark(directory)
             store = EmbeddingStore(directory, memory_budget=memory_budget, restore=checkpoint, options=options)
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
@@ -114,7 +120,20 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
+def _mark(directory: Path) -> None:
+    with os_errors(f"cannot make {directory}"):
+        (directory / _MARKER).parent.mkdir()
+        (directory / _MARKER).touch()
+
+
+def _is_marked(directory: Path) -> bool:
+    """Whether it is a working copy, and of this user: a name alone proves nothing."""
+    return is_directory(directory) and is_regular(directory / _MARKER) and directory.stat().st_uid == os.geteuid()
+
+
 def _remove_if_left(directory: Path) -> None:
+    if not _is_marked(directory):
+        return
     try:
         lock = StoreDirectory(directory)
     except (DamoError, ValueError):  # in use

@@ -11,6 +11,7 @@ from damo_torchrec import _core
 from damo_torchrec.store.catalog import OpenTable
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.table_definition import TableDefinition
+from damo_torchrec.tensors import address, plain
 
 
 class Table:
@@ -77,7 +78,7 @@ class Table:
         ids = _as_ids(ids)
         weights = torch.empty(len(ids), self.dim, dtype=torch.float32, device="cpu")
         unseen = _core.UnseenRows[self._opened.definition.unseen_in_eval.upper()]
-        self._session.engine.get(self._opened.index, ids.data_ptr(), len(ids), unseen, weights.data_ptr())
+        self._session.engine.get(self._opened.index, address(ids), len(ids), unseen, address(weights))
         return weights
 
     def set(self, ids: torch.Tensor, weights: torch.Tensor) -> None:
@@ -94,16 +95,16 @@ class Table:
         """
         ids = _as_ids(ids)
         _check_floating_point(weights)
+        weights = plain("weights", weights).detach().to(torch.float32)
         if tuple(weights.shape) != (len(ids), self.dim):
             raise ValueError(
                 f"table {self.name!r}: weights must have the shape {(len(ids), self.dim)}, got {tuple(weights.shape)}"
             )
-        weights = weights.detach().to("cpu", torch.float32).contiguous()
         finite = torch.isfinite(weights).all(dim=1)
         if not bool(finite.all()):
             raise ValueError(f"table {self.name!r}: weights must be finite, those of id {ids[~finite][0]} are not")
         with self._session.changing(self._opened) as engine:
-            engine.set(self._opened.index, ids.data_ptr(), len(ids), weights.data_ptr(), 0)
+            engine.set(self._opened.index, address(ids), len(ids), address(weights), 0)
 
     def delete(self, ids: torch.Tensor) -> None:
         """Deletes rows; ids without a row are passed over. An update still to come creates a row anew.
@@ -112,13 +113,13 @@ class Table:
         """
         ids = _as_ids(ids)
         with self._session.changing(self._opened) as engine:
-            engine.delete(self._opened.index, ids.data_ptr(), len(ids))
+            engine.delete(self._opened.index, address(ids), len(ids))
 
     def contains(self, ids: torch.Tensor) -> torch.Tensor:
         """Whether the ids have rows: bool ``(n,)``."""
         ids = _as_ids(ids)
         found = torch.empty(len(ids), dtype=torch.bool, device="cpu")
-        self._session.engine.contains(self._opened.index, ids.data_ptr(), len(ids), found.data_ptr())
+        self._session.engine.contains(self._opened.index, address(ids), len(ids), address(found))
         return found
 
     def items(self, batch_size: int = 65536) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -135,7 +136,7 @@ class Table:
             _ = self._session.engine  # names the store if it is closed by now
             ids = torch.empty(batch_size, dtype=torch.int64, device="cpu")
             weights = torch.empty(batch_size, self.dim, dtype=torch.float32, device="cpu")
-            n = scan.next(ids.data_ptr(), weights.data_ptr(), batch_size)
+            n = scan.next(address(ids), address(weights), batch_size)
             if n == 0:
                 return
             yield ids[:n], weights[:n]
@@ -164,9 +165,10 @@ def _as_ids(ids: object) -> torch.Tensor:
         ids = torch.tensor(list(ids), dtype=torch.int64, device="cpu")
     if not isinstance(ids, torch.Tensor) or ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"ids must be an int64 or int32 tensor or a sequence of ints, got {_describe(ids)}")
-    if ids.dim() != 1:
-        raise ValueError(f"ids must have the shape (n,), got {tuple(ids.shape)}")
-    return ids.detach().to("cpu", torch.int64).contiguous()
+    values = plain("ids", ids).detach()
+    if values.dim() != 1:
+        raise ValueError(f"ids must have the shape (n,), got {tuple(values.shape)}")
+    return values.to(torch.int64)
 
 
 def _check_floating_point(weights: object) -> None:

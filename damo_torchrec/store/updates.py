@@ -13,6 +13,7 @@ from damo_torchrec.errors import NonFiniteGradientError, StoreClosedError
 from damo_torchrec.store.autograd_task import at_end_of_task, current_task
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.waiting import BackwardPass, Gradient
+from damo_torchrec.tensors import address
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def _apply(session: Session, gradients: Sequence[Gradient], scale: float) -> boo
     skip = session.options.on_nonfinite == "skip" or dense is not None
     try:
         applied = (dense is None or not dense.overflows()) and engine.backward(
-            [(g.lookup, g.grad.data_ptr(), g.grad.stride(0)) for g in gradients],
+            [(g.lookup, address(g.grad), g.grad.stride(0)) for g in gradients],
             grad_scale=scale,
             skip_nonfinite=skip,
         )

@@ -21,7 +21,7 @@ class Gradient:
         lookup: the engine's.
         generation: the session's at the time of the lookup.
         order: among the gradients that an update sums, which is in this order.
-        tensors: the batch's.
+        tensors: the batch's, and those that the lookup points into.
         grad: float32 on the CPU.
         tables: that the lookup reads.
         optimizer: what they are trained with.

@@ -217,6 +217,7 @@ def test_a_reload_drops_no_request(served: Any, tmp_path: Path) -> None:
         stop.set()
         assert set.union(*await asyncio.gather(*clients)) == {0, 1}
         health = (await client.get("/health")).json()
+        assert health["passed_over"] == 0
         assert (health["status"], health["checkpoint"]) == ("ok", str(path / "two"))
 
     with_client(link, use, access=Access(token="of a secret, long"))

@@ -34,6 +34,19 @@ def test_another_export_takes_the_place_of_the_first(model: nn.Module, tmp_path:
     np.testing.assert_allclose(answer(tmp_path / "m"), model(REQUEST).detach().numpy(), atol=1e-6)
 
 
+def test_what_an_export_did_not_make_stays(model: nn.Module, tmp_path: Path) -> None:
+    where = tmp_path / "m"
+    mine = [where / name for name in ("model.data-mine", "model.data-0123456789", "model.data-", ".model.onnx.1.tmp")]
+    for path in mine:
+        path.mkdir(parents=True)
+    (tmp_path / "precious").mkdir()
+    (where / "model.data-01234567").symlink_to(tmp_path / "precious")
+    for _ in range(2):
+        damo.onnx.export(model, REQUEST, where)
+    assert all(path.is_dir() for path in [*mine, tmp_path / "precious"])
+    assert len(list(where.iterdir())) == len(mine) + 3  # the link, the graph and its data
+
+
 class Cancelled(BaseException):
     """As KeyboardInterrupt, which pytest takes for its own."""
 

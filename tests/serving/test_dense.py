@@ -14,10 +14,10 @@ from served_models import predictor_of
 from serving_cases import SGD
 
 
-def dense_graph(card: Any, inputs: Any = (("pooled", ["batch", 4]),)) -> bytes:
+def dense_graph(card: Any, inputs: Any = (("pooled", ["batch", 4]),), kind: int = onnx.TensorProto.FLOAT) -> bytes:
     """A graph that gives its first input back."""
-    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in inputs]
-    output = helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, inputs[0][1])
+    values = [helper.make_tensor_value_info(name, kind, shape) for name, shape in inputs]
+    output = helper.make_tensor_value_info("output", kind, inputs[0][1])
     node = helper.make_node("Identity", [inputs[0][0]], ["output"])
     graph = helper.make_graph([node], "graph", values, [output])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
@@ -50,10 +50,14 @@ def card(**changes: Any) -> dict[str, Any]:
         (dense_graph(card(kind="full")), damo.CorruptionError, "it is a full graph, expected a dense one"),
         (dense_graph(card(pooling="MAX")), damo.CorruptionError, "does not say how"),
         (dense_graph(card(), [("other", ["batch", 4])]), damo.CorruptionError, r"says that \['pooled'\] are inputs"),
+        (dense_graph(card(), [("pooled", ["batch", 5])]), damo.CorruptionError, "is given float32 rows of 4"),
+        (dense_graph(card(), [("pooled", ["ids", 4])]), damo.CorruptionError, "is given float32 rows of 4"),
+        (dense_graph(card(), kind=onnx.TensorProto.DOUBLE), damo.CorruptionError, "is given float32 rows of 4"),
+        (dense_graph(card(), kind=onnx.TensorProto.STRING), damo.CorruptionError, "which answers cannot have"),
         (dense_graph(card(seed=1)), damo.SchemaMismatchError, "the seed 1, expected 0"),
         (dense_graph(card(table="x")), damo.SchemaMismatchError, r"needs table 'x'; there are \['t'\]"),
         (dense_graph(card(dim=5)), damo.SchemaMismatchError, "table 't' with dim 5, but it has dim 4"),
-        (dense_graph(card(key="b")), ValueError, r"looks up \['b'\], which features does not have: \['a'\]"),
+        (dense_graph(card(key="b")), damo.CorruptionError, r"looks up \['b'\], which features does not have: \['a'\]"),
     ],
 )
 def test_a_dense_part_that_does_not_go_with_the_rows_is_refused(

@@ -130,3 +130,23 @@ def test_a_publisher_goes_back_to_where_it_began(training: Training, predictor: 
 def test_a_publisher_says_what_it_needs(store: Any, tmp_path: Path, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         damo.serving.DeltaPublisher(store, tmp_path / "deltas", **options)
+
+
+def test_a_publisher_removes_deltas_alone(training: Training) -> None:
+    directory = training.path / "deltas"
+    directory.mkdir()
+    precious = training.path / "precious"
+    precious.mkdir()
+    for name in ("delta-notes", "delta-000000000001", "delta-1", "other"):
+        (directory / name).mkdir()
+    (directory / "delta-000000000002").symlink_to(precious)
+    publisher = damo.serving.DeltaPublisher(
+        training.store, directory, since=training.path / "served", every_steps=1, keep=1
+    )
+    before = set(directory.iterdir())
+    for _ in range(3):
+        training.step()
+        publisher.step()
+    (newest,) = publisher.deltas()
+    assert set(directory.iterdir()) == {*before, newest}
+    assert precious.is_dir()

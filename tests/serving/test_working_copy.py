@@ -1,6 +1,8 @@
 """A checkpoint is served from a copy, and stays as it is; its tables are opened as it describes them."""
 
 import hashlib
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,41 @@ def test_nothing_is_written_into_the_checkpoint_or_left_beside_it(pooled: Any) -
 
 def test_what_a_killed_process_left_is_removed_but_not_what_is_in_use(pooled: Any) -> None:
     path = pooled[1]
-    left = path.parent / f".{path.name}.serving-left"
-    (left / "checkpoints").mkdir(parents=True)
+    left = path.parent / f".{path.name}.serving-leftover"
+    with predictor_of(path) as killed:
+        shutil.copytree(killed._store.path, left)
     with predictor_of(path) as first, predictor_of(path) as second:
         assert not left.exists()
         answers = [each.predict(pooled_request(3))["output"] for each in (first, second)]
         np.testing.assert_array_equal(*answers)
+
+
+@pytest.mark.parametrize("kind", ["a store", "a link", "another user's"])
+def test_what_is_called_like_a_working_copy_is_left_alone(pooled: Any, tmp_path: Path, kind: str) -> None:
+    path = pooled[1]
+    left = path.parent / f".{path.name}.serving-{kind[-8:]:_<8}"
+    with predictor_of(path) as killed:
+        copy = shutil.copytree(killed._store.path, tmp_path / "copy")
+    if kind == "a store":
+        for marker in (copy / "checkpoints").glob(".*"):
+            marker.unlink()
+    if kind == "another user's":
+        if os.geteuid() != 0:
+            pytest.skip("only root gives files away")
+        os.chown(copy, 65534, 65534)
+    if kind == "a link":
+        left.symlink_to(copy)
+    else:
+        shutil.move(copy, left)
+    try:
+        with predictor_of(path):
+            pass
+        assert (left / "live").is_dir()
+    finally:
+        if left.is_symlink():
+            left.unlink()
+        else:
+            shutil.rmtree(left)
 
 
 def test_rows_go_among_temporary_files_where_the_checkpoint_has_no_place(

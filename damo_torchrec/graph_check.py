@@ -1,0 +1,112 @@
+"""What a graph may hold, before a session opens it: no data in files that are not its own, no unknown operators."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError, Message
+
+from damo_torchrec.errors import CorruptionError
+
+DOMAIN = "damo_torchrec"  # of the functions that an exported graph with rows has
+_STANDARD = {"", "ai.onnx"}
+# What ONNX Runtime makes of standard operators, where it has saved a graph.
+_OF_RUNTIME = {"com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"}
+
+
+def check_dense_graph(content: bytes, file: Path) -> Any:
+    """Checks a graph that has everything in itself, and standard operators alone; returns it as `parse_graph`.
+
+    Args:
+        content: of `file`, which messages name.
+        file: where it was read.
+
+    Raises:
+        CorruptionError: it is no graph, has tensors in other files, or operators of other domains.
+    """
+    model = parse_graph(content, file)
+    _check_domains(model, file, _STANDARD)
+    for tensor in _tensors(model):
+        raise CorruptionError(f"{file} is refused: {tensor.name!r} has its values in another file")
+    return model
+
+
+def check_exported_graph(file: Path) -> None:
+    """Checks a graph whose larger tensors may be in files beside it, in its own directory or below.
+
+    Raises:
+        CorruptionError: it is no graph, has tensors elsewhere, or operators of unknown domains.
+        OSError: it cannot be read.
+    """
+    model = parse_graph(file.read_bytes(), file)
+    _check_domains(model, file, _STANDARD | _OF_RUNTIME | {DOMAIN})
+    for tensor in _tensors(model):
+        try:
+            _check_external(tensor, file.parent)
+        except (ValueError, OSError) as error:
+            raise CorruptionError(f"{file} is refused: tensor {tensor.name!r} {error}") from error
+
+
+def parse_graph(content: bytes, file: Path) -> Any:
+    """A graph as an ``onnx.ModelProto``, without data in other files. Raises CorruptionError if it is none."""
+    try:
+        return onnx.ModelProto.FromString(content)
+    except (DecodeError, RecursionError) as error:
+        raise CorruptionError(f"{file} is no graph that ONNX Runtime can run: {error}") from error
+
+
+def _messages(message: Message) -> Iterator[Message]:
+    """A message and all below it."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for item in [value] if isinstance(value, Message) else value:
+                yield from _messages(item)
+
+
+def _check_domains(model: Any, file: Path, known: set[str]) -> None:
+    """Raises CorruptionError unless each operator is of a known domain, or a function of the graph's own."""
+    own = {(function.domain, function.name) for function in model.functions}
+    for node in _messages(model):
+        if isinstance(node, onnx.NodeProto) and node.domain not in known and (node.domain, node.op_type) not in own:
+            raise CorruptionError(f"{file} is refused: {node.op_type!r} of {node.domain!r} is not an expected operator")
+
+
+def _tensors(model: Any) -> Iterator[Any]:
+    """Tensors whose values are elsewhere, wherever they are: in subgraphs, attributes, functions."""
+    for tensor in _messages(model):
+        if isinstance(tensor, onnx.TensorProto) and (
+            tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL
+        ):
+            yield tensor
+
+
+def _check_external(tensor: Any, directory: Path) -> None:
+    """Raises ValueError or OSError unless a tensor's values are all in a file in this directory or below."""
+    entries = [(entry.key, entry.value) for entry in tensor.external_data]
+    where = dict(entries)
+    if len(where) < len(entries) or where.keys() - {"location", "offset", "length", "checksum"}:
+        raise ValueError(f"is said to be at {entries!s:.200}")
+    location = PurePosixPath(where.get("location", ""))
+    if location.is_absolute() or ".." in location.parts or not location.parts or "\\" in str(location):
+        raise ValueError(f"is in {str(location)!r:.200}, outside of the graph's directory")
+    path = directory
+    for part in location.parts:
+        path = path / part
+        status = os.lstat(path)
+        if stat.S_ISLNK(status.st_mode):
+            raise ValueError(f"is in {path}, which is a link")
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"is in {path}, which is no file")
+    offset, length = (_count(key, where[key]) if key in where else None for key in ("offset", "length"))
+    if (offset or 0) + (length or 0) > status.st_size:
+        raise ValueError(f"is beyond the {status.st_size} bytes of {path}: at {offset}, {length} bytes")
+
+
+def _count(key: str, text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+        raise ValueError(f"has the {key} {text!r:.80}")
+    return int(text)
