@@ -118,6 +118,11 @@ def selects_rows(file: str | PurePath) -> bool:
     return is_log(file) or PurePath(file).name.startswith(("CURRENT", "MANIFEST-"))
 
 
+def read_by_rocksdb(file: str | PurePath) -> bool:
+    """Whether RocksDB may read a file of that name in a directory of rows, other suffixes of table files included."""
+    return holds_rows(file) or selects_rows(file) or PurePath(file).suffix in (".ldb", ".blob")
+
+
 def table_files(rows: Path) -> Iterator[Path]:
     """The table files in the directory `rows`."""
     return rows.glob(f"*{_TABLE_FILE}")

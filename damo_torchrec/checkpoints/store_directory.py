@@ -8,18 +8,18 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
-from damo_torchrec import _core
 from damo_torchrec.checkpoints.layout import (
     CHECKPOINTS,
     LIVE,
     LOCK_FILE,
     PREPARED_LIVE,
-    ROWS,
     unclean_live,
     unclean_lives,
 )
+from damo_torchrec.checkpoints.rows_copy import copy_rows, is_owned, is_owned_alone, never
 from damo_torchrec.errors import StoreLockedError
 from damo_torchrec.files import os_errors, sync_directory
 
@@ -132,11 +132,24 @@ class StoreDirectory:
             if self.live.exists():
                 shutil.rmtree(self.live)
 
-    def prepare_live(self, checkpoint: Path) -> Path:
-        """Makes a directory with the rows of `checkpoint` beside the live ones, but its journal, for `start_live`."""
+    def prepare_live(self, checkpoint: Path, names: Iterable[str], *, copy: bool = False) -> Path:
+        """Makes a directory with the rows of `checkpoint` beside the live ones, but its journal, for `start_live`.
+
+        Table files are shared by hard links, if they are this user's; from elsewhere only those that nobody else may
+        write.
+
+        Args:
+            checkpoint: whose.
+            names: of its files. Others that lie there are passed over.
+            copy: whether none is shared from elsewhere.
+        """
+        inside = checkpoint.parent == self.checkpoints_path
+        link = is_owned if inside else never if copy else is_owned_alone
         with os_errors(f"cannot prepare the rows of {checkpoint}"):
             self.remove_prepared()
-            _core.link_or_copy_rows(str(checkpoint / ROWS), str(self.prepared), logs=False)
+            shared = copy_rows(checkpoint, names, self.prepared, link)
+        if not shared:
+            _log.info("copied table files of %s, which are not shared by hard links", checkpoint)
         return self.prepared
 
     def remove_prepared(self) -> None:

@@ -10,7 +10,8 @@ from damo_torchrec import _core
 from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
 from damo_torchrec.checkpoints.layout import CHECKPOINTS
 from damo_torchrec.checkpoints.lineage import Lineage
-from damo_torchrec.checkpoints.manifest import Manifest, TableEntry, TableSchema
+from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.checkpoints.table_entry import NEVER_GIVEN, TableEntry, TableSchema
 from damo_torchrec.errors import SchemaMismatchError
 from damo_torchrec.init import from_description
 from damo_torchrec.optim.spec import OptimizerSpec
@@ -18,11 +19,8 @@ from damo_torchrec.store.table_definition import TableDefinition
 
 _log = logging.getLogger(__name__)
 
-# Numbers are given out from 1 on, and this one is the last that there is.
-_NEVER_GIVEN = 2**31 - 1
 # What of a schema shapes the rows.
 _OF_ROWS = ("dim", "optimizer", "row_dtype")
-
 
 @dataclass(eq=False)
 class OpenTable:
@@ -190,7 +188,7 @@ class Catalog:
     def open_without_rows(self, table: OpenTable, engine: _core.Store) -> int:
         """Opens another table like `table` in the engine, which never has a row; returns its index."""
         schema = self._engine_schema(table)
-        schema.number = _NEVER_GIVEN
+        schema.number = NEVER_GIVEN
         return engine.open_table(schema)
 
     def _engine_schema(self, table: OpenTable) -> _core.TableSchema:

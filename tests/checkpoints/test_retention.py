@@ -11,8 +11,15 @@ from damo_torchrec.checkpoints.listing import checkpoints_at
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.origin import MANAGER, STORE, Origin
 from damo_torchrec.checkpoints.retention import Retention
+from damo_torchrec.checkpoints.table_entry import InitializerNumbers, TableEntry, TableSchema
 
-OURS = "ours"
+OURS = "0" * 32
+SCHEMA = TableSchema(
+    dim=4,
+    optimizer={"name": "SGD", "initial_accumulator_value": 0.0},
+    initializer={"name": "Constant", "value": 0.0},
+    numbers=InitializerNumbers(a=0.0, b=0.0, low=0.0, high=1.0),
+)
 
 
 def make(where: Path, step: int, sequence: int, origin: Origin | None, *files: str) -> Path:
@@ -22,7 +29,9 @@ def make(where: Path, step: int, sequence: int, origin: Origin | None, *files: s
         (path / "origin.json").write_bytes(origin.dump())
     for name in files:
         (path / name).write_text("")
-    Manifest(seed=0, step=step, sequence=sequence, next_table_number=1, tables={}).write(path)
+    tables = {"t": TableEntry(number=1, schema=SCHEMA, iter=step, rows=0)}
+    manifest = Manifest(seed=0, step=step, sequence=sequence, next_table_number=2, tables=tables)
+    manifest.with_files(path).write(path)
     return path
 
 
@@ -56,7 +65,7 @@ def test_without_a_number_all_stay(directory):
 
 
 def test_other_lines_and_what_others_keep_are_neither_counted_nor_removed(directory, caplog):
-    others = [Origin("theirs", STORE), Origin(OURS, MANAGER), Origin(OURS), None]
+    others = [Origin("1" * 32, STORE), Origin(OURS, MANAGER), Origin(OURS), None]
     made = [make(directory, 10 + i, 10 + i, origin).name for i, origin in enumerate(others)]
     line = CheckpointLine(directory, OURS)
     for keep in (3, 1):
