@@ -38,6 +38,9 @@ ROWS = "rows"
 
 DELTA_FILE = "delta.json"
 
+_STAGED = ".damo-staged"
+_REMOVED = ".damo-removed"
+
 _TABLE_FILE = ".sst"
 _LOG = ".log"
 
@@ -74,19 +77,19 @@ def checkpoint_suffix(name: str, step: int | str) -> int | None:
 
 
 def staged_name(name: str, number: int = 0) -> str:
-    """What a directory that will be `name` is called while this process fills it, and has `number` others to fill."""
-    return f".{name}.{os.getpid()}.{number}.tmp" if number else f".{name}.{os.getpid()}.tmp"
+    """What is around a directory that will be `name`, while this process fills it and has `number` others to fill."""
+    return f".{name}.{os.getpid()}.{number}{_STAGED}"
 
 
-def removed_name(name: str) -> str:
-    """What the directory `name` is called while it is removed."""
-    return f".{name}.removed"
+def removed_name(name: str, number: int = 0) -> str:
+    """What is around the directory `name` while it is removed, and `number` such names are somebody else's."""
+    return f".{name}.{number}{_REMOVED}"
 
 
 def unfinished_entries(where: Path) -> Iterator[Path]:
-    """Directories in `where` that are half filled, or half removed: a process is at it, or was interrupted."""
+    """What in `where` has the name of what is around a directory that is half filled, or half removed."""
     for path in where.glob(".*"):
-        if re.fullmatch(r"\..+(\.\d+\.tmp|\.removed)", path.name) and path.is_dir():
+        if path.name.endswith((_STAGED, _REMOVED)):
             yield path
 
 

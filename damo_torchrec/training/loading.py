@@ -142,7 +142,7 @@ def _shapes(state_dict: Mapping[str, Any]) -> dict[str, tuple[int, ...] | str]:
 
 def _check_scheduler(scheduler: LRScheduler, saved: Mapping[str, Any], path: Path) -> None:
     """Whether it can load it: those of torch make each name in it an attribute."""
-    if odd := sorted(name for name in saved if name == "optimizer" or hasattr(type(scheduler), name)):
+    if odd := sorted(name for name in saved if name == "optimizer" or callable(getattr(type(scheduler), name, None))):
         raise SchemaMismatchError(f"the scheduler differs from the one saved in {path}: its state has {shown(odd)}")
 
 

@@ -7,11 +7,13 @@ import pytest
 
 from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
 from damo_torchrec.checkpoints.in_use import InUse
+from damo_torchrec.checkpoints.layout import removed_name
 from damo_torchrec.checkpoints.listing import checkpoints_at
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.origin import MANAGER, STORE, Origin
 from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.checkpoints.table_entry import InitializerNumbers, TableEntry, TableSchema
+from damo_torchrec.checkpoints.temporary_directory import mark_temporary
 
 OURS = "0" * 32
 SCHEMA = TableSchema(
@@ -105,8 +107,10 @@ def test_a_damaged_one_is_neither_counted_nor_removed(directory, caplog):
 
 
 def test_what_an_interrupted_removal_left_is_in_nobodys_way(directory):
-    (directory / ".step_3.removed").mkdir()
-    (directory / ".step_3.removed" / "manifest.json").write_text("{")
+    left = directory / removed_name("step_3")
+    left.mkdir()
+    mark_temporary(left)
+    (left / "manifest.json").write_text("{")
     assert apply(directory, 3) == ["step_3"]
     assert names(directory) == ["step_1", "step_2", "step_4"]
 
