@@ -57,11 +57,12 @@ def build_directory(
             sync_directory(staged)
             target = _rename(staged, target, other_name)
             sync_directory(target.parent)
+            staging.remove()
+        except BaseException:
+            staging.remove()
+            raise
         finally:
-            try:
-                staging.remove()
-            finally:
-                staging.end()
+            staging.end()
     return target
 
 

@@ -1,6 +1,7 @@
 """An exported model's files: put in place at once, or not at all."""
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable
@@ -25,14 +26,14 @@ def write_graph(file: Path, proto: onnx.ModelProto, fill: Callable[[Path], None]
     """
     data = file.with_name(f"{file.stem}.data-{secrets.token_hex(4)}")
     highest_new = next((path for path in reversed([data, *data.parents]) if not path.exists()), data)
-    staged = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    staged = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
     with os_errors(f"cannot write {file}"):
         try:
             data.mkdir(parents=True)
             fill(data)
             if proto.ByteSize() > _LARGEST_FILE:
                 raise ValueError(f"the graph has {proto.ByteSize()} bytes: an ONNX file takes {_LARGEST_FILE}")
-            with staged.open("wb") as opened:
+            with staged.open("xb") as opened:
                 opened.write(proto.SerializeToString())
                 opened.flush()
                 os.fsync(opened.fileno())
@@ -45,5 +46,6 @@ def write_graph(file: Path, proto: onnx.ModelProto, fill: Callable[[Path], None]
             raise
         sync_directory(file.parent)
         for directory in file.parent.glob(f"{file.stem}.data-*"):
-            if directory != data or not any(data.iterdir()):
+            ours = re.fullmatch(r"\.data-[0-9a-f]{8}", directory.name[len(file.stem) :])
+            if ours and (directory != data or not any(data.iterdir())):
                 shutil.rmtree(directory, ignore_errors=True)

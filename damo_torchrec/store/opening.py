@@ -17,6 +17,7 @@ from damo_torchrec.checkpoints.listing import Listed, has_checkpoints, is_checkp
 from damo_torchrec.checkpoints.manifest import Manifest, new_id
 from damo_torchrec.checkpoints.origin import Origin
 from damo_torchrec.checkpoints.reading_copy import ReadingCopy, has_large_journal
+from damo_torchrec.checkpoints.row_counts import check_numbers
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import CorruptionError, DamoError, UncleanStoreError
 from damo_torchrec.files import bytes_in, bytes_read, check_space, os_errors, sync_directory
@@ -146,6 +147,8 @@ def _start_reading(session: Session, seed: int | None, restore: str | int | os.P
     check_seed(path, manifest.seed, seed)
     large = has_large_journal(source)
     manifest.check_files(source, tables=False, records=not large)
+    if source == path and not large:
+        check_numbers(source / ROWS, manifest, journal=True)
     with _naming(source, manifest), _telling("opened, to read alone,", session, source, manifest):
         lineage = Lineage.read(source, manifest)
         if large and _start_on_copy(session, source, manifest, lineage):
@@ -251,6 +254,8 @@ def _prepare_live(session: Session, directory: StoreDirectory, source: Path, man
         # What was copied, as whoever owns the other files may change them.
         try:
             manifest.check_rows(fresh)
+            journal = not has_large_journal(source)  # else it takes more memory than there is
+            check_numbers(source / ROWS if journal else fresh, manifest, journal=journal)
         except BaseException:
             with suppress(OSError):
                 directory.remove_prepared()

@@ -52,14 +52,13 @@ def test_what_is_nothing_unfinished_is_not_cleared(tmp_path):
 
 
 def test_what_is_somebody_elses_by_our_names_is_in_nobodys_way(tmp_path):
-    for name in (layout.staged_name("a"), layout.removed_name("a")):
+    theirs = {layout.removed_name("a"), layout.staged_name("a")}
+    for name in theirs:
         (tmp_path / name).write_text("")
     build_directory(tmp_path / "a", "checkpoint", writing("one"))
     assert (tmp_path / "a" / "file").read_text() == "one"
     remove_directory(tmp_path / "a", "checkpoint")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [layout.staged_name("a"), layout.removed_name("a")]
-    )
+    assert {path.name for path in tmp_path.iterdir()} == theirs
 
 
 def test_a_removal_that_is_interrupted_leaves_what_is_cleared(tmp_path, monkeypatch):

@@ -1,0 +1,255 @@
+"""A checkpoint of a stranger is opened, verified, repaired and loaded with the rows that it has, or refused by name.
+
+Whatever is in its files, with checksums made anew: nothing else is raised, nothing hangs, and nothing outside is read.
+CONTRIBUTING.md says how to have it try for hours.
+"""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+fuzz = settings(
+    max_examples=int(os.environ.get("DAMO_FUZZ_EXAMPLES", "25")),
+    deadline=None,
+    derandomize="DAMO_FUZZ_EXAMPLES" not in os.environ,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+NUMBERS = [-1, 0, 1, 2, 3, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, -(2**63) - 1, 10**400, 0.5, 1e308]
+NAMES = [
+    "",
+    "t",
+    "x" * 300,
+    "../../x",
+    "/etc/passwd",
+    "a\0b",
+    "a\ud800",
+    "\x1b[2J\n",
+    "rows",
+    "rows/CURRENT",
+    "float16",
+]
+ODD = st.sampled_from([*NUMBERS, *NAMES, True, None, [], {}, [[]], float("nan"), float("inf"), "0" * 32, "0" * 64])
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory) -> Path:
+    """A checkpoint of `save_model`, with table files and a journal."""
+    path = tmp_path_factory.mktemp("sample")
+    with damo.EmbeddingStore(path / "store", memory_budget="64MiB", seed=3) as store:
+        model = SmallModel(store)
+        model.step()
+        store.flush()
+        model.step()
+        return damo.save_model(model, path / "checkpoint", optimizer=model.optimizer)
+
+
+@pytest.fixture(scope="module")
+def rows(sample) -> torch.Tensor:
+    return rows_in(sample)
+
+
+def rows_in(path: Path) -> torch.Tensor:
+    with damo.EmbeddingStore(path, memory_budget="64MiB", read_only=True) as store:
+        return weights_of(SmallModel(store))
+
+
+def weights_of(model: SmallModel) -> torch.Tensor:
+    return torch.cat([table.get(torch.arange(20)) for table in model.collection.tables()])
+
+
+def document_of(file: Path) -> tuple[dict, str]:
+    document = json.loads(file.read_text())
+    return document, next(name for name in document if name not in ("format_version", "sha256"))
+
+
+def forge(file: Path, body: Any, **more: object) -> None:
+    """Gives a document another body, with its checksum."""
+    document, name = document_of(file)
+    with contextlib.suppress(RecursionError):
+        file.write_text(json.dumps({**document, name: body, "sha256": digest_of(body), **more}))
+
+
+def rehash(checkpoint: Path) -> None:
+    """Has the manifest say what the regular files of the checkpoint are now."""
+    body = document_of(checkpoint / "manifest.json")[0]["manifest"]
+    for name in body["files"]:
+        file = checkpoint / name
+        if file.is_file() and not file.is_symlink():
+            body["files"][name] = {"size": file.stat().st_size, "sha256": file_digest(file)}
+    forge(checkpoint / "manifest.json", body)
+
+
+def places(node: object, path: tuple = ()) -> list[tuple]:
+    """The paths of all values below `node`."""
+    found = []
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        found += [(*path, key), *places(value, (*path, key))]
+    return found
+
+
+def changed(draw: Callable, body: Any) -> None:
+    """Removes, adds or replaces something in a document."""
+    for _ in range(draw(st.integers(1, 2))):
+        path = draw(st.sampled_from(places(body) or [()]))
+        if not path:
+            return
+        parent = body
+        for key in path[:-1]:
+            parent = parent[key]
+        change = draw(st.sampled_from(["replace", "replace", "remove", "add", "copy"]))
+        if change == "replace":
+            parent[path[-1]] = draw(ODD)
+        elif change == "remove":
+            del parent[path[-1]]
+        elif isinstance(parent, dict):
+            value = parent[path[-1]] if change == "copy" else draw(ODD)
+            parent[draw(st.sampled_from(NAMES))] = json.loads(json.dumps(value))
+
+
+def nested(draw: Callable, value: Any, depth: int = 0) -> Any:
+    """A value in `model.pt`, of which something is something else."""
+    if depth > 0 and draw(st.integers(0, 7)) == 0:
+        tensors = [torch.zeros(3), torch.zeros(1).expand(2**40), torch.zeros(2, device="meta"), torch.tensor(1 + 1j)]
+        return draw(st.sampled_from([*NUMBERS, "x", None, True, {}, [], (), {1: 2}, float("nan"), *tensors]))
+    if isinstance(value, dict) and value:
+        key = draw(st.sampled_from(list(value)))
+        return {**value, key: nested(draw, value[key], depth + 1)}
+    if isinstance(value, list) and value:
+        index = draw(st.integers(0, len(value) - 1))
+        return [*value[:index], nested(draw, value[index], depth + 1), *value[index + 1 :]]
+    return draw(st.sampled_from([0, -1, 5000, 2**63 - 1, 1e308, "x", None, torch.zeros(5)])) if depth else value
+
+
+def mutate_document(draw: Callable, checkpoint: Path) -> None:
+    file = checkpoint / draw(st.sampled_from(["manifest.json", "manifest.json", "origin.json"]))
+    body = document_of(file)[0][document_of(file)[1]]
+    changed(draw, body)
+    forge(file, body)
+    if file.name != "manifest.json":
+        rehash(checkpoint)
+
+
+def mutate_lineage(draw: Callable, checkpoint: Path) -> None:
+    body = json.loads((checkpoint / "line.json").read_text())
+    changed(draw, body)
+    (checkpoint / "line.json").write_text(json.dumps(body))
+    rehash(checkpoint)
+
+
+def mutate_dense(draw: Callable, checkpoint: Path) -> None:
+    dense = torch.load(checkpoint / "model.pt", weights_only=True)
+    torch.save(nested(draw, dense), checkpoint / "model.pt")
+    rehash(checkpoint)
+
+
+def mutate_bytes(draw: Callable, checkpoint: Path) -> None:
+    """Of any file, whose SHA-256 is made anew or not."""
+    file = draw(st.sampled_from(sorted(path for path in checkpoint.rglob("*") if path.is_file())))
+    content = bytearray(file.read_bytes())
+    for _ in range(draw(st.integers(1, 3))):
+        begin = draw(st.integers(0, len(content)))
+        content[begin : begin + draw(st.integers(0, 3))] = draw(st.binary(max_size=3))
+    file.write_bytes(content)
+    if draw(st.booleans()) and file.name not in ("manifest.json", "module.pickle"):
+        rehash(checkpoint)
+
+
+def mutate_layout(draw: Callable, checkpoint: Path) -> None:
+    """Puts something else in the place of a file, or beside the files."""
+    names = sorted(path for path in checkpoint.rglob("*"))
+    beside = [
+        checkpoint / name for name in ("rows/000099.sst", "rows/000099.log", "rows/notes", "rows/MANIFEST-000099")
+    ]
+    file = draw(st.sampled_from([*names, *beside]))
+    if file.is_dir():
+        shutil.rmtree(file)
+    else:
+        file.unlink(missing_ok=True)
+    what = draw(st.sampled_from(["nothing", "link", "loop", "fifo", "directory", "empty"]))
+    if what == "link":
+        file.symlink_to("/etc/hostname")
+    elif what == "loop":
+        file.symlink_to(file.name)
+    elif what == "fifo":
+        os.mkfifo(file)
+    elif what == "directory":
+        file.mkdir()
+    elif what == "empty":
+        file.write_bytes(b"")
+
+
+MUTATIONS = [mutate_document, mutate_lineage, mutate_dense, mutate_bytes, mutate_layout]
+REFUSALS = (damo.DamoError, ValueError)
+
+
+def train_on(checkpoint: Path, scratch: Path) -> torch.Tensor:
+    """The rows, of which a later checkpoint can be read as well."""
+    with damo.EmbeddingStore(scratch / "store", memory_budget="64MiB", restore=checkpoint) as store:
+        model = SmallModel(store)
+        read = weights_of(model)
+        model.step()
+        after = weights_of(model)
+    assert torch.equal(rows_in(scratch / "store"), after)
+    return read
+
+
+def load(checkpoint: Path, scratch: Path) -> torch.Tensor:
+    with damo.EmbeddingStore(scratch / "other", memory_budget="64MiB", seed=3) as store:
+        model = SmallModel(store)
+        damo.load_model(checkpoint, model, optimizer=model.optimizer)
+        return weights_of(model)
+
+
+def repaired(checkpoint: Path, scratch: Path) -> None:
+    if main(["repair", str(checkpoint), str(scratch / "repaired")]) == 0:
+        rows_in(scratch / "repaired")
+
+
+OPERATIONS: list[Callable[[Path, Path], torch.Tensor | None]] = [
+    lambda checkpoint, _: rows_in(checkpoint),
+    train_on,
+    load,
+    repaired,
+    lambda checkpoint, _: print(damo.checkpoint_info(checkpoint)),
+    lambda checkpoint, _: print(main(["info", str(checkpoint)]), main(["verify", str(checkpoint)])),
+]
+
+
+@pytest.mark.parametrize("mutate", MUTATIONS)
+@fuzz
+@given(data=st.data())
+def test_what_a_stranger_made_is_right_or_refused(sample, rows, tmp_path, mutate, data):
+    scratch = tmp_path / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    checkpoint = scratch / "checkpoint"
+    shutil.copytree(sample, checkpoint)
+    mutate(data.draw, checkpoint)
+    same_table = has_the_table(sample, checkpoint)
+    operation = data.draw(st.sampled_from(OPERATIONS))
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            read = operation(checkpoint, scratch)
+        except REFUSALS:
+            return
+    if read is not None and same_table:
+        assert torch.equal(read, rows)
+
+
+def has_the_table(sample: Path, checkpoint: Path) -> bool:
+    """Whether a manifest speaks of the same rows, so that these can be expected, and draws new ones alike."""
+
+    def tables(path: Path) -> Any:
+        manifest = json.loads((path / "manifest.json").read_text())["manifest"]
+        return manifest["seed"], [(name, table["schema"]) for name, table in manifest["tables"].items()]
+
+    try:
+        return tables(checkpoint) == tables(sample)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
