@@ -4,6 +4,7 @@ import errno
 import itertools
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -143,10 +144,18 @@ def remove_directory(directory: Path, what: str) -> None:
             # What an interrupted removal of another one of that name left, or something of somebody's.
             if not os.path.lexists(around) or _clear(around):
                 break
-        around.mkdir()
-        mark_temporary(around)
-        os.rename(directory, around / _CONTENTS)
-        remove_temporary(around)
+        try:
+            around.mkdir()
+            mark_temporary(around)
+            os.rename(directory, around / _CONTENTS)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            _clear(around)
+            os.rename(directory, around)  # this takes no space; interrupted, what is left is nobody's to remove
+            shutil.rmtree(around)
+        else:
+            remove_temporary(around)
 
 
 def clear_unfinished(where: Path) -> None:

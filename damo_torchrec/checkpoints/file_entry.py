@@ -1,6 +1,7 @@
 """What a manifest says of a file, and whether the file is still that."""
 
 import hashlib
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,10 @@ from damo_torchrec import _core
 from damo_torchrec.checkpoints.layout import is_log, is_table_file
 from damo_torchrec.checkpoints.regular_file import NotRegularError, check_regular, open_regular
 from damo_torchrec.errors import CorruptionError, DamoError
+
+# The end of a table file: its format version, and RocksDB's sign that it is one.
+_FOOTER_END = struct.Struct("<IQ")
+_TABLE_FORMAT_VERSION = 5
 
 _LOG_BEGINNING = 4096
 _CHUNK = 1 << 20
@@ -63,8 +68,12 @@ class FileEntry:
     def _content_finding(self, file: Path, records: bool) -> Finding | None:
         digest = None if self.sha256 is None else self._digest(file)
         damaged = digest != self.sha256
-        read = is_log(file) and (damaged or records)
-        if read and (damage := log_finding(file)) is not None:
+        damage = None
+        if is_log(file) and (damaged or records):
+            damage = log_finding(file)
+        elif is_table_file(file) and damaged:
+            damage = table_file_finding(file)
+        if damage is not None:  # it says more than that there is some
             return damage
         return Finding(file, f"the SHA-256 {self.sha256}", str(digest)) if damaged else None
 
@@ -105,4 +114,20 @@ def log_finding(log: Path) -> Finding | None:
         return Finding(log, "a log of RocksDB with records that match their checksums", str(error))
     except DamoError as error:
         return Finding(log, "a readable file", str(error))
+    return None
+
+
+def table_file_finding(file: Path) -> Finding | None:
+    """What is wrong with a table file."""
+    try:
+        _core.verify_table_file(str(file))
+    except DamoError as error:
+        reason = str(error).removeprefix(f"{file}: ")
+        return Finding(file, "a table file of RocksDB with blocks that match their checksums", reason)
+    # No checksum covers the format version, and RocksDB reads others as well.
+    with file.open("rb") as opened:
+        opened.seek(-_FOOTER_END.size, 2)
+        version, _ = _FOOTER_END.unpack(opened.read())
+    if version != _TABLE_FORMAT_VERSION:
+        return Finding(file, f"format_version {_TABLE_FORMAT_VERSION} in its footer", str(version))
     return None

@@ -21,7 +21,7 @@ docs/format.md says what the files hold.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePath
 
 LOCK_FILE = "LOCK"
@@ -43,6 +43,7 @@ _REMOVED = ".damo-removed"
 
 _TABLE_FILE = ".sst"
 _LOG = ".log"
+_BESIDE_ROWS = ("IDENTITY", "LOCK", "LOG", "OPTIONS-")
 
 
 # ------------------------------------------------------------------ directories
@@ -119,6 +120,11 @@ def holds_rows(file: str | PurePath) -> bool:
 def selects_rows(file: str | PurePath) -> bool:
     """Whether it decides which rows RocksDB opens: a log, which it applies, or what names the table files."""
     return is_log(file) or PurePath(file).name.startswith(("CURRENT", "MANIFEST-"))
+
+
+def is_rows(names: Collection[str]) -> bool:
+    """Whether a directory with entries of these names may be one of rows: whole, or half made or removed."""
+    return not names or any(read_by_rocksdb(name) or name.startswith(_BESIDE_ROWS) for name in names)
 
 
 def read_by_rocksdb(file: str | PurePath) -> bool:

@@ -20,12 +20,12 @@ def mark_temporary(directory: Path) -> None:
 
 
 def is_temporary(directory: Path) -> bool:
-    """Whether it is one of these, of this user: no link to a directory, with the marker."""
+    """Whether it is one of these, of this user: no link to a directory, with the marker, or the beginning of it."""
     try:
         return (
             is_directory(directory)
             and os.lstat(directory).st_uid == os.geteuid()
-            and read_regular(directory / MARKER, len(_TEXT)) == _TEXT
+            and _TEXT.startswith(read_regular(directory / MARKER, len(_TEXT)))
         )
     except (OSError, ValueError):
         return False
