@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 # What of a schema shapes the rows.
 _OF_ROWS = ("dim", "optimizer", "row_dtype")
 
+
 @dataclass(eq=False)
 class OpenTable:
     """A table that is open. The catalog alone changes it.
