@@ -20,14 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import damo_torchrec as damo
-from damo_torchrec.checkpoints.document import digest_of
-from damo_torchrec.checkpoints.file_entry import file_digest
 from damo_torchrec.cli.main import main
+from forging import body_of, forge_body, rehash
 from mixed_run import SmallModel
 
 EXAMPLES = os.environ.get("DAMO_FUZZ_EXAMPLES")
 fuzz = settings(
-    max_examples=int(EXAMPLES or 12),
+    max_examples=int(EXAMPLES or 20),
     deadline=None,
     derandomize=EXAMPLES is None,
     database=None,
@@ -76,28 +75,6 @@ def weights_of(model: SmallModel) -> torch.Tensor:
     return model.ebc.tables()[0].get(torch.arange(20))
 
 
-def document_of(file: Path) -> tuple[dict, str]:
-    document = json.loads(file.read_text())
-    return document, next(name for name in document if name not in ("format_version", "sha256"))
-
-
-def forge(file: Path, body: Any, **more: object) -> None:
-    """Gives a document another body, with its checksum."""
-    document, name = document_of(file)
-    with contextlib.suppress(RecursionError):
-        file.write_text(json.dumps({**document, name: body, "sha256": digest_of(body), **more}))
-
-
-def rehash(checkpoint: Path) -> None:
-    """Has the manifest say what the regular files of the checkpoint are now."""
-    body = document_of(checkpoint / "manifest.json")[0]["manifest"]
-    for name in body["files"]:
-        file = checkpoint / name
-        if file.is_file() and not file.is_symlink():
-            body["files"][name] = {"size": file.stat().st_size, "sha256": file_digest(file)}
-    forge(checkpoint / "manifest.json", body)
-
-
 def places(node: object, path: tuple = ()) -> list[tuple]:
     """The paths of all values below `node`."""
     found = []
@@ -142,24 +119,24 @@ def nested(draw: Callable, value: Any, depth: int = 0) -> Any:
 
 def mutate_document(draw: Callable, checkpoint: Path) -> None:
     file = checkpoint / draw(st.sampled_from(["manifest.json", "manifest.json", "origin.json"]))
-    body = document_of(file)[0][document_of(file)[1]]
+    body = body_of(file)
     changed(draw, body)
-    forge(file, body)
+    forge_body(file, body)
     if file.name != "manifest.json":
-        rehash(checkpoint)
+        rehash(checkpoint, file.name)
 
 
 def mutate_lineage(draw: Callable, checkpoint: Path) -> None:
     body = json.loads((checkpoint / "line.json").read_text())
     changed(draw, body)
     (checkpoint / "line.json").write_text(json.dumps(body))
-    rehash(checkpoint)
+    rehash(checkpoint, "line.json")
 
 
 def mutate_dense(draw: Callable, checkpoint: Path) -> None:
     dense = torch.load(checkpoint / "model.pt", weights_only=True)
     torch.save(nested(draw, dense), checkpoint / "model.pt")
-    rehash(checkpoint)
+    rehash(checkpoint, "model.pt")
 
 
 def mutate_bytes(draw: Callable, checkpoint: Path) -> None:
@@ -171,7 +148,7 @@ def mutate_bytes(draw: Callable, checkpoint: Path) -> None:
         content[begin : begin + draw(st.integers(0, 3))] = draw(st.binary(max_size=3))
     file.write_bytes(content)
     if draw(st.booleans()) and file.name not in ("manifest.json", "module.pickle"):
-        rehash(checkpoint)
+        rehash(checkpoint, str(file.relative_to(checkpoint)))
 
 
 def mutate_layout(draw: Callable, checkpoint: Path) -> None:

@@ -105,11 +105,9 @@ def test_links_and_fifos_in_the_place_of_files_are_refused(checkpoint, tmp_path,
         file.symlink_to(tmp_path / "away")
     else:
         os.mkfifo(file)
+    arguments = (checkpoint, None) if read_only else (tmp_path / "mine", checkpoint)
     with pytest.raises(damo.CorruptionError, match=name):
-        if read_only:
-            damo.EmbeddingStore(checkpoint, read_only=True)
-        else:
-            damo.EmbeddingStore(tmp_path / "mine", restore=checkpoint)
+        damo.EmbeddingStore(arguments[0], read_only=read_only, restore=arguments[1])
 
 
 def test_names_of_rows_are_those_in_their_directory():
