@@ -140,6 +140,8 @@ class _Job:
 
     def _save_rows(self, target: Path, scratch: Path) -> dict[int, _core.RecordTally]:
         rows, tables = self._source / ROWS, self.manifest.tables
+        if rows.is_symlink():
+            raise CorruptionError(f"{rows} is a symbolic link, expected a directory of rows")
         files = self.manifest.files.items()
         sizes = {Path(name).name: file.size for name, file in files if holds_rows(name)}
         reader, lost_files = open_rows(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.layout import is_log, logs, table_files
+from damo_torchrec.checkpoints.layout import is_log, logs, read_by_rocksdb, table_files
 from damo_torchrec.checkpoints.regular_file import is_regular
 from damo_torchrec.errors import DamoError
 from damo_torchrec.rescue.records import END_OF_KEYS, key_number, named_table_file
@@ -79,6 +79,8 @@ def _listed_files(
     rows: Path, there: Mapping[str, int], sizes: Mapping[str, int] | None
 ) -> dict[str, _core.TableFile] | None:
     """What RocksDB's manifest says of the table files, by name. None if it is unreadable, or speaks of other files."""
+    if not all(is_regular(file) for file in rows.glob("*") if read_by_rocksdb(file)):
+        return None  # RocksDB would read something else through a link, or wait for a FIFO
     try:
         listed = {file.name: file for file in _core.list_table_files(str(rows))}
     except DamoError:
