@@ -6,13 +6,14 @@ torch's restricted unpickler runs no code. It says nothing of what the parts are
 import math
 import random
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
 import torch
 
 from damo_torchrec.checkpoints.document import shown
+from damo_torchrec.checkpoints.pickle_rules import check_tuples
 
 # What tensors may take beyond what is in the file, once something copies them: those that were expanded.
 _MOST_EXPANDED = 256 << 20  # bytes
@@ -20,18 +21,28 @@ _WORDS = 624  # of a Mersenne Twister
 
 
 def check_container(content: bytes) -> None:
-    """Raises ValueError unless it is a zip file as `torch.save` writes it: nothing is compressed, or there twice."""
+    """Raises ValueError unless it is a zip file as `torch.save` writes it: nothing is compressed, or there twice.
+
+    Nor may it have tuples whose hash is never done.
+    """
     try:
         with zipfile.ZipFile(BytesIO(content)) as container:
             records = container.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, OverflowError, OSError, ValueError) as error:
+            _check_records(records, len(content))
+            for record in records:
+                if record.filename.endswith(".pkl"):
+                    check_tuples(container.read(record))
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OverflowError, OSError) as error:
         raise ValueError(f"it is no zip file: {error}") from error
+
+
+def _check_records(records: Sequence[zipfile.ZipInfo], size: int) -> None:
     for record in records:
         if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
             raise ValueError(f"its record {shown(record.filename)} is compressed, which torch.save never does")
     if len({record.filename for record in records}) < len(records):
         raise ValueError("it has two records of one name")
-    if sum(record.file_size for record in records) > len(content):
+    if sum(record.file_size for record in records) > size:
         raise ValueError("its records are larger than the file")
 
 
