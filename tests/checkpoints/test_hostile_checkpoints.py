@@ -252,6 +252,8 @@ def has_the_table(sample: Path, checkpoint: Path) -> bool:
         manifest = json.loads((path / "manifest.json").read_text())["manifest"]
         return manifest["seed"], [(name, table["schema"]) for name, table in manifest["tables"].items()]
 
+    if not (checkpoint / "manifest.json").is_file():  # but a FIFO
+        return False
     try:
         return tables(checkpoint) == tables(sample)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
