@@ -75,6 +75,8 @@ class StoreOptions:
         keep_checkpoints: how many of the checkpoints that `checkpoint`, `save_model` and `close` make inside the store,
             where they are given no path, to keep: the newest ones, and the newest of `save_model`. The others are
             removed when there is a new one. None for all of them.
+        copy_restored: whether the files of a checkpoint elsewhere that the store goes back to are copied, even where
+            hard links could share them. Those of another user, or that others may write, always are.
         progress: told how far operations of some seconds are (opening with a journal, restoring, closing, exporting):
             called with what is being done, how much of it is done, and how much there is, sometimes from another
             thread. What it raises is logged and ends nothing. True: a bar on stderr, if that is a terminal, once an
@@ -91,6 +93,7 @@ class StoreOptions:
     instruction_set: str = "auto"
     keep_unclean: int = 1
     keep_checkpoints: int | None = 7
+    copy_restored: bool = False
     progress: Progress | bool = True
     cache_bytes: int = 0
 
@@ -112,6 +115,8 @@ class StoreOptions:
             raise ValueError(f"max_skipped_in_a_row must be an int from 1 on, or None, got {limit!r}")
         if self.backend not in ("rocksdb", "memory"):
             raise ValueError(f"backend must be 'rocksdb' or 'memory', got {self.backend!r}")
+        if not isinstance(self.copy_restored, bool):
+            raise TypeError(f"copy_restored must be a bool, got {self.copy_restored!r}")
         check_progress(self.progress)
         if not 0 <= self.cache_bytes <= _core.MOST_MEMORY_BUDGET:
             raise ValueError(f"cache_bytes must be in 0..{_core.MOST_MEMORY_BUDGET}, got {self.cache_bytes}")

@@ -11,7 +11,12 @@ from pathlib import Path
 
 from damo_torchrec.checkpoints.in_use import InUse, is_in_use
 from damo_torchrec.checkpoints.layout import removed_name, staged_name, unfinished_entries
+from damo_torchrec.checkpoints.regular_file import is_directory
+from damo_torchrec.checkpoints.temporary_directory import is_temporary, mark_temporary, remove_temporary
 from damo_torchrec.files import os_errors, sync_directory
+
+# A directory that has yet to get its name, or had one, in the temporary one around it.
+_CONTENTS = "contents"
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +32,7 @@ def check_target(target: Path, what: str = "checkpoint") -> None:
 def build_directory(
     target: Path, what: str, fill: Callable[[Path], None], other_name: Callable[[], Path] | None = None
 ) -> Path:
-    """Makes the directory `target`: `fill` gets a directory beside it, which is then renamed. Returns it.
+    """Makes the directory `target`: `fill` gets a directory beside it, which then gets its name. Returns it.
 
     Args:
         target: the new directory.
@@ -52,17 +57,21 @@ def build_directory(
                         os.fsync(opened.fileno())
             sync_directory(staged)
             target = _rename(staged, target, other_name)
+            sync_directory(target.parent)
+            staging.remove()
         except BaseException:
             staging.remove()
             raise
         finally:
             staging.end()
-        sync_directory(target.parent)
     return target
 
 
 class _Staging:
-    """An empty directory to fill, which nobody else fills or removes until `end`. It may be interrupted anywhere."""
+    """An empty directory to fill, which nobody else fills or removes until `end`. It may be interrupted anywhere.
+
+    It lies in a temporary directory, which stays when it gets its name, and is removed in the end.
+    """
 
     def __init__(self, target: Path) -> None:
         self._target = target
@@ -71,28 +80,45 @@ class _Staging:
 
     def make(self) -> Path:
         for number in itertools.count():
-            staged = self._target.with_name(staged_name(self._target.name, number))
-            if staged.exists():
-                if is_in_use(staged):  # another thread fills it, or a process of this number, from another container
-                    continue
-                shutil.rmtree(staged)
-            self._made = staged
+            around = self._target.with_name(staged_name(self._target.name, number))
+            if os.path.lexists(around) and (is_in_use(around) or not _clear(around)):
+                # Another thread fills it, or a process of this number, from another container; or it is somebody's.
+                continue
+            self._made = around
             try:
-                staged.mkdir()
-            except FileExistsError:
+                around.mkdir()
+                self._in_use = InUse(around)
+                mark_temporary(around)
+            except (FileExistsError, FileNotFoundError):  # made, or removed, by somebody else
+                self.end()
                 self._made = None
                 continue
-            self._in_use = InUse(staged)
+            staged = around / _CONTENTS
+            staged.mkdir()
             return staged
         raise AssertionError("there is always another number")
 
     def remove(self) -> None:
         if self._made is not None and (self._in_use is not None or not is_in_use(self._made)):
-            shutil.rmtree(self._made, ignore_errors=True)
+            with suppress(OSError):
+                _clear(self._made)
 
     def end(self) -> None:
         if self._in_use is not None:
             self._in_use.end()
+            self._in_use = None
+
+
+def _clear(directory: Path) -> bool:
+    """Removes a temporary directory, or an empty one, which is about to be one or was; returns whether it was."""
+    if is_temporary(directory):
+        remove_temporary(directory)
+        return True
+    try:
+        directory.rmdir()  # not if there is something in it
+    except OSError:
+        return False
+    return True
 
 
 def _rename(staged: Path, target: Path, other_name: Callable[[], Path] | None) -> Path:
@@ -113,20 +139,32 @@ def remove_directory(directory: Path, what: str) -> None:
         DamoError: the system refuses.
     """
     with os_errors(f"cannot remove the {what} {directory}"):
-        hidden = directory.with_name(removed_name(directory.name))
-        if hidden.exists():  # an interrupted removal of another one of that name
-            shutil.rmtree(hidden)
-        os.rename(directory, hidden)
-        shutil.rmtree(hidden)
+        for number in itertools.count():
+            around = directory.with_name(removed_name(directory.name, number))
+            # What an interrupted removal of another one of that name left, or something of somebody's.
+            if not os.path.lexists(around) or _clear(around):
+                break
+        try:
+            around.mkdir()
+            mark_temporary(around)
+            os.rename(directory, around / _CONTENTS)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            _clear(around)
+            os.rename(directory, around)  # this takes no space; interrupted, what is left is nobody's to remove
+            shutil.rmtree(around)
+        else:
+            remove_temporary(around)
 
 
 def clear_unfinished(where: Path) -> None:
     """Removes what an interrupted making, or an interrupted removal, left in the directory `where`.
 
-    What somebody is at work on stays.
+    What somebody is at work on stays, and so does what only seems to be one of these.
     """
     for left in unfinished_entries(where):
-        if not is_in_use(left):
-            _log.info("removing %s, which was left unfinished", left)
+        if is_directory(left) and not is_in_use(left):
             with suppress(FileNotFoundError):  # somebody else removes it, too
-                shutil.rmtree(left)
+                if _clear(left):
+                    _log.info("removed %s, which was left unfinished", left)

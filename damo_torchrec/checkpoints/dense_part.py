@@ -1,15 +1,20 @@
 """The dense part of a checkpoint, as bytes: what `save_model` adds to the rows. docs/format.md describes it."""
 
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from damo_torchrec.checkpoints.dense_rules import check_container, check_dense
 from damo_torchrec.checkpoints.layout import MODEL_FILE
 from damo_torchrec.checkpoints.manifest import Manifest
-from damo_torchrec.errors import CorruptionError
+from damo_torchrec.errors import CorruptionError, DamoError
+
+# Earlier ones run what a file's author put in, weights_only or not (CVE-2025-32434).
+LEAST_TORCH = (2, 6)
 
 
 def dump_dense(dense: Mapping[str, Any]) -> bytes:
@@ -19,6 +24,7 @@ def dump_dense(dense: Mapping[str, Any]) -> bytes:
         torch.save(dense, buffer)
         buffer.seek(0)
         torch.load(buffer, map_location="meta", weights_only=True)
+        check_dense(dense, buffer.getbuffer().nbytes)
     except Exception as error:
         raise ValueError(
             "extra, or a state dict, holds something that cannot be loaded without pickle: keep to tensors, "
@@ -28,17 +34,32 @@ def dump_dense(dense: Mapping[str, Any]) -> bytes:
 
 
 def load_dense(path: Path, manifest: Manifest) -> dict[str, Any]:
-    """Reads `MODEL_FILE` of the checkpoint `path`.
+    """Reads `MODEL_FILE` of the checkpoint `path`. No code that is in the file is run.
 
     Raises:
-        CorruptionError: it cannot be read, or is of another checkpoint than `manifest`.
+        CorruptionError: it cannot be read, is not what `save_model` writes, or of another checkpoint than `manifest`.
+        DamoError: the torch that is installed is older than `LEAST_TORCH`.
     """
+    _check_torch()
     file = path / MODEL_FILE
+    content = manifest.read_file(path, MODEL_FILE)
     try:
-        dense: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        checkpoint_id = dense["checkpoint_id"]
+        check_container(content)
+        with torch.sparse.check_sparse_tensor_invariants():  # type: ignore[no-untyped-call]  # torch's
+            dense: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        check_dense(dense, len(content))
     except Exception as error:  # torch has no one exception for a damaged file
         raise CorruptionError(f"{file} is damaged: {error}") from error
-    if checkpoint_id != manifest.id:
+    if dense["checkpoint_id"] != manifest.id:
         raise CorruptionError(f"{file} belongs to another checkpoint than the rows beside it")
     return dense
+
+
+def _check_torch() -> None:
+    """Raises DamoError if torch is too old to read a file of somebody else."""
+    version = re.match(r"(\d+)\.(\d+)", str(torch.__version__))
+    if version is None or (int(version[1]), int(version[2])) < LEAST_TORCH:
+        raise DamoError(
+            f"torch {torch.__version__} runs code of a {MODEL_FILE} that somebody else made, even with weights_only: "
+            f"reading one takes torch {LEAST_TORCH[0]}.{LEAST_TORCH[1]} or later"
+        )

@@ -9,7 +9,7 @@ class InUse:
     """Says that a file or directory is in use, until `end`. Where the file system has no locks, nobody hears of it."""
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO is not waited for
         _lock(self._descriptor, fcntl.LOCK_SH)
 
     def end(self) -> None:
@@ -23,7 +23,7 @@ class InUse:
 def is_in_use(path: Path) -> bool:
     """Whether somebody says so of the file or directory `path`; not if it is not there."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return False
     try:

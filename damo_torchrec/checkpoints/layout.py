@@ -21,7 +21,7 @@ docs/format.md says what the files hold.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePath
 
 LOCK_FILE = "LOCK"
@@ -38,8 +38,12 @@ ROWS = "rows"
 
 DELTA_FILE = "delta.json"
 
+_STAGED = ".damo-staged"
+_REMOVED = ".damo-removed"
+
 _TABLE_FILE = ".sst"
 _LOG = ".log"
+_BESIDE_ROWS = ("IDENTITY", "LOCK", "LOG", "OPTIONS-")
 
 
 # ------------------------------------------------------------------ directories
@@ -74,19 +78,19 @@ def checkpoint_suffix(name: str, step: int | str) -> int | None:
 
 
 def staged_name(name: str, number: int = 0) -> str:
-    """What a directory that will be `name` is called while this process fills it, and has `number` others to fill."""
-    return f".{name}.{os.getpid()}.{number}.tmp" if number else f".{name}.{os.getpid()}.tmp"
+    """What is around a directory that will be `name`, while this process fills it and has `number` others to fill."""
+    return f".{name}.{os.getpid()}.{number}{_STAGED}"
 
 
-def removed_name(name: str) -> str:
-    """What the directory `name` is called while it is removed."""
-    return f".{name}.removed"
+def removed_name(name: str, number: int = 0) -> str:
+    """What is around the directory `name` while it is removed, and `number` such names are somebody else's."""
+    return f".{name}.{number}{_REMOVED}"
 
 
 def unfinished_entries(where: Path) -> Iterator[Path]:
-    """Directories in `where` that are half filled, or half removed: a process is at it, or was interrupted."""
+    """What in `where` has the name of what is around a directory that is half filled, or half removed."""
     for path in where.glob(".*"):
-        if re.fullmatch(r"\..+(\.\d+\.tmp|\.removed)", path.name) and path.is_dir():
+        if path.name.endswith((_STAGED, _REMOVED)):
             yield path
 
 
@@ -116,6 +120,16 @@ def holds_rows(file: str | PurePath) -> bool:
 def selects_rows(file: str | PurePath) -> bool:
     """Whether it decides which rows RocksDB opens: a log, which it applies, or what names the table files."""
     return is_log(file) or PurePath(file).name.startswith(("CURRENT", "MANIFEST-"))
+
+
+def is_rows(names: Collection[str]) -> bool:
+    """Whether a directory with entries of these names may be one of rows: whole, or half made or removed."""
+    return not names or any(read_by_rocksdb(name) or name.startswith(_BESIDE_ROWS) for name in names)
+
+
+def read_by_rocksdb(file: str | PurePath) -> bool:
+    """Whether RocksDB may read a file of that name in a directory of rows, other suffixes of table files included."""
+    return holds_rows(file) or selects_rows(file) or PurePath(file).suffix in (".ldb", ".blob")
 
 
 def table_files(rows: Path) -> Iterator[Path]:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Annotated
 
 from damo_torchrec.checkpoints.delta import Delta
-from damo_torchrec.checkpoints.document import parse
+from damo_torchrec.checkpoints.document import load_json, parse
 from damo_torchrec.checkpoints.layout import DELTA_FILE, LINEAGE_FILE
 from damo_torchrec.checkpoints.listing import is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.checkpoints.rules import check_id
 from damo_torchrec.errors import CorruptionError
 
 _KEPT = 64
@@ -35,6 +36,12 @@ class StoreState:
     id: str
     step: Annotated[int, range(2**32)]
     iters: dict[str, Annotated[int, range(2**32)]]
+
+    def check(self) -> None:
+        """Raises ValueError if its parts contradict each other."""
+        check_id("the id of a state", self.id)
+        if self.step != (largest := max(self.iters.values(), default=0)):
+            raise ValueError(f"the step of a state is {self.step}, but its largest iter is {largest}")
 
     @staticmethod
     def of(manifest: Manifest) -> "StoreState":
@@ -90,12 +97,15 @@ class Lineage:
         Raises:
             CorruptionError: it is damaged.
         """
-        states: list[StoreState] = []
-        if LINEAGE_FILE in manifest.files:
-            try:
-                states = parse(json.loads((checkpoint / LINEAGE_FILE).read_bytes()), list[StoreState], LINEAGE_FILE)
-            except (OSError, ValueError) as error:
-                raise CorruptionError(f"{checkpoint / LINEAGE_FILE} is damaged: {error}") from error
+        if LINEAGE_FILE not in manifest.files:
+            return Lineage([StoreState.of(manifest)])
+        content = manifest.read_file(checkpoint, LINEAGE_FILE)
+        try:
+            states: list[StoreState] = parse(load_json(content), list[StoreState], "states")
+            for state in states:
+                state.check()
+        except (ValueError, RecursionError) as error:
+            raise CorruptionError(f"{checkpoint / LINEAGE_FILE} is damaged: {error}") from error
         return Lineage([*states, StoreState.of(manifest)])
 
 

@@ -43,9 +43,7 @@ class Listed:
         manifest = Manifest.read(path)
         if ORIGIN_FILE not in manifest.files:
             return Listed(path, manifest, None)
-        if (finding := manifest.file_finding(path, ORIGIN_FILE)) is not None:
-            raise CorruptionError(f"{finding.path} is damaged: expected {finding.expected}, found {finding.found}")
-        return Listed(path, manifest, Origin.read(path))
+        return Listed(path, manifest, Origin.parse(manifest.read_file(path, ORIGIN_FILE), path / ORIGIN_FILE))
 
     @property
     def has_dense_part(self) -> bool:

@@ -1,64 +1,33 @@
 """The manifest of a checkpoint: what its rows are, in one small JSON file. docs/format.md describes it."""
 
+import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.document import dump_document, parse_document
-from damo_torchrec.checkpoints.file_entry import FileEntry, Finding
-from damo_torchrec.checkpoints.layout import MANIFEST_FILE, ROWS, is_log, logs
+from damo_torchrec.checkpoints.document import dump_document, parse_versioned, read_document, shown
+from damo_torchrec.checkpoints.file_entry import EarlierLogEntry, FileEntry, Finding
+from damo_torchrec.checkpoints.layout import MANIFEST_FILE, ROWS, holds_rows, is_log, is_table_file, read_by_rocksdb
+from damo_torchrec.checkpoints.regular_file import is_directory, read_regular
+from damo_torchrec.checkpoints.rules import check_files, check_id
+from damo_torchrec.checkpoints.table_entry import TableEntry, check_tables
 from damo_torchrec.errors import CorruptionError
 
-# 2 adds rows of 16-bit weights, 3 logs beside the table files. A checkpoint without either is written as 1, which
-# earlier releases read.
-FORMAT_VERSION = 3
-_FLOAT32 = "float32"
+# 2 adds rows of 16-bit weights, 3 logs beside the table files, 4 the SHA-256 of all of these files.
+FORMAT_VERSION = 4
 
-_Count = Annotated[int, range(2**63)]
+# Below it are all sequence numbers, and below the other those of checkpoints that a store may go on from.
+LAST_SEQUENCE = 2**62
+LAST_FOLLOWED_SEQUENCE = LAST_SEQUENCE - 2**32
+_HASHES_ALL = 4
+_HASHING_THREADS = 4
+_WORTH_THREADS = 64 << 20  # bytes
+
 _Step = Annotated[int, range(2**32)]
-
-
-@dataclass(frozen=True)
-class InitializerNumbers:
-    """What an initializer's arguments came to where its table was made; another C library may round otherwise."""
-
-    a: float
-    b: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class TableSchema:
-    """What may not change while a table has rows."""
-
-    dim: Annotated[int, range(1, 2**31)]
-    optimizer: dict[str, float | str]
-    initializer: dict[str, float | str]
-    numbers: InitializerNumbers = field(compare=False)
-    row_dtype: str = _FLOAT32  # of the weights: "float32", "float16" or "bfloat16"
-
-
-@dataclass(frozen=True)
-class TableEntry:
-    """A table as a checkpoint holds it. `number` is its key on disk and never given to another table."""
-
-    number: Annotated[int, range(2**31)]
-    schema: TableSchema
-    iter: _Step
-    rows: _Count
-
-    def to_core(self, name: str) -> _core.TableSchema:
-        """The engine's schema of the table `name`: what its rows are, without what a collection says of them."""
-        schema = _core.TableSchema()
-        schema.name, schema.number, schema.iter, schema.rows = name, self.number, self.iter, self.rows
-        schema.dim = self.schema.dim
-        schema.weight_type = _core.WeightType[self.schema.row_dtype.upper()]
-        schema.optimizer = _core.OptimizerConfig(str(self.schema.optimizer["name"]))
-        return schema
 
 
 def new_id() -> str:
@@ -82,74 +51,153 @@ class Manifest:
 
     seed: Annotated[int, range(-(2**127), 2**127)]
     step: _Step
-    sequence: _Count
-    next_table_number: Annotated[int, range(2**31 + 1)]
+    sequence: Annotated[int, range(LAST_SEQUENCE)]
+    next_table_number: Annotated[int, range(1, 2**31)]
     tables: dict[str, TableEntry]
     files: dict[str, FileEntry] = field(default_factory=dict)
     id: str = field(default_factory=new_id)
 
+    def check(self) -> None:
+        """Raises ValueError if its parts, each of their type and in their range, contradict each other."""
+        check_id("id", self.id)
+        check_files(self.files)
+        check_tables(self.tables, self.next_table_number)
+        if self.step != (largest := max((table.iter for table in self.tables.values()), default=0)):
+            raise ValueError(f"step is {self.step}, but the largest iter of a table is {largest}")
+        if over := self.impossible_counts():
+            raise ValueError(f"the files are too small for the rows of {over}")
+
+    def impossible_counts(self) -> list[str]:
+        """Names of tables whose rows can be no more than the files of rows have bytes for, but are."""
+        room = sum(entry.size for name, entry in self.files.items() if holds_rows(name))
+        total, over = 0, []
+        for name, table in self.tables.items():
+            total += (bytes_of_rows := table.bytes_of_rows(name))
+            if table.rows < 0 or bytes_of_rows > room:
+                over.append(name)
+        return over or (sorted(self.tables) if total > room else [])
+
+    def with_files(self, directory: Path, entry_of: Callable[[Path], FileEntry] = FileEntry.of) -> "Manifest":
+        """This, with an entry for each of the files that are in `directory`, which `entry_of` makes."""
+        paths = sorted(path for path in directory.rglob("*") if path.is_file())
+        return replace(self, files={str(path.relative_to(directory)): entry_of(path) for path in paths})
+
     def write(self, directory: Path) -> None:
-        """Writes ``manifest.json`` into `directory`, with an entry for each of the files that are there.
+        """Writes ``manifest.json`` into `directory`.
 
         Raises:
             DamoError: `read` would refuse it.
         """
-        files = {
-            str(path.relative_to(directory)): FileEntry.of(path)
-            for path in sorted(directory.rglob("*"))
-            if path.is_file()
-        }
-        body = asdict(replace(self, files=files))
-        version = 1
-        for table in body["tables"].values():
-            if table["schema"]["row_dtype"] == _FLOAT32:
-                del table["schema"]["row_dtype"]
-            else:
-                version = 2
-        if any(is_log(name) for name in files):
-            version = 3
-        (directory / MANIFEST_FILE).write_text(dump_document("manifest", version, body, Manifest))
+        document = dump_document("manifest", FORMAT_VERSION, asdict(self), Manifest, Manifest.check)
+        (directory / MANIFEST_FILE).write_text(document)
 
     def core_tables(self) -> list[_core.TableSchema]:
         """The tables as the engine takes them."""
         return [table.to_core(name) for name, table in self.tables.items()]
 
-    def check_files(self, directory: Path, *, records: bool = True) -> None:
+    def check_files(self, directory: Path, *, tables: bool = True, records: bool = True) -> None:
         """Raises CorruptionError if a file of the checkpoint `directory` is missing or not as it was written.
 
-        Without `records`, those of logs, which take a while, are left to who reads them.
+        Args:
+            directory: the checkpoint's.
+            tables: whether table files are read, too; else their size alone is checked.
+            records: whether those of logs are checked, which takes a while, or are left to who reads them.
         """
-        for log in logs(directory / ROWS):  # which RocksDB would apply
-            if str(log.relative_to(directory)) not in self.files:
-                raise CorruptionError(f"{log} is no file of the checkpoint {directory}: it is of another checkpoint")
-        for damage in self.file_findings(directory, records=records):
+        for damage in self.directory_findings(directory):
+            raise CorruptionError(
+                f"{damage.path} is of another checkpoint than {directory}: expected {damage.expected}, "
+                f"found {damage.found}"
+            )
+        for damage in self.file_findings(directory, tables=tables, records=records):
             raise CorruptionError(
                 f"{damage.path} is damaged, or belongs to another checkpoint: "
                 f"expected {damage.expected}, found {damage.found}"
             )
 
-    def file_findings(self, directory: Path, *, records: bool = True) -> Iterator[Finding]:
-        """What is wrong with the files of the checkpoint `directory`: one is missing, or not as it was written."""
-        for name in self.files:
-            if (finding := self.file_finding(directory, name, records=records)) is not None:
-                yield finding
+    def directory_findings(self, directory: Path) -> Iterator[Finding]:
+        """What RocksDB would read in the checkpoint `directory` though it is no file of the checkpoint."""
+        rows = directory / ROWS
+        if not is_directory(rows):
+            yield Finding(rows, "a directory of rows", "a link or a file" if os.path.lexists(rows) else "none")
+            return
+        for file in sorted(rows.iterdir()):
+            if read_by_rocksdb(file) and str(file.relative_to(directory)) not in self.files:
+                yield Finding(file, "no file that the manifest does not name", "one")
 
-    def file_finding(self, directory: Path, name: str, *, records: bool = True) -> Finding | None:
-        """What is wrong with the file `name`, one of `files`, in the checkpoint `directory`."""
-        return self.files[name].finding(directory / name, records=records)
+    def file_findings(self, directory: Path, *, tables: bool = True, records: bool = True) -> Iterator[Finding]:
+        """What is wrong with the files of the checkpoint `directory`: one is missing, or not as it was written.
+
+        Large ones are read by several threads: hashing takes a processor longer than a disk takes to read.
+        """
+        yield from _findings(
+            self.files, lambda name: self.files[name].finding(directory / name, tables=tables, records=records)
+        )
+
+    def check_rows(self, rows: Path) -> None:
+        """Raises CorruptionError if a table file in `rows`, a copy of the checkpoint's, is not as it was written."""
+        entries = {Path(name).name: entry for name, entry in self.files.items() if is_table_file(name)}
+        for damage in _findings(entries, lambda name: entries[name].finding(rows / name)):
+            raise CorruptionError(f"{damage.path} is damaged: expected {damage.expected}, found {damage.found}")
+
+    def check_can_be_followed(self, directory: Path) -> None:
+        """Raises CorruptionError if a store could not go on from the checkpoint `directory` for long."""
+        if self.sequence >= LAST_FOLLOWED_SEQUENCE:
+            raise CorruptionError(
+                f"{directory / MANIFEST_FILE} is damaged: no checkpoint could follow its sequence, {self.sequence}"
+            )
+
+    def read_file(self, directory: Path, name: str) -> bytes:
+        """The contents of one of `files` in the checkpoint `directory`, which are what was written.
+
+        Raises:
+            CorruptionError: `files` does not name it, or it is not as it was written.
+        """
+        file = directory / name
+        if name not in self.files:
+            raise CorruptionError(f"{file} is no file of the checkpoint: its manifest does not name it")
+        entry = self.files[name]
+        try:
+            content = read_regular(file, entry.size)
+        except (OSError, ValueError) as error:
+            raise CorruptionError(f"{file} is damaged: expected {entry.size} bytes, but {error}") from error
+        if (finding := entry.content_finding(file, content)) is not None:
+            raise CorruptionError(
+                f"{file} is damaged, or belongs to another checkpoint: "
+                f"expected {finding.expected}, found {finding.found}"
+            )
+        return content
 
     @staticmethod
     def read(directory: Path) -> "Manifest":
         """Reads and checks the manifest of the checkpoint `directory`.
 
         Raises:
-            CorruptionError: the file is missing, damaged, or of a later format.
+            CorruptionError: the file is missing, damaged, or of a later format, or contradicts itself.
         """
         path = directory / MANIFEST_FILE
         try:
-            content = path.read_bytes()
-        except FileNotFoundError as error:
+            content = read_document(path)
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise CorruptionError(f"{directory} is not a checkpoint: it has no {MANIFEST_FILE}") from error
-        except OSError as error:
-            raise CorruptionError(f"{path} cannot be read: {error}") from error
-        return parse_document(content, path, "manifest", range(1, FORMAT_VERSION + 1), Manifest)
+        versions = range(1, FORMAT_VERSION + 1)
+        version, manifest = parse_versioned(content, path, "manifest", versions, Manifest, Manifest.check)
+        for name, entry in manifest.files.items():
+            if entry.sha256 is None and not (version < _HASHES_ALL and holds_rows(name)):
+                raise CorruptionError(f"{path} is damaged: it has no SHA-256 of {shown(name)}")
+        return manifest if version >= _HASHES_ALL else replace(manifest, files=_earlier(manifest.files))
+
+
+def _findings(files: Mapping[str, FileEntry], finding: Callable[[str], Finding | None]) -> Iterator[Finding]:
+    if sum(entry.size for entry in files.values()) < _WORTH_THREADS:
+        yield from (found for found in map(finding, files) if found is not None)
+        return
+    with ThreadPoolExecutor(min(_HASHING_THREADS, os.cpu_count() or 1), "damo-hashing") as pool:
+        try:
+            yield from (found for found in pool.map(finding, files) if found is not None)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _earlier(files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+    """Entries of a format before 4."""
+    return {name: EarlierLogEntry(entry.size, entry.sha256) if is_log(name) else entry for name, entry in files.items()}

@@ -8,10 +8,10 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from damo_torchrec.checkpoints.document import dump_document, parse_document
+from damo_torchrec.checkpoints.document import dump_document, parse_document, read_document, shown
 from damo_torchrec.checkpoints.layout import ORIGIN_FILE
-from damo_torchrec.errors import CorruptionError
-from damo_torchrec.files import os_errors, sync_directory, write_file
+from damo_torchrec.checkpoints.rules import check_id
+from damo_torchrec.files import os_errors, sync_directory
 
 _VERSION = 1
 
@@ -35,16 +35,25 @@ class Origin:
     line: str
     keeper: str = NOBODY
 
+    def check(self) -> None:
+        """Raises ValueError if there are no such line and keeper."""
+        if self.line:
+            check_id("line", self.line)
+        if self.keeper not in (STORE, MANAGER, LIGHTNING, NOBODY):
+            raise ValueError(f"keeper is {shown(self.keeper)}")
+
     def dump(self) -> bytes:
         """What `read` reads."""
-        return dump_document("origin", _VERSION, asdict(self), Origin).encode()
+        return dump_document("origin", _VERSION, asdict(self), Origin, Origin.check).encode()
 
     def write(self, store: Path) -> None:
         """Makes it that of the store's directory, whole or not at all."""
         staged = store / f".{ORIGIN_FILE}.tmp"
         with os_errors(f"cannot write {store / ORIGIN_FILE}"):
-            write_file(staged, self.dump())
-            with staged.open("rb") as file:
+            staged.unlink(missing_ok=True)
+            with staged.open("xb") as file:  # never through a link that somebody put there
+                file.write(self.dump())
+                file.flush()
                 os.fsync(file.fileno())
             os.replace(staged, store / ORIGIN_FILE)
             sync_directory(store)
@@ -58,9 +67,12 @@ class Origin:
         """
         path = directory / ORIGIN_FILE
         try:
-            content = path.read_bytes()
-        except FileNotFoundError:
+            content = read_document(path)
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except OSError as error:
-            raise CorruptionError(f"{path} cannot be read: {error}") from error
-        return parse_document(content, path, "origin", range(_VERSION, _VERSION + 1), Origin)
+        return Origin.parse(content, path)
+
+    @staticmethod
+    def parse(content: bytes, path: Path) -> "Origin":
+        """That in the contents of the file `path`. Raises CorruptionError."""
+        return parse_document(content, path, "origin", range(_VERSION, _VERSION + 1), Origin, Origin.check)

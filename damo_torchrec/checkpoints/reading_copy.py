@@ -5,9 +5,11 @@ What of a journal does not fit into memory has to go somewhere, and the checkpoi
 
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from damo_torchrec.checkpoints.layout import ROWS, is_log, is_table_file, journal_bytes
+from damo_torchrec.checkpoints.rows_copy import copy_file, rows_files
 from damo_torchrec.errors import OutOfSpaceError
 from damo_torchrec.files import on_tmpfs
 
@@ -27,21 +29,23 @@ class ReadingCopy:
 
     Args:
         checkpoint: whose files have to stay in their place.
+        names: of its files. Others that lie there are passed over.
 
     Raises:
         OutOfSpaceError, OSError: there is no place for it on a disk.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, names: Iterable[str]) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="damo_torchrec-reading-"))
         try:
             if on_tmpfs(str(self.path)):
                 raise OutOfSpaceError(f"{self.path} is on tmpfs, that is, in memory: set TMPDIR to a disk")
-            for file in (checkpoint / ROWS).iterdir():
+            for name in rows_files(names):
+                file = checkpoint / ROWS / name
                 if is_table_file(file):
-                    (self.path / file.name).symlink_to(file.absolute())
+                    (self.path / name).symlink_to(file.absolute())
                 elif not is_log(file):
-                    shutil.copyfile(file, self.path / file.name)
+                    copy_file(file, self.path / name)
         except BaseException:
             self.remove()
             raise

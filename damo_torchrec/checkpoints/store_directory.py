@@ -8,19 +8,21 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
-from damo_torchrec import _core
 from damo_torchrec.checkpoints.layout import (
     CHECKPOINTS,
     LIVE,
     LOCK_FILE,
     PREPARED_LIVE,
-    ROWS,
+    is_rows,
     unclean_live,
     unclean_lives,
 )
-from damo_torchrec.errors import StoreLockedError
+from damo_torchrec.checkpoints.regular_file import is_directory
+from damo_torchrec.checkpoints.rows_copy import copy_rows, is_owned, is_owned_alone, never
+from damo_torchrec.errors import DamoError, StoreLockedError
 from damo_torchrec.files import os_errors, sync_directory
 
 _log = logging.getLogger(__name__)
@@ -122,27 +124,38 @@ class StoreDirectory:
             os.rename(self.live, aside)
             rows = [*earlier, aside]
             for path in rows[: len(rows) - keep]:
-                shutil.rmtree(path)
+                _remove_rows(path)
                 _log.info("removed %s: of rows that crashes left behind, the newest %d are kept", path, keep)
         return rows[len(rows) - keep :]
 
     def remove_live(self) -> None:
         """Removes the live rows. REQUIRES: a checkpoint holds them, or the user gave them up."""
         with os_errors(f"cannot remove {self.live}"):
-            if self.live.exists():
-                shutil.rmtree(self.live)
+            _remove_rows(self.live)
 
-    def prepare_live(self, checkpoint: Path) -> Path:
-        """Makes a directory with the rows of `checkpoint` beside the live ones, but its journal, for `start_live`."""
-        with os_errors(f"cannot prepare the rows of {checkpoint}"):
+    def prepare_live(self, checkpoint: Path, names: Iterable[str], *, copy: bool = False) -> Path:
+        """Makes a directory with the rows of `checkpoint` beside the live ones, but its journal, for `start_live`.
+
+        Table files are shared by hard links, if they are this user's; from elsewhere only those that nobody else may
+        write.
+
+        Args:
+            checkpoint: whose.
+            names: of its files. Others that lie there are passed over.
+            copy: whether none is shared from elsewhere.
+        """
+        inside = checkpoint.parent == self.checkpoints_path
+        link = is_owned if inside else never if copy else is_owned_alone
+        with os_errors(f"cannot make {self.prepared} of the rows of {checkpoint}"):
             self.remove_prepared()
-            _core.link_or_copy_rows(str(checkpoint / ROWS), str(self.prepared), logs=False)
+            shared = copy_rows(checkpoint, names, self.prepared, link)
+        if not shared:
+            _log.info("copied table files of %s, which are not shared by hard links", checkpoint)
         return self.prepared
 
     def remove_prepared(self) -> None:
         """Removes what `prepare_live` made, unless it has become the live rows."""
-        if self.prepared.exists():
-            shutil.rmtree(self.prepared)
+        _remove_rows(self.prepared)
 
     def start_live(self, fresh: Path) -> None:
         """Makes what `prepare_live` made the live rows, in place of those that were."""
@@ -150,6 +163,15 @@ class StoreDirectory:
             self.remove_live()
             os.rename(fresh, self.live)
             sync_directory(self.path)
+
+
+def _remove_rows(directory: Path) -> None:
+    """Removes a directory of rows, if it is there. Raises DamoError if it is something else by such a name."""
+    if not os.path.lexists(directory):
+        return
+    if not is_directory(directory) or not is_rows([entry.name for entry in directory.iterdir()]):
+        raise DamoError(f"{directory} is no directory of rows, which a store has by this name: move it away")
+    shutil.rmtree(directory)
 
 
 def _has_ended(process: str) -> bool:

@@ -43,7 +43,8 @@ def _print_checkpoint(checkpoint: Path, manifest: Manifest) -> None:
     dense = "with" if MODEL_FILE in manifest.files else "without"
     print(f"step {manifest.step}, seed {manifest.seed}, {size} bytes, {dense} a dense part")
     lines = [("table", "rows", "dim", "weights", "optimizer", "updates")]
-    for name, table in manifest.tables.items():
+    for table_name, table in manifest.tables.items():
+        name = table_name if table_name.isprintable() else repr(table_name)  # a terminal obeys some characters
         schema = table.schema
         optimizer = str(schema.optimizer["name"])
         lines.append((name, str(table.rows), str(schema.dim), schema.row_dtype, optimizer, str(table.iter)))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.layout import table_file_in
-from damo_torchrec.checkpoints.manifest import TableEntry
+from damo_torchrec.checkpoints.table_entry import TableEntry
 
 END_OF_KEYS = 1 << (8 * _core.KEY_BYTES)
 _RECORDS_AT_A_TIME = 65536

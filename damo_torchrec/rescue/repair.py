@@ -24,9 +24,10 @@ from damo_torchrec.checkpoints.layout import (
     holds_rows,
 )
 from damo_torchrec.checkpoints.listing import checkpoints_at, checkpoints_of, is_checkpoint
-from damo_torchrec.checkpoints.manifest import Manifest, TableEntry, new_id
+from damo_torchrec.checkpoints.manifest import Manifest, new_id
 from damo_torchrec.checkpoints.origin import Origin
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
+from damo_torchrec.checkpoints.table_entry import TableEntry
 from damo_torchrec.errors import CorruptionError
 from damo_torchrec.files import write_file
 from damo_torchrec.progress import Progress, counting
@@ -132,13 +133,15 @@ class _Job:
         self.rows = {name: table.rows for name, table in tables.items()}
         self._find_uncounted(tables)
         step = self.manifest.step if self.has_manifest else max((table.iter for table in tables.values()), default=0)
-        repaired = replace(self.manifest, tables=tables, step=step, id=new_id())
+        repaired = replace(self.manifest, tables=tables, step=step, id=new_id(), files={})
         self._save_dense(staged, repaired)
         self._save_origin(staged)
-        repaired.write(staged)
+        repaired.with_files(staged).write(staged)
 
     def _save_rows(self, target: Path, scratch: Path) -> dict[int, _core.RecordTally]:
         rows, tables = self._source / ROWS, self.manifest.tables
+        if rows.is_symlink():
+            raise CorruptionError(f"{rows} is a symbolic link, expected a directory of rows")
         files = self.manifest.files.items()
         sizes = {Path(name).name: file.size for name, file in files if holds_rows(name)}
         reader, lost_files = open_rows(
@@ -184,9 +187,6 @@ class _Job:
             return
         if MODEL_FILE not in self.manifest.files:
             return
-        if (finding := self.manifest.file_finding(self._source, MODEL_FILE)) is not None:
-            self._find(MODEL_FILE, finding.expected, f"{finding.found}: the dense part is left out")
-            return
         try:
             dense = load_dense(self._source, self.manifest)
         except CorruptionError as error:
@@ -195,10 +195,12 @@ class _Job:
         write_file(staged / MODEL_FILE, dump_dense({**dense, "checkpoint_id": repaired.id}))
         if MODULE_FILE not in self.manifest.files:
             return
-        if (finding := self.manifest.file_finding(self._source, MODULE_FILE)) is not None:
-            self._find(MODULE_FILE, finding.expected, f"{finding.found}: the model's pickle is left out")
+        try:
+            pickled = self.manifest.read_file(self._source, MODULE_FILE)
+        except CorruptionError as error:
+            self._find(MODULE_FILE, "the model's pickle", f"{error}; it is left out")
             return
-        shutil.copyfile(self._source / MODULE_FILE, staged / MODULE_FILE)
+        write_file(staged / MODULE_FILE, pickled)
 
     def _save_origin(self, staged: Path) -> None:
         """Has the repaired checkpoint be of the line of states of the damaged one; nobody removes it."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.layout import is_log, logs, table_files
+from damo_torchrec.checkpoints.layout import is_log, logs, read_by_rocksdb, table_files
+from damo_torchrec.checkpoints.regular_file import is_regular
 from damo_torchrec.errors import DamoError
 from damo_torchrec.rescue.records import END_OF_KEYS, key_number, named_table_file
 from damo_torchrec.rescue.row_files import row_file_finding
@@ -43,9 +44,9 @@ def open_rows(
 
     Returns: None for a reader if there are no records; and the files that are lost.
     """
-    there = {file.name: file.stat().st_size for file in table_files(rows)}
+    there = {file.name: file.stat().st_size for file in table_files(rows) if is_regular(file)}
     if sizes is None:
-        log_sizes = {file.name: file.stat().st_size for file in logs(rows)}
+        log_sizes = {file.name: file.stat().st_size for file in logs(rows) if is_regular(file)}
     else:
         log_sizes = {name: size for name, size in sizes.items() if is_log(name)}
         sizes = {name: size for name, size in sizes.items() if not is_log(name)}
@@ -64,7 +65,7 @@ def open_rows(
     if sizes is None:
         sizes = there if listed is None else {name: file.size for name, file in listed.items()}
     tables = [rows / n for n, size in sizes.items() if there.get(n) == size and rows / n != refused]
-    kept = _rebuild(tables + [log for log in damages if log.is_file()], scratch)
+    kept = _rebuild(tables + [log for log in damages if is_regular(log)], scratch)
     for name, size in sorted(sizes.items()):
         if name not in kept:
             reason = _damage(rows / name, size)
@@ -78,6 +79,8 @@ def _listed_files(
     rows: Path, there: Mapping[str, int], sizes: Mapping[str, int] | None
 ) -> dict[str, _core.TableFile] | None:
     """What RocksDB's manifest says of the table files, by name. None if it is unreadable, or speaks of other files."""
+    if not all(is_regular(file) for file in rows.glob("*") if read_by_rocksdb(file)):
+        return None  # RocksDB would read something else through a link, or wait for a FIFO
     try:
         listed = {file.name: file for file in _core.list_table_files(str(rows))}
     except DamoError:
@@ -104,8 +107,8 @@ def _rebuild(files: list[Path], scratch: Path) -> set[str]:
 
 
 def _damage(file: Path, size: int) -> str | None:
-    if not file.is_file():
-        return "missing"
+    if not is_regular(file):
+        return "missing, or no regular file"
     if file.stat().st_size != size:
         return f"expected {size} bytes, found {file.stat().st_size}"
     finding = row_file_finding(file)

@@ -11,13 +11,23 @@ from pathlib import Path
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.dense_part import load_dense
 from damo_torchrec.checkpoints.file_entry import Finding
-from damo_torchrec.checkpoints.layout import MANIFEST_FILE, MODEL_FILE, ROWS, holds_rows, is_table_file, selects_rows
-from damo_torchrec.checkpoints.listing import checkpoints_of
+from damo_torchrec.checkpoints.layout import (
+    LINEAGE_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    ORIGIN_FILE,
+    ROWS,
+    holds_rows,
+    selects_rows,
+)
+from damo_torchrec.checkpoints.lineage import Lineage
+from damo_torchrec.checkpoints.listing import Listed, checkpoints_of
 from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.checkpoints.regular_file import is_directory, is_regular
 from damo_torchrec.errors import CorruptionError, DamoError
 from damo_torchrec.progress import Progress, counting
 from damo_torchrec.rescue.records import ids_between, named_table_file, payload_sizes, read_records
-from damo_torchrec.rescue.row_files import row_file_finding, table_file_finding
+from damo_torchrec.rescue.row_files import row_file_finding
 
 
 @dataclass(frozen=True)
@@ -104,44 +114,51 @@ def _findings(
         damaged.add(finding.path)
         yield finding
     if manifest is not None:
-        yield from _dense_findings(checkpoint, manifest, damaged)
+        yield from _document_findings(checkpoint, manifest, damaged)
     yield from _row_findings(checkpoint, manifest, damaged, progress, sound_rows)
 
 
 def _file_findings(checkpoint: Path, manifest: Manifest | None, progress: Progress) -> Iterator[Finding]:
     """Files that are missing, not as they were written, or too many; one finding at most for each."""
-    named, damaged = set(), set()
+    damaged = set()
     if manifest is not None:
-        named = {checkpoint / name for name in manifest.files}
-        for finding in manifest.file_findings(checkpoint):
+        for finding in chain(
+            manifest.directory_findings(checkpoint), manifest.file_findings(checkpoint, records=False)
+        ):
             damaged.add(finding.path)
             yield finding
     rows = checkpoint / ROWS
-    if not rows.is_dir():
-        yield Finding(rows, "a directory of rows", "none")
+    if not is_directory(rows):
+        if manifest is None:
+            yield Finding(rows, "a directory of rows", "none")
         return
+    named = {checkpoint / name for name in manifest.files} if manifest is not None else set()
     files = sorted(rows.iterdir())
     for done, file in enumerate(files):
         progress(f"files of {checkpoint}", done, len(files))
-        if manifest is None:
+        if file in damaged:
+            continue
+        if manifest is not None and file not in named:
+            found: Finding | None = Finding(file, "no file that the manifest does not name", "one")
+        else:  # what is damaged in it, somebody may have hashed anew
             found = row_file_finding(file)
-        elif file not in named:
-            found = Finding(file, "no file that the manifest does not name", "one")
-        elif is_table_file(file) and file not in damaged:  # of which the manifest's entry says the size alone
-            found = table_file_finding(file)
-        else:
-            found = None
         if found is not None:
             yield found
 
 
-def _dense_findings(checkpoint: Path, manifest: Manifest, damaged: set[Path]) -> Iterator[Finding]:
-    file = checkpoint / MODEL_FILE
-    if MODEL_FILE in manifest.files and file not in damaged:
-        try:
-            load_dense(checkpoint, manifest)
-        except CorruptionError as error:
-            yield Finding(file, f"the dense part of the checkpoint {manifest.id}", str(error))
+def _document_findings(checkpoint: Path, manifest: Manifest, damaged: set[Path]) -> Iterator[Finding]:
+    """What of the small files beside the rows is as it was written, but cannot be read."""
+    reading: dict[str, Callable[[], object]] = {
+        ORIGIN_FILE: lambda: Listed.read(checkpoint),
+        LINEAGE_FILE: lambda: Lineage.read(checkpoint, manifest),
+        MODEL_FILE: lambda: load_dense(checkpoint, manifest),
+    }
+    for name, read in reading.items():
+        if name in manifest.files and checkpoint / name not in damaged:
+            try:
+                read()
+            except CorruptionError as error:
+                yield Finding(checkpoint / name, f"what belongs to the checkpoint {manifest.id}", str(error))
 
 
 def _row_findings(
@@ -152,9 +169,8 @@ def _row_findings(
     Counts those that can be read in `sound`, by table.
     """
     rows = checkpoint / ROWS
-    named = [checkpoint / name for name in manifest.files] if manifest is not None else []
-    if any(file in damaged and selects_rows(file) for file in named):
-        return  # RocksDB may open other rows than these
+    if not is_directory(rows) or any(map(selects_rows, damaged)) or not all(map(is_regular, rows.iterdir())):
+        return  # RocksDB may open other rows than these, or never end
     tables = manifest.tables if manifest is not None else {}
     try:
         reader = _core.RecordReader(str(rows), payload_sizes(tables))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from damo_torchrec.checkpoints.manifest import TableEntry
+from damo_torchrec.checkpoints.table_entry import TableEntry
 from damo_torchrec.errors import CorruptionError, DamoError, SchemaMismatchError
 from damo_torchrec.graph_card import CARD, DenseCard
 from damo_torchrec.graph_check import check_dense_graph

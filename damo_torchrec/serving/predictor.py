@@ -65,7 +65,7 @@ class Predictor:
             raise ValueError(
                 f"{self._path} has no {DENSE_FILE}: damo_torchrec.serving.export makes a checkpoint to serve"
             )
-        manifest.check_files(self._path)
+        manifest.check_files(self._path, tables=False)  # those are read for the working copy
         self._num_threads = num_threads
         dense = DensePart(self._path / DENSE_FILE, num_threads)
         dense.check(manifest.seed, manifest.tables)

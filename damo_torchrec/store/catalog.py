@@ -10,16 +10,15 @@ from damo_torchrec import _core
 from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
 from damo_torchrec.checkpoints.layout import CHECKPOINTS
 from damo_torchrec.checkpoints.lineage import Lineage
-from damo_torchrec.checkpoints.manifest import Manifest, TableEntry, TableSchema
-from damo_torchrec.errors import SchemaMismatchError
+from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.checkpoints.table_entry import NEVER_GIVEN, TableEntry, TableSchema
+from damo_torchrec.errors import DamoError, SchemaMismatchError
 from damo_torchrec.init import from_description
 from damo_torchrec.optim.spec import OptimizerSpec
 from damo_torchrec.store.table_definition import TableDefinition
 
 _log = logging.getLogger(__name__)
 
-# Numbers are given out from 1 on, and this one is the last that there is.
-_NEVER_GIVEN = 2**31 - 1
 # What of a schema shapes the rows.
 _OF_ROWS = ("dim", "optimizer", "row_dtype")
 
@@ -130,6 +129,12 @@ class Catalog:
         taken = [table.number + 1 for table in self.open.values()]
         return max([self.manifest.next_table_number, *taken])
 
+    def _new_number(self) -> int:
+        """The same for a new table. Raises DamoError if there is none."""
+        if (number := self._next_number()) >= NEVER_GIVEN:
+            raise DamoError(f"the store {self._path} can have no more tables: it has given out all numbers for them")
+        return number
+
     def adopt(self, manifest: Manifest, lineage: Lineage, engine: _core.Store) -> None:
         """Goes on from `manifest`, the end of `lineage`, whose rows `engine` holds, with the tables that are open."""
         self.manifest = manifest
@@ -177,7 +182,7 @@ class Catalog:
     def _add(self, table: OpenTable, engine: _core.Store) -> None:
         """Makes `table` known to an engine that holds the manifest's rows."""
         entry = self.manifest.tables.get(table.name)
-        table.number = entry.number if entry else self._next_number()
+        table.number = entry.number if entry else self._new_number()
         table.earlier_updates = entry.iter if entry and entry.rows else 0
         schema = self._engine_schema(table)
         schema.number = table.number
@@ -190,7 +195,7 @@ class Catalog:
     def open_without_rows(self, table: OpenTable, engine: _core.Store) -> int:
         """Opens another table like `table` in the engine, which never has a row; returns its index."""
         schema = self._engine_schema(table)
-        schema.number = _NEVER_GIVEN
+        schema.number = NEVER_GIVEN
         return engine.open_table(schema)
 
     def _engine_schema(self, table: OpenTable) -> _core.TableSchema:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.atomic_directory import build_directory
+from damo_torchrec.checkpoints.known_digests import KnownDigests
 from damo_torchrec.checkpoints.layout import LINEAGE_FILE, ORIGIN_FILE, ROWS, step_in
 from damo_torchrec.checkpoints.lineage import StoreState
 from damo_torchrec.checkpoints.listing import free_name, read_directory
-from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.checkpoints.manifest import LAST_FOLLOWED_SEQUENCE, Manifest
 from damo_torchrec.checkpoints.origin import NOBODY, STORE, Origin
 from damo_torchrec.checkpoints.retention import Retention
+from damo_torchrec.checkpoints.row_counts import with_possible_counts
 from damo_torchrec.errors import DamoError
 from damo_torchrec.files import bytes_in, write_file
 from damo_torchrec.store.background import Job, Written
@@ -59,12 +61,16 @@ class CheckpointWriter:
         path: the store's.
         catalog: of its tables.
         retention: which of the checkpoints that the store keeps stay when there is a new one.
+
+    Attributes:
+        digests: of files of rows that are known.
     """
 
     def __init__(self, path: Path, catalog: Catalog, retention: Retention) -> None:
         self._path = path
         self._catalog = catalog
         self._retention = retention
+        self.digests = KnownDigests()
         self._job: Job | None = None
         self._last: Written | None = None
 
@@ -77,11 +83,12 @@ class CheckpointWriter:
         def fill(staged: Path) -> None:
             nonlocal linked
             states, linked = engine.checkpoint(str(staged / ROWS), new.link)
-            made.append(self._catalog.new_manifest(self._next_sequence(new), states))
-            _write_beside_rows(staged, made[0], self._beside_rows(made[0], new))
+            manifest = self._catalog.new_manifest(self._next_sequence(new), states)
+            made.append(self._write_beside_rows(staged, manifest, self._beside_rows(manifest, new)))
 
         path = new.build(fill)
         self._catalog.manifest = made[0]
+        self.digests.note(path, made[0].files)
         self._catalog.lineage.add(StoreState.of(made[0]))
         _log_checkpoint(path, made[0], linked, began)
         self._remove_outdated(new.keeper, path)
@@ -96,6 +103,7 @@ class CheckpointWriter:
         as at the end of the interpreter, it is written here.
         """
         done = Written()
+        made: list[Manifest] = []
         linked = False
         began = time.monotonic()
         taken = threading.Lock()  # by the thread that writes it, or by what gives it up before
@@ -108,7 +116,7 @@ class CheckpointWriter:
             def fill(staged: Path) -> None:
                 nonlocal linked
                 linked = engine.write_checkpoint(str(staged / ROWS), new.link)
-                _write_beside_rows(staged, manifest, contents)
+                made.append(self._write_beside_rows(staged, manifest, contents))
 
             def write() -> None:
                 if not taken.acquire(blocking=False):
@@ -116,8 +124,9 @@ class CheckpointWriter:
                 try:
                     try:
                         path = new.build(fill)
-                        self._catalog.manifest = manifest
-                        _log_checkpoint(path, manifest, linked, began)
+                        self._catalog.manifest = made[0]
+                        self.digests.note(path, made[0].files)
+                        _log_checkpoint(path, made[0], linked, began)
                     except BaseException:
                         failed()
                         engine.abandon_checkpoint()  # if it has not come to the rows
@@ -151,11 +160,20 @@ class CheckpointWriter:
             **(new.files(manifest) if new.files else {}),
         }
 
+    def _write_beside_rows(self, staged: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Manifest:
+        """Completes the checkpoint `staged`, which has its rows; returns its manifest as it was written."""
+        for name, content in contents.items():
+            write_file(staged / name, content)
+        written = with_possible_counts(manifest.with_files(staged, self.digests.entry_of), staged)
+        written.write(staged)
+        return written
+
     def _next_sequence(self, new: NewCheckpoint) -> int:
         """When it was made: the time, unless there are later ones, as where a clock was set back."""
         beside = [self._catalog.checkpoints.where, *([new.path.parent] if new.keeper else [])]
         others = [checkpoint.manifest.sequence for where in beside for checkpoint in read_directory(where)[0]]
-        return max(time.time_ns() // 1000, 1 + max([self._catalog.manifest.sequence, *others]))
+        followed = [sequence for sequence in others if sequence < LAST_FOLLOWED_SEQUENCE]
+        return max(time.time_ns() // 1000, 1 + max([self._catalog.manifest.sequence, *followed]))
 
     def _remove_outdated(self, keeper: str, path: Path) -> None:
         """Has those that the store keeps and that are outdated go, now that there is a new one at `path`."""
@@ -186,12 +204,6 @@ class CheckpointWriter:
         if self._job is not None and not self._job.is_here:
             self._job.wait()
             self._job = None
-
-
-def _write_beside_rows(staged: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> None:
-    for name, content in contents.items():
-        write_file(staged / name, content)
-    manifest.write(staged)
 
 
 def _log_checkpoint(target: Path, manifest: Manifest, linked: bool, began: float) -> None:

@@ -11,12 +11,13 @@ from damo_torchrec import _core
 from damo_torchrec.checkpoints.atomic_directory import clear_unfinished
 from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
 from damo_torchrec.checkpoints.in_use import InUse
-from damo_torchrec.checkpoints.layout import MANIFEST_FILE, ROWS, journal_bytes, logs
+from damo_torchrec.checkpoints.layout import MANIFEST_FILE, ORIGIN_FILE, ROWS, journal_bytes, logs
 from damo_torchrec.checkpoints.lineage import Lineage
 from damo_torchrec.checkpoints.listing import Listed, has_checkpoints, is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest, new_id
 from damo_torchrec.checkpoints.origin import Origin
 from damo_torchrec.checkpoints.reading_copy import ReadingCopy, has_large_journal
+from damo_torchrec.checkpoints.row_counts import check_numbers
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import CorruptionError, DamoError, UncleanStoreError
 from damo_torchrec.files import bytes_in, bytes_read, check_space, os_errors, sync_directory
@@ -59,6 +60,7 @@ def _start_live(
     source = session.catalog.checkpoints.find(restore)
     checkpoints = session.checkpoints()
     manifest = Manifest.read(source)
+    manifest.check_can_be_followed(source)
     check_seed(session.path, manifest.seed, seed)
     if directory.live.exists():
         if restore is None:
@@ -77,10 +79,11 @@ def _start_live(
         )
     directory.checkpoints_path.mkdir(exist_ok=True)
     _keep_line(session)
-    manifest.check_files(source, records=False)
-    fresh = _prepare_live(session, directory, source)
+    manifest.check_files(source, tables=False, records=False)
+    fresh = _prepare_live(session, directory, source, manifest)
     session.owns_live = True
     directory.start_live(fresh)
+    session.note_rows(manifest)
     with _naming(source, manifest), _telling("opened", session, source, manifest):
         session.start(manifest, Lineage.read(source, manifest), directory.live, journal=logs(source / ROWS))
     if not latest:
@@ -143,13 +146,15 @@ def _start_reading(session: Session, seed: int | None, restore: str | int | os.P
         session.catalog.checkpoints = CheckpointLine.of_store(path)
     check_seed(path, manifest.seed, seed)
     large = has_large_journal(source)
-    manifest.check_files(source, records=not large)
+    manifest.check_files(source, tables=False, records=not large)
+    if source == path and not large:
+        check_numbers(source / ROWS, manifest, journal=True)
     with _naming(source, manifest), _telling("opened, to read alone,", session, source, manifest):
         lineage = Lineage.read(source, manifest)
         if large and _start_on_copy(session, source, manifest, lineage):
             return
         if large:
-            manifest.check_files(source)  # RocksDB takes some damage of a log for its end
+            manifest.check_files(source, tables=False)  # RocksDB takes some damage of a log for its end
         session.start(manifest, lineage, source / ROWS)
 
 
@@ -159,7 +164,7 @@ def _start_on_copy(session: Session, source: Path, manifest: Manifest, lineage: 
     Returns whether there is a place for it.
     """
     try:
-        session.reading_copy = ReadingCopy(source)
+        session.reading_copy = ReadingCopy(source, manifest.files)
         session.start(manifest, lineage, session.reading_copy.path, journal=logs(source / ROWS))
         return True
     except CorruptionError:
@@ -180,9 +185,10 @@ def restore(session: Session, which: str | int | os.PathLike[str]) -> None:
         session.wait_for_checkpoint()
         source = session.catalog.checkpoints.find(which)
         manifest = Manifest.read(source)
+        manifest.check_can_be_followed(source)
         session.catalog.check_restorable(manifest, source)
-        manifest.check_files(source)
-        fresh = _prepare_live(session, directory, source)
+        manifest.check_files(source, tables=False)
+        fresh = _prepare_live(session, directory, source, manifest)
         # What cannot be opened is found before the rows of now are given up.
         try:
             with _naming(source, manifest):
@@ -197,6 +203,7 @@ def restore(session: Session, which: str | int | os.PathLike[str]) -> None:
             engine.close()
             session.waiting.clear()
             directory.start_live(fresh)
+            session.note_rows(manifest)
             with _telling("restored", session, source, manifest):
                 session.start(manifest, Lineage.read(source, manifest), directory.live, journal=logs(source / ROWS))
         except BaseException:
@@ -235,16 +242,35 @@ def restore_unless_at(session: Session, checkpoint: Path, tables: Set[str] | Non
         restore(session, checkpoint)
 
 
-def _prepare_live(session: Session, directory: StoreDirectory, source: Path) -> Path:
-    """`StoreDirectory.prepare_live`, told of where files are copied."""
-    if os.stat(source).st_dev == os.stat(directory.path).st_dev:
-        return directory.prepare_live(source)
+def _prepare_live(session: Session, directory: StoreDirectory, source: Path, manifest: Manifest) -> Path:
+    """`StoreDirectory.prepare_live`, told of where files are copied, and checked where another store made them."""
     total = bytes_in(source / ROWS) - journal_bytes(source / ROWS)
     with (
         reporting(session.options.progress) as progress,
         watching(progress, f"bytes of {source}", total, lambda: bytes_in(directory.prepared)),
     ):
-        return directory.prepare_live(source)
+        fresh = directory.prepare_live(source, manifest.files, copy=session.options.copy_restored)
+    if not _is_own(session, directory, source, manifest):
+        # What was copied, as whoever owns the other files may change them.
+        try:
+            manifest.check_rows(fresh)
+            journal = not has_large_journal(source)  # else it takes more memory than there is
+            check_numbers(source / ROWS if journal else fresh, manifest, journal=journal)
+        except BaseException:
+            with suppress(OSError):
+                directory.remove_prepared()
+            raise
+    return fresh
+
+
+def _is_own(session: Session, directory: StoreDirectory, source: Path, manifest: Manifest) -> bool:
+    """Whether the store made the checkpoint itself: its table files are not read from end to end, then."""
+    if source.parent == directory.checkpoints_path:
+        return True
+    if ORIGIN_FILE not in manifest.files:
+        return False
+    origin = Origin.parse(manifest.read_file(source, ORIGIN_FILE), source / ORIGIN_FILE)
+    return origin.line == session.catalog.checkpoints.line
 
 
 @contextmanager

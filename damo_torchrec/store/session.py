@@ -17,6 +17,7 @@ from pathlib import Path
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.atomic_directory import check_target
 from damo_torchrec.checkpoints.in_use import InUse
+from damo_torchrec.checkpoints.layout import is_table_file
 from damo_torchrec.checkpoints.lineage import Lineage
 from damo_torchrec.checkpoints.listing import free_name
 from damo_torchrec.checkpoints.manifest import Manifest
@@ -159,6 +160,11 @@ class Session:
             raise
         self._core = core
         self.generation += 1
+
+    def note_rows(self, manifest: Manifest) -> None:
+        """Says that the live rows are those of `manifest`: their table files have the SHA-256 that it says."""
+        entries = {Path(name).name: entry for name, entry in manifest.files.items() if is_table_file(name)}
+        self._writer.digests.note(self.writable_directory().live, entries)
 
     # ------------------------------------------------------------------ tables and changes
 

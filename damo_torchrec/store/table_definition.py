@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.manifest import InitializerNumbers, TableSchema
+from damo_torchrec.checkpoints.table_entry import InitializerNumbers, TableSchema
 from damo_torchrec.init import Initializer, describe, from_description
 from damo_torchrec.optim.spec import OptimizerSpec
 

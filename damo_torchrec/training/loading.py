@@ -1,7 +1,8 @@
 """`load_model`: a model, its rows and its optimizer as `save_model` saved them."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from damo_torchrec import pickled_module
+from damo_torchrec.checkpoints.document import shown
 from damo_torchrec.checkpoints.layout import MODULE_FILE
-from damo_torchrec.errors import SchemaMismatchError
+from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.errors import CorruptionError, DamoError, SchemaMismatchError
 from damo_torchrec.modules import store_of, tables_of
 from damo_torchrec.store.opening import restore_unless_at
 from damo_torchrec.training.model_checkpoint import (
@@ -63,7 +66,7 @@ def load_model(
         )
     dense = read_dense(path)
     if model is None:
-        model = _unpickle(path, dense)
+        model = _unpickle(path, dense.get("unpicklable"))
     if optimizer is not None and dense["optimizer"] is None:
         raise ValueError(f"{path} was saved without an optimizer")
     saved_schedulers = dense.get("schedulers", [])
@@ -72,24 +75,47 @@ def load_model(
     _check_model(model, dense["model"], path)
     if optimizer is not None:
         _check_optimizer(optimizer, dense["optimizer"], path)
+    for scheduler, state in zip(schedulers, saved_schedulers, strict=False):
+        _check_scheduler(scheduler, state, path)
     restore_unless_at(store_of(model).session, path, None if whole_store else tables_of(model))
-    load_dense_state(model, dense["model"])
+    with _refused(f"the model cannot take the state dict in {path}"):
+        load_dense_state(model, dense["model"])
     if optimizer is not None:
-        optimizer.load_state_dict(dense["optimizer"])
+        with _refused(f"the optimizer cannot take its state in {path}"):
+            optimizer.load_state_dict(dense["optimizer"])
     set_learning_rates(model, dense.get("learning_rates", {}))  # which earlier releases did not save
     for scheduler, state in zip(schedulers, saved_schedulers, strict=False):
-        scheduler.load_state_dict(state)
+        with _refused(f"a scheduler cannot take its state in {path}"):
+            scheduler.load_state_dict(state)
     set_random_state(dense["random"])
     return model
 
 
-def _unpickle(path: Path, dense: Mapping[str, Any]) -> nn.Module:
-    file = path / MODULE_FILE
-    if not file.is_file():
-        reason = dense.get("unpicklable") or "an earlier release saved it"
-        raise ValueError(f"{path} holds no pickle of the model: {reason}. Give load_model a model to load into")
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Has whatever torch raises of a state that fits in its outline alone say which it is."""
     try:
-        return pickled_module.load(file.read_bytes())
+        yield
+    except (DamoError, ValueError):
+        raise
+    except Exception as error:  # torch has no one exception
+        raise SchemaMismatchError(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def _unpickle(path: Path, unpicklable: str | None) -> nn.Module:
+    """The model in a checkpoint's pickle, which runs code: none that its manifest does not name, as it was written."""
+    file = path / MODULE_FILE
+    manifest = Manifest.read(path)
+    if MODULE_FILE not in manifest.files:
+        if os.path.lexists(file):
+            raise CorruptionError(
+                f"{file} is no file of the checkpoint, whose manifest does not name it: it is refused"
+            )
+        reason = unpicklable or "an earlier release saved it"
+        raise ValueError(f"{path} holds no pickle of the model: {reason}. Give load_model a model to load into")
+    content = manifest.read_file(path, MODULE_FILE)
+    try:
+        return pickled_module.load(content)
     except Exception as error:  # of whatever kind: the pickle runs code of the model's own
         raise ValueError(
             f"the model in {file} cannot be made here ({type(error).__name__}: {error}): import its classes where they "
@@ -106,8 +132,18 @@ def _check_model(model: nn.Module, saved: dict[str, torch.Tensor], path: Path) -
     raise SchemaMismatchError(f"the model differs from the one saved in {path}: {differences}")
 
 
-def _shapes(state_dict: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(getattr(value, "shape", ())) for name, value in state_dict.items()}
+def _shapes(state_dict: Mapping[str, Any]) -> dict[str, tuple[int, ...] | str]:
+    """Of what is no tensor, that it is none."""
+    return {
+        name: tuple(value.shape) if isinstance(value, torch.Tensor) else "no tensor"
+        for name, value in state_dict.items()
+    }
+
+
+def _check_scheduler(scheduler: LRScheduler, saved: Mapping[str, Any], path: Path) -> None:
+    """Whether it can load it: those of torch make each name in it an attribute."""
+    if odd := sorted(name for name in saved if name == "optimizer" or callable(getattr(type(scheduler), name, None))):
+        raise SchemaMismatchError(f"the scheduler differs from the one saved in {path}: its state has {shown(odd)}")
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], path: Path) -> None:

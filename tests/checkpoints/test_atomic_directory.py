@@ -1,11 +1,14 @@
 """`damo_torchrec.checkpoints.atomic_directory`: several writers of one directory do each other no harm."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from damo_torchrec import DamoError
-from damo_torchrec.checkpoints.atomic_directory import build_directory, clear_unfinished
+from damo_torchrec.checkpoints import layout
+from damo_torchrec.checkpoints.atomic_directory import build_directory, clear_unfinished, remove_directory
+from damo_torchrec.checkpoints.temporary_directory import mark_temporary
 
 
 def writing(name: str, then=lambda: None):
@@ -21,17 +24,57 @@ def contents(where: Path) -> dict[str, str]:
 
 
 def test_what_somebody_is_at_work_on_is_not_cleared(tmp_path):
-    (tmp_path / ".left.1.tmp").mkdir()
+    left = tmp_path / layout.removed_name("left")
+    left.mkdir()
+    mark_temporary(left)
+    (left / "contents").mkdir()
+    (tmp_path / layout.removed_name("about_to_be")).mkdir()
     build_directory(tmp_path / "a", "checkpoint", writing("one", lambda: clear_unfinished(tmp_path)))
     assert contents(tmp_path) == {"a": "one"}
 
 
 def test_what_is_nothing_unfinished_is_not_cleared(tmp_path):
-    names = [".cache.tmp", ".mine", ".file.7.tmp", "visible.7.tmp"]
+    """Names of our own, too, without the marker, or behind a link, in which case they are somebody else's."""
+    ours = [layout.staged_name("step_1"), layout.removed_name("step_1")]
+    names = [".notes.tmp", ".photos.removed", ".step_1.7.tmp", ".mine", "visible.7.tmp", *ours]
+    marked = tmp_path / "marked"
+    marked.mkdir()
+    mark_temporary(marked)
     for name in names:
-        (tmp_path / name).write_text("") if "file" in name else (tmp_path / name).mkdir()
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis").write_text("")
+    (tmp_path / ".file.0.damo-staged").write_text("")
+    (tmp_path / ".link.0.damo-removed").symlink_to(marked)
+    os.mkfifo(tmp_path / ".fifo.0.damo-staged")
+    before = sorted(tmp_path.rglob("*"))
     clear_unfinished(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_is_somebody_elses_by_our_names_is_in_nobodys_way(tmp_path):
+    theirs = {layout.removed_name("a"), layout.staged_name("a")}
+    for name in theirs:
+        (tmp_path / name).write_text("")
+    build_directory(tmp_path / "a", "checkpoint", writing("one"))
+    assert (tmp_path / "a" / "file").read_text() == "one"
+    remove_directory(tmp_path / "a", "checkpoint")
+    assert {path.name for path in tmp_path.iterdir()} == theirs
+
+
+def test_a_removal_that_is_interrupted_leaves_what_is_cleared(tmp_path, monkeypatch):
+    build_directory(tmp_path / "a", "checkpoint", writing("one"))
+
+    def interrupted(path: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            remove_directory(tmp_path / "a", "checkpoint")
+    (left,) = tmp_path.iterdir()
+    assert left.name == layout.removed_name("a")
+    clear_unfinished(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_that_make_the_same_one_at_once(tmp_path):

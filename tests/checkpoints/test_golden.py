@@ -83,7 +83,7 @@ def test_another_format_is_refused_by_its_number(golden, tmp_path, version):
     shutil.copytree(golden, copy)
     document = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps({**document, "format_version": version}))
-    with pytest.raises(damo.CorruptionError, match=rf"format version {version}; this version reads"):
+    with pytest.raises(damo.CorruptionError, match=rf"format version {version!r}; this version reads"):
         damo.EmbeddingStore(copy, read_only=True)
-    with pytest.raises(damo.CorruptionError, match=rf"format version {version}; this version reads"):
+    with pytest.raises(damo.CorruptionError, match=rf"format version {version!r}; this version reads"):
         damo.checkpoint_info(copy)

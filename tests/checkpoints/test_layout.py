@@ -40,7 +40,7 @@ def test_the_table_file_that_a_message_names(message, name):
 
 def test_what_is_unfinished_is_not_complete(tmp_path):
     names = ["step_1", layout.checkpoint_name(1, 2), layout.staged_name("step_2"), layout.removed_name("step_0")]
-    assert names == ["step_1", "step_1.2", f".step_2.{os.getpid()}.tmp", ".step_0.removed"]
+    assert names == ["step_1", "step_1.2", f".step_2.{os.getpid()}.0.damo-staged", ".step_0.0.damo-removed"]
     for name in names:
         (tmp_path / name).mkdir()
     assert {path.name for path in layout.complete_entries(tmp_path)} == set(names[:2])

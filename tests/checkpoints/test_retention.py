@@ -7,12 +7,21 @@ import pytest
 
 from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
 from damo_torchrec.checkpoints.in_use import InUse
+from damo_torchrec.checkpoints.layout import removed_name
 from damo_torchrec.checkpoints.listing import checkpoints_at
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.origin import MANAGER, STORE, Origin
 from damo_torchrec.checkpoints.retention import Retention
+from damo_torchrec.checkpoints.table_entry import InitializerNumbers, TableEntry, TableSchema
+from damo_torchrec.checkpoints.temporary_directory import mark_temporary
 
-OURS = "ours"
+OURS = "0" * 32
+SCHEMA = TableSchema(
+    dim=4,
+    optimizer={"name": "SGD", "initial_accumulator_value": 0.0},
+    initializer={"name": "Constant", "value": 0.0},
+    numbers=InitializerNumbers(a=0.0, b=0.0, low=0.0, high=1.0),
+)
 
 
 def make(where: Path, step: int, sequence: int, origin: Origin | None, *files: str) -> Path:
@@ -22,7 +31,9 @@ def make(where: Path, step: int, sequence: int, origin: Origin | None, *files: s
         (path / "origin.json").write_bytes(origin.dump())
     for name in files:
         (path / name).write_text("")
-    Manifest(seed=0, step=step, sequence=sequence, next_table_number=1, tables={}).write(path)
+    tables = {"t": TableEntry(number=1, schema=SCHEMA, iter=step, rows=0)}
+    manifest = Manifest(seed=0, step=step, sequence=sequence, next_table_number=2, tables=tables)
+    manifest.with_files(path).write(path)
     return path
 
 
@@ -56,7 +67,7 @@ def test_without_a_number_all_stay(directory):
 
 
 def test_other_lines_and_what_others_keep_are_neither_counted_nor_removed(directory, caplog):
-    others = [Origin("theirs", STORE), Origin(OURS, MANAGER), Origin(OURS), None]
+    others = [Origin("1" * 32, STORE), Origin(OURS, MANAGER), Origin(OURS), None]
     made = [make(directory, 10 + i, 10 + i, origin).name for i, origin in enumerate(others)]
     line = CheckpointLine(directory, OURS)
     for keep in (3, 1):
@@ -96,8 +107,10 @@ def test_a_damaged_one_is_neither_counted_nor_removed(directory, caplog):
 
 
 def test_what_an_interrupted_removal_left_is_in_nobodys_way(directory):
-    (directory / ".step_3.removed").mkdir()
-    (directory / ".step_3.removed" / "manifest.json").write_text("{")
+    left = directory / removed_name("step_3")
+    left.mkdir()
+    mark_temporary(left)
+    (left / "manifest.json").write_text("{")
     assert apply(directory, 3) == ["step_3"]
     assert names(directory) == ["step_1", "step_2", "step_4"]
 

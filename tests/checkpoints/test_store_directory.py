@@ -94,3 +94,17 @@ def test_a_store_whose_process_has_ended_is_waited_for_while_its_children_live(t
         os.kill(child, signal.SIGCONT)
         threading.Timer(0.5, connection.send, ["end"]).start()
         small_store(path).close()
+
+
+def test_what_is_no_directory_of_rows_is_not_removed_whatever_its_name(tmp_path):
+    with small_store(tmp_path / "store"):
+        pass
+    for name in ("live.new", "live.unclean-1"):
+        (tmp_path / "store" / name).mkdir()
+        (tmp_path / "store" / name / "thesis.txt").write_text("thesis")
+    with pytest.raises(damo.DamoError, match=r"live\.new is no directory of rows"):
+        small_store(tmp_path / "store")
+    (tmp_path / "store" / "live.new").rename(tmp_path / "mine")
+    with small_store(tmp_path / "store"):
+        pass
+    assert (tmp_path / "store" / "live.unclean-1" / "thesis.txt").read_text() == "thesis"

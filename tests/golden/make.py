@@ -44,6 +44,10 @@ TABLES = {
         "ftrl": (3, damo.optim.FTRL, {"lambda1": 0.01}, damo.init.Normal()),
         "lion": (3, damo.optim.Lion, {"lr": 0.01}, damo.init.Normal()),
     },
+    4: {  # a journal over table files, all with their SHA-256
+        "rowwise": (4, torchrec.optim.RowWiseAdagrad, {"lr": 0.05}, damo.init.Uniform(-0.25, 0.5)),
+        "f16": (3, torch.optim.Adam, {"lr": 0.01}, damo.init.Normal(0.5, 0.1)),
+    },
     3: {  # a journal
         "rowwise": (4, torchrec.optim.RowWiseAdagrad, {"lr": 0.05}, damo.init.Uniform(-0.25, 0.5)),
         "adam": (3, torch.optim.Adam, {"lr": 0.01}, damo.init.Normal(0.5, 0.1)),
@@ -115,6 +119,7 @@ def main() -> None:
         model = make_model(store, FORMAT_VERSION)
         optimizer = torch.optim.Adam(model["dense"].parameters())
         update(model, IDS, 1.0)
+        store.flush()  # into table files
         update(model, IDS[::2], -2.0)
         for name in TABLES[FORMAT_VERSION]:
             store.table(name).delete([1, 2])

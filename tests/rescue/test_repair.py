@@ -1,5 +1,6 @@
 """`damo_torchrec.rescue.repair`: what a repaired checkpoint holds is what there was, and what it lacks is listed."""
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -190,3 +191,32 @@ def test_a_target_in_the_damaged_store_is_refused(sample, tmp_path):
             with pytest.raises(ValueError, match="is inside the damaged store"):
                 repair(source, target, lambda *_: None)
     assert repair(newest, tmp_path / "repaired", lambda *_: None).losses == []
+
+
+# ------------------------------------------------------------------ what somebody put there
+
+
+@pytest.mark.parametrize("name", ["rows/CURRENT", "rows/000099.sst", "rows/000099.log"])
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_fifos_and_links_are_not_waited_for_nor_read(sample, tmp_path, name, with_manifest):
+    checkpoint = in_a_copy_of_the_store(sample, tmp_path)
+    (checkpoint / name).unlink(missing_ok=True)
+    os.mkfifo(checkpoint / name)
+    if not with_manifest:
+        (checkpoint / "manifest.json").unlink()
+    done = repair(checkpoint, tmp_path / "repaired", lambda *_: None)
+    assert check(sample, done) == {}
+    (checkpoint / name).unlink()
+    (checkpoint / name).symlink_to(tmp_path / "secret")
+    done = repair(checkpoint, tmp_path / "again", lambda *_: None)
+    assert check(sample, done) == {}
+
+
+def test_rows_behind_a_link_are_refused(sample, tmp_path):
+    checkpoint = sample.copy(tmp_path / "checkpoint")
+    shutil.move(checkpoint / "rows", tmp_path / "elsewhere")
+    (checkpoint / "rows").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(damo.CorruptionError, match="symbolic link"):
+        repaired(checkpoint)
+    with pytest.raises(damo.CorruptionError, match="directory of rows"):
+        damo.EmbeddingStore(checkpoint, read_only=True)

@@ -38,7 +38,7 @@ def rewrite_manifest(checkpoint: Path, **changes: object) -> None:
     """Writes a manifest with a right checksum that says something else."""
     manifest = Manifest.read(checkpoint)
     (checkpoint / "manifest.json").unlink()
-    replace(manifest, **changes).write(checkpoint)
+    replace(manifest, **changes).with_files(checkpoint).write(checkpoint)
 
 
 def test_the_sample_has_rows_in_several_files_and_older_ones_beneath(sample):
@@ -149,7 +149,7 @@ def test_rows_that_are_not_what_the_manifest_says_are_found(sample, tmp_path):
     checkpoint = sample.copy(tmp_path / "checkpoint")
 
     def with_a(**changes: object) -> list[Finding]:
-        rewrite_manifest(checkpoint, tables={**tables, "a": replace(tables["a"], **changes)})
+        rewrite_manifest(checkpoint, tables={**tables, "a": replace(tables["a"], **changes)}, next_table_number=100)
         return findings(checkpoint)
 
     n = tables["a"].rows

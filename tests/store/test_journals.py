@@ -190,7 +190,7 @@ def renew_manifest(checkpoint: Path) -> None:
     """Has it name the files as they are."""
     manifest = Manifest.read(checkpoint)
     (checkpoint / "manifest.json").unlink()
-    manifest.write(checkpoint)
+    manifest.with_files(checkpoint).write(checkpoint)
 
 
 def test_a_journal_that_ends_within_a_record_is_found_whatever_the_manifest_says(sample, tmp_path):

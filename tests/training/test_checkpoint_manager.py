@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import damo_torchrec as damo
-from damo_torchrec.checkpoints import atomic_directory
+from damo_torchrec.checkpoints import temporary_directory
 from mixed_run import SmallModel
 from processes import kill_this_process, run_until_killed
 
@@ -104,13 +104,13 @@ def die_while_one_is_removed(path):
     model = SmallModel(store)
     manager = damo.CheckpointManager(path / "run", every_steps=1, keep=1)
     train(model, manager, [1])
-    atomic_directory.shutil.rmtree = kill_this_process
+    temporary_directory.shutil.rmtree = kill_this_process
     train(model, manager, [2])
 
 
 def test_killed_while_one_is_removed_the_others_are_whole(tmp_path):
     run_until_killed(die_while_one_is_removed, tmp_path)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".step_1.removed", "step_2"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".step_1.0.damo-removed", "step_2"]
     with damo.EmbeddingStore(tmp_path / "store") as store:
         model = SmallModel(store)
         manager = damo.CheckpointManager(tmp_path / "run", every_steps=1, keep=1)
