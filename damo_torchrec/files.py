@@ -2,11 +2,12 @@
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from damo_torchrec.errors import DamoError, OutOfSpaceError
+from damo_torchrec.errors import CorruptionError, DamoError, OutOfSpaceError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -27,10 +28,55 @@ def os_errors(what: str) -> Iterator[None]:
         raise kind(f"{what}: {error}") from error
 
 
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of the regular file `path`, in a directory that somebody else may have filled.
+
+    No link is followed, and nothing waits for what may never come, as the opening of a FIFO does.
+
+    Args:
+        path: where the file is, or will be with ``os.O_CREAT``.
+        flags: of ``os.open``.
+
+    Raises:
+        CorruptionError: it is a symbolic link, a directory, a FIFO, a socket or a device.
+        OSError: it cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError:
+        check_regular(path)
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            check_regular(path)
+            raise CorruptionError(f"{path}: expected a regular file, found another")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def check_regular(path: Path) -> None:
+    """Raises CorruptionError that says what is at `path`, if that is there and no regular file."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return
+    kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO"}
+    if (kind := stat.S_IFMT(mode)) != stat.S_IFREG:
+        raise CorruptionError(f"{path}: expected a regular file, found {kinds.get(kind, 'a socket or a device')}")
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a file, opened as by `open_regular`."""
+    with open(open_regular(path), "rb") as file:
+        return file.read()
+
+
 def write_file(path: Path, content: bytes) -> None:
-    """Writes a file. Raises OutOfSpaceError that says for how many bytes there has to be space, or DamoError."""
-    with os_errors(f"cannot write {len(content)} bytes to {path}"):
-        path.write_bytes(content)
+    """Makes a file. Raises OutOfSpaceError that says for how many bytes there has to be space, or DamoError."""
+    with os_errors(f"cannot write {len(content)} bytes to {path}"), path.open("xb") as file:
+        file.write(content)
 
 
 def bytes_in(directory: Path) -> int:

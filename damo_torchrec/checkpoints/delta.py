@@ -13,6 +13,7 @@ from damo_torchrec.checkpoints.document import dump_document, parse_document
 from damo_torchrec.checkpoints.file_entry import FileEntry
 from damo_torchrec.checkpoints.layout import DELTA_FILE, array_files
 from damo_torchrec.errors import CorruptionError
+from damo_torchrec.files import read_regular
 
 FORMAT_VERSION = 1
 
@@ -159,7 +160,7 @@ class Delta:
 def _read_manifest(path: Path) -> DeltaManifest:
     file = path / DELTA_FILE
     try:
-        content = file.read_bytes()
+        content = read_regular(file)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{path} is no delta: it has no {DELTA_FILE}") from error
     except OSError as error:

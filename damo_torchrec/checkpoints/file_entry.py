@@ -42,6 +42,8 @@ class FileEntry:
         Of a table file, its size alone is checked: it has checksums of its own. So have a log's records, which are
         checked with `records`.
         """
+        if file.is_symlink():
+            return Finding(file, "a file of the checkpoint", "a symbolic link")
         if not file.is_file():
             return Finding(file, "a file of the checkpoint", "none")
         if (size := file.stat().st_size) != self.size:

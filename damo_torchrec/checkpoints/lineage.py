@@ -18,6 +18,7 @@ from damo_torchrec.checkpoints.layout import DELTA_FILE, LINEAGE_FILE
 from damo_torchrec.checkpoints.listing import is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.errors import CorruptionError
+from damo_torchrec.files import read_regular
 
 _KEPT = 64
 
@@ -93,7 +94,7 @@ class Lineage:
         states: list[StoreState] = []
         if LINEAGE_FILE in manifest.files:
             try:
-                states = parse(json.loads((checkpoint / LINEAGE_FILE).read_bytes()), list[StoreState], LINEAGE_FILE)
+                states = parse(json.loads(read_regular(checkpoint / LINEAGE_FILE)), list[StoreState], LINEAGE_FILE)
             except (OSError, ValueError) as error:
                 raise CorruptionError(f"{checkpoint / LINEAGE_FILE} is damaged: {error}") from error
         return Lineage([*states, StoreState.of(manifest)])

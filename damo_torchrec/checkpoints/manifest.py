@@ -11,6 +11,7 @@ from damo_torchrec.checkpoints.document import dump_document, parse_document
 from damo_torchrec.checkpoints.file_entry import FileEntry, Finding
 from damo_torchrec.checkpoints.layout import MANIFEST_FILE, ROWS, is_log, logs
 from damo_torchrec.errors import CorruptionError
+from damo_torchrec.files import read_regular
 
 # 2 adds rows of 16-bit weights, 3 logs beside the table files. A checkpoint without either is written as 1, which
 # earlier releases read.
@@ -147,7 +148,7 @@ class Manifest:
         """
         path = directory / MANIFEST_FILE
         try:
-            content = path.read_bytes()
+            content = read_regular(path)
         except FileNotFoundError as error:
             raise CorruptionError(f"{directory} is not a checkpoint: it has no {MANIFEST_FILE}") from error
         except OSError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from damo_torchrec.checkpoints.document import dump_document, parse_document
 from damo_torchrec.checkpoints.layout import ORIGIN_FILE
 from damo_torchrec.errors import CorruptionError
-from damo_torchrec.files import os_errors, sync_directory, write_file
+from damo_torchrec.files import os_errors, read_regular, sync_directory, write_file
 
 _VERSION = 1
 
@@ -43,6 +43,7 @@ class Origin:
         """Makes it that of the store's directory, whole or not at all."""
         staged = store / f".{ORIGIN_FILE}.tmp"
         with os_errors(f"cannot write {store / ORIGIN_FILE}"):
+            staged.unlink(missing_ok=True)  # of an interrupted call, or what somebody put there
             write_file(staged, self.dump())
             with staged.open("rb") as file:
                 os.fsync(file.fileno())
@@ -58,7 +59,7 @@ class Origin:
         """
         path = directory / ORIGIN_FILE
         try:
-            content = path.read_bytes()
+            content = read_regular(path)
         except FileNotFoundError:
             return None
         except OSError as error:

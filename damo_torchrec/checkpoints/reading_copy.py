@@ -9,7 +9,7 @@ from pathlib import Path
 
 from damo_torchrec.checkpoints.layout import ROWS, is_log, is_table_file, journal_bytes
 from damo_torchrec.errors import OutOfSpaceError
-from damo_torchrec.files import on_tmpfs
+from damo_torchrec.files import check_regular, on_tmpfs
 
 # RocksDB has room for it within the least memory budget.
 _SMALL_JOURNAL = 8 << 20
@@ -29,6 +29,7 @@ class ReadingCopy:
         checkpoint: whose files have to stay in their place.
 
     Raises:
+        CorruptionError: one of its files is a link, or no regular file.
         OutOfSpaceError, OSError: there is no place for it on a disk.
     """
 
@@ -38,6 +39,7 @@ class ReadingCopy:
             if on_tmpfs(str(self.path)):
                 raise OutOfSpaceError(f"{self.path} is on tmpfs, that is, in memory: set TMPDIR to a disk")
             for file in (checkpoint / ROWS).iterdir():
+                check_regular(file)
                 if is_table_file(file):
                     (self.path / file.name).symlink_to(file.absolute())
                 elif not is_log(file):

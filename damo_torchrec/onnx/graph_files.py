@@ -32,7 +32,8 @@ def write_graph(file: Path, proto: onnx.ModelProto, fill: Callable[[Path], None]
             fill(data)
             if proto.ByteSize() > _LARGEST_FILE:
                 raise ValueError(f"the graph has {proto.ByteSize()} bytes: an ONNX file takes {_LARGEST_FILE}")
-            with staged.open("wb") as opened:
+            staged.unlink(missing_ok=True)  # of an interrupted call, or what somebody put there
+            with staged.open("xb") as opened:
                 opened.write(proto.SerializeToString())
                 opened.flush()
                 os.fsync(opened.fileno())

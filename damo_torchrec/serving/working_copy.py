@@ -3,7 +3,9 @@
 import fcntl
 import logging
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from damo_torchrec import _core
+from damo_torchrec.checkpoints.in_use import holders, lock
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import DamoError
@@ -23,6 +26,11 @@ from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.table_definition import TableDefinition
 
 _log = logging.getLogger(__name__)
+
+# How long the others that make a working copy, or whoever else may read the checkpoint, can hold one back.
+_PATIENCE = 10.0  # seconds
+
+_RANDOM_NAME = "[a-z0-9_]{8}"  # by tempfile
 
 
 def open_working_copy(checkpoint: Path, memory_budget: int | str, num_threads: int | None) -> EmbeddingStore:
@@ -97,31 +105,42 @@ def _prefix(checkpoint: Path) -> str:
 @contextmanager
 def _claimed(checkpoint: Path) -> Iterator[None]:
     """Removes working copies that killed processes left, while no other process makes one."""
-    descriptor = os.open(checkpoint, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(checkpoint, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
     try:
-        if _locked(descriptor):
-            for left in checkpoint.parent.glob(f"{_prefix(checkpoint)}*"):
-                _remove_if_left(left)
+        if lock(descriptor, fcntl.LOCK_EX, _PATIENCE):
+            for left in checkpoint.parent.iterdir():
+                if _is_working_copy(left, checkpoint):
+                    _remove_if_left(left)
+        else:
+            _log.warning(
+                "%s has held the lock of %s for %.0f s: what killed processes left beside it is not removed",
+                holders(descriptor),
+                checkpoint,
+                _PATIENCE,
+            )
         yield
     finally:
         os.close(descriptor)
 
 
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks
+def _is_working_copy(path: Path, checkpoint: Path) -> bool:
+    """Whether `path` is as `_make_directory` makes one: a directory, no link to one, and this user's."""
+    if not re.fullmatch(re.escape(_prefix(checkpoint)) + _RANDOM_NAME, path.name):
         return False
-    return True
+    try:
+        status = os.lstat(path)
+    except OSError:  # somebody else has removed it
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
 
 
 def _remove_if_left(directory: Path) -> None:
     try:
-        lock = StoreDirectory(directory)
-    except (DamoError, ValueError):  # in use
+        held = StoreDirectory(directory)
+    except (DamoError, ValueError):  # in use, or none of ours
         return
     _log.info("removing %s, which was left by a process that did not end in order", directory)
     try:
         shutil.rmtree(directory, ignore_errors=True)
     finally:
-        lock.release()
+        held.release()

@@ -1,6 +1,9 @@
 """A checkpoint is served from a copy, and stays as it is; its tables are opened as it describes them."""
 
+import fcntl
 import hashlib
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +33,50 @@ def test_nothing_is_written_into_the_checkpoint_or_left_beside_it(pooled: Any) -
 
 def test_what_a_killed_process_left_is_removed_but_not_what_is_in_use(pooled: Any) -> None:
     path = pooled[1]
-    left = path.parent / f".{path.name}.serving-left"
+    left = path.parent / f".{path.name}.serving-leftover"
     (left / "checkpoints").mkdir(parents=True)
     with predictor_of(path) as first, predictor_of(path) as second:
         assert not left.exists()
         answers = [each.predict(pooled_request(3))["output"] for each in (first, second)]
         np.testing.assert_array_equal(*answers)
+
+
+@pytest.mark.parametrize("kind", ["link", "lock", "name", "owner"])
+def test_what_only_looks_like_a_working_copy_is_left_alone(pooled: Any, tmp_path: Path, kind: str) -> None:
+    path = pooled[1]
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    trap = path.parent / f".{path.name}.serving-{kind if kind == 'name' else f'{kind:x<8}'}"
+    real = tmp_path / "elsewhere" if kind == "link" else trap
+    (real / "checkpoints").mkdir(parents=True)
+    if kind == "link":
+        trap.symlink_to(real)
+    if kind == "lock":
+        (trap / "LOCK").symlink_to(precious)
+    if kind == "owner":
+        if os.geteuid() != 0:
+            pytest.skip("only root gives files away")
+        os.chown(trap, 12345, 12345)
+    predictor_of(path).close()
+    assert (real / "checkpoints").is_dir()
+    assert precious.read_text() == "precious"
+    trap.unlink() if kind == "link" else shutil.rmtree(trap)
+
+
+def test_a_checkpoint_that_somebody_keeps_locked_is_served_all_the_same(
+    pooled: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from damo_torchrec.serving import working_copy
+
+    monkeypatch.setattr(working_copy, "_PATIENCE", 0.0)
+    descriptor = os.open(pooled[1], os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with predictor_of(pooled[1]) as predictor:
+            predictor.predict(pooled_request(3))
+    finally:
+        os.close(descriptor)
+    assert f"process {os.getpid()} has held the lock of {pooled[1]}" in caplog.text
 
 
 def test_rows_go_among_temporary_files_where_the_checkpoint_has_no_place(
