@@ -11,6 +11,7 @@ namespace {
 
 constexpr size_t kIdsPerUnit = 256;
 constexpr size_t kBagsPerUnit = 4096;
+constexpr size_t kMostBags = size_t{1} << 40;
 
 }  // namespace
 
@@ -23,6 +24,10 @@ std::unique_ptr<Lookup> MakeLookup(std::vector<Feature> features, const JaggedBa
     if (batch.bags != nullptr && batch.bags[key] < 0) {
       throw Error(ErrorCode::kInvalidArgument, "key " + std::to_string(key) + " has " +
                                                    std::to_string(batch.bags[key]) + " bags: it must not be negative");
+    }
+    if (batch.bags_of(key) > kMostBags - lookup->first_bag.back()) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  "one call takes at most " + std::to_string(kMostBags) + " bags over all keys");
     }
     lookup->first_bag.push_back(lookup->first_bag.back() + batch.bags_of(key));
   }

@@ -21,6 +21,9 @@ namespace {
 // A multiple of kBlock. What keeps a disk busy that is read past the page cache.
 constexpr size_t kBufferBytes = size_t{4} << 20;
 
+// No row is larger. What is read is kept until a value is there whole.
+constexpr uint64_t kMostValue = uint64_t{1} << 29;
+
 Error DamagedAt(const std::string& path, uint64_t at) {
   return Error(ErrorCode::kCorruption, path + ": what is at byte " + std::to_string(at) + " is not a record of a log");
 }
@@ -87,6 +90,7 @@ std::optional<std::string_view> TakeBytes(std::string_view* from) {
     size |= uint64_t{static_cast<unsigned char>(*byte) & 127u} << shift;
     if (!(*byte & 128)) break;
   }
+  if (size > kMostValue) throw Error(ErrorCode::kCorruption, "a value of " + std::to_string(size) + " bytes");
   if (rest.size() < size) return std::nullopt;
   *from = rest.substr(size);
   return rest.substr(0, size);
@@ -179,6 +183,10 @@ class BatchReader {
       throw Error(ErrorCode::kCorruption, "a batch that begins with change " + std::to_string(sequence) +
                                               ", expected " + std::to_string(*sequence_) +
                                               ": something is missing, or in another order");
+    }
+    if (sequence > kMostSequence) {
+      throw Error(ErrorCode::kCorruption, "a batch that begins with change " + std::to_string(sequence) +
+                                              ", expected at most " + std::to_string(kMostSequence));
     }
     changes_left_ = Get<uint32_t>(header + sizeof sequence);
     sequence_ = sequence + *changes_left_;

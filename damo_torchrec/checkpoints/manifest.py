@@ -36,7 +36,7 @@ class InitializerNumbers:
 class TableSchema:
     """What may not change while a table has rows."""
 
-    dim: Annotated[int, range(1, 2**31)]
+    dim: Annotated[int, range(1, _core.MOST_DIM + 1)]
     optimizer: dict[str, float | str]
     initializer: dict[str, float | str]
     numbers: InitializerNumbers = field(compare=False)
