@@ -99,8 +99,12 @@ std::vector<Place> PlacesOf(const Lookup& lookup, const Tables& tables, size_t s
   size_t end = 0;
   for (const Feature& feature : lookup.features) {
     const size_t dim = static_cast<size_t>(tables[feature.table].layout.dim);
-    places.push_back(lookup.batch.bags == nullptr ? Place{feature.column, stride} : Place{end, dim});
-    end += lookup.bags(feature) * dim;
+    const size_t bags = lookup.bags(feature);
+    // Without bags there may be no memory to be at a place of.
+    places.push_back(bags == 0                      ? Place{0, dim}
+                     : lookup.batch.bags == nullptr ? Place{feature.column, stride}
+                                                    : Place{end, dim});
+    end += bags * dim;
   }
   return places;
 }

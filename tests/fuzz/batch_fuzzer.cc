@@ -88,6 +88,7 @@ void Step(Input* input) {
     store->Forward(lookup.get(), out.data(), columns);
     const damo::GradientPart part{lookup.get(), grad.data(), columns};
     store->Backward({&part, 1}, 1, damo::NonFinite::kSkip);
+    if (!weighted) return;
     std::vector<float> weight_grad(ids.size());
     store->WeightGradient(lookup.get(), grad.data(), columns, weight_grad.data());
   });
