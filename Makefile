@@ -4,11 +4,10 @@ BIN := $(VENV)/bin
 # CMake looks for Ninja there.
 export PATH := $(abspath $(BIN)):$(PATH)
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
-# How long `chaos` and `soak` run.
+# How long `chaos`, `soak` and `fuzz` run.
 MINUTES ?= 60
 
-CONFIGURE := $(BIN)/cmake --log-level=NOTICE -S . -G Ninja -DDAMO_BUILD_TESTS=ON -DDAMO_BUILD_FUZZERS=ON \
-  -DDAMO_WARNINGS_AS_ERRORS=ON
+CONFIGURE := $(BIN)/cmake --log-level=NOTICE -S . -G Ninja -DDAMO_BUILD_TESTS=ON -DDAMO_WARNINGS_AS_ERRORS=ON
 BUILD := $(BIN)/cmake --build
 BENCHMARKS := embedding_step dlrm cold scale cache_policy checkpoint serving serving_load
 CPP_FILES = $(shell find csrc tests/csrc tests/fuzz benchmarks/csrc -name '*.h' -o -name '*.cc')
@@ -18,7 +17,8 @@ FIXED_ADDRESSES = $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setar
 # Runs the test program $$tests in as many processes as there are cores, each with a share of the tests.
 IN_SHARES = seq 0 $$(($(JOBS) - 1)) | GTEST_TOTAL_SHARDS=$(JOBS) xargs -P $(JOBS) -I{} env GTEST_SHARD_INDEX={}
 
-.PHONY: help venv gtest clang lock example test test-cpp test-python sanitize lint format bench bench-quick chaos soak clean
+.PHONY: help venv gtest clang lock example test test-cpp test-python sanitize fuzz lint format bench bench-quick chaos \
+  soak clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -47,16 +47,27 @@ test-python: venv  ## run the Python tests; pytest's options in ARGS="..."
 	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 sanitize: venv gtest  ## run the C++ tests under the address, undefined-behaviour and thread sanitizers
-	@$(CONFIGURE) -B build/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDAMO_SANITIZE=address,undefined
+	@$(CONFIGURE) -B build/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDAMO_SANITIZE=address,undefined -DDAMO_BUILD_FUZZERS=ON
 	@$(BUILD) build/asan --parallel $(JOBS)
 	@for tests in build/asan/damo_test_*; do $(IN_SHARES) $$tests --gtest_brief=1 || exit; done
-	@$(BIN)/ctest --test-dir build/asan --quiet --output-on-failure --tests-regex RecordFuzzer
+	@$(BIN)/ctest --test-dir build/asan --quiet --output-on-failure --tests-regex Fuzzer
 	@$(CONFIGURE) -B build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDAMO_SANITIZE=thread
 	@$(BUILD) build/tsan --parallel $(JOBS)
 # Without the tests of RocksDB: the system's library is not instrumented, so its locks would go unseen. Without those
 # that open hundreds of stores to have each allocation fail: they take minutes here, and one thread.
 	@for tests in build/tsan/damo_test_*; do \
 	  $(IN_SHARES) $(FIXED_ADDRESSES) $$tests --gtest_brief=1 --gtest_filter='-*RocksDb*:StoreMemoryTest*:UpdateWithoutMemoryTest*' || exit; \
+	done
+
+# One decoder after the other, each for its share of the time. What is found lies in build/fuzz, as crash-*; so does the corpus.
+fuzz: venv clang  ## feed every decoder random bytes, by libFuzzer, for MINUTES
+	@$(CONFIGURE) -B build/fuzz -DCMAKE_CXX_COMPILER=$${CLANGXX:-clang++} -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DDAMO_BUILD_TESTS=OFF -DDAMO_BUILD_FUZZERS=ON -DDAMO_SANITIZE=address,undefined
+	@$(BUILD) build/fuzz --parallel $(JOBS)
+	@cd build/fuzz && for fuzzer in fuzzers/*_fuzzer; do \
+	  name=$$(basename $$fuzzer _fuzzer); \
+	  $$fuzzer -max_total_time=$$(($(MINUTES) * 60 / $$(ls fuzzers/*_fuzzer | wc -l))) -timeout=60 -print_final_stats=1 \
+	    tests/fuzz/corpus/$$name ../../tests/fuzz/corpus/$$name || exit; \
 	done
 
 lint: venv clang  ## check style, types, imports and locks

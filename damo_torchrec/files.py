@@ -30,9 +30,9 @@ def os_errors(what: str) -> Iterator[None]:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Writes a file. Raises OutOfSpaceError that says for how many bytes there has to be space, or DamoError."""
-    with os_errors(f"cannot write {len(content)} bytes to {path}"):
-        path.write_bytes(content)
+    """Makes a file. Raises OutOfSpaceError that says for how many bytes there has to be space, or DamoError."""
+    with os_errors(f"cannot write {len(content)} bytes to {path}"), path.open("xb") as file:
+        file.write(content)
 
 
 def make_temporary_directory(prefix: str, parent: Path | None = None) -> Path:

@@ -154,7 +154,7 @@ def from_description(description: Mapping[str, float | str]) -> tuple[Initialize
         if kind is None:
             raise TypeError("no initializer has this name")
         return kind(**arguments), int(num_embeddings)
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise ValueError(f"the initializer {dict(description)} is not known here: {error}") from error
 
 

@@ -19,11 +19,23 @@
 namespace damo {
 namespace {
 
+constexpr char kDirectory[] = "a directory";
+
 [[noreturn]] void Throw(int error, const std::string& what, const std::string& path) {
   const ErrorCode code = error == ENOSPC || error == EDQUOT || error == EFBIG ? ErrorCode::kOutOfSpace
                          : error == EEXIST                                    ? ErrorCode::kInvalidArgument
                                                                               : ErrorCode::kIo;
   throw Error(code, what + " " + path + ": " + std::generic_category().message(error));
+}
+
+int Open(const std::string& path, int flags) {
+  const int fd = ::open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
+  const int error = errno;
+  struct stat status;
+  if (fd >= 0 && ::fstat(fd, &status) == 0 && (S_ISREG(status.st_mode) || S_ISDIR(status.st_mode))) return fd;
+  if (fd >= 0) ::close(fd);
+  if (OddFileAt(path) != kDirectory) CheckRegular(path);
+  Throw(fd >= 0 ? EINVAL : error, "cannot open", path);
 }
 
 std::string Shortfall(uint64_t expected, uint64_t found) {
@@ -32,9 +44,21 @@ std::string Shortfall(uint64_t expected, uint64_t found) {
 
 }  // namespace
 
-File::File(const std::string& path, int flags) : path_(path), fd_(::open(path.c_str(), flags | O_CLOEXEC, 0666)) {
-  if (fd_ < 0) Throw(errno, "cannot open", path);
+std::string OddFileAt(const std::string& path, Links links) {
+  struct stat status;
+  if ((links == Links::kFollow ? ::stat : ::lstat)(path.c_str(), &status) != 0 || S_ISREG(status.st_mode)) return "";
+  if (S_ISLNK(status.st_mode)) return "a symbolic link";
+  if (S_ISDIR(status.st_mode)) return kDirectory;
+  return S_ISFIFO(status.st_mode) ? "a FIFO" : "a socket or a device";
 }
+
+const std::string& CheckRegular(const std::string& path) {
+  const std::string found = OddFileAt(path);
+  if (found.empty()) return path;
+  throw Error(ErrorCode::kCorruption, path + ": expected a regular file, found " + found);
+}
+
+File::File(const std::string& path, int flags) : path_(path), fd_(Open(path, flags)) {}
 
 File::~File() { ::close(fd_); }
 

@@ -1,5 +1,6 @@
 // The few file operations that durability needs. All throw kOutOfSpace if the disk or a quota is full, kInvalidArgument
-// if something exists that was to be made, else kIo; messages name the path and give the system's reason.
+// if something exists that was to be made, kCorruption if a file turns out to be a link, a FIFO or a device, else kIo;
+// messages name the path and give the system's reason. Nothing follows a link or waits for a FIFO.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +13,16 @@
 
 namespace damo {
 
-// An open file.
+// Whether links that are opened are followed, to a regular file.
+enum class Links { kRefuse, kFollow };
+
+// What is at `path` if neither a regular file nor nothing is, "a symbolic link" for one; else "".
+std::string OddFileAt(const std::string& path, Links links = Links::kRefuse);
+
+// Throws kCorruption if there is such a thing, else returns `path`.
+const std::string& CheckRegular(const std::string& path);
+
+// An open file, or a directory.
 class File {
  public:
   // `flags` are those of open(2).

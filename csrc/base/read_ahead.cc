@@ -5,7 +5,7 @@
 namespace damo {
 
 ReadAheadFile::ReadAheadFile(const std::string& path, size_t buffer_bytes)
-    : file_(path, O_RDONLY),
+    : file_(CheckRegular(path), O_RDONLY),
       buffer_bytes_(buffer_bytes),
       buffers_{AllocateAligned(buffer_bytes), AllocateAligned(buffer_bytes)} {
   file_.SetDirect(true);

@@ -12,7 +12,7 @@
 
 namespace damo {
 
-// Not thread-safe. Throws kIo.
+// Not thread-safe. Throws kIo, and kCorruption if it is no regular file.
 class ReadAheadFile {
  public:
   // Past the page cache where the file system can do that. REQUIRES: `buffer_bytes`, of which it takes twice as many,

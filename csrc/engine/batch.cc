@@ -11,6 +11,7 @@ namespace {
 
 constexpr size_t kIdsPerUnit = 256;
 constexpr size_t kBagsPerUnit = 4096;
+constexpr size_t kMostBags = size_t{1} << 40;
 
 }  // namespace
 
@@ -23,6 +24,10 @@ std::unique_ptr<Lookup> MakeLookup(std::vector<Feature> features, const JaggedBa
     if (batch.bags != nullptr && batch.bags[key] < 0) {
       throw Error(ErrorCode::kInvalidArgument, "key " + std::to_string(key) + " has " +
                                                    std::to_string(batch.bags[key]) + " bags: it must not be negative");
+    }
+    if (batch.bags_of(key) > kMostBags - lookup->first_bag.back()) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  "one call takes at most " + std::to_string(kMostBags) + " bags over all keys");
     }
     lookup->first_bag.push_back(lookup->first_bag.back() + batch.bags_of(key));
   }
@@ -94,8 +99,12 @@ std::vector<Place> PlacesOf(const Lookup& lookup, const Tables& tables, size_t s
   size_t end = 0;
   for (const Feature& feature : lookup.features) {
     const size_t dim = static_cast<size_t>(tables[feature.table].layout.dim);
-    places.push_back(lookup.batch.bags == nullptr ? Place{feature.column, stride} : Place{end, dim});
-    end += lookup.bags(feature) * dim;
+    const size_t bags = lookup.bags(feature);
+    // Without bags there may be no memory to be at a place of.
+    places.push_back(bags == 0                      ? Place{0, dim}
+                     : lookup.batch.bags == nullptr ? Place{feature.column, stride}
+                                                    : Place{end, dim});
+    end += bags * dim;
   }
   return places;
 }

@@ -15,6 +15,12 @@ namespace {
 
 constexpr size_t kRowsAhead = 16;
 
+void CheckSize(const RowWrite& row, size_t expected) {
+  if (row.payload_size == expected) return;
+  throw Error(ErrorCode::kCorruption, RowName(row.table, row.id) + ": expected a row of " + std::to_string(expected) +
+                                          " bytes, found " + std::to_string(row.payload_size));
+}
+
 // The cache's memory comes from the system so much at a time, in such pieces.
 constexpr size_t kPopulatedAtOnce = size_t{32} << 20, kPopulatedPiece = size_t{2} << 20;
 
@@ -40,7 +46,9 @@ void JournalLoader::Load(std::span<const RowWrite> rows) {
   for (const RowWrite& row : rows) {
     const std::optional<uint16_t> table = Find(row.table);
     targets_.push_back({table, table ? HashTag(*table, row.id) : 0});
-    if (table && row.payload != nullptr) bytes += cache_.stride(*table);
+    if (!table || row.payload == nullptr) continue;
+    CheckSize(row, tables_[*table].layout.payload_size());
+    bytes += cache_.stride(*table);
   }
   room_->MakeRoom(bytes);
   Populate();
@@ -73,11 +81,6 @@ void JournalLoader::Populate() {
 
 void JournalLoader::Put(const RowWrite& row, Target to) {
   Table& table = tables_[*to.table];
-  const size_t expected = table.layout.payload_size();
-  if (row.payload_size != expected) {
-    throw Error(ErrorCode::kCorruption, RowName(row.table, row.id) + ": expected a row of " + std::to_string(expected) +
-                                            " bytes, found " + std::to_string(row.payload_size));
-  }
   Slot slot = cache_.Find(to.tag, *to.table, row.id);
   if (slot == kMissingSlot) {
     slot = cache_.Add(*to.table, row.id, to.tag, /*awaited=*/false);

@@ -26,6 +26,8 @@ std::unique_ptr<Store> OpenStore(const std::string& path, bool create, bool in_m
     rocksdb.memory_bytes = shares.row_store;
     rocksdb.num_threads = options.num_threads;
     rocksdb.direct_io = options.direct_io;
+    // Where a journal is read over them, they are those of a checkpoint that stays as it is.
+    rocksdb.table_files = options.read_only && !rocksdb.read_only ? Links::kFollow : Links::kRefuse;
     rows = OpenRocksDbStore(rocksdb);
     LeaveForkedChildrenAtExit();
   }

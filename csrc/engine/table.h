@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/status.h"
 #include "kernels/update_rules.h"
 #include "row/initializer.h"
 #include "row/row.h"
@@ -24,7 +25,14 @@ struct TableSchema {
   uint32_t iter = 0;          // applied updates so far
   int64_t rows = 0;
 
-  RowLayout layout() const { return {dim, StateSize(optimizer.kind, dim), weight_type}; }
+  // Throws kInvalidArgument for a dim that sizes are not computed for.
+  RowLayout layout() const {
+    if (dim < 1 || dim > kMostDim) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  "dim must be in 1.." + std::to_string(kMostDim) + ", got " + std::to_string(dim));
+    }
+    return {dim, StateSize(optimizer.kind, dim), weight_type};
+  }
 };
 
 // RowBounds that several threads raise.

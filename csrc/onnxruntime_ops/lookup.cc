@@ -98,6 +98,27 @@ bool PoolRange(const LookupArgs& args, const RequestIds& request, const BagRange
 
 }  // namespace
 
+bool FitTogether(const LookupArgs& args, const RowGroupSizes& sizes) {
+  const RowGroupHash& hash = args.hash;
+  const auto inside = [](int64_t first, int64_t n, int64_t size) {
+    return n >= 1 && n <= size && first >= 0 && first <= size - n;
+  };
+  bool fit = sizes.rows >= 1 && hash.num_parts >= 1;
+  for (int64_t table = 0; table < sizes.tables; ++table) {
+    const int64_t mask = hash.bucket_mask[table];
+    fit &= mask < sizes.buckets && inside(hash.first_bucket[table], mask + 1, sizes.buckets);
+  }
+  for (int64_t part = 0; part < hash.num_parts; ++part) {
+    const double scale = hash.row_scale[part];
+    const bool sound = scale > 0 && scale <= static_cast<double>(sizes.rows) * 0x1p-64;
+    const int64_t either_side = sound ? static_cast<int64_t>(scale * 0x1p63) : 0;
+    const int64_t middle = hash.middle_row[part];
+    fit &= sound && either_side <= middle && middle < sizes.rows - either_side;
+  }
+  for (size_t key = 0; key < args.keys; ++key) fit &= args.tables[key] >= 0 && args.tables[key] < sizes.tables;
+  return fit;
+}
+
 PooledLookup::PooledLookup(const LookupArgs& args, float* out)
     : args_(args), out_(out), key_end_(KeyEnds(args)), ranges_(Divide(args)) {}
 

@@ -30,6 +30,17 @@ struct LookupArgs {
   size_t dim;
 };
 
+// How many there are in a row group's arrays.
+struct RowGroupSizes {
+  int64_t tables;
+  int64_t buckets;
+  int64_t rows;
+};
+
+// Whether every table, bucket and row that the request's keys and the hash can name is there. What buckets hold shows
+// in lookups.
+bool FitTogether(const LookupArgs& args, const RowGroupSizes& sizes);
+
 // Consecutive bags, in the order of `lengths`, and where their ids begin.
 struct BagRange {
   size_t key;

@@ -119,29 +119,6 @@ void CheckLengths(const Signature& signature, const LookupArgs& args) {
 
 constexpr const char* kDoNotFit = ": the arrays of the row group do not fit together";
 
-// That every bucket and row that the hash can name is there. What buckets hold shows in lookups.
-void CheckHash(const Signature& signature, const LookupArgs& args, int64_t num_tables, int64_t num_buckets,
-               int64_t num_rows) {
-  const RowGroupHash& hash = args.hash;
-  const auto inside = [](int64_t first, int64_t n, int64_t size) {
-    return n >= 1 && n <= size && first >= 0 && first <= size - n;
-  };
-  bool holds = num_rows >= 1 && hash.num_parts >= 1;
-  for (int64_t table = 0; table < num_tables; ++table) {
-    const int64_t mask = hash.bucket_mask[table];
-    holds &= mask < num_buckets && inside(hash.first_bucket[table], mask + 1, num_buckets);
-  }
-  for (int64_t part = 0; part < hash.num_parts; ++part) {
-    const double scale = hash.row_scale[part];
-    const bool sound = scale > 0 && scale <= static_cast<double>(num_rows) * 0x1p-64;
-    const int64_t either_side = sound ? static_cast<int64_t>(scale * 0x1p63) : 0;
-    const int64_t middle = hash.middle_row[part];
-    holds &= sound && either_side <= middle && middle < num_rows - either_side;
-  }
-  for (size_t key = 0; key < args.keys; ++key) holds &= args.tables[key] >= 0 && args.tables[key] < num_tables;
-  Require(holds, [&] { return signature.name + kDoNotFit; });
-}
-
 // What ids are looked up in.
 LookupArgs ReadArrays(const Signature& signature, const Inputs& inputs) {
   LookupArgs args{};
@@ -165,7 +142,7 @@ LookupArgs ReadArrays(const Signature& signature, const Inputs& inputs) {
   args.dtype = signature.dtype;
   args.rows = rows.data;
   if (FactsOf(signature.dtype).scaled) args.scales = inputs.Array<float>("scales", {num_rows});
-  CheckHash(signature, args, num_tables, buckets.shape[0], num_rows);
+  Require(FitTogether(args, {num_tables, buckets.shape[0], num_rows}), [&] { return signature.name + kDoNotFit; });
   return args;
 }
 

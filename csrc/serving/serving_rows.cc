@@ -25,7 +25,8 @@ const ServingOptions& Checked(const ServingOptions& options) {
   const auto check = [](bool holds, const std::string& what, size_t got) {
     if (!holds) throw Error(ErrorCode::kInvalidArgument, what + ", got " + std::to_string(got));
   };
-  check(options.dim >= 1, "dim must be at least 1", static_cast<size_t>(options.dim));
+  check(options.dim >= 1 && options.dim <= kMostDim, "dim must be in 1.." + std::to_string(kMostDim),
+        static_cast<size_t>(options.dim));
   check(options.shard_rows >= 1, "shard_rows must be at least 1", options.shard_rows);
   check(options.num_threads >= 1, "num_threads must be at least 1", static_cast<size_t>(options.num_threads));
   check(options.memory_bytes >= kLeastServingMemory,
@@ -57,22 +58,29 @@ struct ServingRows::Source {
   const RowSnapshot& snapshot;
   const size_t position;
   const Progress& progress;
+  uint64_t found = 0;
   uint64_t taken = 0;
   int64_t smallest_id = 0;  // of those that are taken
 
   const RowSnapshot::Table& table() const { return snapshot.tables().at(position); }
   std::string name() const { return "table \"" + table().name + "\""; }
 
-  // Calls f(id, payload) for each row.
+  // Calls f(id, payload) for each row. Throws kCorruption unless there are as many as the table is said to have, for
+  // which parts and memory are planned.
   template <class F>
-  void ForEach(F f) const {
+  void ForEach(F f) {
+    const uint64_t expected = static_cast<uint64_t>(table().state.rows);
     const std::unique_ptr<RowIterator> rows = snapshot.Scan(position);
     int64_t id;
     const char* payload;
-    for (uint64_t i = 1; rows->Next(&id, &payload); ++i) {
+    for (found = 0; rows->Next(&id, &payload);) {
+      if (++found > expected) break;
       f(id, payload);
-      if (i % kRowsPerProgress == 0) progress(taken);
+      if (found % kRowsPerProgress == 0) progress(taken);
     }
+    if (found == expected) return;
+    throw Error(ErrorCode::kCorruption, name() + ": expected " + std::to_string(expected) + " rows, found " +
+                                            (found > expected ? "more" : std::to_string(found)));
   }
 };
 

@@ -43,6 +43,9 @@ class KeepFiles {
   rocksdb::DB* const db_;
 };
 
+// RocksDB numbers its files in sequence.
+constexpr uint64_t kMostFiles = uint64_t{1} << 60;
+
 // Above those of all files in a database's directory. RocksDB applies a log unless its number is below the one that the
 // manifest says, which that of some log has been.
 uint64_t NextFileNumber(const std::string& directory) {
@@ -51,7 +54,9 @@ uint64_t NextFileNumber(const std::string& directory) {
     for (const auto& file : std::filesystem::directory_iterator(directory)) {
       const std::string name = file.path().filename();
       const size_t digits = std::min(name.find_first_of("0123456789"), name.size());
-      next = std::max<uint64_t>(next, std::strtoull(name.c_str() + digits, nullptr, 10) + 1);
+      const uint64_t number = std::strtoull(name.c_str() + digits, nullptr, 10);
+      if (number >= kMostFiles) throw Error(ErrorCode::kCorruption, file.path().string() + " is no file of a database");
+      next = std::max(next, number + 1);
     }
   } catch (const std::filesystem::filesystem_error& error) {
     throw Error(ErrorCode::kIo, error.what());
@@ -109,6 +114,7 @@ void LinkOrCopyRocksDb(const std::string& from, const std::string& to, bool logs
       for (const fs::directory_entry& file : fs::directory_iterator(from)) {
         const std::string source = file.path().string(), target = to + "/" + file.path().filename().string();
         const fs::path extension = file.path().extension();
+        CheckRegular(source);
         if (extension == ".log" && !logs) continue;
         if (extension == ".sst" || extension == ".blob" || extension == ".log") {
           LinkOrCopyFile(source, target, file.file_size());

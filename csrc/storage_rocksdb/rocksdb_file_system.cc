@@ -105,34 +105,71 @@ class WritableFile : public rocksdb::FSWritableFileOwnerWrapper {
 
 class FileSystem : public rocksdb::FileSystemWrapper {
  public:
-  using FileSystemWrapper::FileSystemWrapper;
+  FileSystem(std::shared_ptr<rocksdb::FileSystem> below, Links table_files)
+      : FileSystemWrapper(std::move(below)), table_files_(table_files) {}
 
   const char* Name() const override { return "damo"; }
 
   IOStatus NewWritableFile(const std::string& path, const rocksdb::FileOptions& options,
                            std::unique_ptr<rocksdb::FSWritableFile>* file, IODebugContext* context) override {
-    IOStatus status = FileSystemWrapper::NewWritableFile(path, options, file, context);
+    IOStatus status = CheckFile(path);
+    if (status.ok()) status = FileSystemWrapper::NewWritableFile(path, options, file, context);
     if (status.ok()) *file = std::make_unique<WritableFile>(std::move(*file), path);
     return AsNoSpace(std::move(status));
   }
 
+  IOStatus ReopenWritableFile(const std::string& path, const rocksdb::FileOptions& options,
+                              std::unique_ptr<rocksdb::FSWritableFile>* file, IODebugContext* context) override {
+    IOStatus status = CheckFile(path);
+    return status.ok() ? FileSystemWrapper::ReopenWritableFile(path, options, file, context) : status;
+  }
+
+  IOStatus NewSequentialFile(const std::string& path, const rocksdb::FileOptions& options,
+                             std::unique_ptr<rocksdb::FSSequentialFile>* file, IODebugContext* context) override {
+    IOStatus status = CheckFile(path);
+    return status.ok() ? FileSystemWrapper::NewSequentialFile(path, options, file, context) : status;
+  }
+
   IOStatus NewRandomAccessFile(const std::string& path, const rocksdb::FileOptions& options,
                                std::unique_ptr<rocksdb::FSRandomAccessFile>* file, IODebugContext* context) override {
-    IOStatus status = FileSystemWrapper::NewRandomAccessFile(path, options, file, context);
+    IOStatus status = CheckFile(path);
+    if (status.ok()) status = FileSystemWrapper::NewRandomAccessFile(path, options, file, context);
     if (status.ok() && options.use_direct_reads) *file = WithAsyncReads(std::move(*file), path);
     return status;
   }
+
+  IOStatus NewRandomRWFile(const std::string& path, const rocksdb::FileOptions& options,
+                           std::unique_ptr<rocksdb::FSRandomRWFile>* file, IODebugContext* context) override {
+    IOStatus status = CheckFile(path);
+    return status.ok() ? FileSystemWrapper::NewRandomRWFile(path, options, file, context) : status;
+  }
+
+  IOStatus LockFile(const std::string& path, const IOOptions& options, rocksdb::FileLock** lock,
+                    IODebugContext* context) override {
+    IOStatus status = CheckFile(path);
+    return status.ok() ? FileSystemWrapper::LockFile(path, options, lock, context) : status;
+  }
+
+ private:
+  // Corruption unless it is a regular file, or nothing.
+  IOStatus CheckFile(const std::string& path) const {
+    const std::string found = OddFileAt(path, path.ends_with(".sst") ? table_files_ : Links::kRefuse);
+    return found.empty() ? IOStatus::OK() : IOStatus::Corruption(path, "expected a regular file, found " + found);
+  }
+
+  const Links table_files_;
 };
 
 }  // namespace
 
-std::unique_ptr<rocksdb::Env> NewFileSystemEnv(std::shared_ptr<rocksdb::FileSystem> below) {
-  return rocksdb::NewCompositeEnv(std::make_shared<FileSystem>(std::move(below)));
+std::unique_ptr<rocksdb::Env> NewFileSystemEnv(std::shared_ptr<rocksdb::FileSystem> below, Links table_files) {
+  return rocksdb::NewCompositeEnv(std::make_shared<FileSystem>(std::move(below), table_files));
 }
 
-rocksdb::Env* FileSystemEnv() {
-  static rocksdb::Env* const env = NewFileSystemEnv(rocksdb::FileSystem::Default()).release();
-  return env;
+rocksdb::Env* FileSystemEnv(Links table_files) {
+  static rocksdb::Env* const plain = NewFileSystemEnv(rocksdb::FileSystem::Default()).release();
+  static rocksdb::Env* const linked = NewFileSystemEnv(rocksdb::FileSystem::Default(), Links::kFollow).release();
+  return table_files == Links::kFollow ? linked : plain;
 }
 
 }  // namespace damo

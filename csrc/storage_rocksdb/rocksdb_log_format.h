@@ -17,6 +17,8 @@ enum Type : char { kFull = 1, kFirst = 2, kMiddle = 3, kLast = 4 };
 
 // A batch begins with the sequence number of its first change, u64, and how many there are, u32.
 inline constexpr size_t kBatchHeader = 12;
+// The numbers of changes end at 2^56; no database comes anywhere near half of that.
+inline constexpr uint64_t kMostSequence = uint64_t{1} << 55;
 inline constexpr char kDeletionTag = 0, kValueTag = 1;
 
 template <class T>

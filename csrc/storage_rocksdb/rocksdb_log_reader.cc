@@ -21,20 +21,22 @@ namespace {
 // A multiple of kBlock. What keeps a disk busy that is read past the page cache.
 constexpr size_t kBufferBytes = size_t{4} << 20;
 
+// No row is larger. What is read is kept until a value is there whole.
+constexpr uint64_t kMostValue = uint64_t{1} << 29;
+
 Error DamagedAt(const std::string& path, uint64_t at) {
   return Error(ErrorCode::kCorruption, path + ": what is at byte " + std::to_string(at) + " is not a record of a log");
 }
 
-// Calls part(bytes, ends) for the parts of a file's records; `ends`: it is a record's last. Throws as ReadLogFile.
+// Calls part(bytes, ends) for the parts of a file's records; `ends`: it is a record's last. Throws as ReadLog.
 template <class F>
 class PartReader {
  public:
   PartReader(const std::string& path, F part) : path_(path), part_(std::move(part)) {}
 
-  void Read() {
-    ReadAheadFile file(path_, kBufferBytes);
+  void Read(const std::function<std::string_view()>& next) {
     uint64_t begin = 0;
-    for (std::string_view bytes = file.Next(); !bytes.empty(); bytes = file.Next()) {
+    for (std::string_view bytes = next(); !bytes.empty(); bytes = next()) {
       for (size_t at = 0; at < bytes.size(); at += kBlock) ReadBlock(bytes.substr(at, kBlock), begin + at);
       begin += bytes.size();
     }
@@ -87,6 +89,7 @@ std::optional<std::string_view> TakeBytes(std::string_view* from) {
     size |= uint64_t{static_cast<unsigned char>(*byte) & 127u} << shift;
     if (!(*byte & 128)) break;
   }
+  if (size > kMostValue) throw Error(ErrorCode::kCorruption, "a value of " + std::to_string(size) + " bytes");
   if (rest.size() < size) return std::nullopt;
   *from = rest.substr(size);
   return rest.substr(0, size);
@@ -180,6 +183,10 @@ class BatchReader {
                                               ", expected " + std::to_string(*sequence_) +
                                               ": something is missing, or in another order");
     }
+    if (sequence > kMostSequence) {
+      throw Error(ErrorCode::kCorruption, "a batch that begins with change " + std::to_string(sequence) +
+                                              ", expected at most " + std::to_string(kMostSequence));
+    }
     changes_left_ = Get<uint32_t>(header + sizeof sequence);
     sequence_ = sequence + *changes_left_;
   }
@@ -193,18 +200,25 @@ class BatchReader {
 
 }  // namespace
 
-std::optional<uint64_t> ReadLogFile(const std::string& path,
-                                    const std::function<void(std::span<const RowWrite>)>& apply,
-                                    std::optional<uint64_t> sequence) {
+std::optional<uint64_t> ReadLog(const std::string& name, const std::function<std::string_view()>& next,
+                                const std::function<void(std::span<const RowWrite>)>& apply,
+                                std::optional<uint64_t> sequence) {
   BatchReader batches(apply, sequence);
-  PartReader(path, [&](std::string_view part, bool ends) {
+  PartReader(name, [&](std::string_view part, bool ends) {
     try {
       batches.Add(part, ends);
     } catch (const Error& error) {
-      throw error.code() == ErrorCode::kCorruption ? Error(error.code(), path + ": " + error.what()) : error;
+      throw error.code() == ErrorCode::kCorruption ? Error(error.code(), name + ": " + error.what()) : error;
     }
-  }).Read();
+  }).Read(next);
   return batches.sequence();
+}
+
+std::optional<uint64_t> ReadLogFile(const std::string& path,
+                                    const std::function<void(std::span<const RowWrite>)>& apply,
+                                    std::optional<uint64_t> sequence) {
+  ReadAheadFile file(path, kBufferBytes);
+  return ReadLog(path, [&] { return file.Next(); }, apply, sequence);
 }
 
 void VerifyLogFile(const std::string& path) {

@@ -6,6 +6,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "storage/row_store.h"
 
@@ -18,6 +19,12 @@ namespace damo {
 std::optional<uint64_t> ReadLogFile(const std::string& path,
                                     const std::function<void(std::span<const RowWrite>)>& apply,
                                     std::optional<uint64_t> sequence = std::nullopt);
+
+// The same of bytes that need not be a file's: `next` gives the next ones, each time as many whole blocks of 32 KiB but
+// for the last, and none behind them. `name` is for messages.
+std::optional<uint64_t> ReadLog(const std::string& name, const std::function<std::string_view()>& next,
+                                const std::function<void(std::span<const RowWrite>)>& apply,
+                                std::optional<uint64_t> sequence = std::nullopt);
 
 // Throws as ReadLogFile.
 void VerifyLogFile(const std::string& path);

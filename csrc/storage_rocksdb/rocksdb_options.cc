@@ -89,7 +89,7 @@ size_t ReadaheadBytes(size_t memory_bytes) { return std::clamp(memory_bytes / 64
 
 rocksdb::Options MakeOptions(const RocksDbOptions& options) {
   rocksdb::Options o;
-  o.env = options.env != nullptr ? options.env : FileSystemEnv();
+  o.env = options.env != nullptr ? options.env : FileSystemEnv(options.table_files);
   o.create_if_missing = o.error_if_exists = options.create;
   o.paranoid_checks = true;
   o.max_open_files = MaxOpenFiles(options.direct_io);

@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/files.h"
 #include "base/status.h"
 #include "row/record.h"
 #include "row/row.h"
@@ -86,7 +87,7 @@ void VerifyTableFile(const std::string& path) {
   // VerifyChecksum passes over the parts of filters; this has Open read them.
   TableOptionsOf(&options)->metadata_cache_options.partition_pinning = rocksdb::PinningTier::kAll;
   rocksdb::SstFileReader file(options);
-  Check(file.Open(path), path);
+  Check(file.Open(CheckRegular(path)), path);
   Check(file.VerifyChecksum(), path);
 }
 

@@ -7,8 +7,10 @@
 #include <rocksdb/snapshot.h>
 
 #include <string>
+#include <string_view>
 #include <utility>
 
+#include "base/status.h"
 #include "row/key.h"
 #include "row/record.h"
 #include "storage_rocksdb/rocksdb_changes.h"
@@ -54,10 +56,15 @@ class RocksDbIterator : public RowIterator {
   bool Next(int64_t* id, const char** payload) override {
     if (!std::exchange(at_first_, false) && rows_->Valid()) rows_->Next();
     if (!rows_->Valid()) {
-      Check(rows_->status(), "scan of table " + std::to_string(table_));
+      CheckRead(rows_->status(), "scan of table " + std::to_string(table_));
       return false;
     }
-    *id = DecodeId(rows_->key().ToStringView());
+    const std::string_view key = rows_->key().ToStringView();
+    if (key.size() != kKeySize) {
+      throw Error(ErrorCode::kCorruption,
+                  "table " + std::to_string(table_) + " has a key of " + std::to_string(key.size()) + " bytes");
+    }
+    *id = DecodeId(key);
     *payload = RowPayload(rows_->value().ToStringView(), payload_size_, table_, *id);
     return true;
   }

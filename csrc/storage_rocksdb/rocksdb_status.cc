@@ -19,4 +19,11 @@ void Check(const rocksdb::Status& status, const std::string& what) {
   if (!status.ok()) throw Error(CodeOf(status), what + ": " + status.ToString());
 }
 
+void CheckRead(const rocksdb::Status& status, const std::string& what) {
+  if (status.IsNotSupported() || status.IsInvalidArgument() || status.IsMergeInProgress()) {
+    throw Error(ErrorCode::kCorruption, what + ": " + status.ToString());
+  }
+  Check(status, what);
+}
+
 }  // namespace damo

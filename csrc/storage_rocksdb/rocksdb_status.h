@@ -13,4 +13,8 @@ namespace damo {
 // which names what was being done, followed by RocksDB's, which names the file.
 void Check(const rocksdb::Status& status, const std::string& what);
 
+// The same of reads, whose only arguments are what files hold: what RocksDB does not support, or takes for arguments
+// that contradict each other, such as records of a kind that this project does not write, is kCorruption, too.
+void CheckRead(const rocksdb::Status& status, const std::string& what);
+
 }  // namespace damo

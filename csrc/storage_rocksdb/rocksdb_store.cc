@@ -17,6 +17,7 @@
 #include <cassert>
 #include <chrono>
 #include <cstring>
+#include <filesystem>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -29,6 +30,7 @@
 #include "storage_rocksdb/rocksdb_async_reads.h"
 #include "storage_rocksdb/rocksdb_checkpoint.h"
 #include "storage_rocksdb/rocksdb_journal.h"
+#include "storage_rocksdb/rocksdb_log_format.h"
 #include "storage_rocksdb/rocksdb_options.h"
 #include "storage_rocksdb/rocksdb_scan.h"
 #include "storage_rocksdb/rocksdb_status.h"
@@ -128,7 +130,7 @@ class RocksDbStore : public RowStore {
         const int64_t id = ids[begin + i];
         found[begin + i] = !statuses[i].IsNotFound();
         if (!found[begin + i]) continue;
-        if (!statuses[i].ok()) Check(statuses[i], "read of " + RowName(table, id));
+        if (!statuses[i].ok()) CheckRead(statuses[i], "read of " + RowName(table, id));
         std::memcpy(dst[begin + i], RowPayload(values[i].ToStringView(), payload_size, table, id), payload_size);
         values[i].Reset();
       }
@@ -299,13 +301,22 @@ std::unique_ptr<RowStore> OpenRocksDbStore(const RocksDbOptions& options) {
   rocksdb::DB* db = nullptr;
 #endif
   try {
-    Check(options.read_only ? rocksdb::DB::OpenForReadOnly(db_options, options.path, &db)
+    const bool is_database = !options.create && std::filesystem::exists(options.path + "/CURRENT");
+    const auto check = is_database ? CheckRead : Check;
+    check(options.read_only ? rocksdb::DB::OpenForReadOnly(db_options, options.path, &db)
                             : rocksdb::DB::Open(db_options, options.path, &db),
           "cannot open " + options.path);
+  } catch (const std::filesystem::filesystem_error& error) {
+    throw Error(ErrorCode::kIo, "cannot open " + options.path + ": " + error.what());
   } catch (const std::system_error& error) {
     throw Error(ErrorCode::kIo, "cannot open " + options.path + ": cannot start a thread: " + error.what());
   }
-  return std::make_unique<RocksDbStore>(std::shared_ptr<rocksdb::DB>(std::move(db)), std::move(listener), options);
+  const std::shared_ptr<rocksdb::DB> shared(std::move(db));
+  if (const uint64_t latest = shared->GetLatestSequenceNumber(); latest > rocksdb_log::kMostSequence) {
+    throw Error(ErrorCode::kCorruption, options.path + ": the number of the last change is " + std::to_string(latest) +
+                                            ", expected at most " + std::to_string(rocksdb_log::kMostSequence));
+  }
+  return std::make_unique<RocksDbStore>(shared, std::move(listener), options);
 }
 
 }  // namespace damo

@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "base/files.h"
 #include "storage/row_store.h"
 
 namespace rocksdb {
@@ -28,11 +29,16 @@ struct RocksDbOptions {
   int num_threads = 2;     // background flushes and compactions together, within 2..4
   bool direct_io = false;  // bypass the page cache
 
+  // Whether table files may be links: in a directory that is the caller's own, to files that he has looked at.
+  Links table_files = Links::kRefuse;
+
   // For tests: where files are instead of FileSystemEnv() (rocksdb_file_system.h). It outlives the store.
   rocksdb::Env* env = nullptr;
 };
 
-// Throws kCorruption, kOutOfSpace or kIo, and kInvalidArgument for options that contradict each other.
+// Throws kCorruption, kOutOfSpace or kIo, and kInvalidArgument for options that contradict each other. kCorruption,
+// too, for a link, a FIFO or a device in place of a file, and for changes with numbers that leave none for those to
+// come.
 //
 // How this one keeps the RowStore's promises: a MultiGet runs on the calling thread; call it from several with parts of
 // the ids to keep a disk busy. On a full disk Write and Checkpoint throw at once, and reads go on; rows that
@@ -43,7 +49,8 @@ std::unique_ptr<RowStore> OpenRocksDbStore(const RocksDbOptions& options);
 // Makes the new directory `to` a database with the rows of `from`, a checkpoint's database that nobody writes. Table
 // files and logs, which never change, are hard-linked where the file system allows it and copied otherwise; all others
 // are copied, so that nothing done to `to` reaches `from`. Without `logs` it has the rows of the table files alone.
-// Everything is synced. Throws kOutOfSpace or kIo. REQUIRES: `to` does not exist, its parent does.
+// Everything is synced. Throws kOutOfSpace or kIo, and kCorruption if `from` has anything but regular files.
+// REQUIRES: `to` does not exist, its parent does.
 void LinkOrCopyRocksDb(const std::string& from, const std::string& to, bool logs = true);
 
 }  // namespace damo

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from damo_torchrec.checkpoints.layout import ROWS, is_log, is_table_file, journal_bytes
+from damo_torchrec.checkpoints.regular_file import check_regular
 from damo_torchrec.checkpoints.rows_copy import copy_file, rows_files
 from damo_torchrec.errors import OutOfSpaceError
 from damo_torchrec.files import on_tmpfs
@@ -32,7 +33,7 @@ class ReadingCopy:
         names: of its files. Others that lie there are passed over.
 
     Raises:
-        OutOfSpaceError, OSError: there is no place for it on a disk.
+        OSError: one of its files is no regular one, or there is no place for it on a disk.
     """
 
     def __init__(self, checkpoint: Path, names: Iterable[str]) -> None:
@@ -43,6 +44,7 @@ class ReadingCopy:
             for name in rows_files(names):
                 file = checkpoint / ROWS / name
                 if is_table_file(file):
+                    check_regular(file)
                     (self.path / name).symlink_to(file.absolute())
                 elif not is_log(file):
                     copy_file(file, self.path / name)

@@ -33,6 +33,19 @@ def open_regular(path: Path) -> BinaryIO:
     return file
 
 
+def open_or_make(path: Path) -> int:
+    """A descriptor to read and write the regular file `path`, made if it is not there; raises as `open_regular`."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError:
+        check_regular(path)
+        raise
+    if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotRegularError(path, mode)
+    return descriptor
+
+
 def check_regular(path: Path) -> os.stat_result:
     """What the system says of the regular file `path`; raises as `open_regular`."""
     status = os.lstat(path)

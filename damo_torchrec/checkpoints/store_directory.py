@@ -6,11 +6,13 @@ The live rows are scratch: a checkpoint is all that a later opening needs.
 import fcntl
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from damo_torchrec.checkpoints.in_use import holders, processes_with
 from damo_torchrec.checkpoints.layout import (
     CHECKPOINTS,
     LIVE,
@@ -20,9 +22,9 @@ from damo_torchrec.checkpoints.layout import (
     unclean_live,
     unclean_lives,
 )
-from damo_torchrec.checkpoints.regular_file import is_directory
+from damo_torchrec.checkpoints.regular_file import NotRegularError, is_directory, open_or_make
 from damo_torchrec.checkpoints.rows_copy import copy_rows, is_owned, is_owned_alone, never
-from damo_torchrec.errors import DamoError, StoreLockedError
+from damo_torchrec.errors import CorruptionError, DamoError, StoreLockedError
 from damo_torchrec.files import os_errors, sync_directory
 
 _log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class StoreDirectory:
     Raises:
         ValueError: `path` is a file, or a directory that is neither empty nor a store.
         StoreLockedError: the store is open already.
+        CorruptionError: its lock or one of its directories is a link, or its lock a file that is something else.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,6 +57,7 @@ class StoreDirectory:
         self._lock = -1
         try:
             self._acquire()
+            self._check_directories()
         except BaseException:
             self.release()
             raise
@@ -66,7 +70,11 @@ class StoreDirectory:
     def _acquire(self) -> None:
         lock_path = self.path / LOCK_FILE
         with os_errors(f"cannot open {lock_path}"):
-            self._lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                self._lock = open_or_make(lock_path)
+            except NotRegularError as error:
+                raise CorruptionError(str(error)) from error
+        _check_lock(lock_path, self._lock)
         give_up = time.monotonic() + _CHILDREN_END_AFTER
         while True:
             try:
@@ -80,13 +88,21 @@ class StoreDirectory:
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
 
+    def _check_directories(self) -> None:
+        """Raises CorruptionError if a directory in which files are made and removed is a link to one elsewhere."""
+        for directory in (self.checkpoints_path, self.live, self.prepared):
+            if directory.is_symlink():
+                raise CorruptionError(f"{directory}: expected a directory of the store, found a symbolic link")
+
     def _held_by(self, holder: str) -> str:
         what = f"the store {self.path} is open already, in process {holder or 'unknown'}"
         if holder == str(os.getpid()):
             return f"{what}, which is this one: close() the store that it was opened as before"
         if _has_ended(holder):
-            children = ", ".join(map(str, _processes_with(self.path / LOCK_FILE))) or "unknown"
+            children = ", ".join(map(str, processes_with(self.path / LOCK_FILE))) or "unknown"
             return f"{what}, which has ended, but others that it started hold its lock still: processes {children}"
+        if not holder:
+            what = f"the store {self.path} is open already, or somebody locks it: {holders(self._lock)}"
         return f"{what}: close it there first, or open it with read_only=True"
 
     def release(self) -> None:
@@ -174,6 +190,21 @@ def _remove_rows(directory: Path) -> None:
     shutil.rmtree(directory)
 
 
+def _check_lock(path: Path, descriptor: int) -> None:
+    """Raises CorruptionError unless the file is a lock, which may be written over: it has one name and one number."""
+    content, names = os.pread(descriptor, 32, 0), os.fstat(descriptor).st_nlink
+    if names > 1:
+        found = f"a file with {names} names, which are hard links to each other"
+    elif not re.fullmatch(rb"(\d+\n)?", content):
+        found = f"{content!r}"
+    else:
+        return
+    raise CorruptionError(
+        f"{path}: expected a store's lock, which holds the number of a process, found {found}. "
+        "It was left as it is: remove it, if no process has the store open"
+    )
+
+
 def _has_ended(process: str) -> bool:
     """Whether there is no process of this number any more, or one that has yet to be waited for."""
     if not process.isdecimal():
@@ -185,16 +216,3 @@ def _has_ended(process: str) -> bool:
         return True
     except OSError:  # of another user
         return False
-
-
-def _processes_with(path: Path) -> list[int]:
-    """The other processes that have the file `path` open, as far as this user may know: none without a /proc."""
-    name, found = str(path.resolve()), []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            # Names alone: what some other file of a process lies on may not answer.
-            if any(os.readlink(link) == name for link in (process / "fd").iterdir()):
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return sorted(set(found) - {os.getpid()})

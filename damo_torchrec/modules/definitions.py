@@ -70,6 +70,9 @@ def spec_of(
     return spec
 
 
+_MOST_IDS = 2**64  # as many as there are
+
+
 def definition_of(config: BaseEmbeddingConfig, options: TableOptions, spec: OptimizerSpec) -> TableDefinition:
     """What a table of this config is. Raises ValueError for what has no counterpart here."""
     if _pooling_of(config) not in (PoolingType.SUM, PoolingType.MEAN):
@@ -80,6 +83,8 @@ def definition_of(config: BaseEmbeddingConfig, options: TableOptions, spec: Opti
         raise ValueError(f"table {config.name!r}: virtual_table_eviction_policy is not supported: rows never expire")
     if config.num_embeddings < 1:
         raise ValueError(f"table {config.name!r}: num_embeddings must be positive, got {config.num_embeddings}")
+    if config.num_embeddings >= _MOST_IDS:
+        raise ValueError(f"table {config.name!r}: num_embeddings must be below 2^64, got {config.num_embeddings}")
     return TableDefinition(
         name=config.name,
         dim=config.embedding_dim,

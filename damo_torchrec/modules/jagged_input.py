@@ -104,14 +104,14 @@ def bags(parts: JaggedParts, accepted: Accepted) -> Batch:
     check_device("values", parts.values, accepted.device)
     ids = as_ids("values", parts.values, accepted.memory_budget)
     lengths = as_int64("lengths", parts.lengths)
-    sizes = None if parts.bags is None else torch.tensor(parts.bags, dtype=torch.int64, device="cpu")
-    if sizes is not None and bool((sizes < 0).any()):
-        raise ValueError(f"batch sizes of features must not be negative, got {sizes.tolist()}")
+    if parts.bags is not None and any(bags < 0 for bags in parts.bags):
+        raise ValueError(f"batch sizes of features must not be negative, got {parts.bags}")
     keys = len(parts.keys)
-    expected = keys * parts.size if sizes is None else int(sizes.sum())
+    expected = keys * parts.size if parts.bags is None else sum(parts.bags)
     if lengths.numel() != expected:
-        samples = f"{parts.size} samples" if sizes is None else f"its samples, {expected} in all"
+        samples = f"{parts.size} samples" if parts.bags is None else f"its samples, {expected} in all"
         raise ValueError(f"lengths must be one for each of {keys} keys and {samples}, got {lengths.numel()}")
+    sizes = None if parts.bags is None else torch.tensor(parts.bags, dtype=torch.int64, device="cpu")
     weights = _checked_weights(parts.weights, ids, accepted) if accepted.weighted else None
     return Batch(keys=tuple(parts.keys), ids=ids, lengths=lengths, weights=weights, size=parts.size, bags=sizes)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from damo_torchrec import _core
+from damo_torchrec.checkpoints.in_use import holders, lock
 from damo_torchrec.checkpoints.layout import CHECKPOINTS
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.regular_file import is_directory, is_regular
@@ -27,6 +28,9 @@ _log = logging.getLogger(__name__)
 
 # In a working copy, from its beginning on; where a store passes over what is hidden.
 _MARKER = Path(CHECKPOINTS) / ".damo_torchrec-working-copy"
+
+# How long the others that make a working copy, or whoever else may read the checkpoint, can hold one back.
+_PATIENCE = 10.0  # seconds
 
 
 def open_working_copy(checkpoint: Path, memory_budget: int | str, num_threads: int | None) -> EmbeddingStore:
@@ -102,22 +106,22 @@ def _prefix(checkpoint: Path) -> str:
 @contextmanager
 def _claimed(checkpoint: Path) -> Iterator[None]:
     """Removes working copies that killed processes left, while no other process makes one."""
-    descriptor = os.open(checkpoint, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(checkpoint, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
     try:
-        if _locked(descriptor):
-            for left in checkpoint.parent.glob(f"{_prefix(checkpoint)}*"):
-                _remove_if_left(left)
+        if lock(descriptor, fcntl.LOCK_EX, _PATIENCE):
+            for left in checkpoint.parent.iterdir():
+                if left.name.startswith(_prefix(checkpoint)):
+                    _remove_if_left(left)
+        else:
+            _log.warning(
+                "%s has held the lock of %s for %.0f s: what killed processes left beside it is not removed",
+                holders(descriptor),
+                checkpoint,
+                _PATIENCE,
+            )
         yield
     finally:
         os.close(descriptor)
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks
-        return False
-    return True
 
 
 def _mark(directory: Path) -> None:
@@ -135,11 +139,11 @@ def _remove_if_left(directory: Path) -> None:
     if not _is_marked(directory):
         return
     try:
-        lock = StoreDirectory(directory)
-    except (DamoError, ValueError):  # in use
+        held = StoreDirectory(directory)
+    except (DamoError, ValueError):  # in use, or none of ours
         return
     _log.info("removing %s, which was left by a process that did not end in order", directory)
     try:
         shutil.rmtree(directory, ignore_errors=True)
     finally:
-        lock.release()
+        held.release()

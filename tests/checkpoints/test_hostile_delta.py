@@ -146,7 +146,7 @@ OTHER = "0" * 32
         (lambda b: b["files"].update({"": b["files"]["1.ids.npy"]}), "files are called"),
         (lambda b: b["files"].update({"..": b["files"]["1.ids.npy"]}), "files are called"),
         (lambda b: b["files"].update({"x\0": b["files"]["1.ids.npy"]}), "files are called"),
-        (lambda b: b["files"].update({"\ud800": b["files"]["1.ids.npy"]}), "files are called"),
+        (lambda b: b["files"].update({"\ud800": b["files"]["1.ids.npy"]}), "surrogates"),
         (lambda b: b["files"].update({"n" * 5000: b["files"]["1.ids.npy"]}), "files are called"),
         (lambda b: b["files"].update({"delta.json": b["files"]["1.ids.npy"]}), "files are called"),
         (lambda b: b["files"].update({"dense.onnx": b["files"]["1.ids.npy"]}), "dense.onnx is missing"),

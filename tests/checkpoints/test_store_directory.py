@@ -1,5 +1,6 @@
 """A store's directory: who has it open, and who may."""
 
+import fcntl
 import os
 import signal
 import threading
@@ -108,3 +109,93 @@ def test_what_is_no_directory_of_rows_is_not_removed_whatever_its_name(tmp_path)
     with small_store(tmp_path / "store"):
         pass
     assert (tmp_path / "store" / "live.unclean-1" / "thesis.txt").read_text() == "thesis"
+
+
+# ---------------------------------------------------------------- what others may have put there
+
+
+def put_link(lock, precious):
+    lock.symlink_to(precious)
+
+
+def put_dangling_link(lock, precious):
+    precious.unlink()
+    lock.symlink_to(precious)
+
+
+def put_hard_link(lock, precious):
+    precious.write_text("")
+    os.link(precious, lock)
+
+
+def put_fifo(lock, precious):
+    os.mkfifo(lock)
+
+
+def put_directory(lock, precious):
+    lock.mkdir()
+
+
+def put_device(lock, precious):
+    lock.symlink_to("/dev/zero")
+
+
+def put_file(lock, precious):
+    lock.write_text("precious")
+
+
+@pytest.mark.parametrize(
+    "put", [put_link, put_dangling_link, put_hard_link, put_fifo, put_directory, put_device, put_file]
+)
+def test_a_lock_that_is_none_is_refused_and_nothing_is_written_or_made(path, tmp_path, put):
+    small_store(path).close()
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    lock = path / "LOCK"
+    lock.unlink()
+    put(lock, precious)
+    before = precious.read_text() if precious.exists() else None
+    content = lock.read_text() if put is put_file else None
+    with pytest.raises(damo.CorruptionError, match=rf"{lock}(: expected| is a .*, expected a regular file)"):
+        small_store(path)
+    assert (precious.read_text() if precious.exists() else None) == before
+    assert content is None or lock.read_text() == content
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "live", "live.new"])
+def test_a_directory_of_a_store_that_is_a_link_elsewhere_is_refused(path, tmp_path, name):
+    small_store(path).close()
+    elsewhere = tmp_path / "elsewhere"
+    if name == "checkpoints":
+        (path / name).rename(elsewhere)
+    else:
+        elsewhere.mkdir()
+    (elsewhere / ".mine.removed").mkdir()
+    (path / name).symlink_to(elsewhere)
+    with pytest.raises(damo.CorruptionError, match=f"{path / name}: expected a directory of the store, found a symb"):
+        small_store(path)
+    assert (elsewhere / ".mine.removed").is_dir()
+
+
+def test_what_is_written_beside_a_file_before_it_takes_its_place_follows_no_link(path, tmp_path):
+    small_store(path).close()
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    (path / "origin.json").unlink()
+    (path / ".origin.json.tmp").symlink_to(precious)
+    small_store(path).close()
+    assert precious.read_text() == "precious"
+    assert (path / "origin.json").is_file()
+
+
+def test_a_lock_that_says_nothing_is_held_by_who_the_system_says(path):
+    small_store(path).close()
+    (path / "LOCK").write_text("")
+    descriptor = os.open(path / "LOCK", os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        with pytest.raises(damo.StoreLockedError, match=rf"somebody locks it: process {os.getpid()}"):
+            small_store(path)
+    finally:
+        os.close(descriptor)
+    small_store(path).close()

@@ -1,5 +1,6 @@
 """A checkpoint is served from a copy, and stays as it is; its tables are opened as it describes them."""
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -67,6 +68,22 @@ def test_what_is_called_like_a_working_copy_is_left_alone(pooled: Any, tmp_path:
             left.unlink()
         else:
             shutil.rmtree(left)
+
+
+def test_a_checkpoint_that_somebody_keeps_locked_is_served_all_the_same(
+    pooled: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from damo_torchrec.serving import working_copy
+
+    monkeypatch.setattr(working_copy, "_PATIENCE", 0.0)
+    descriptor = os.open(pooled[1], os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with predictor_of(pooled[1]) as predictor:
+            predictor.predict(pooled_request(3))
+    finally:
+        os.close(descriptor)
+    assert f"process {os.getpid()} has held the lock of {pooled[1]}" in caplog.text
 
 
 def test_rows_go_among_temporary_files_where_the_checkpoint_has_no_place(

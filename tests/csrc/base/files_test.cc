@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <filesystem>
 #include <fstream>
@@ -65,6 +66,28 @@ TEST(FilesTest, CopyFileTakesThatManyBytes) {
   ExpectError(ErrorCode::kInvalidArgument, {directory / "all"},
               [&] { CopyFile(directory / "from", directory / "all", 10); });
   ExpectError(ErrorCode::kIo, {directory / "absent"}, [&] { CopyFile(directory / "absent", directory / "x", 1); });
+}
+
+TEST(FilesTest, NothingFollowsALinkOrWaitsForAFifo) {
+  TemporaryDirectory directory;
+  WriteFile(directory / "file", "bytes");
+  fs::create_symlink(directory / "file", directory / "link");
+  fs::create_symlink(directory / "none", directory / "dangling");
+  ASSERT_EQ(::mkfifo((directory / "fifo").c_str(), 0600), 0);
+  for (const char* name : {"link", "dangling", "fifo"}) {
+    SCOPED_TRACE(name);
+    const std::string path = directory / name;
+    char bytes[5];
+    ExpectError(ErrorCode::kCorruption, {path, "a regular file"}, [&] { ReadFile(path, bytes, sizeof bytes); });
+    ExpectError(ErrorCode::kCorruption, {path, "a regular file"}, [&] { CopyFile(path, directory / "copy", 5); });
+    ExpectError(ErrorCode::kCorruption, {path, "a regular file"}, [&] { AppendToFile(path, "more"); });
+    EXPECT_NE(OddFileAt(path), "");
+  }
+  EXPECT_EQ(OddFileAt(directory / "link", Links::kFollow), "");
+  EXPECT_EQ(OddFileAt(directory / "none"), "");
+  EXPECT_EQ(OddFileAt(directory / "file"), "");
+  EXPECT_FALSE(fs::exists(directory / "none"));
+  EXPECT_FALSE(fs::exists(directory / "copy"));
 }
 
 TEST(FilesTest, LinkFileSaysWhetherItCould) {

@@ -44,8 +44,10 @@ TEST(ReadAheadFileTest, MayEndBeforeTheFileDoes) {
 TEST(ReadAheadFileTest, ErrorsNameTheFile) {
   testing::TemporaryDirectory directory;
   testing::ExpectError(ErrorCode::kIo, {directory / "none"}, [&] { ReadAheadFile(directory / "none", kBuffer); });
-  ReadAheadFile file(directory / ".", kBuffer);
-  testing::ExpectError(ErrorCode::kIo, {"cannot read", directory / "."}, [&] { file.Next(); });
+  testing::ExpectError(ErrorCode::kCorruption, {directory / ".", "a directory"},
+                       [&] { ReadAheadFile(directory / ".", kBuffer); });
+  ReadAheadFile file("/proc/self/mem", kBuffer);  // whose first page nobody has
+  testing::ExpectError(ErrorCode::kIo, {"cannot read", "/proc/self/mem"}, [&] { file.Next(); });
 }
 
 }  // namespace

@@ -35,5 +35,14 @@ TEST(BatchTest, LengthsMustDescribeTheIds) {
   }
 }
 
+TEST(BatchTest, BagsThatCannotBeCountedAreRefused) {
+  constexpr int64_t kQuarter = int64_t{1} << 62;
+  const std::vector<int64_t> bags(4, kQuarter);  // which are none, modulo 2^64
+  JaggedBatch batch{nullptr, nullptr, nullptr, 0, 4, 0, bags.data()};
+  ExpectError(ErrorCode::kInvalidArgument, {"bags"}, [&] { MakeLookup({}, batch); });
+  batch = {nullptr, nullptr, nullptr, 0, 1, size_t{1} << 63};
+  ExpectError(ErrorCode::kInvalidArgument, {"bags"}, [&] { MakeLookup({}, batch); });
+}
+
 }  // namespace
 }  // namespace damo

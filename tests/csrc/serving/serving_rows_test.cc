@@ -199,6 +199,26 @@ TEST(ServingRowsTest, WeightsThatDoNotFitNameTheirRow) {
   ExpectError(ErrorCode::kInvalidArgument, {"given up"}, [&] { rows.Finish(); });
 }
 
+TEST(ServingRowsTest, ATableWithAnotherNumberOfRowsThanItIsSaidToHaveIsCorruption) {
+  for (const int64_t rows : {int64_t{0}, int64_t{9}, int64_t{11}, int64_t{1} << 36}) {
+    SCOPED_TRACE(rows);
+    TemporaryDirectory directory;
+    const std::unique_ptr<Store> store = OpenStore();
+    TableSchema schema = PlainTable("a", 1, 2);
+    schema.rows = rows - 10;
+    store->OpenTable(schema);
+    SetRows(store.get(), 0, Range(0, 10));
+    const RowSnapshot snapshot = Snapshot(store.get(), {0});
+    for (const RowFilter& filter : {RowFilter{}, RowFilter{0, 0, 5}}) {
+      ServingRows exported(Options(directory, 2));
+      ExpectError(ErrorCode::kCorruption, {"table \"a\"", std::to_string(rows)},
+                  [&] { Add(&exported, snapshot, 0, filter); });
+      std::filesystem::remove_all(directory / "");
+      std::filesystem::create_directory(directory / "");
+    }
+  }
+}
+
 TEST(ServingRowsTest, ASnapshotEndsWithItsStore) {
   TemporaryDirectory directory;
   const std::unique_ptr<Store> store = OpenStore();
