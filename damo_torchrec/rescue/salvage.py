@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from damo_torchrec import _core
+from damo_torchrec.checkpoints.file_entry import file_digest
 from damo_torchrec.checkpoints.layout import is_log, logs, read_by_rocksdb, table_files
 from damo_torchrec.checkpoints.regular_file import is_regular
 from damo_torchrec.errors import DamoError
@@ -46,14 +47,16 @@ def open_rows(
     """
     there = {file.name: file.stat().st_size for file in table_files(rows) if is_regular(file)}
     if sizes is None:
-        log_sizes = {file.name: file.stat().st_size for file in logs(rows) if is_regular(file)}
+        log_sizes = {file.name: file.stat().st_size for file in _different_logs(rows)}
     else:
         log_sizes = {name: size for name, size in sizes.items() if is_log(name)}
         sizes = {name: size for name, size in sizes.items() if not is_log(name)}
     damages = {rows / name: _damage(rows / name, size) for name, size in log_sizes.items()}
     # Of which keys the records are that are missing, nothing tells.
     lost = [LostFile(log, reason) for log, reason in damages.items() if reason is not None]
-    listed = _listed_files(rows, there, sizes)
+    # RocksDB would replay every log that is there, and ends the process where one has what another has, too.
+    strange = {log.name for log in logs(rows)} - log_sizes.keys()
+    listed = _listed_files(rows, there, sizes) if not strange else None
     refused, refusal = None, ""
     if listed is not None and not lost:
         try:
@@ -73,6 +76,12 @@ def open_rows(
                 lost.append(LostFile(rows, f"{refusal}. So others may be of another checkpoint, too"))
             lost.append(_lost_file(rows / name, reason or refusal or "RocksDB leaves it out", listed, kept))
     return (_core.RecordReader(str(scratch), dict(payload_sizes)) if kept else None), lost
+
+
+def _different_logs(rows: Path) -> list[Path]:
+    """The logs in `rows`, of equal ones the first."""
+    by_content = {file_digest(log): log for log in sorted(logs(rows), reverse=True) if is_regular(log)}
+    return sorted(by_content.values())
 
 
 def _listed_files(

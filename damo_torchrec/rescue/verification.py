@@ -21,8 +21,9 @@ from damo_torchrec.checkpoints.layout import (
     selects_rows,
 )
 from damo_torchrec.checkpoints.lineage import Lineage
-from damo_torchrec.checkpoints.listing import Listed, checkpoints_of
+from damo_torchrec.checkpoints.listing import Listed, checkpoints_of, is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.checkpoints.origin import Origin
 from damo_torchrec.checkpoints.regular_file import is_directory, is_regular
 from damo_torchrec.errors import CorruptionError, DamoError
 from damo_torchrec.progress import Progress, counting
@@ -75,6 +76,11 @@ def verify(path: Path, progress: Progress, verified: Callable[[Verified], None] 
     checkpoints = checkpoints_of(path)
     if not checkpoints:
         yield Finding(path, "a store with a checkpoint", "none")
+    if not is_checkpoint(path):
+        try:
+            Origin.read(path)
+        except CorruptionError as error:
+            yield Finding(path / ORIGIN_FILE, "where the store's rows come from", str(error))
     for checkpoint in checkpoints:
         yield from _verify_checkpoint(checkpoint, progress, verified)
 

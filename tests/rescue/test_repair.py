@@ -12,7 +12,7 @@ import damo_torchrec as damo
 from damage import DAMAGES, TABLE_FILE_DAMAGES, Model, flip, records_of
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.rescue.repair import repair
-from mixed_run import collection, update
+from mixed_run import collection, rows_of, update
 from repairs import check, in_a_copy_of_the_store, repaired
 from support import small_store
 
@@ -122,6 +122,21 @@ def test_checkpoints_that_differ_in_what_a_table_is_are_not_guessed_from(tmp_pat
 
 
 # ------------------------------------------------------------------ the new checkpoint
+
+
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_a_log_that_is_there_twice_is_read_once(tmp_path, with_manifest):
+    with small_store(tmp_path / "store") as store:
+        update(collection(store, "t"), {"t": [[1, 2, 3]]})
+        expected = rows_of(store)
+        checkpoint, other = store.checkpoint(tmp_path / "checkpoint"), store.checkpoint(tmp_path / "other")
+    (log,) = (checkpoint / "rows").glob("*.log")
+    shutil.copy(log, log.with_name("000099.log"))
+    if not with_manifest:
+        (checkpoint / "manifest.json").unlink()
+    repair(checkpoint, tmp_path / "saved", lambda *_: None, schemas=other)
+    with damo.EmbeddingStore(tmp_path / "saved", memory_budget="64MiB", read_only=True) as saved:
+        assert rows_of(saved) == expected
 
 
 def test_a_store_goes_on_from_a_repaired_checkpoint(sample, tmp_path):
