@@ -5,6 +5,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import damo_torchrec as damo
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.document import digest_of
+from damo_torchrec.checkpoints.file_entry import FileEntry
 from mixed_run import collection, update
 from support import small_store
 
@@ -56,7 +58,9 @@ def with_records(checkpoint: Path, target: Path, records: dict[bytes, bytes]) ->
         left.unlink()
 
     def describe(manifest):
-        manifest["files"] = {name: entry for name, entry in manifest["files"].items() if not name.startswith("rows/")}
+        kept = {name: entry for name, entry in manifest["files"].items() if not name.startswith("rows/")}
+        files = {f"rows/{file.name}": asdict(FileEntry.of(file)) for file in (target / "rows").iterdir()}
+        manifest["files"] = {**kept, **files}
         manifest["tables"]["t"]["rows"] += len(records)
 
     return forge(target, describe)
