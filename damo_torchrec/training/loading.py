@@ -1,5 +1,7 @@
 """`load_model`: a model, its rows and its optimizer as `save_model` saved them."""
 
+import copy
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,13 +20,17 @@ from damo_torchrec.errors import CorruptionError, DamoError, SchemaMismatchError
 from damo_torchrec.modules import store_of, tables_of
 from damo_torchrec.store.opening import restore_unless_at
 from damo_torchrec.training.model_checkpoint import (
+    check_optimizer,
     dense_state,
+    learning_rates,
     load_dense_state,
     model_checkpoint_at,
     read_dense,
     set_learning_rates,
 )
 from damo_torchrec.training.random_state import set_random_state
+
+_log = logging.getLogger(__name__)
 
 
 def load_model(
@@ -44,7 +50,7 @@ def load_model(
     `checkpoint_info` reads the rest.
 
     Args:
-        path: a checkpoint, or a store: the newest of its checkpoints that `save_model` made.
+        path: of a checkpoint, or of a store: the newest of its checkpoints that `save_model` made.
         model: made as it was when it was saved. None: made from the pickle in the checkpoint, over `default_store()`.
         optimizer: of the dense parameters, if one was saved.
         schedulers: as many as were saved, in the same order.
@@ -59,6 +65,7 @@ def load_model(
         SchemaMismatchError: the model or its tables differ from those saved. Neither model nor store was changed.
     """
     path = model_checkpoint_at(path)
+    check_optimizer(optimizer)
     if model is None and not allow_pickle:
         raise ValueError(
             "load_model without a model has to read a pickle, which runs any code that its author put in: give it the "
@@ -75,20 +82,40 @@ def load_model(
     _check_model(model, dense["model"], path)
     if optimizer is not None:
         _check_optimizer(optimizer, dense["optimizer"], path)
+    elif dense["optimizer"] is not None and model.training:
+        _log.warning("%s was saved with an optimizer, whose state is not loaded: load_model was given none", path)
     for scheduler, state in zip(schedulers, saved_schedulers, strict=False):
         _check_scheduler(scheduler, state, path)
-    restore_unless_at(store_of(model).session, path, None if whole_store else tables_of(model))
-    with _refused(f"the model cannot take the state dict in {path}"):
-        load_dense_state(model, dense["model"])
-    if optimizer is not None:
-        with _refused(f"the optimizer cannot take its state in {path}"):
-            optimizer.load_state_dict(dense["optimizer"])
-    set_learning_rates(model, dense.get("learning_rates", {}))  # which earlier releases did not save
-    for scheduler, state in zip(schedulers, saved_schedulers, strict=False):
-        with _refused(f"a scheduler cannot take its state in {path}"):
-            scheduler.load_state_dict(state)
+    with _all_or_none(model, optimizer, schedulers):
+        with _refused(f"the model cannot take the state dict in {path}"):
+            load_dense_state(model, dense["model"])
+        if optimizer is not None:
+            with _refused(f"the optimizer cannot take its state in {path}"):
+                optimizer.load_state_dict(dense["optimizer"])
+        set_learning_rates(model, dense.get("learning_rates", {}))  # which earlier releases did not save
+        for scheduler, state in zip(schedulers, saved_schedulers, strict=False):
+            with _refused(f"a scheduler cannot take its state in {path}"):
+                scheduler.load_state_dict(state)
+        restore_unless_at(store_of(model).session, path, None if whole_store else tables_of(model))
     set_random_state(dense["random"])
     return model
+
+
+@contextmanager
+def _all_or_none(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None, schedulers: Sequence[LRScheduler]
+) -> Iterator[None]:
+    """Brings back what they were if what follows fails: rows are restored last, and are so whole or not at all."""
+    dense, rates = copy.deepcopy(dense_state(model)), learning_rates(model)
+    states = [(part, copy.deepcopy(part.state_dict())) for part in (optimizer, *schedulers) if part is not None]
+    try:
+        yield
+    except BaseException:
+        load_dense_state(model, dense)
+        set_learning_rates(model, rates)
+        for part, state in states:
+            part.load_state_dict(state)
+        raise
 
 
 @contextmanager
@@ -152,8 +179,18 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], pa
     def groups(state: dict[str, Any]) -> list[int]:
         return [len(group["params"]) for group in state.get("param_groups", [])]
 
-    then, now = groups(saved), groups(optimizer.state_dict())
+    def hyperparameters(state: dict[str, Any]) -> set[str]:
+        return {str(name) for group in state.get("param_groups", []) for name in group}
+
+    state = optimizer.state_dict()
+    then, now = groups(saved), groups(state)
     if then != now:
         raise SchemaMismatchError(
             f"the optimizer differs from the one saved in {path}: parameters by parameter group were {then}, are {now}"
+        )
+    had, has = hyperparameters(saved), hyperparameters(state)
+    if had - has and has - had:  # another version of torch has more of them, or fewer
+        raise SchemaMismatchError(
+            f"the optimizer differs from the one saved in {path}, which had {sorted(had - has)}: "
+            f"{type(optimizer).__name__} has {sorted(has - had)}"
         )

@@ -21,6 +21,7 @@ from damo_torchrec.checkpoints.listing import Listed, is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.modules import Collection
+from damo_torchrec.store.embedding_store import EmbeddingStore
 
 _log = logging.getLogger(__name__)
 
@@ -78,10 +79,21 @@ def checkpoint_at(path: str | os.PathLike[str]) -> Path:
 
 def model_checkpoint_at(path: str | os.PathLike[str]) -> Path:
     """As `checkpoint_at`, but of a store the newest checkpoint that `save_model` made, if one did."""
+    if isinstance(path, EmbeddingStore):
+        raise TypeError(f"path must be that of a checkpoint or of a store, got a store: give its path, {path.path}")
     newest = checkpoint_at(path)
     if is_checkpoint(Path(path)):
         return newest
     return newest_with_dense_part(CheckpointLine.of_store(Path(path).absolute()).oldest_first()) or newest
+
+
+def check_optimizer(optimizer: object) -> None:
+    """Raises TypeError for what is neither an optimizer nor None."""
+    if optimizer is not None and not (hasattr(optimizer, "state_dict") and hasattr(optimizer, "load_state_dict")):
+        raise TypeError(
+            "optimizer must be one optimizer, or several as a torchrec.optim.CombinedOptimizer, "
+            f"got {type(optimizer).__name__}"
+        )
 
 
 def newest_with_dense_part(oldest_first: Sequence[Listed]) -> Path | None:

@@ -19,7 +19,7 @@ from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.modules import store_of
 from damo_torchrec.modules.dense_weights import warn_of_nonfinite
 from damo_torchrec.store.checkpoint_writer import Files
-from damo_torchrec.training.model_checkpoint import dense_state, learning_rates
+from damo_torchrec.training.model_checkpoint import check_optimizer, dense_state, learning_rates
 from damo_torchrec.training.random_state import random_state
 
 _log = logging.getLogger(__name__)
@@ -112,6 +112,9 @@ class Parts:
     schedulers: Sequence[LRScheduler]
     step: int | None
     extra: Mapping[str, Any] | None
+
+    def __post_init__(self) -> None:
+        check_optimizer(self.optimizer)
 
     def files(self, model: nn.Module) -> Files:
         """The files of a checkpoint that hold it, for a manifest."""

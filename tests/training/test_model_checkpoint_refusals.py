@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchrec.optim.keyed import KeyedOptimizerWrapper
 
 import damo_torchrec as damo
 from mixed_run import SmallModel, collection, look_up, rows_of, update
@@ -47,6 +48,14 @@ def with_another_optimizers_parameters(model: SmallModel) -> None:
     model.optimizer = torch.optim.Adam([model.dense.weight])
 
 
+def with_another_optimizer(model: SmallModel) -> None:
+    model.optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+def with_an_optimizer_that_has_no_state_yet(model: SmallModel) -> None:
+    model.optimizer = KeyedOptimizerWrapper(dict(model.named_parameters()), lambda p: torch.optim.Adam(p, lr=0.1))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -55,6 +64,11 @@ def with_another_optimizers_parameters(model: SmallModel) -> None:
         (with_a_parameter_less, damo.SchemaMismatchError, r"dense\.bias: \(1,\) saved, None in the model"),
         (with_two_optimizer_groups, (damo.SchemaMismatchError, ValueError), "parameter group"),
         (with_another_optimizers_parameters, (damo.SchemaMismatchError, ValueError), "parameter group"),
+        (
+            with_another_optimizer,
+            damo.SchemaMismatchError,
+            r"had \['amsgrad', .*: SGD has \['dampening', 'mom",
+        ),
     ],
 )
 def test_another_model_is_refused_before_anything_changes(saved, tmp_path, change, error, message):
@@ -68,6 +82,59 @@ def test_another_model_is_refused_before_anything_changes(saved, tmp_path, chang
             damo.load_model(saved, model, optimizer=model.optimizer)
         assert (rows_of(store), [p.tolist() for p in model.parameters()], torch.get_rng_state().tolist()) == before
         assert store.step == 2
+
+
+def test_what_only_the_optimizer_itself_refuses_changes_nothing(tmp_path):
+    with damo.EmbeddingStore(tmp_path / "store") as store:
+        model = SmallModel(store)
+        with_an_optimizer_that_has_no_state_yet(model)
+        model.step()
+        path = damo.save_model(model, optimizer=model.optimizer)
+        model.step()
+        before = (rows_of(store), [p.tolist() for p in model.parameters()], torch.get_rng_state().tolist())
+        with_an_optimizer_that_has_no_state_yet(model)  # TorchRec's wants init_state() first
+        with pytest.raises(ValueError, match="Different parameter count"):
+            damo.load_model(path, model, optimizer=model.optimizer)
+        assert (rows_of(store), [p.tolist() for p in model.parameters()], torch.get_rng_state().tolist()) == before
+        assert store.step == 2
+
+
+def test_rows_that_cannot_be_restored_leave_the_dense_part_as_it_was(saved, tmp_path, monkeypatch):
+    def fails(*_):
+        raise damo.OutOfSpaceError("no space")
+
+    with damo.EmbeddingStore(tmp_path / "store") as store:
+        model = SmallModel(store)
+        model.step()
+        model.step()
+        schedule = torch.optim.lr_scheduler.StepLR(model.optimizer, 1)
+        before = (model.state(), model.optimizer.state_dict(), schedule.state_dict())
+        monkeypatch.setattr("damo_torchrec.training.loading.restore_unless_at", fails)
+        with pytest.raises(damo.OutOfSpaceError):
+            damo.load_model(saved, model, optimizer=model.optimizer)
+        after = (model.state(), model.optimizer.state_dict(), schedule.state_dict())
+        torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+def test_what_is_no_optimizer_or_no_path_is_refused(saved, tmp_path):
+    with damo.EmbeddingStore(tmp_path / "store") as store:
+        model = SmallModel(store)
+        for call in (damo.save_model, damo.save_model_async):
+            with pytest.raises(TypeError, match=r"several as a torchrec\.optim\.CombinedOptimizer, got list"):
+                call(model, optimizer=[model.optimizer])
+        with pytest.raises(TypeError, match="got list"):
+            damo.load_model(saved, model, optimizer=[model.optimizer])
+        with pytest.raises(TypeError, match=f"give its path, {store.path}"):
+            damo.load_model(store, model)
+
+
+def test_an_optimizer_that_is_not_loaded_is_told(saved, tmp_path, caplog):
+    with damo.EmbeddingStore(tmp_path / "store") as store:
+        model = SmallModel(store)
+        damo.load_model(saved, model.eval())
+        assert "with an optimizer" not in caplog.text
+        damo.load_model(saved, model.train())
+        assert f"{saved} was saved with an optimizer, whose state is not loaded" in caplog.text
 
 
 def test_a_table_with_another_schema_is_refused_before_anything_changes(saved, tmp_path):
