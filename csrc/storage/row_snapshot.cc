@@ -1,6 +1,8 @@
 #include "storage/row_snapshot.h"
 
 #include <cstring>
+#include <optional>
+#include <string>
 
 #include "base/status.h"
 #include "row/key.h"
@@ -9,18 +11,43 @@
 namespace damo {
 namespace {
 
+// Of a table's rows, or of its deletion records. A file in place of another, or a block of it, whose checksums are
+// sound, shows in their order or their number.
 class SnapshotIterator : public RowIterator {
  public:
-  SnapshotIterator(std::shared_ptr<OpenSnapshot> rows, uint32_t table, size_t payload_size, uint64_t since)
-      : payload_(payload_size), rows_(std::move(rows)), scan_(rows_->Begin(table, payload_size, since)) {}
+  // `expected`: how many there are, if that is known.
+  SnapshotIterator(std::shared_ptr<OpenSnapshot> rows, uint32_t table, size_t payload_size, uint64_t since,
+                   std::optional<int64_t> expected)
+      : table_(table),
+        expected_(expected),
+        payload_(payload_size),
+        rows_(std::move(rows)),
+        scan_(rows_->Begin(table, payload_size, since)) {}
   ~SnapshotIterator() override { rows_->End(scan_); }
 
   bool Next(int64_t* id, const char** payload) override {
     *payload = payload_.data();
-    return rows_->Next(scan_, id, &payload_);
+    if (!rows_->Next(scan_, id, &payload_)) {
+      if (expected_ && found_ != *expected_) {
+        Fail("has " + std::to_string(found_) + " rows, expected " + std::to_string(*expected_));
+      }
+      return false;
+    }
+    if (found_ > 0 && *id <= last_) Fail("has id " + std::to_string(*id) + " behind " + std::to_string(last_));
+    ++found_;
+    last_ = *id;
+    return true;
   }
 
  private:
+  [[noreturn]] void Fail(const std::string& what) const {
+    throw Error(ErrorCode::kCorruption, "table " + std::to_string(table_) + " " + what);
+  }
+
+  const uint32_t table_;
+  const std::optional<int64_t> expected_;
+  int64_t found_ = 0;
+  int64_t last_ = 0;
   std::vector<char> payload_;
   const std::shared_ptr<OpenSnapshot> rows_;
   const OpenSnapshot::Scan scan_;  // begun last: what throws afterwards would leave it open
@@ -62,11 +89,13 @@ void OpenSnapshot::Close() {
 
 std::unique_ptr<RowIterator> RowSnapshot::Scan(size_t position, uint64_t since) const {
   const Table& table = tables_.at(position);
-  return std::make_unique<SnapshotIterator>(rows_, table.number, table.layout.payload_size(), since);
+  const std::optional<int64_t> expected = since == 0 ? std::optional(table.state.rows) : std::nullopt;
+  return std::make_unique<SnapshotIterator>(rows_, table.number, table.layout.payload_size(), since, expected);
 }
 
 std::unique_ptr<RowIterator> RowSnapshot::ScanDeletions(size_t position, uint64_t since) const {
-  return std::make_unique<SnapshotIterator>(rows_, tables_.at(position).number | kDeletionBit, kDeletionSize, since);
+  return std::make_unique<SnapshotIterator>(rows_, tables_.at(position).number | kDeletionBit, kDeletionSize, since,
+                                            std::nullopt);
 }
 
 }  // namespace damo

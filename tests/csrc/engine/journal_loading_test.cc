@@ -87,7 +87,8 @@ void Apply(const Part& part, std::map<uint32_t, Rows>* tables) {
 void ExpectRows(Store* store, const std::map<uint32_t, Rows>& expected) {
   std::vector<TableSchema> schemas = Schemas();
   schemas.push_back(PlainTable("unknown", kUnknown, 4));
-  for (const TableSchema& schema : schemas) {
+  for (TableSchema& schema : schemas) {
+    schema.rows = static_cast<int64_t>(expected.at(schema.number).size());
     const uint16_t table = store->OpenTable(schema);
     EXPECT_TRUE(testing::Contents(store, table) == expected.at(schema.number)) << schema.name;
   }

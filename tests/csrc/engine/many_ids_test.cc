@@ -295,7 +295,9 @@ TEST_P(UpdateWithoutMemoryTest, IsDoneOrNotDone) {
       const std::string path = directory / std::to_string(n);
       run.store->WriteCheckpoint(path, false);
       const auto read = OpenStore({}, testing::kRoomyCache, OpenMemoryStore(path));
-      read->OpenTable(PlainTable("t", 1, kDim));
+      TableSchema schema = PlainTable("t", 1, kDim);
+      schema.rows = 60;
+      read->OpenTable(schema);
       EXPECT_TRUE(Contents(read.get(), 0) == before) << n;
     }
     EXPECT_TRUE(Contents(run.store.get(), 0) == (done ? after : before)) << n;
