@@ -2,8 +2,9 @@
 
 import abc
 import copy
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 from torch import nn
@@ -27,6 +28,8 @@ from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.table import Table, open_tables
 from damo_torchrec.store.table_definition import TableDefinition
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -78,6 +81,7 @@ class Collection(FusedOptimizerModule, nn.Module):
         self._features: dict[tuple[Any, ...], list[_core.Feature]] = {}
         self._tables: list[Table] = []
         self._store: EmbeddingStore | None = None
+        self._store_in_life: EmbeddingStore | None = None
         return outputs_of(self._configs, options)
 
     def attach_store(self, store: EmbeddingStore | None) -> None:
@@ -85,6 +89,7 @@ class Collection(FusedOptimizerModule, nn.Module):
         if store is not None and not isinstance(store, EmbeddingStore):
             raise TypeError(f"store must be an EmbeddingStore, got {type(store).__name__}")
         if self._device.type == "meta":
+            self._store_in_life = store
             return
         store = store if store is not None else default_store()
         self._tables, self._store = open_tables(store.session, self._definitions), store
@@ -92,6 +97,30 @@ class Collection(FusedOptimizerModule, nn.Module):
     def detach_store(self) -> None:
         """Undoes `attach_store`. For the modules of this package."""
         self._store, self._tables = None, []
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Self":
+        """As of every module: what ``to``, ``to_empty`` and ``cuda`` call. Off the meta device, there are rows."""
+        module = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
+        if self._device.type == "meta":
+            self._come_to_life(_device_after(fn))
+        return cast("Self", module)
+
+    @eager
+    def _come_to_life(self, device: torch.device) -> None:
+        """Opens the tables of a collection that was made on the meta device, once it is to be on another."""
+        if device.type != "meta":
+            self._device = _check_device(device)
+            self.attach_store(self._store_in_life)
+            _log.info("%s comes to life over the store %s", ", ".join(c.name for c in self._configs), self.store.path)
+
+    def _has_shapes_only(self, values: torch.Tensor) -> bool:
+        """Whether it is on the meta device: until an input has values.
+
+        `DistributedModelParallel` would have parameters come to life, and there are none.
+        """
+        if self._device.type == "meta" and isinstance(values, torch.Tensor):
+            self._come_to_life(values.device)
+        return self._device.type == "meta"
 
     def requires_grad_(self, requires_grad: bool = True) -> "Self":
         """Whether gradients update rows. Frozen ones are read as in eval mode, and none is made.
@@ -122,7 +151,7 @@ class Collection(FusedOptimizerModule, nn.Module):
             KeyError, TypeError, ValueError: as `forward`.
         """
         features = as_keyed_jagged(features)
-        if self._device.type == "meta":
+        if self._has_shapes_only(features.values()):
             return
         batch = self._batch(features)
         self._check_outputs(features, batch)
@@ -259,7 +288,7 @@ class Collection(FusedOptimizerModule, nn.Module):
         state.copy_state(rows, of_name)
 
     def get_extra_state(self) -> torch.Tensor:
-        """Which store the rows are in, at which step and with which schema: uint8 ``(n,)``, some hundred bytes."""
+        """Which store the rows are in, at which step and with which schema: uint8 ``(n,)``, some kilobytes."""
         if self._store is None or self._store.closed:
             return torch.empty(0, dtype=torch.uint8, device="cpu")
         return state.describe(self._store, self._tables)
@@ -326,6 +355,14 @@ def _check_one_process() -> None:
                 f"the process group has {processes} processes, and a store belongs to one: each would train rows of "
                 "its own. Train in one process, which uses all cores of its machine"
             )
+
+
+def _device_after(fn: Callable[[torch.Tensor], torch.Tensor]) -> torch.device:
+    """Where what a module's `_apply` is given puts a tensor that is on the meta device."""
+    try:
+        return fn(torch.empty(0, device="meta")).device
+    except NotImplementedError:  # there is nothing to copy from the meta device
+        return fn(torch.empty(0, device="cpu")).device
 
 
 def _check_device(device: torch.device | str | None) -> torch.device:

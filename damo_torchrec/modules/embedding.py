@@ -122,7 +122,7 @@ class Embedding(Collection):
         """
         if not isinstance(ids, torch.Tensor):
             raise TypeError(f"ids must be a tensor, got {type(ids).__name__}")
-        if self._device.type == "meta":
+        if self._has_shapes_only(ids):
             return torch.empty(*ids.shape, self.dim, device="meta")
         return self._lookup(self._batch(ids), self._trains).view(*ids.shape, self.dim)
 

@@ -43,7 +43,7 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
         optimizer_kwargs: its hyperparameters.
         is_weighted: whether inputs carry a weight for each id.
         device: of outputs; inputs are there or on the CPU. Rows stay in host memory. ``"meta"`` for shapes only,
-            without a store.
+            without a store, until `to`, `to_empty` or an input with values has it come to life.
         store: where the rows are; None for `default_store()`.
         table_options: by table name.
 
@@ -93,7 +93,7 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
                 allows.
         """
         features = jagged_input.as_keyed_jagged(features)
-        if self._device.type == "meta":
+        if not tracing.is_fx_proxy(features) and self._has_shapes_only(features.values()):
             values = torch.empty(features.stride(), self._plan.width, device="meta")
         elif tracing.is_traced(features):
             values = operators.embedding_bag_collection(

@@ -94,11 +94,12 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
         features = jagged_input.as_keyed_jagged(features)
         if tracing.is_fx_proxy(features):
             return self._traced_forward(features)
-        if self._device.type != "meta":
+        shapes_only = self._has_shapes_only(features.values())
+        if not shapes_only:
             batch = self._batch(features)
             outputs = self._outputs(self._lookup(batch, self._trains), batch)
         ids, lengths = jagged_input.by_key(features)
-        if self._device.type == "meta":
+        if shapes_only:
             outputs = [torch.empty(len(ids[name]), self._embedding_dim, device="meta") for name in self._plan.features]
         return {
             name: JaggedTensor(

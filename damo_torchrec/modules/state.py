@@ -15,17 +15,19 @@ from damo_torchrec.tensors import address, check_plain, plain
 
 _log = logging.getLogger(__name__)
 _ROWS_PER_CALL = 65536
+# For the store's path, if that is not extraordinarily long, its seed and its step.
+_BYTES_OF_STORE = 2048
 
 
 def describe(store: EmbeddingStore, tables: Sequence[Table]) -> torch.Tensor:
-    """Names the store, its seed and step, and the tables' schemas: JSON in UTF-8, uint8 ``(n,)``."""
-    description = {
-        "store": str(store.path),
-        "seed": store.seed,
-        "step": store.step,
-        "tables": {table.name: _schema(table) for table in tables},
-    }
-    return torch.tensor(list(json.dumps(description).encode()), dtype=torch.uint8, device="cpu")
+    """Names the store, its seed and step, and the tables' schemas: JSON in UTF-8 and spaces, uint8 ``(n,)``.
+
+    n depends on the tables alone, so that `torch.distributed.checkpoint` can load it.
+    """
+    schemas = {"tables": {table.name: _schema(table) for table in tables}}
+    description = {"store": str(store.path), "seed": store.seed, "step": store.step, **schemas}
+    content = json.dumps(description).encode().ljust(len(json.dumps(schemas)) + _BYTES_OF_STORE)
+    return torch.tensor(list(content), dtype=torch.uint8, device="cpu")
 
 
 def _schema(table: Table) -> dict[str, Any]:

@@ -124,6 +124,37 @@ def test_a_graph_outliving_its_model_says_so(memory_store):
         traced(next(batches(1)))
 
 
+@pytest.mark.parametrize("how", ["to", "to_empty", "forward", "prefetch"])
+@pytest.mark.parametrize("kind", ["pooled", "sequences", "ids"])
+def test_what_was_made_on_the_meta_device_comes_to_life_over_its_store(memory_store, kind, how):
+    made = {"optimizer_type": torch.optim.SGD, "optimizer_kwargs": {"lr": 1.0}, "device": "meta", "store": memory_store}
+    if kind == "pooled":
+        module, batch = damo.EmbeddingBagCollection([config("a", 4)], **made), kjt({"a": [[1, 2]]})
+    elif kind == "sequences":
+        table = torchrec.EmbeddingConfig(name="a", embedding_dim=4, num_embeddings=9, feature_names=["a"])
+        module, batch = damo.EmbeddingCollection([table], **made), kjt({"a": [[1, 2]]})
+    else:
+        module, batch = damo.Embedding(4, device="meta", store=memory_store), torch.tensor([1, 2])
+    model = torch.nn.Sequential(module).half()
+    assert memory_store.tables() == {}
+    assert model[0].device.type == "meta"
+    if how == "to":
+        model.to("cpu")
+    elif how == "to_empty":
+        model.to_empty(device="cpu")
+    elif how == "prefetch":
+        module.prefetch(batch) if kind != "ids" else module(batch)
+    else:
+        module(batch)
+    assert module.device.type == "cpu"
+    assert module.store is memory_store
+    output = module(batch)
+    output = output["a"].values() if kind == "sequences" else output.values() if kind == "pooled" else output
+    output.sum().backward()
+    (table,) = memory_store.tables().values()
+    assert len(table) == 2
+
+
 def test_meta_has_shapes_and_no_store():
     ebc = damo.EmbeddingBagCollection([config("a", 4), config("b", 6)], device="meta")
     ec = damo.EmbeddingCollection(

@@ -14,6 +14,11 @@ from mixed_run import collection, look_up, rows_of, update
 from support import config, kjt
 
 
+class KeyedTensorValues(nn.Module):
+    def forward(self, output):
+        return output.values()
+
+
 class Model(nn.Module):
     def __init__(self, store):
         super().__init__()
@@ -43,6 +48,16 @@ def test_the_optimizer_of_distributed_model_parallel_has_that_of_rows(memory_sto
         schedule.step()
         moved.append(bool((look_up(model.module.sparse, {"t": [[1]]}) != before).any()))
     assert moved == [False, True]
+
+
+def test_a_collection_on_the_meta_device_comes_to_life_in_distributed_model_parallel(memory_store, gloo):
+    made = {"optimizer_type": torch.optim.SGD, "optimizer_kwargs": {"lr": 1.0}}
+    ebc = damo.EmbeddingBagCollection([config("t", 4)], device="meta", store=memory_store, **made)
+    model = DistributedModelParallel(
+        nn.Sequential(ebc, KeyedTensorValues(), nn.Linear(4, 1, device="meta")), device=torch.device("cpu")
+    )
+    model(kjt({"t": [[1], [2]]})).sum().backward()
+    assert len(memory_store.table("t")) == 2
 
 
 def test_training_in_one_of_several_processes_is_refused(memory_store):
