@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from damo_torchrec import _core
@@ -164,6 +164,13 @@ class Catalog:
             definition = TableDefinition.of_schema(name, self.manifest.tables[name].schema)
             self._add(OpenTable(definition, definition.optimizer, by_schema=True), engine)
         return self.open[name]
+
+    def to_be_read(self, definition: TableDefinition) -> TableDefinition:
+        """The same with the optimizer that the stored table has, which nothing is trained with."""
+        entry = self.manifest.tables.get(definition.name)
+        if entry is None:
+            return definition
+        return replace(definition, optimizer=TableDefinition.of_schema(definition.name, entry.schema).optimizer)
 
     def names(self) -> list[str]:
         """Of all tables, open or stored."""

@@ -182,6 +182,8 @@ class Session:
         _ = self.engine  # in a forked child nobody may be left to let go of the mutex
         with self.mutex:
             engine = self.engine
+            if self.read_only:
+                definitions = [self.catalog.to_be_read(definition) for definition in definitions]
             for definition in definitions:
                 self.catalog.check(definition, engine)
             tables = [self.catalog.open_table(definition, engine) for definition in definitions]

@@ -99,6 +99,18 @@ def test_a_stored_table_is_read_and_set_without_the_model_that_trained_it(path):
         assert damo.checkpoint_info(path).rows == {"t": 3, "u": 0}
 
 
+def test_collections_over_a_read_only_store_need_not_name_the_optimizer(path):
+    with damo.EmbeddingStore(path) as store:
+        ebc = collection(store, "t", optimizer=torch.optim.Adam)
+        update(ebc, {"t": [[1], [7]]})
+        expected = look_up(ebc.eval(), {"t": [[1, 7]]})
+    with damo.EmbeddingStore(path, read_only=True) as store:
+        ebc = damo.EmbeddingBagCollection([config("t", 4)], store=store)
+        assert torch.equal(look_up(ebc.eval(), {"t": [[1, 7]]}), expected)
+        with pytest.raises(damo.SchemaMismatchError, match="has dim 4, got 8"):
+            damo.EmbeddingBagCollection([config("t", 8)], store=store)
+
+
 def test_a_collection_trains_a_table_that_was_read_before_as_if_it_had_not_been(tmp_path):
     rows = []
     for read_before in (False, True):
