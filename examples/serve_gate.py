@@ -9,6 +9,7 @@ from fastapi import HTTPException, Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]*)?")
+ONCE = ("authorization", "content-encoding", "content-length", "content-type", "host", "origin", "transfer-encoding")
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 LEAST_TOKEN = 16  # characters
 Refuse = Callable[[Request, HTTPException], Awaitable[Response]]
@@ -48,6 +49,8 @@ class Gate:
         if "content-length" in http.headers and "transfer-encoding" in http.headers:
             # A proxy that goes by the other one takes the rest of the body for a request, or the other way round.
             raise HTTPException(400, "either Content-Length or Transfer-Encoding, got both", {"Connection": "close"})
+        if twice := [name for name in ONCE if len(http.headers.getlist(name)) > 1]:
+            raise HTTPException(400, f"a request has one {twice[0]}, got several", {"Connection": "close"})
         host = http.headers.get("host")  # HTTP/1.0 has none, nor a browser that speaks it
         if host is not None and _name(host) not in self._access.hosts:
             raise HTTPException(421, f"this server is not {host!r:.100}; --allow-host names what else it is called")

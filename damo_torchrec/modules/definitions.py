@@ -81,6 +81,8 @@ def definition_of(config: BaseEmbeddingConfig, options: TableOptions, spec: Opti
         raise ValueError(f"table {config.name!r}: data_type must be FP32, FP16 or BF16, got {config.data_type}")
     if config.virtual_table_eviction_policy is not None:
         raise ValueError(f"table {config.name!r}: virtual_table_eviction_policy is not supported: rows never expire")
+    if isinstance(config.num_embeddings, bool) or not isinstance(config.num_embeddings, int):
+        raise TypeError(f"table {config.name!r}: num_embeddings must be an int, got {config.num_embeddings!r}")
     if config.num_embeddings < 1:
         raise ValueError(f"table {config.name!r}: num_embeddings must be positive, got {config.num_embeddings}")
     if config.num_embeddings >= _MOST_IDS:

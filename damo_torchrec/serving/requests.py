@@ -79,6 +79,8 @@ class Signature:
                     f"{name}.values holds {len(values)} ids, more than the {self._most_ids} that memory_budget allows"
                 )
             _check_lengths(name, arrays[f"{name}.lengths"], len(values))
+            if self.features[name].weighted and not np.isfinite(arrays[f"{name}.weights"]).all():
+                raise ValueError(f"{name}.weights must be finite")
         first = next((array for array in arrays.values() if array.ndim > 0), None)
         batch = sizes[BATCH][0] if BATCH in sizes else (len(first) if first is not None else 0)
         return Request(arrays, batch)
@@ -90,7 +92,10 @@ class Signature:
         given = dict(inputs)
         for name, feature in self.features.items():
             if name in given:
-                given.update(_parts(name, feature, given.pop(name)))
+                parts = _parts(name, feature, given.pop(name))
+                if both := sorted(parts.keys() & given.keys()):
+                    raise ValueError(f"inputs {both} were given twice, once as the KeyedJaggedTensor {name!r}")
+                given.update(parts)
         expected = sorted(self._arguments)
         unknown = [str(name) for name in given if name not in self._arguments]
         if unknown:

@@ -19,6 +19,14 @@ _log = logging.getLogger(__name__)
 _Files = dict[str, tuple[int, int, int]]
 
 
+def _nothing(_: Path) -> None:
+    pass
+
+
+def _never() -> int:
+    return 0
+
+
 class Watcher:
     """A thread that looks into a directory every so often.
 
@@ -69,6 +77,8 @@ class Watcher:
             except Exception:
                 _log.exception("could not look for deltas in %s", self._directory)
             self._stopped.wait(self._poll_seconds)
+        # What these belong to has this watcher: once closed, it is to go without waiting for the garbage collector.
+        self._apply, self._step = _nothing, _never
 
     def _look(self) -> None:
         found = {path: _oddity(path) for path in complete_entries(self._directory)}

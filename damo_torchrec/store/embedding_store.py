@@ -139,6 +139,8 @@ class EmbeddingStore:
         store does not count. Raises ValueError while some wait: `apply_accumulated` applies them.
         """
         _ = self._session.engine
+        if isinstance(n, bool) or not isinstance(n, int):
+            raise TypeError(f"accumulate needs an int, got {n!r}")
         if n < 1:
             raise ValueError(f"accumulate needs n >= 1, got {n}")
         with self._session.mutex:

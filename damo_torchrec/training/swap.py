@@ -24,6 +24,7 @@ from damo_torchrec.training.given_optimizer import Optimizer, given_optimizers, 
 _log = logging.getLogger(__name__)
 _BAGS = (torchrec.EmbeddingBagCollection, FusedEmbeddingBagCollection)
 _SEQUENCES = (torchrec.EmbeddingCollection, FusedEmbeddingCollection)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _TORCHRECS = (EmbeddingBagCollectionInterface, EmbeddingCollectionInterface, ShardedEmbeddingModule)
 
 
@@ -76,6 +77,8 @@ def swap(
         for one in {one.module: one for one in found}.values():
             _copy(one, replacements[one.module], {} if given else sums_of_squares(one.module, one.weights))
     for one in found:
+        if any(vars(one.module)[hooks] for hooks in _HOOKS):
+            _log.warning("%s has hooks, which its replacement has not: register them anew", one.path or "the model")
         _log.info("%s: %s -> %s", one.path or "model", type(one.module).__name__, replacements[one.module])
         if one.path == "":
             return replacements[one.module]
@@ -152,6 +155,9 @@ def _check_found(model: nn.Module, found: Sequence[_Found]) -> None:
 
 def _rename(found: Sequence[_Found], rename: Mapping[str, str]) -> None:
     """Gives tables their names in the store. Raises ValueError if two have one without having been given it."""
+    names: list[object] = list(rename.values())
+    if odd := [name for name in names if not isinstance(name, str)]:
+        raise TypeError(f"rename must have names of tables, got {odd[0]!r}")
     unused, given = set(rename), set()
     for one in found:
         for table in one.weights:
@@ -183,6 +189,8 @@ def _check_copies(found: Sequence[_Found]) -> None:
         for table, weight in one.weights.items():
             if weight.is_meta:
                 raise ValueError(f"table {table!r} of {one.path!r} is on the meta device: it has no weights to copy")
+            if not bool(torch.isfinite(weight).all()):
+                raise ValueError(f"table {table!r} of {one.path!r} has weights that are not finite")
             if owners.setdefault(one.names[table], one.module) is not one.module:
                 raise ValueError(f"two collections share the table {one.names[table]!r}: both have weights to copy")
 

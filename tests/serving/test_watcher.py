@@ -1,8 +1,10 @@
 """Deltas that appear in a directory are applied."""
 
+import gc
 import os
 import shutil
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,25 @@ import damo_torchrec as damo
 from damo_torchrec.serving.watcher import Watcher
 from forgery import forged_copy
 from served_training import Training, answers_of, check_same, wait_until
+
+
+def test_a_closed_predictor_goes_without_the_garbage_collector(training: Training, tmp_path: Path) -> None:
+    training.step()
+    delta = training.delta()
+    (tmp_path / "deltas").mkdir()
+    shutil.copytree(delta, tmp_path / "deltas" / delta.name)
+    gc.collect()
+    gc.disable()
+    try:
+        predictor = damo.serving.Predictor(training.path / "served", memory_budget="64MiB")
+        predictor.watch(tmp_path / "deltas", poll_seconds=0.01)
+        gone = weakref.ref(predictor)
+        wait_until(lambda: gone().stats().deltas_applied == 1)
+        predictor.close()
+        del predictor
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_watching_applies_what_appears(

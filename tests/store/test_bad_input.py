@@ -215,6 +215,12 @@ def test_wrong_ids_and_weights_of_a_table_are_refused(memory_store):
             table.set([1], weights)
 
 
+@pytest.mark.parametrize("n", [1.5, float("nan"), "2", None, True])
+def test_a_number_of_passes_that_is_none_is_refused(memory_store, n):
+    with pytest.raises(TypeError, match="accumulate needs an int, got "):
+        memory_store.accumulate(n)
+
+
 def test_a_table_that_is_not_there_is_a_key_error_with_those_that_are(memory_store):
     trained(memory_store)
     with refused(memory_store, KeyError, r"has no table 'x'; its tables are \['t', 'u'\]"):

@@ -241,6 +241,21 @@ def test_moments_that_are_left_behind_are_told(memory_store, caplog):
     assert "state of the tables a, b is left behind" in caplog.text
 
 
+def test_hooks_that_are_not_taken_over_are_told(memory_store, caplog):
+    model = nn.Sequential(plain("a"))
+    model[0].register_forward_hook(lambda *_: None)
+    damo.swap(model, store=memory_store, **SGD)
+    assert "0 has hooks, which its replacement has not" in caplog.text
+
+
+def test_weights_that_are_not_finite_are_refused_before_there_is_a_table(memory_store):
+    model = nn.ModuleDict({"x": plain("a"), "y": plain("b")})
+    with torch.no_grad():
+        model["y"].embedding_bags["b"].weight[3, 1] = float("nan")
+    assert_refused(model, memory_store, ValueError, "table 'b' of 'y' has weights that are not", copy_weights=True)
+    assert memory_store.tables() == {}
+
+
 def test_optimizers_that_cannot_be_taken_over_are_refused(memory_store):
     model = plain("a")
     apply_optimizer_in_backward(torch.optim.SGD, model.parameters(), {"lr": 0.5})
@@ -302,6 +317,7 @@ def test_renaming_and_sharing_say_what_cannot_be(memory_store):
     model = nn.ModuleDict({"bag": plain("a"), "seq": sequence("a")})
     assert_refused(model, memory_store, ValueError, r"rename=\{'seq.a': ...\}")
     assert_refused(model, memory_store, ValueError, r"rename has \['seq.b'\]", rename={"seq.b": "c"})
+    assert_refused(model, memory_store, TypeError, "names of tables, got 5", rename={"seq.a": 5})
     both = {"rename": {"seq.a": "a"}, "copy_weights": True}
     assert_refused(model, memory_store, ValueError, "share the table 'a'", **both)
 
