@@ -11,23 +11,33 @@
 namespace damo {
 namespace {
 
-// Of a table's rows, or of its deletion records. A file in place of another, or a block of it, whose checksums are
-// sound, shows in their order or their number.
 class SnapshotIterator : public RowIterator {
  public:
-  // `expected`: how many there are, if that is known.
-  SnapshotIterator(std::shared_ptr<OpenSnapshot> rows, uint32_t table, size_t payload_size, uint64_t since,
-                   std::optional<int64_t> expected)
-      : table_(table),
-        expected_(expected),
-        payload_(payload_size),
-        rows_(std::move(rows)),
-        scan_(rows_->Begin(table, payload_size, since)) {}
+  SnapshotIterator(std::shared_ptr<OpenSnapshot> rows, uint32_t table, size_t payload_size, uint64_t since)
+      : payload_(payload_size), rows_(std::move(rows)), scan_(rows_->Begin(table, payload_size, since)) {}
   ~SnapshotIterator() override { rows_->End(scan_); }
 
   bool Next(int64_t* id, const char** payload) override {
     *payload = payload_.data();
-    if (!rows_->Next(scan_, id, &payload_)) {
+    return rows_->Next(scan_, id, &payload_);
+  }
+
+ private:
+  std::vector<char> payload_;
+  const std::shared_ptr<OpenSnapshot> rows_;
+  const OpenSnapshot::Scan scan_;  // begun last: what throws afterwards would leave it open
+};
+
+// Throws kCorruption for rows that cannot be a table's: a file in place of another, or a block of it, has sound
+// checksums, but shows in the order of rows or their number.
+class CheckedIterator : public RowIterator {
+ public:
+  // `expected`: how many there are, if that is known.
+  CheckedIterator(std::unique_ptr<RowIterator> rows, std::string table, std::optional<int64_t> expected)
+      : rows_(std::move(rows)), table_(std::move(table)), expected_(expected) {}
+
+  bool Next(int64_t* id, const char** payload) override {
+    if (!rows_->Next(id, payload)) {
       if (expected_ && found_ != *expected_) {
         Fail("has " + std::to_string(found_) + " rows, expected " + std::to_string(*expected_));
       }
@@ -41,16 +51,14 @@ class SnapshotIterator : public RowIterator {
 
  private:
   [[noreturn]] void Fail(const std::string& what) const {
-    throw Error(ErrorCode::kCorruption, "table " + std::to_string(table_) + " " + what);
+    throw Error(ErrorCode::kCorruption, "table \"" + table_ + "\" " + what);
   }
 
-  const uint32_t table_;
+  const std::unique_ptr<RowIterator> rows_;
+  const std::string table_;
   const std::optional<int64_t> expected_;
   int64_t found_ = 0;
   int64_t last_ = 0;
-  std::vector<char> payload_;
-  const std::shared_ptr<OpenSnapshot> rows_;
-  const OpenSnapshot::Scan scan_;  // begun last: what throws afterwards would leave it open
 };
 
 }  // namespace
@@ -89,13 +97,13 @@ void OpenSnapshot::Close() {
 
 std::unique_ptr<RowIterator> RowSnapshot::Scan(size_t position, uint64_t since) const {
   const Table& table = tables_.at(position);
+  auto rows = std::make_unique<SnapshotIterator>(rows_, table.number, table.layout.payload_size(), since);
   const std::optional<int64_t> expected = since == 0 ? std::optional(table.state.rows) : std::nullopt;
-  return std::make_unique<SnapshotIterator>(rows_, table.number, table.layout.payload_size(), since, expected);
+  return std::make_unique<CheckedIterator>(std::move(rows), table.name, expected);
 }
 
 std::unique_ptr<RowIterator> RowSnapshot::ScanDeletions(size_t position, uint64_t since) const {
-  return std::make_unique<SnapshotIterator>(rows_, tables_.at(position).number | kDeletionBit, kDeletionSize, since,
-                                            std::nullopt);
+  return std::make_unique<SnapshotIterator>(rows_, tables_.at(position).number | kDeletionBit, kDeletionSize, since);
 }
 
 }  // namespace damo

@@ -164,7 +164,11 @@ void RecordReader::Restart() {
 bool RecordReader::Seek(const Key& key) {
   has_last_ = in_malformed_ = false;
   if (!records_->status().ok()) Restart();
-  records_->Seek(key.view());
+  if (key.view().find_first_not_of('\0') == std::string_view::npos) {
+    records_->SeekToFirst();  // what somebody else wrote may have shorter keys
+  } else {
+    records_->Seek(key.view());
+  }
   const rocksdb::Status status = records_->status();
   error_ = status.ok() ? "" : status.ToString();
   return status.ok();

@@ -36,6 +36,8 @@ class CheckpointLine:
             CorruptionError: nobody can tell which these are.
         """
         where = store / CHECKPOINTS
+        if where.is_symlink():
+            raise CorruptionError(f"{where} is a symbolic link, expected a directory of the store")
         try:
             origin = Origin.read(store)
         except CorruptionError as error:

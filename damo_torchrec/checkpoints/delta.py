@@ -145,6 +145,10 @@ class Delta:
         """The store's step that it leads to."""
         return self.manifest.step
 
+    def read_file(self, name: str) -> bytes:
+        """The contents of one of `files`, as they were written. Raises CorruptionError."""
+        return self.manifest.files[name].read(self.path / name)
+
     @property
     def files(self) -> Sequence[str]:
         """What it carries besides rows."""

@@ -5,6 +5,7 @@ torch's restricted unpickler runs no code. It says nothing of what the parts are
 
 import math
 import random
+import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
@@ -48,7 +49,7 @@ def _check_records(records: Sequence[zipfile.ZipInfo], size: int) -> None:
 
 def check_dense(dense: object, size: int) -> None:
     """Raises ValueError unless it is a dense part, that a file of `size` bytes can hold."""
-    if not isinstance(dense, dict):
+    if type(dense) is not dict:
         raise ValueError(f"it holds a {type(dense).__name__}, expected a dict")
     for name, (fits, what) in _FIELDS.items():
         if name not in dense:
@@ -106,7 +107,7 @@ def _are_learning_rates(value: object) -> bool:
 
 
 def _is_rate(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
 _FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
@@ -147,7 +148,9 @@ def _check_tensors(value: object, size: int) -> None:
 
 
 def _bytes_beyond_storage(tensor: torch.Tensor, size: int) -> int:
-    if tensor.layout is not torch.strided or tensor.is_nested:
+    if tensor.is_nested:
+        raise ValueError("it has a nested tensor")
+    if tensor.layout is not torch.strided:
         return 0
     stored = tensor.untyped_storage().nbytes()
     if stored > size:
@@ -186,6 +189,18 @@ def _check_torch(device: str, state: object) -> None:
             torch.Generator(device).set_state(state)
         except RuntimeError as error:
             raise ValueError(f"torch refuses that of {device}: {error}") from error
+    if device == "cpu" and not _follows(state):
+        raise ValueError("torch's of cpu has positions that do not go together")
+
+
+def _follows(state: torch.Tensor) -> bool:
+    """Whether the words left and the next one of torch's Mersenne Twister are within its state, which torch reads.
+
+    Its legacy layout: the seed, int32 left and seeded, and the next word, each number in eight bytes.
+    """
+    left, _ = state[8:16].view(torch.int32).tolist()
+    (following,) = state[16:24].view(torch.int64).tolist()
+    return bool(left == 1 or left + following == _WORDS + 1)
 
 
 def _check_python(state: object) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.layout import is_log, is_table_file
-from damo_torchrec.checkpoints.regular_file import NotRegularError, check_regular, open_regular
+from damo_torchrec.checkpoints.regular_file import NotRegularError, check_regular, open_regular, read_regular
 from damo_torchrec.errors import CorruptionError, DamoError
 
 # The end of a table file: its format version, and RocksDB's sign that it is one.
@@ -79,6 +79,18 @@ class FileEntry:
 
     def _digest(self, file: Path) -> str:
         return file_digest(file)
+
+    def read(self, file: Path) -> bytes:
+        """The contents of a file that should be this one. Raises CorruptionError if they are others."""
+        try:
+            content = read_regular(file, self.size)
+        except (OSError, ValueError) as error:
+            raise CorruptionError(f"{file} is damaged: expected {self.size} bytes, but {error}") from error
+        if (finding := self.content_finding(file, content)) is not None:
+            raise CorruptionError(
+                f"{file} is damaged, or belongs to something else: expected {finding.expected}, found {finding.found}"
+            )
+        return content
 
     def content_finding(self, file: Path, content: bytes) -> Finding | None:
         """What is wrong with the contents of a file that were read, and should be those of this one."""

@@ -94,6 +94,11 @@ def unfinished_entries(where: Path) -> Iterator[Path]:
             yield path
 
 
+def is_checkpoint_name(name: str) -> bool:
+    """Whether it is a name that checkpoints get: ``step_N`` or ``step_N.M``."""
+    return re.fullmatch(r"step_\d+(\.\d+)?", name) is not None
+
+
 def complete_entries(where: Path) -> Iterator[Path]:
     """What there is in the directory `where`, but for what is being written or removed."""
     return where.glob("[!.]*")

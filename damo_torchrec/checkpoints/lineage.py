@@ -7,13 +7,14 @@ drops what came after it.
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
 from damo_torchrec.checkpoints.delta import Delta
-from damo_torchrec.checkpoints.document import load_json, parse
+from damo_torchrec.checkpoints.document import load_json, parse, shown
 from damo_torchrec.checkpoints.layout import DELTA_FILE, LINEAGE_FILE
 from damo_torchrec.checkpoints.listing import is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest
@@ -102,11 +103,24 @@ class Lineage:
         content = manifest.read_file(checkpoint, LINEAGE_FILE)
         try:
             states: list[StoreState] = parse(load_json(content), list[StoreState], "states")
-            for state in states:
-                state.check()
+            _check_states(states, StoreState.of(manifest))
         except (ValueError, RecursionError) as error:
             raise CorruptionError(f"{checkpoint / LINEAGE_FILE} is damaged: {error}") from error
         return Lineage([*states, StoreState.of(manifest)])
+
+
+def _check_states(states: Sequence[StoreState], last: StoreState) -> None:
+    """Raises ValueError if these cannot have led to `last`."""
+    if len(states) >= _KEPT + 1:
+        raise ValueError(f"{len(states)} states, at most {_KEPT} are kept")
+    for earlier, later in pairwise([*states, last]):
+        earlier.check()
+        if earlier.step > later.step:
+            raise ValueError(f"a state at step {earlier.step} comes before one at {later.step}")
+        if unknown := sorted(earlier.iters.keys() - last.iters.keys()):
+            raise ValueError(f"a state has tables that the checkpoint has not: {shown(unknown)}")
+    if len({state.id for state in [*states, last]}) <= len(states):
+        raise ValueError("two states have one id")
 
 
 def _id_at(path: Path) -> str | None:

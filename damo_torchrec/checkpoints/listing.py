@@ -14,9 +14,11 @@ from damo_torchrec.checkpoints.layout import (
     checkpoint_name,
     checkpoint_suffix,
     complete_entries,
+    is_checkpoint_name,
 )
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.origin import Origin
+from damo_torchrec.checkpoints.regular_file import is_directory
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import CorruptionError
 
@@ -71,12 +73,15 @@ def read_directory(where: Path) -> tuple[list[Listed], dict[Path, CorruptionErro
     listed: list[Listed] = []
     damaged: dict[Path, CorruptionError] = {}
     for path in complete_entries(where):
-        if is_checkpoint(path):
-            try:
-                listed.append(Listed.read(path))
-            except CorruptionError as error:
-                if path.exists():  # else it has been removed meanwhile
-                    damaged[path] = error
+        if not is_checkpoint_name(path.name) and (path.is_symlink() or not is_checkpoint(path)):
+            continue  # of the user's
+        try:
+            if not is_directory(path):
+                raise CorruptionError(f"{path} is no directory, as a checkpoint is")
+            listed.append(Listed.read(path))
+        except CorruptionError as error:
+            if os.path.lexists(path):  # else it has been removed meanwhile
+                damaged[path] = error
     return sorted(listed, key=lambda checkpoint: checkpoint.manifest.sequence), damaged
 
 
@@ -93,14 +98,21 @@ def checkpoints_of(path: Path) -> list[Path]:
 
     Raises:
         ValueError: it is neither.
+        CorruptionError: the store's checkpoints are behind a symbolic link.
     """
     if is_checkpoint(path):
         return [path]
     if not path.is_dir() or not StoreDirectory.is_store(path):
         raise ValueError(f"{path} is neither a store nor a checkpoint")
-    return sorted(entry for entry in complete_entries(path / CHECKPOINTS) if entry.is_dir())
+    if (path / CHECKPOINTS).is_symlink():
+        raise CorruptionError(f"{path / CHECKPOINTS} is a symbolic link, expected a directory of the store")
+    entries = complete_entries(path / CHECKPOINTS)
+    return sorted(
+        entry for entry in entries if is_checkpoint_name(entry.name) or (is_directory(entry) and is_checkpoint(entry))
+    )
 
 
 def has_checkpoints(store: Path) -> bool:
     """Whether the store directory `store` holds a checkpoint, readable or not."""
-    return any(is_checkpoint(path) for path in complete_entries(store / CHECKPOINTS))
+    entries = complete_entries(store / CHECKPOINTS)
+    return any(is_checkpoint_name(path.name) or is_checkpoint(path) for path in entries)

@@ -12,7 +12,7 @@ from damo_torchrec import _core
 from damo_torchrec.checkpoints.document import dump_document, parse_versioned, read_document, shown
 from damo_torchrec.checkpoints.file_entry import EarlierLogEntry, FileEntry, Finding
 from damo_torchrec.checkpoints.layout import MANIFEST_FILE, ROWS, holds_rows, is_log, is_table_file, read_by_rocksdb
-from damo_torchrec.checkpoints.regular_file import is_directory, read_regular
+from damo_torchrec.checkpoints.regular_file import is_directory
 from damo_torchrec.checkpoints.rules import check_files, check_id
 from damo_torchrec.checkpoints.table_entry import TableEntry, check_tables
 from damo_torchrec.errors import CorruptionError
@@ -120,7 +120,12 @@ class Manifest:
         if not is_directory(rows):
             yield Finding(rows, "a directory of rows", "a link or a file" if os.path.lexists(rows) else "none")
             return
-        for file in sorted(rows.iterdir()):
+        try:
+            files = sorted(rows.iterdir())
+        except OSError as error:
+            yield Finding(rows, "a directory that can be read", str(error))
+            return
+        for file in files:
             if read_by_rocksdb(file) and str(file.relative_to(directory)) not in self.files:
                 yield Finding(file, "no file that the manifest does not name", "one")
 
@@ -155,17 +160,7 @@ class Manifest:
         file = directory / name
         if name not in self.files:
             raise CorruptionError(f"{file} is no file of the checkpoint: its manifest does not name it")
-        entry = self.files[name]
-        try:
-            content = read_regular(file, entry.size)
-        except (OSError, ValueError) as error:
-            raise CorruptionError(f"{file} is damaged: expected {entry.size} bytes, but {error}") from error
-        if (finding := entry.content_finding(file, content)) is not None:
-            raise CorruptionError(
-                f"{file} is damaged, or belongs to another checkpoint: "
-                f"expected {finding.expected}, found {finding.found}"
-            )
-        return content
+        return self.files[name].read(file)
 
     @staticmethod
     def read(directory: Path) -> "Manifest":

@@ -52,7 +52,7 @@ def check_numbers(rows: Path, manifest: Manifest, *, journal: bool) -> None:
     known = {table.number: (name, table.rows) for name, table in manifest.tables.items()}
     for deletions in (False, True):
         begin = 0
-        for number in [*sorted(known), NEVER_GIVEN]:
+        for number in [*sorted(known), NEVER_GIVEN + 1]:
             if number > begin and _has_records(reader, begin, number - 1, deletions):
                 raise CorruptionError(
                     f"{rows} has rows of a table of a number from {begin} to {number - 1}, which {MANIFEST_FILE} does "
@@ -67,12 +67,12 @@ def check_numbers(rows: Path, manifest: Manifest, *, journal: bool) -> None:
 
 
 def _has_records(reader: _core.RecordReader, first: int, last: int, deletions: bool) -> bool:
-    """Whether there is a record of a table of these numbers, well-formed or not."""
+    """Whether there is a record of a table of these numbers, well-formed or not: also before all, and behind all."""
     if not reader.seek(_core.first_key(first, deletions)):
         raise CorruptionError(f"{reader.path} cannot be read: {reader.error}")
-    return (
-        reader.read(1, None) > 0 and reader.last_key is not None and reader.last_key <= _core.last_key(last, deletions)
-    )
+    if reader.read(1, None) == 0 or reader.last_key is None:
+        return False
+    return (deletions and last == NEVER_GIVEN) or reader.last_key <= _core.last_key(last, deletions)
 
 
 def count_rows(rows: Path, manifest: Manifest) -> dict[str, int]:

@@ -82,6 +82,9 @@ def verify(path: Path, progress: Progress, verified: Callable[[Verified], None] 
         except CorruptionError as error:
             yield Finding(path / ORIGIN_FILE, "where the store's rows come from", str(error))
     for checkpoint in checkpoints:
+        if checkpoint != path and not is_directory(checkpoint):
+            yield Finding(checkpoint, "the directory of a checkpoint", "a link, or no directory")
+            continue
         yield from _verify_checkpoint(checkpoint, progress, verified)
 
 
@@ -139,7 +142,10 @@ def _file_findings(checkpoint: Path, manifest: Manifest | None, progress: Progre
             yield Finding(rows, "a directory of rows", "none")
         return
     named = {checkpoint / name for name in manifest.files} if manifest is not None else set()
-    files = sorted(rows.iterdir())
+    try:
+        files = sorted(rows.iterdir())
+    except OSError:  # the manifest's directory_findings tell
+        return
     for done, file in enumerate(files):
         progress(f"files of {checkpoint}", done, len(files))
         if file in damaged:
@@ -175,7 +181,9 @@ def _row_findings(
     Counts those that can be read in `sound`, by table.
     """
     rows = checkpoint / ROWS
-    if not is_directory(rows) or any(map(selects_rows, damaged)) or not all(map(is_regular, rows.iterdir())):
+    if not is_directory(rows) or rows in damaged or any(map(selects_rows, damaged)):
+        return
+    if not all(map(is_regular, rows.iterdir())):
         return  # RocksDB may open other rows than these, or never end
     tables = manifest.tables if manifest is not None else {}
     try:

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 
 from damo_torchrec.checkpoints.table_entry import TableEntry
-from damo_torchrec.errors import CorruptionError, DamoError, SchemaMismatchError
+from damo_torchrec.errors import CorruptionError, SchemaMismatchError
 from damo_torchrec.graph_card import CARD, DenseCard
 from damo_torchrec.graph_check import check_dense_graph
 from damo_torchrec.modules.lookup_plan import LookupKind
@@ -30,7 +30,8 @@ class DensePart:
     """A dense graph in ONNX Runtime. `run` may be called by several threads at once.
 
     Attributes:
-        file: the graph's.
+        file: the graph's, for messages.
+        content: of it.
         card: what it says of its lookups.
         inputs: types and shapes by name, as ONNX Runtime has them.
         arguments: what a request has besides KeyedJaggedTensors.
@@ -42,23 +43,22 @@ class DensePart:
 
     Raises:
         CorruptionError: it is no graph, or does not say how to look up its inputs.
-        DamoError: it cannot be read.
     """
 
-    def __init__(self, file: Path, num_threads: int | None) -> None:
+    def __init__(self, file: Path, content: bytes, num_threads: int | None) -> None:
         options = onnxruntime.SessionOptions()
         # Threads that wait in a loop take the processors from lookups, and from requests beside this one.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if num_threads is not None:
             options.intra_op_num_threads = num_threads
-        try:
-            content = file.read_bytes()
-        except OSError as error:
-            raise DamoError(f"{file} cannot be read: {error}") from error
         check_dense_graph(content, file)
         self._session = open_session(content, file, options)
         self.file = file
-        self.card = DenseCard.parse(self._session.get_modelmeta().custom_metadata_map.get(CARD), str(file))
+        try:
+            card = self._session.get_modelmeta().custom_metadata_map.get(CARD)
+        except UnicodeDecodeError as error:
+            raise CorruptionError(f"{file} has metadata that are no text: {error}") from error
+        self.card = DenseCard.parse(card, str(file))
         self.inputs = {node.name: (node.type, node.shape) for node in self._session.get_inputs()}
         self.outputs = {node.name: tuple(size or None for size in node.shape) for node in self._session.get_outputs()}
         looked_up = {name for lookup in self.card.lookups for name in lookup.graph_inputs}

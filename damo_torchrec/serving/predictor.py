@@ -67,7 +67,7 @@ class Predictor:
             )
         manifest.check_files(self._path, tables=False)  # those are read for the working copy
         self._num_threads = num_threads
-        dense = DensePart(self._path / DENSE_FILE, num_threads)
+        dense = DensePart(self._path / DENSE_FILE, manifest.read_file(self._path, DENSE_FILE), num_threads)
         dense.check(manifest.seed, manifest.tables)
         outputs = [output for lookup in dense.card.lookups for output in lookup.plan.outputs]
         self._store = open_working_copy(self._path, memory_budget, num_threads)

@@ -138,7 +138,7 @@ class Updates:
                 )
         dense = state.dense
         if DENSE_FILE in delta.files:
-            dense = DensePart(delta.path / DENSE_FILE, self._num_threads)
+            dense = DensePart(delta.path / DENSE_FILE, delta.read_file(DENSE_FILE), self._num_threads)
             dense.check(self._store.seed, self._store.session.catalog.manifest.tables)
             dense.check_replaces(state.dense)
             if dense.card.step != delta.step:

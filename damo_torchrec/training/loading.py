@@ -123,8 +123,10 @@ def _refused(what: str) -> Iterator[None]:
     """Has whatever torch raises of a state that fits in its outline alone say which it is."""
     try:
         yield
-    except (DamoError, ValueError):
+    except DamoError:
         raise
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
     except Exception as error:  # torch has no one exception
         raise SchemaMismatchError(f"{what}: {type(error).__name__}: {error}") from error
 

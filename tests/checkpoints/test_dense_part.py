@@ -50,7 +50,19 @@ def circle(dense: dict) -> None:
     dense["extra"]["far"] = torch.zeros(1).expand(2**40)
 
 
+def torchs(left: int, following: int) -> Callable[[dict], None]:
+    """Positions of torch's Mersenne Twister: each is within its state, but not both together."""
+
+    def change(dense: dict) -> None:
+        dense["random"]["torch"][8:12] = torch.tensor([left], dtype=torch.int32).view(torch.uint8)
+        dense["random"]["torch"][16:24] = torch.tensor([following]).view(torch.uint8)
+
+    return change
+
+
 CHANGES: dict[str, Callable[[dict], object]] = {
+    "positions of torch that read beyond its words": torchs(600, 600),
+    "other positions of torch that do": torchs(624, 624),
     "a position beyond NumPy's words": numpys(2, 5000),
     "a negative position of NumPy": numpys(2, -1),
     "a huge position of NumPy": numpys(2, 2**70),

@@ -10,7 +10,11 @@ import pytest
 import damo_torchrec as damo
 from damo_torchrec import Delta
 from damo_torchrec.rescue.repair import repair
+from damo_torchrec.rescue.verification import verify
 from delta_model import Model, applied
+from forging import rehash
+from mixed_run import collection, update
+from support import small_store
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 make = runpy.run_path(str(GOLDEN / "make.py"))
@@ -41,6 +45,35 @@ def test_files_that_an_earlier_release_wrote_hide_nothing(version, tmp_path):
         assert applied(before, delta) == weights_of(store) != before
         assert delta.follows([id_of(golden)])
         assert delta.follows([id_of(store.checkpoints()[0])])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda states, own: states[-1].update(id=own), "two states have one id"),
+        (lambda states, own: states.append(states[-1]), "two states have one id"),
+        (lambda states, own: states.reverse(), "comes before one at"),
+        (lambda states, own: states[-1].update(step=9, iters={"t": 9}), "step 9 comes before one at 3"),
+        (lambda states, own: states[-1]["iters"].update(unknown=0), "tables that the checkpoint has not: .*unknown"),
+        (
+            lambda states, own: states.extend({"id": f"{i:032x}", "step": 2, "iters": {"t": 2}} for i in range(65)),
+            "at most 64",
+        ),
+    ],
+)
+def test_states_that_cannot_have_led_to_a_checkpoint_are_corruption(tmp_path, change, message):
+    with small_store(tmp_path / "store") as store:
+        ebc = collection(store, "t")
+        for _ in range(3):
+            update(ebc, {"t": [[1]]})
+            checkpoint = store.checkpoint()
+    states = json.loads((checkpoint / "line.json").read_text())
+    change(states, id_of(checkpoint))
+    (checkpoint / "line.json").write_text(json.dumps(states))
+    rehash(checkpoint, "line.json")
+    with pytest.raises(damo.CorruptionError, match=rf"line\.json is damaged: .*{message}"):
+        damo.EmbeddingStore(tmp_path / "store", memory_budget="64MiB")
+    assert checkpoint / "line.json" in {finding.path for finding in verify(checkpoint, lambda *_: None)}
 
 
 def test_a_delta_of_a_repaired_checkpoint_begins_at_the_repair(tmp_path):

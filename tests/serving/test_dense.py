@@ -44,6 +44,7 @@ def card(**changes: Any) -> dict[str, Any]:
     [
         (b"no graph", damo.CorruptionError, "is no graph that ONNX Runtime can run"),
         (dense_graph(None), damo.CorruptionError, "has no metadata 'damo_torchrec'"),
+        (dense_graph("é").replace("é".encode(), b"\xff\xff"), damo.CorruptionError, "metadata that are no text"),
         (dense_graph("{"), damo.CorruptionError, "does not say how to look up its inputs"),
         (dense_graph({"format_version": 1}), damo.CorruptionError, "does not say how to look up its inputs"),
         (dense_graph(card(format_version=2)), damo.CorruptionError, "format version 2; this version reads 1"),

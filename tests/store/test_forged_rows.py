@@ -17,6 +17,7 @@ import damo_torchrec as damo
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.document import digest_of
 from damo_torchrec.checkpoints.file_entry import FileEntry
+from damo_torchrec.rescue.verification import verify
 from mixed_run import collection, update
 from support import small_store
 
@@ -84,6 +85,15 @@ def test_records_that_no_store_writes_are_corruption_wherever_they_are_read(chec
             collection(store, "t")
             with pytest.raises(damo.CorruptionError, match="table 1"):
                 store.table("t").to_torch()
+
+
+@pytest.mark.parametrize("name", [b"", b"\0", b"\xff" * 12, b"\xff" * 40, key(2**31 - 1, 5)])
+def test_keys_before_and_behind_those_of_all_tables_are_corruption_at_the_opening(checkpoint, tmp_path, name):
+    path = with_records(checkpoint, tmp_path / "forged", {name: b"\1" + bytes(40)})
+    for where, how in ((path, {"read_only": True}), (tmp_path / "store", {"restore": path})):
+        with pytest.raises(damo.CorruptionError, match="has rows of a table of a number from"):
+            damo.EmbeddingStore(where, memory_budget="64MiB", **how)
+    assert any(verify(path, lambda *_: None))
 
 
 @pytest.mark.parametrize("dim", [_core.MOST_DIM + 1, 2**30 + 1, 1431655766, 2**31 - 1])

@@ -63,10 +63,10 @@ size_t ReadAll(std::vector<int64_t> ids, uint64_t since = 0) {
 TEST(RowSnapshotTest, RowsAreAsManyAsTheTableHasInTheOrderOfTheirIds) {
   EXPECT_EQ(ReadAll({-5, 0, 9}), 3u);
   EXPECT_EQ(ReadAll({-5, 9}, /*since=*/1), 2u);
-  ExpectError(ErrorCode::kCorruption, {"table 7", "2 rows, expected 3"}, [] { ReadAll({1, 2}); });
-  ExpectError(ErrorCode::kCorruption, {"table 7", "4 rows, expected 3"}, [] { ReadAll({1, 2, 3, 4}); });
-  ExpectError(ErrorCode::kCorruption, {"table 7", "id 2 behind 3"}, [] { ReadAll({1, 3, 2}); });
-  ExpectError(ErrorCode::kCorruption, {"table 7", "id 3 behind 3"}, [] { ReadAll({3, 3}, /*since=*/1); });
+  ExpectError(ErrorCode::kCorruption, {"table \"t\"", "2 rows, expected 3"}, [] { ReadAll({1, 2}); });
+  ExpectError(ErrorCode::kCorruption, {"table \"t\"", "4 rows, expected 3"}, [] { ReadAll({1, 2, 3, 4}); });
+  ExpectError(ErrorCode::kCorruption, {"table \"t\"", "id 2 behind 3"}, [] { ReadAll({1, 3, 2}); });
+  ExpectError(ErrorCode::kCorruption, {"table \"t\"", "id 3 behind 3"}, [] { ReadAll({3, 3}, /*since=*/1); });
 }
 
 }  // namespace
