@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import damo_torchrec as damo
 from damo_torchrec import Delta
 from delta_model import Model
-from forgery import forge
+from forging import forge_delta
 from mutations import changed_json, edited, edits
 
 FILES = ["1.ids.npy", "1.weights.npy", "1.deleted.npy", "delta.json"]
@@ -51,7 +51,7 @@ def test_bytes(delta: Path, file: str, what: Any, forged: bool) -> None:
     copy = shutil.copytree(delta, delta.parent / "copy", dirs_exist_ok=True)
     (copy / file).write_bytes(edited((copy / file).read_bytes(), what))
     if forged and file != "delta.json":
-        forge(copy)
+        forge_delta(copy)
     check(copy)
 
 
@@ -60,5 +60,5 @@ def test_manifests(delta: Path, data: st.DataObject) -> None:
     copy = shutil.copytree(delta, delta.parent / "copy", dirs_exist_ok=True)
     body = json.loads((delta / "delta.json").read_text())["delta"]
     changed = data.draw(changed_json(body))
-    forge(copy, lambda now: (now.clear(), now.update(changed)))
+    forge_delta(copy, lambda now: (now.clear(), now.update(changed)))
     check(copy)

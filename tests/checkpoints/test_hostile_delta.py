@@ -14,7 +14,7 @@ import pytest
 import damo_torchrec as damo
 from damo_torchrec import Delta
 from delta_model import Model
-from forgery import forge, forged_copy
+from forging import forge_delta, forged_copy
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ OTHER = "0" * 32
 )
 def test_forged_manifests_are_refused(delta: Path, tmp_path: Path, change: Any, message: str) -> None:
     copy = forged_copy(delta, tmp_path / "copy", lambda _: None)
-    forge(copy, change)
+    forge_delta(copy, change)
     with pytest.raises(damo.CorruptionError, match=message) as error:
         Delta.read(copy)
     assert str(copy) in str(error.value)

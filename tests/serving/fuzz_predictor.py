@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import damo_torchrec as damo
 from damo_torchrec.graph_card import CARD
 from damo_torchrec.serving.dense import DensePart
-from forgery import forge, forge_file
+from forging import forge_delta, forge_file
 from mutations import changed_json, edited, edits
 from served_training import REQUESTS, Training
 
@@ -107,7 +107,7 @@ def test_deltas(training: Training) -> None:
             (copy / file).write_bytes(edited((delta / file).read_bytes(), what))
         if kind == "card":
             (copy / "dense.onnx").write_bytes(with_card(graph, lambda _: card))
-        forge(copy, lambda now: (now.clear(), now.update(manifest)) if kind == "manifest" else None)
+        forge_delta(copy, lambda now: (now.clear(), now.update(manifest)) if kind == "manifest" else None)
         try_out(training.path / "served", copy)
 
     run()

@@ -12,7 +12,7 @@ import pytest
 
 import damo_torchrec as damo
 from damo_torchrec.serving.watcher import Watcher
-from forgery import forged_copy
+from forging import forged_copy
 from served_training import Training, answers_of, check_same, wait_until
 
 
