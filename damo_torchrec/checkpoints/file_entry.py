@@ -43,19 +43,20 @@ class FileEntry:
         """That of a file as it is now."""
         return FileEntry(check_regular(file).st_size, file_digest(file))
 
-    def finding(self, file: Path, *, tables: bool = True, records: bool = True) -> Finding | None:
+    def finding(self, file: Path, *, tables: bool = True, logs: bool = True, records: bool = True) -> Finding | None:
         """What is wrong with a file that should be this one: it is missing, or not as it was written.
 
         Args:
             file: which.
             tables: whether a table file is read. Its blocks have checksums of their own, which readers check.
+            logs: whether a log is read: its records have checksums, too.
             records: whether those of a log are read, which have checksums of their own, too. Readers check them.
         """
         try:
             size = check_regular(file).st_size
             if size != self.size:
                 return Finding(file, f"{self.size} bytes", f"{size} bytes")
-            if is_table_file(file) and not tables:
+            if (is_table_file(file) and not tables) or (is_log(file) and not logs):
                 return None
             return self._content_finding(file, records)
         except (FileNotFoundError, NotADirectoryError):

@@ -95,12 +95,13 @@ class Manifest:
         """The tables as the engine takes them."""
         return [table.to_core(name) for name, table in self.tables.items()]
 
-    def check_files(self, directory: Path, *, tables: bool = True, records: bool = True) -> None:
+    def check_files(self, directory: Path, *, tables: bool = True, logs: bool = True, records: bool = True) -> None:
         """Raises CorruptionError if a file of the checkpoint `directory` is missing or not as it was written.
 
         Args:
             directory: the checkpoint's.
             tables: whether table files are read, too; else their size alone is checked.
+            logs: the same of logs.
             records: whether those of logs are checked, which takes a while, or are left to who reads them.
         """
         for damage in self.directory_findings(directory):
@@ -108,7 +109,7 @@ class Manifest:
                 f"{damage.path} is of another checkpoint than {directory}: expected {damage.expected}, "
                 f"found {damage.found}"
             )
-        for damage in self.file_findings(directory, tables=tables, records=records):
+        for damage in self.file_findings(directory, tables=tables, logs=logs, records=records):
             raise CorruptionError(
                 f"{damage.path} is damaged, or belongs to another checkpoint: "
                 f"expected {damage.expected}, found {damage.found}"
@@ -129,13 +130,16 @@ class Manifest:
             if read_by_rocksdb(file) and str(file.relative_to(directory)) not in self.files:
                 yield Finding(file, "no file that the manifest does not name", "one")
 
-    def file_findings(self, directory: Path, *, tables: bool = True, records: bool = True) -> Iterator[Finding]:
+    def file_findings(
+        self, directory: Path, *, tables: bool = True, logs: bool = True, records: bool = True
+    ) -> Iterator[Finding]:
         """What is wrong with the files of the checkpoint `directory`: one is missing, or not as it was written.
 
         Large ones are read by several threads: hashing takes a processor longer than a disk takes to read.
         """
         yield from _findings(
-            self.files, lambda name: self.files[name].finding(directory / name, tables=tables, records=records)
+            self.files,
+            lambda name: self.files[name].finding(directory / name, tables=tables, logs=logs, records=records),
         )
 
     def check_rows(self, rows: Path) -> None:
@@ -143,6 +147,15 @@ class Manifest:
         entries = {Path(name).name: entry for name, entry in self.files.items() if is_table_file(name)}
         for damage in _findings(entries, lambda name: entries[name].finding(rows / name)):
             raise CorruptionError(f"{damage.path} is damaged: expected {damage.expected}, found {damage.found}")
+
+    def check_logs(self, directory: Path) -> None:
+        """Raises CorruptionError if a log of the checkpoint `directory` is not as it was written, by its SHA-256."""
+        logs = {name: entry for name, entry in self.files.items() if is_log(name)}
+        for damage in _findings(logs, lambda name: logs[name].finding(directory / name, records=False)):
+            raise CorruptionError(
+                f"{damage.path} is damaged, or belongs to another checkpoint: "
+                f"expected {damage.expected}, found {damage.found}"
+            )
 
     def check_can_be_followed(self, directory: Path) -> None:
         """Raises CorruptionError if a store could not go on from the checkpoint `directory` for long."""

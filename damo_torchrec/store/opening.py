@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Set
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -79,16 +80,18 @@ def _start_live(
         )
     directory.checkpoints_path.mkdir(exist_ok=True)
     _keep_line(session)
-    manifest.check_files(source, tables=False, records=False)
+    own = source.parent == directory.checkpoints_path
+    manifest.check_files(source, tables=False, logs=not own, records=False)  # else while they are loaded
     fresh = _prepare_live(session, directory, source, manifest)
     session.owns_live = True
     directory.start_live(fresh)
     session.note_rows(manifest)
-    with _naming(source, manifest), _telling("opened", session, source, manifest):
+    told = _telling("opened", session, source, manifest)
+    with _naming(source, manifest), told, _hashing_logs(source, manifest):
         session.start(manifest, Lineage.read(source, manifest), directory.live, journal=logs(source / ROWS))
     if not latest:
         session.continued_rows.ask_for()
-    if source.parent == directory.checkpoints_path:
+    if own:
         session.changed = source not in checkpoints[-1:]
     else:
         # From here on the store has to stand without the place that it came from.
@@ -146,7 +149,7 @@ def _start_reading(session: Session, seed: int | None, restore: str | int | os.P
         session.catalog.checkpoints = CheckpointLine.of_store(path)
     check_seed(path, manifest.seed, seed)
     large = has_large_journal(source)
-    manifest.check_files(source, tables=False, records=not large)
+    manifest.check_files(source, tables=False, logs=not large)
     if source == path and not large:
         check_numbers(source / ROWS, manifest, journal=True)
     with _naming(source, manifest), _telling("opened, to read alone,", session, source, manifest):
@@ -165,7 +168,8 @@ def _start_on_copy(session: Session, source: Path, manifest: Manifest, lineage: 
     """
     try:
         session.reading_copy = ReadingCopy(source, manifest.files)
-        session.start(manifest, lineage, session.reading_copy.path, journal=logs(source / ROWS))
+        with _hashing_logs(source, manifest):
+            session.start(manifest, lineage, session.reading_copy.path, journal=logs(source / ROWS))
         return True
     except CorruptionError:
         raise
@@ -175,6 +179,19 @@ def _start_on_copy(session: Session, source: Path, manifest: Manifest, lineage: 
             session.reading_copy.remove()
             session.reading_copy = None
         return False
+
+
+@contextmanager
+def _hashing_logs(source: Path, manifest: Manifest) -> Iterator[None]:
+    """Has a thread hash the logs while they are loaded, by the checksums of their records; raises in the end.
+
+    Raises:
+        CorruptionError: one is not as it was written.
+    """
+    with ThreadPoolExecutor(1, "damo-hashing") as pool:
+        hashed = pool.submit(manifest.check_logs, source)
+        yield
+        hashed.result()
 
 
 def restore(session: Session, which: str | int | os.PathLike[str]) -> None:

@@ -136,7 +136,7 @@ def read_dense(path: Path) -> dict[str, Any]:
     manifest = Manifest.read(path)
     if MODEL_FILE not in manifest.files:
         raise ValueError(f"{path} holds rows only: it was made by checkpoint() or close(), not by save_model")
-    manifest.check_files(path, tables=False, records=False)  # those of rows are for who opens them
+    manifest.check_files(path, tables=False, logs=False)  # those of rows are for who opens them
     return load_dense(path, manifest)
 
 
