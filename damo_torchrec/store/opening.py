@@ -151,7 +151,8 @@ def _start_reading(session: Session, seed: int | None, restore: str | int | os.P
     large = has_large_journal(source)
     manifest.check_files(source, tables=False, logs=not large)
     if source == path and not large:
-        check_numbers(source / ROWS, manifest, journal=True)
+        with _naming(source, manifest):
+            check_numbers(source / ROWS, manifest, journal=True)
     with _naming(source, manifest), _telling("opened, to read alone,", session, source, manifest):
         lineage = Lineage.read(source, manifest)
         if large and _start_on_copy(session, source, manifest, lineage):
