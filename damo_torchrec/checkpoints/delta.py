@@ -15,13 +15,13 @@ from damo_torchrec.checkpoints.document import dump_document, parse_document
 from damo_torchrec.checkpoints.file_entry import FileEntry
 from damo_torchrec.checkpoints.layout import DELTA_FILE, array_files
 from damo_torchrec.checkpoints.regular_file import NotRegularError, check_regular, read_regular
+from damo_torchrec.checkpoints.rules import check_id
 from damo_torchrec.errors import CorruptionError, DamoError
 from damo_torchrec.files import os_errors
 
 FORMAT_VERSION = 1
 _LARGEST_MANIFEST = 64 << 20  # bytes
 _BLOCK_BYTES = 1 << 22
-_ID = re.compile("[0-9a-f]{32}")
 _FILE_NAME = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]{0,200}")  # none that leads out of a directory
 
 _Count = Annotated[int, range(2**63)]
@@ -72,8 +72,7 @@ class DeltaManifest:
     def check(self) -> None:
         """Raises ValueError if it contradicts itself."""
         for what, state in (("id", self.id), ("base", self.base), *(("line", state) for state in self.line)):
-            if not _ID.fullmatch(state):
-                raise ValueError(f"{what} {state!r} is no id of a state: 32 hexadecimal digits")
+            check_id(what, state)
         if len(set(self.line)) != len(self.line) or self.line[:1] != [self.base] or self.id in self.line:
             raise ValueError(f"line {self.line} does not lead from base {self.base} to {self.id}")
         if self.step < self.since_step:
@@ -88,7 +87,9 @@ class DeltaManifest:
 
     def write(self, directory: Path) -> None:
         """Writes ``delta.json``."""
-        (directory / DELTA_FILE).write_text(dump_document("delta", FORMAT_VERSION, asdict(self), DeltaManifest))
+        (directory / DELTA_FILE).write_text(
+            dump_document("delta", FORMAT_VERSION, asdict(self), DeltaManifest, DeltaManifest.check)
+        )
 
 
 @dataclass(frozen=True)
@@ -194,12 +195,7 @@ def _read_manifest(path: Path) -> DeltaManifest:
         raise CorruptionError(f"{file} is damaged: {error}") from error
     except OSError as error:
         raise DamoError(f"{file} cannot be read: {error}") from error
-    manifest = parse_document(content, file, "delta", range(1, FORMAT_VERSION + 1), DeltaManifest)
-    try:
-        manifest.check()
-    except ValueError as error:
-        raise CorruptionError(f"{file} is damaged: {error}") from error
-    return manifest
+    return parse_document(content, file, "delta", range(1, FORMAT_VERSION + 1), DeltaManifest, DeltaManifest.check)
 
 
 def _check_file(file: Path, expected: FileEntry) -> None:

@@ -111,7 +111,7 @@ class Lineage:
 
 def _check_states(states: Sequence[StoreState], last: StoreState) -> None:
     """Raises ValueError if these cannot have led to `last`."""
-    if len(states) >= _KEPT + 1:
+    if len(states) > _KEPT:
         raise ValueError(f"{len(states)} states, at most {_KEPT} are kept")
     for earlier, later in pairwise([*states, last]):
         earlier.check()

@@ -109,11 +109,7 @@ class Manifest:
                 f"{damage.path} is of another checkpoint than {directory}: expected {damage.expected}, "
                 f"found {damage.found}"
             )
-        for damage in self.file_findings(directory, tables=tables, logs=logs, records=records):
-            raise CorruptionError(
-                f"{damage.path} is damaged, or belongs to another checkpoint: "
-                f"expected {damage.expected}, found {damage.found}"
-            )
+        _refuse(self.file_findings(directory, tables=tables, logs=logs, records=records))
 
     def directory_findings(self, directory: Path) -> Iterator[Finding]:
         """What RocksDB would read in the checkpoint `directory` though it is no file of the checkpoint."""
@@ -145,17 +141,12 @@ class Manifest:
     def check_rows(self, rows: Path) -> None:
         """Raises CorruptionError if a table file in `rows`, a copy of the checkpoint's, is not as it was written."""
         entries = {Path(name).name: entry for name, entry in self.files.items() if is_table_file(name)}
-        for damage in _findings(entries, lambda name: entries[name].finding(rows / name)):
-            raise CorruptionError(f"{damage.path} is damaged: expected {damage.expected}, found {damage.found}")
+        _refuse(_findings(entries, lambda name: entries[name].finding(rows / name)))
 
     def check_logs(self, directory: Path) -> None:
         """Raises CorruptionError if a log of the checkpoint `directory` is not as it was written, by its SHA-256."""
         logs = {name: entry for name, entry in self.files.items() if is_log(name)}
-        for damage in _findings(logs, lambda name: logs[name].finding(directory / name, records=False)):
-            raise CorruptionError(
-                f"{damage.path} is damaged, or belongs to another checkpoint: "
-                f"expected {damage.expected}, found {damage.found}"
-            )
+        _refuse(_findings(logs, lambda name: logs[name].finding(directory / name, records=False)))
 
     def check_can_be_followed(self, directory: Path) -> None:
         """Raises CorruptionError if a store could not go on from the checkpoint `directory` for long."""
@@ -193,6 +184,15 @@ class Manifest:
             if entry.sha256 is None and not (version < _HASHES_ALL and holds_rows(name)):
                 raise CorruptionError(f"{path} is damaged: it has no SHA-256 of {shown(name)}")
         return manifest if version >= _HASHES_ALL else replace(manifest, files=_earlier(manifest.files))
+
+
+def _refuse(findings: Iterator[Finding]) -> None:
+    """Raises CorruptionError of the first of them, if there is one."""
+    for damage in findings:
+        raise CorruptionError(
+            f"{damage.path} is damaged, or belongs to another checkpoint: "
+            f"expected {damage.expected}, found {damage.found}"
+        )
 
 
 def _findings(files: Mapping[str, FileEntry], finding: Callable[[str], Finding | None]) -> Iterator[Finding]:

@@ -109,8 +109,12 @@ class Collection(FusedOptimizerModule, nn.Module):
     def _come_to_life(self, device: torch.device) -> None:
         """Opens the tables of a collection that was made on the meta device, once it is to be on another."""
         if device.type != "meta":
-            self._device = _check_device(device)
-            self.attach_store(self._store_in_life)
+            before, self._device = self._device, _check_device(device)
+            try:
+                self.attach_store(self._store_in_life)
+            except BaseException:
+                self._device = before
+                raise
             _log.info("%s comes to life over the store %s", ", ".join(c.name for c in self._configs), self.store.path)
 
     def _has_shapes_only(self, values: torch.Tensor) -> bool:
@@ -172,15 +176,15 @@ class Collection(FusedOptimizerModule, nn.Module):
         if training and not self._alone:
             _check_one_process()
             self._alone = True
-        sizes = self._floats_of_outputs(batch)
+        sizes, partly = self._floats_of_outputs(batch), not all(self._plan.trained)
         return Call(
             session=self._session,
-            tables=self._trained_tables(),
+            tables=self._trained_tables() if partly else [table.opened for table in self._tables],
             optimizer=self._optimizer,
             features=self._engine_features(batch.keys, training),
             shape=(batch.size, self._plan.width) if sizes is None else (sum(sizes),),
             update=training,
-            trained=None if all(self._plan.trained) else self._plan.trained,
+            trained=self._plan.trained if partly else None,
             sizes=sizes,
             pinned=self._device.type == "cuda",
         )

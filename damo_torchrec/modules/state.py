@@ -87,13 +87,18 @@ def import_rows(
                 f"{prefix}{name}.weight must be floating point (n, {by_name[name].dim}), "
                 f"got {weight.dtype} {tuple(weight.shape)}"
             )
-        elif not all(bool(torch.isfinite(part).all()) for part in torch.split(weight.detach(), _ROWS_PER_CALL)):
+        elif not all_finite(weight):
             error_msgs.append(f"{prefix}{name}.weight must be finite, some of its weights are not")
     if error_msgs:
         return
     for name, weight in weights.items():
         if name in by_name:
             copy_rows(weight, by_name[name])
+
+
+def all_finite(weight: torch.Tensor) -> bool:
+    """Whether no number of a table's weight is NaN or infinite."""
+    return all(bool(torch.isfinite(part).all()) for part in torch.split(weight.detach(), _ROWS_PER_CALL))
 
 
 def copy_rows(weight: torch.Tensor, table: Table) -> None:

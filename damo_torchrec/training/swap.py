@@ -15,7 +15,7 @@ from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
 from damo_torchrec.modules import EmbeddingBagCollection, EmbeddingCollection
 from damo_torchrec.modules.collection import Collection
-from damo_torchrec.modules.state import copy_rows, copy_state
+from damo_torchrec.modules.state import all_finite, copy_rows, copy_state
 from damo_torchrec.optim.rules import optimizer_spec
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store.embedding_store import EmbeddingStore
@@ -189,7 +189,7 @@ def _check_copies(found: Sequence[_Found]) -> None:
         for table, weight in one.weights.items():
             if weight.is_meta:
                 raise ValueError(f"table {table!r} of {one.path!r} is on the meta device: it has no weights to copy")
-            if not bool(torch.isfinite(weight).all()):
+            if not all_finite(weight):
                 raise ValueError(f"table {table!r} of {one.path!r} has weights that are not finite")
             if owners.setdefault(one.names[table], one.module) is not one.module:
                 raise ValueError(f"two collections share the table {one.names[table]!r}: both have weights to copy")

@@ -118,8 +118,8 @@ OTHER = "0" * 32
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_entry("id", "../x"), "is no id of a state"),
-        (set_entry("id", OTHER.upper() + "é"), "is no id of a state"),
+        (set_entry("id", "../x"), "id is .*, expected 32 hexadecimal digits"),
+        (set_entry("id", OTHER.upper() + "é"), "id is .*, expected 32 hexadecimal digits"),
         (set_entry("line", [OTHER]), "does not lead from base"),
         (set_entry("line", []), "does not lead from base"),
         (lambda b: b["line"].append(b["line"][0]), "does not lead from base"),

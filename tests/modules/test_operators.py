@@ -155,6 +155,15 @@ def test_what_was_made_on_the_meta_device_comes_to_life_over_its_store(memory_st
     assert len(table) == 2
 
 
+def test_what_cannot_come_to_life_stays_on_the_meta_device(memory_store):
+    damo.EmbeddingBagCollection([config("a", 4)], torch.optim.SGD, {"lr": 1.0}, store=memory_store)
+    module = damo.EmbeddingBagCollection([config("a", 8)], device="meta", store=memory_store)
+    for _ in range(2):
+        with pytest.raises(damo.SchemaMismatchError, match="has dim 4, got 8"):
+            module(kjt({"a": [[1]]}))
+        assert module.device.type == "meta"
+
+
 def test_meta_has_shapes_and_no_store():
     ebc = damo.EmbeddingBagCollection([config("a", 4), config("b", 6)], device="meta")
     ec = damo.EmbeddingCollection(
