@@ -14,8 +14,9 @@ from damo_torchrec import _core
 from damo_torchrec.checkpoints.in_use import holders, lock
 from damo_torchrec.checkpoints.layout import CHECKPOINTS
 from damo_torchrec.checkpoints.manifest import Manifest
-from damo_torchrec.checkpoints.regular_file import is_directory, is_regular
+from damo_torchrec.checkpoints.regular_file import is_directory
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
+from damo_torchrec.checkpoints.temporary_directory import is_temporary, mark_temporary
 from damo_torchrec.errors import DamoError
 from damo_torchrec.files import make_temporary_directory, on_tmpfs, os_errors
 from damo_torchrec.modules.lookup_plan import LookupOutput
@@ -25,9 +26,6 @@ from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.table_definition import TableDefinition
 
 _log = logging.getLogger(__name__)
-
-# In a working copy, from its beginning on; where a store passes over what is hidden.
-_MARKER = Path(CHECKPOINTS) / ".damo_torchrec-working-copy"
 
 # How long the others that make a working copy, or whoever else may read the checkpoint, can hold one back.
 _PATIENCE = 10.0  # seconds
@@ -125,14 +123,15 @@ def _claimed(checkpoint: Path) -> Iterator[None]:
 
 
 def _mark(directory: Path) -> None:
+    """Has the directory say that it is a working copy, where a store passes over what is no checkpoint."""
     with os_errors(f"cannot make {directory}"):
-        (directory / _MARKER).parent.mkdir()
-        (directory / _MARKER).touch()
+        (directory / CHECKPOINTS).mkdir()
+        mark_temporary(directory / CHECKPOINTS)
 
 
 def _is_marked(directory: Path) -> bool:
     """Whether it is a working copy, and of this user: a name alone proves nothing."""
-    return is_directory(directory) and is_regular(directory / _MARKER) and directory.stat().st_uid == os.geteuid()
+    return is_directory(directory) and directory.stat().st_uid == os.geteuid() and is_temporary(directory / CHECKPOINTS)
 
 
 def _remove_if_left(directory: Path) -> None:
