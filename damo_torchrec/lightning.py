@@ -17,6 +17,7 @@ from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.errors import CorruptionError
 from damo_torchrec.files import os_errors
 from damo_torchrec.modules import store_of, tables_of
+from damo_torchrec.modules.state import Description, without_warning
 from damo_torchrec.store.opening import restore_unless_at
 
 _KEY = "damo_torchrec"
@@ -62,6 +63,8 @@ class StoreCheckpoint(Callback):
             self._directory.mkdir(parents=True, exist_ok=True)
         session = store_of(pl_module).session
         path = session.checkpoint(free_name(self._directory, trainer.global_step), keeper=LIGHTNING)
+        tensors = checkpoint.get("state_dict", {})
+        tensors.update({k: without_warning(v) for k, v in tensors.items() if isinstance(v, Description)})
         checkpoint[_KEY] = {"rows": str(path), "checkpoint_id": Manifest.read(path).id}
         if self._line is None or self._line.line != session.catalog.checkpoints.line:
             self._line = CheckpointLine(self._directory, session.catalog.checkpoints.line)

@@ -97,7 +97,8 @@ def test_a_file_without_rows_and_other_rows_are_refused(tmp_path):
     with damo.EmbeddingStore(tmp_path / "store") as store:
         model = LitModel(store)
         without = ModelCheckpoint(tmp_path / "without", every_n_train_steps=5, save_top_k=-1, filename="{step}")
-        fit(model, tmp_path, 1, callbacks=[without])
+        with pytest.warns(UserWarning, match="has no rows"):
+            fit(model, tmp_path, 1, callbacks=[without])
         with pytest.raises(ValueError, match="saved without StoreCheckpoint"):
             fit(model, tmp_path, 1, ckpt_path=tmp_path / "without" / "step=5.ckpt")
         fit(model, tmp_path, 1, every=5)

@@ -3,7 +3,7 @@
 import abc
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
@@ -13,7 +13,7 @@ from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from damo_torchrec import _core
-from damo_torchrec.modules import state
+from damo_torchrec.modules import passing_by, state
 from damo_torchrec.modules.autograd import Batch, Call, lookup, make_lookup
 from damo_torchrec.modules.definitions import check_options, definition_of, outputs_of, spec_of
 from damo_torchrec.modules.fused_optimizer import FusedTableOptimizer
@@ -129,10 +129,26 @@ class Collection(FusedOptimizerModule, nn.Module):
     def requires_grad_(self, requires_grad: bool = True) -> "Self":
         """Whether gradients update rows. Frozen ones are read as in eval mode, and none is made.
 
-        Rows are no parameters: ``requires_grad_`` of a module around this one does not come here.
+        ``requires_grad_`` of a module around this one does the same. Rows are no parameters: to set ``requires_grad``
+        of each of ``model.parameters()`` does not.
         """
         self._frozen = not requires_grad
         return super().requires_grad_(requires_grad)
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """As of every module: ``parameters`` of a module around this one asks for it, whoever asks for these."""
+        passing_by.check_who_walks(type(self).__name__)
+        if (requires_grad := passing_by.requires_grad_of_all()) is not None:
+            self._frozen = not requires_grad
+        return cast("Iterator[tuple[str, nn.Module]]", super().named_modules(memo, prefix, remove_duplicate))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises ValueError where torch's quantization, by a ``qconfig``, would leave the rows out."""
+        if name == "qconfig":
+            passing_by.check_qconfig(type(self).__name__, value)
+        super().__setattr__(name, value)
 
     @property
     def _trains(self) -> bool:

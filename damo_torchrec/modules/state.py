@@ -2,6 +2,7 @@
 
 import json
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -19,15 +20,42 @@ _ROWS_PER_CALL = 65536
 _BYTES_OF_STORE = 2048
 
 
+class Description(torch.Tensor):
+    """A tensor that warns when it is pickled, as by ``torch.save(model.state_dict())``: it stands for no rows.
+
+    Whatever is computed of it is a plain tensor, and its pickle is one.
+    `torch.distributed.checkpoint`, which saves what it computes of it, is not warned.
+    """
+
+    # What torch's notes on extending it name for a subclass whose results are plain; its stubs take it for a method.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # noqa: SLF001
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        warnings.warn(
+            "a state dict of a model over a store has no rows: they stay in the store, where a later run changes them. "
+            "damo_torchrec.save_model and load_model keep a model with its rows",
+            stacklevel=2,
+        )
+        return without_warning(self).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]  # torch's
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Description":
+        return self.clone().as_subclass(Description)
+
+
+def without_warning(state: torch.Tensor) -> torch.Tensor:
+    """The same tensor, for whoever saves rows, too."""
+    return state.as_subclass(torch.Tensor)
+
+
 def describe(store: EmbeddingStore, tables: Sequence[Table]) -> torch.Tensor:
     """Names the store, its seed and step, and the tables' schemas: JSON in UTF-8 and spaces, uint8 ``(n,)``.
 
-    n depends on the tables alone, so that `torch.distributed.checkpoint` can load it.
+    n depends on the tables alone, so that `torch.distributed.checkpoint` can load it. It warns when it is pickled.
     """
     schemas = {"tables": {table.name: _schema(table) for table in tables}}
     description = {"store": str(store.path), "seed": store.seed, "step": store.step, **schemas}
     content = json.dumps(description).encode().ljust(len(json.dumps(schemas)) + _BYTES_OF_STORE)
-    return torch.tensor(list(content), dtype=torch.uint8, device="cpu")
+    return torch.tensor(list(content), dtype=torch.uint8, device="cpu").as_subclass(Description)
 
 
 def _schema(table: Table) -> dict[str, Any]:

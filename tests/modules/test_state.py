@@ -1,5 +1,7 @@
 """State dicts: small, bound to a store of the same schema, and a way in for TorchRec's weights."""
 
+import copy
+import io
 import logging
 
 import pytest
@@ -57,6 +59,26 @@ def test_distributed_checkpoints_are_loaded_over_another_store_and_at_another_st
         dcp.load(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
         fresh.load_state_dict(state["model"])
         assert torch.equal(fresh["linear"].weight, expected)
+
+
+def test_a_saved_state_dict_warns_that_it_has_no_rows_and_loads_as_any(memory_store):
+    m, file = model(memory_store), io.BytesIO()
+    with pytest.warns(UserWarning, match="has no rows: .*save_model and load_model keep a model with its rows"):
+        torch.save({"model": copy.deepcopy(m.state_dict())}, file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)["model"]
+    assert type(state["ebc._extra_state"]) is torch.Tensor
+    m.load_state_dict(state)
+    torch.save(state, io.BytesIO())  # whoever has it has been told
+
+
+def test_copies_of_a_state_dict_in_memory_and_our_own_checkpoints_are_not_warned_of(tmp_path):
+    with small_store(tmp_path / "store") as store:
+        m = model(store)
+        kept = copy.deepcopy(m.state_dict())
+        torch.testing.assert_close(kept["ebc._extra_state"], m.state_dict()["ebc._extra_state"])
+        m.load_state_dict(kept)
+        damo.load_model(damo.save_model(m), m)
 
 
 @pytest.mark.parametrize("extra", [torch.tensor([1, 2], dtype=torch.uint8), "x", torch.tensor(list(b"{}"))])
