@@ -44,6 +44,7 @@ from damo_torchrec.store.default_store import default_store, set_default_store
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.table import Table
 from damo_torchrec.training.checkpoint_manager import CheckpointManager
+from damo_torchrec.training.fitting import IncompatibleKeys
 from damo_torchrec.training.grad_scaler import follow_grad_scaler
 from damo_torchrec.training.loading import load_model
 from damo_torchrec.training.model_checkpoint import CheckpointInfo, checkpoint_info
@@ -74,6 +75,7 @@ __all__ = [
     "EmbeddingBagCollection",
     "EmbeddingCollection",
     "EmbeddingStore",
+    "IncompatibleKeys",
     "NonFiniteGradientError",
     "OutOfSpaceError",
     "PrefetchIterator",

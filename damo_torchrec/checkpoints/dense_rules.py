@@ -80,6 +80,10 @@ def _is_text(value: object) -> bool:
     return type(value) is str
 
 
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(_is_text(item) for item in value)
+
+
 def _is_optimizer(value: object) -> bool:
     if value is None:
         return True
@@ -115,6 +119,7 @@ _FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "step": (_is_int, "int"),
     "model": (_has_names, "state dict: a dict with names as its keys"),
     "optimizer": (_is_optimizer, "state dict of an optimizer"),
+    "parameter_names": (_are_texts, "list of names"),
     "learning_rates": (_are_learning_rates, "dict of dicts of numbers that are finite and not negative"),
     "schedulers": (_are_schedulers, "list of state dicts"),
     "random": (_has_names, "dict with names as its keys"),

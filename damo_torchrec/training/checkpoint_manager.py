@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -163,6 +164,7 @@ class CheckpointManager:
         schedulers: Sequence[LRScheduler] = (),
         which: str | int | os.PathLike[str] | None = None,
         whole_store: bool = False,
+        strict: bool = True,
     ) -> CheckpointInfo | None:
         """Loads a checkpoint, with `load_model`, and returns what it says of itself; None if there is none.
 
@@ -172,6 +174,7 @@ class CheckpointManager:
             schedulers: as of `load_model`.
             which: a step, or a checkpoint's name or path, of whatever store. None: the newest one of the model's store.
             whole_store: as of `load_model`.
+            strict: as of `load_model`. What it returns is the `incompatible` of what this returns.
 
         Raises:
             ValueError: as of `load_model`; there is no such checkpoint.
@@ -183,8 +186,13 @@ class CheckpointManager:
         source = newest_with_dense_part(line.oldest_first()) if which is None else line.find(which)
         if source is None:
             return None
-        load_model(source, model, optimizer=optimizer, schedulers=schedulers, whole_store=whole_store)
-        return checkpoint_info(source)
+        if strict:
+            load_model(source, model, optimizer=optimizer, schedulers=schedulers, whole_store=whole_store)
+            return checkpoint_info(source)
+        incompatible = load_model(
+            source, model, optimizer=optimizer, schedulers=schedulers, whole_store=whole_store, strict=False
+        )
+        return replace(checkpoint_info(source), incompatible=incompatible)
 
     def wait(self) -> None:
         """Waits for the checkpoint that is being written, and raises what it raises."""

@@ -1,36 +1,52 @@
 """`load_model`: a model, its rows and its optimizer as `save_model` saved them."""
 
-import copy
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal, overload
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from damo_torchrec import pickled_module
-from damo_torchrec.checkpoints.document import shown
 from damo_torchrec.checkpoints.layout import MODULE_FILE
 from damo_torchrec.checkpoints.manifest import Manifest
-from damo_torchrec.errors import CorruptionError, DamoError, SchemaMismatchError
+from damo_torchrec.errors import CorruptionError, SchemaMismatchError
 from damo_torchrec.modules import store_of, tables_of
 from damo_torchrec.store.opening import restore_unless_at
-from damo_torchrec.training.model_checkpoint import (
-    check_optimizer,
-    dense_state,
-    learning_rates,
-    load_dense_state,
-    model_checkpoint_at,
-    read_dense,
-    set_learning_rates,
-)
+from damo_torchrec.training.dense_parts import NOT_STRICT, DenseParts
+from damo_torchrec.training.fitting import IncompatibleKeys
+from damo_torchrec.training.model_checkpoint import check_optimizer, model_checkpoint_at, read_dense
 from damo_torchrec.training.random_state import set_random_state
 
 _log = logging.getLogger(__name__)
+
+
+@overload
+def load_model(
+    path: str | os.PathLike[str],
+    model: nn.Module | None = None,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    schedulers: Sequence[LRScheduler] = (),
+    allow_pickle: bool = False,
+    whole_store: bool = False,
+    strict: Literal[True] = True,
+) -> nn.Module: ...
+
+
+@overload
+def load_model(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    schedulers: Sequence[LRScheduler] = (),
+    whole_store: bool = False,
+    strict: Literal[False],
+) -> IncompatibleKeys: ...
 
 
 def load_model(
@@ -41,13 +57,18 @@ def load_model(
     schedulers: Sequence[LRScheduler] = (),
     allow_pickle: bool = False,
     whole_store: bool = False,
-) -> nn.Module:
+    strict: bool = True,
+) -> nn.Module | IncompatibleKeys:
     """Brings a model, its rows and its optimizer to the state that `save_model` saved. Returns the model.
 
     The model's store goes back, or forward, to the rows of the checkpoint; what it held otherwise is given up. A
     checkpoint holds the whole store: if tables that are not the model's have changed since, it is refused, unless
     `whole_store` says that these go back as well. The random number generators continue where they were.
     `checkpoint_info` reads the rest.
+
+    ``strict=False`` is for a model that has changed since, by a feature more or less: what fits by name and shape is
+    loaded, of the dense part, of its optimizer and schedulers, and the rows of all tables; what does not stays as it
+    is in the model. Tables that the model has no more stay in the store.
 
     Args:
         path: of a checkpoint, or of a store: the newest of its checkpoints that `save_model` made.
@@ -57,15 +78,22 @@ def load_model(
         allow_pickle: whether that pickle may be read. Doing so runs any code that its author put in: only for
             checkpoints that you trust. The classes of the model must be importable.
         whole_store: whether tables of the store that are not the model's may be replaced and removed, too.
+        strict: whether the model, its tables and its optimizer must be those that were saved.
+
+    Returns:
+        The model; with ``strict=False`` what did not go together, an `IncompatibleKeys`.
 
     Raises:
         ValueError: `path` is no checkpoint, or has no dense part, or no optimizer though one is given; there is no
             model, and pickle is not allowed or cannot make one; other tables would be replaced. Nothing was changed.
         CorruptionError: parts of it are of different checkpoints, or damaged.
-        SchemaMismatchError: the model or its tables differ from those saved. Neither model nor store was changed.
+        SchemaMismatchError: the model or its tables differ from those saved; also with ``strict=False`` if a table's
+            dim, optimizer or row dtype does. Neither model nor store was changed.
     """
     path = model_checkpoint_at(path)
     check_optimizer(optimizer)
+    if model is None and not strict:
+        raise ValueError("load_model with strict=False needs a model: the one that it would make is the one saved")
     if model is None and not allow_pickle:
         raise ValueError(
             "load_model without a model has to read a pickle, which runs any code that its author put in: give it the "
@@ -79,56 +107,38 @@ def load_model(
     saved_schedulers = dense.get("schedulers", [])
     if schedulers and len(schedulers) != len(saved_schedulers):
         raise ValueError(f"{path} was saved with {len(saved_schedulers)} schedulers, got {len(schedulers)}")
-    _check_model(model, dense["model"], path)
-    if optimizer is not None:
-        _check_optimizer(optimizer, dense["optimizer"], path)
-    elif dense["optimizer"] is not None and model.training:
+    if optimizer is None and dense["optimizer"] is not None and model.training:
         _log.warning("%s was saved with an optimizer, whose state is not loaded: load_model was given none", path)
-    for scheduler, state in zip(schedulers, saved_schedulers, strict=False):
-        _check_scheduler(scheduler, state, path)
-    with _all_or_none(model, optimizer, schedulers):
-        with _refused(f"the model cannot take the state dict in {path}"):
-            load_dense_state(model, dense["model"])
-        if optimizer is not None:
-            with _refused(f"the optimizer cannot take its state in {path}"):
-                optimizer.load_state_dict(dense["optimizer"])
-        set_learning_rates(model, dense.get("learning_rates", {}))  # which earlier releases did not save
-        for scheduler, state in zip(schedulers, saved_schedulers, strict=False):
-            with _refused(f"a scheduler cannot take its state in {path}"):
-                scheduler.load_state_dict(state)
-        restore_unless_at(store_of(model).session, path, None if whole_store else tables_of(model))
+    store = store_of(model)
+    parts = DenseParts(model, optimizer, schedulers)
+    states = {**dense, "schedulers": saved_schedulers}
+    if strict:
+        parts.check(states, path)
+        _check_tables(model, path)
+        found = IncompatibleKeys()
+    else:
+        states, found = parts.fitting(states, path)
+        found.missing_tables, found.unexpected_tables = _other_tables(model, path)
+        _log.info("what of %s does not go with the model: %s", path, found)
+    with parts.all_or_none():
+        parts.load(states, path)
+        restore_unless_at(store.session, path, None if whole_store else tables_of(model))
     set_random_state(dense["random"])
-    return model
+    return model if strict else found
 
 
-@contextmanager
-def _all_or_none(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None, schedulers: Sequence[LRScheduler]
-) -> Iterator[None]:
-    """Brings back what they were if what follows fails: rows are restored last, and are so whole or not at all."""
-    dense, rates = copy.deepcopy(dense_state(model)), learning_rates(model)
-    states = [(part, copy.deepcopy(part.state_dict())) for part in (optimizer, *schedulers) if part is not None]
-    try:
-        yield
-    except BaseException:
-        load_dense_state(model, dense)
-        set_learning_rates(model, rates)
-        for part, state in states:
-            part.load_state_dict(state)
-        raise
+def _other_tables(model: nn.Module, path: Path) -> tuple[list[str], list[str]]:
+    """The model's tables that a checkpoint lacks, and those that it has and the model has not."""
+    saved, now = Manifest.read(path).tables.keys(), tables_of(model)
+    return sorted(now - saved), sorted(saved - now)
 
 
-@contextmanager
-def _refused(what: str) -> Iterator[None]:
-    """Has whatever torch raises of a state that fits in its outline alone say which it is."""
-    try:
-        yield
-    except DamoError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
-    except Exception as error:  # torch has no one exception
-        raise SchemaMismatchError(f"{what}: {type(error).__name__}: {error}") from error
+def _check_tables(model: nn.Module, path: Path) -> None:
+    missing, _ = _other_tables(model, path)
+    if missing:
+        raise SchemaMismatchError(
+            f"the model differs from the one saved in {path}, which has no tables {missing}: {NOT_STRICT}"
+        )
 
 
 def _unpickle(path: Path, unpicklable: str | None) -> nn.Module:
@@ -150,49 +160,3 @@ def _unpickle(path: Path, unpicklable: str | None) -> nn.Module:
             f"the model in {file} cannot be made here ({type(error).__name__}: {error}): import its classes where they "
             "were when it was saved, or give load_model a model to load into"
         ) from error
-
-
-def _check_model(model: nn.Module, saved: dict[str, torch.Tensor], path: Path) -> None:
-    now, then = _shapes(dense_state(model)), _shapes(saved)
-    if now == then:
-        return
-    names = sorted(n for n in {*now, *then} if now.get(n) != then.get(n))
-    differences = "; ".join(f"{n}: {then.get(n)} saved, {now.get(n)} in the model" for n in names[:5])
-    raise SchemaMismatchError(f"the model differs from the one saved in {path}: {differences}")
-
-
-def _shapes(state_dict: Mapping[str, Any]) -> dict[str, tuple[int, ...] | str]:
-    """Of what is no tensor, that it is none."""
-    return {
-        name: tuple(value.shape) if isinstance(value, torch.Tensor) else "no tensor"
-        for name, value in state_dict.items()
-    }
-
-
-def _check_scheduler(scheduler: LRScheduler, saved: Mapping[str, Any], path: Path) -> None:
-    """Whether it can load it: those of torch make each name in it an attribute."""
-    if odd := sorted(name for name in saved if name == "optimizer" or callable(getattr(type(scheduler), name, None))):
-        raise SchemaMismatchError(f"the scheduler differs from the one saved in {path}: its state has {shown(odd)}")
-
-
-def _check_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], path: Path) -> None:
-    """Whether the optimizer can load it, which torch finds out when it has begun to."""
-
-    def groups(state: dict[str, Any]) -> list[int]:
-        return [len(group["params"]) for group in state.get("param_groups", [])]
-
-    def hyperparameters(state: dict[str, Any]) -> set[str]:
-        return {str(name) for group in state.get("param_groups", []) for name in group}
-
-    state = optimizer.state_dict()
-    then, now = groups(saved), groups(state)
-    if then != now:
-        raise SchemaMismatchError(
-            f"the optimizer differs from the one saved in {path}: parameters by parameter group were {then}, are {now}"
-        )
-    had, has = hyperparameters(saved), hyperparameters(state)
-    if had - has and has - had:  # another version of torch has more of them, or fewer
-        raise SchemaMismatchError(
-            f"the optimizer differs from the one saved in {path}, which had {sorted(had - has)}: "
-            f"{type(optimizer).__name__} has {sorted(has - had)}"
-        )

@@ -22,6 +22,7 @@ from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.modules import Collection
 from damo_torchrec.store.embedding_store import EmbeddingStore
+from damo_torchrec.training.fitting import IncompatibleKeys
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class CheckpointInfo:
         step: the step given to `save_model`, or the store's.
         extra: what was given to `save_model`.
         rows: number of rows by table.
+        incompatible: what did not go together, where `CheckpointManager.restore` loaded it with ``strict=False``.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class CheckpointInfo:
     step: int
     extra: dict[str, Any]
     rows: dict[str, int]
+    incompatible: IncompatibleKeys | None = None
 
 
 def checkpoint_info(path: str | os.PathLike[str]) -> CheckpointInfo:

@@ -19,6 +19,7 @@ from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.modules import store_of
 from damo_torchrec.modules.dense_weights import warn_of_nonfinite
 from damo_torchrec.store.checkpoint_writer import Files
+from damo_torchrec.training.fitting_optimizer import parameter_names
 from damo_torchrec.training.model_checkpoint import check_optimizer, dense_state, learning_rates
 from damo_torchrec.training.random_state import random_state
 
@@ -133,6 +134,7 @@ class Parts:
                 "step": manifest.step if self.step is None else self.step,
                 "model": dense_state(model),
                 "optimizer": self.optimizer.state_dict() if self.optimizer is not None else None,
+                "parameter_names": parameter_names(model, self.optimizer),
                 "learning_rates": learning_rates(model),
                 "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
                 "random": random_state(),

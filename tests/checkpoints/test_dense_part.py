@@ -86,6 +86,7 @@ CHANGES: dict[str, Callable[[dict], object]] = {
     "groups without parameters": lambda d: d["optimizer"]["param_groups"][0].pop("params"),
     "schedulers that are no dicts": lambda d: d.update(schedulers=[1]),
     "a learning rate that is NaN": lambda d: d.update(learning_rates={"ebc": {"t": float("nan")}}),
+    "parameter names that are numbers": lambda d: d.update(parameter_names=[1]),
     "a step that is text": lambda d: d.update(step="x"),
     "no id": lambda d: d.pop("checkpoint_id"),
     "an id that is a tensor": lambda d: d.update(checkpoint_id=torch.zeros(2)),

@@ -123,7 +123,7 @@ def test_the_manifest_names_and_checks_every_other_file(tmp_path):
     dense = torch.load(path / "model.pt", weights_only=True)
     assert dense.keys() == {
         *("checkpoint_id", "step", "extra"),
-        *("model", "optimizer", "learning_rates", "schedulers", "random", "unpicklable"),
+        *("model", "optimizer", "parameter_names", "learning_rates", "schedulers", "random", "unpicklable"),
     }
     assert dense["checkpoint_id"] == manifest["id"]
     assert dense["model"].keys() == {"dense.weight", "dense.bias"}
