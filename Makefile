@@ -17,8 +17,8 @@ FIXED_ADDRESSES = $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setar
 # Runs the test program $$tests in as many processes as there are cores, each with a share of the tests.
 IN_SHARES = seq 0 $$(($(JOBS) - 1)) | GTEST_TOTAL_SHARDS=$(JOBS) xargs -P $(JOBS) -I{} env GTEST_SHARD_INDEX={}
 
-.PHONY: help venv gtest clang lock example test test-cpp test-python sanitize fuzz lint format bench bench-quick chaos \
-  soak clean
+.PHONY: help venv gtest clang lock example test test-cpp test-python test-versions sanitize fuzz lint format bench \
+  bench-quick chaos soak clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -45,6 +45,9 @@ test-cpp: venv gtest  ## run the C++ tests
 
 test-python: venv  ## run the Python tests; pytest's options in ARGS="..."
 	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+
+test-versions:  ## run the Python tests with TRIO=torch/torchrec/fbgemm on PYTHON; pytest's options in ARGS="..."
+	@TRIO="$(TRIO)" PYTHON="$(PYTHON)" JOBS=$(JOBS) scripts/test_versions.sh $(ARGS)
 
 sanitize: venv gtest  ## run the C++ tests under the address, undefined-behaviour and thread sanitizers
 	@$(CONFIGURE) -B build/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDAMO_SANITIZE=address,undefined -DDAMO_BUILD_FUZZERS=ON

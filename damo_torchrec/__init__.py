@@ -2,18 +2,16 @@
 
 import importlib
 import importlib.metadata
+import warnings
 from typing import Any
 
-try:
-    import torch as _torch  # noqa: F401
-    import torchrec as _torchrec  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        f"damo_torchrec needs torch, TorchRec and FBGEMM, and one of them cannot be imported ({error}): it installs "
-        "none of them. For an NVIDIA GPU `pip install 'damo-torchrec[cuda]'` does; without one, `pip install "
-        "torch==2.13.0 fbgemm-gpu-cpu==1.8.0 tensordict torchmetrics==1.0.3 tqdm pyre-extensions`, and then `pip "
-        "install --no-deps torchrec==1.8.0`"
-    ) from error
+from damo_torchrec import versions
+
+# The program imports what it needs by itself: some of its commands need no torch.
+if not versions.is_tool():
+    with versions.explained():
+        import torch as _torch  # noqa: F401
+        import torchrec as _torchrec  # noqa: F401
 
 try:
     from damo_torchrec import _core as _core
@@ -24,33 +22,37 @@ except ImportError as error:
         "anew. In a source tree, was it built? `make venv` does"
     ) from error
 
-from damo_torchrec import init, optim
-from damo_torchrec.checkpoints.delta import Delta
-from damo_torchrec.errors import (
-    ContinuedRowsWarning,
-    CorruptionError,
-    DamoError,
-    NonFiniteGradientError,
-    OutOfSpaceError,
-    SchemaMismatchError,
-    StoreClosedError,
-    StoreLockedError,
-    UncleanStoreError,
-)
-from damo_torchrec.modules import Embedding, EmbeddingBagCollection, EmbeddingCollection, damo_embedding_init
-from damo_torchrec.options import StoreOptions, TableOptions
-from damo_torchrec.stats import StoreStats, TableStats
-from damo_torchrec.store.default_store import default_store, set_default_store
-from damo_torchrec.store.embedding_store import EmbeddingStore
-from damo_torchrec.store.table import Table
-from damo_torchrec.training.checkpoint_manager import CheckpointManager
-from damo_torchrec.training.fitting import IncompatibleKeys
-from damo_torchrec.training.grad_scaler import follow_grad_scaler
-from damo_torchrec.training.loading import load_model
-from damo_torchrec.training.model_checkpoint import CheckpointInfo, checkpoint_info
-from damo_torchrec.training.prefetch import PrefetchIterator
-from damo_torchrec.training.saving import save_model, save_model_async
-from damo_torchrec.training.swap import swap
+if not versions.is_tool():
+    with versions.explained():
+        from damo_torchrec import init, optim
+        from damo_torchrec.checkpoints.delta import Delta
+        from damo_torchrec.errors import (
+            ContinuedRowsWarning,
+            CorruptionError,
+            DamoError,
+            NonFiniteGradientError,
+            OutOfSpaceError,
+            SchemaMismatchError,
+            StoreClosedError,
+            StoreLockedError,
+            UncleanStoreError,
+        )
+        from damo_torchrec.modules import Embedding, EmbeddingBagCollection, EmbeddingCollection, damo_embedding_init
+        from damo_torchrec.options import StoreOptions, TableOptions
+        from damo_torchrec.stats import StoreStats, TableStats
+        from damo_torchrec.store.default_store import default_store, set_default_store
+        from damo_torchrec.store.embedding_store import EmbeddingStore
+        from damo_torchrec.store.table import Table
+        from damo_torchrec.training.checkpoint_manager import CheckpointManager
+        from damo_torchrec.training.fitting import IncompatibleKeys
+        from damo_torchrec.training.grad_scaler import follow_grad_scaler
+        from damo_torchrec.training.loading import load_model
+        from damo_torchrec.training.model_checkpoint import CheckpointInfo, checkpoint_info
+        from damo_torchrec.training.prefetch import PrefetchIterator
+        from damo_torchrec.training.saving import save_model, save_model_async
+        from damo_torchrec.training.swap import swap
+    if (_misfit := versions.misfit(versions.installed())) is not None:
+        warnings.warn(_misfit, stacklevel=2)
 
 # Submodules that need more packages, imported when they are first used.
 _LAZY = ("onnx", "serving")

@@ -9,12 +9,14 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+import numpy as np
 
 from damo_torchrec import _core
+
+if TYPE_CHECKING:
+    from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,15 @@ class XavierUniform(Initializer):
         return _to_core(_core.Distribution.UNIFORM, -bound, bound)
 
 
-def from_config(config: BaseEmbeddingConfig) -> Initializer:
+def from_config(config: "BaseEmbeddingConfig") -> Initializer:
     """The initializer that a TorchRec config's ``init_fn`` names.
 
     Raises:
         ValueError: ``init_fn`` is not one of torch.nn.init's functions that has a counterpart here, or a
             `functools.partial` of one. A Python function cannot be called for each new row.
     """
+    import torch  # which a manifest, whose initializers are read here, too, does not need
+
     init_fn = config.init_fn
     if init_fn is None:
         return Uniform(config.get_weight_init_min(), config.get_weight_init_max())
@@ -120,7 +124,8 @@ def from_config(config: BaseEmbeddingConfig) -> Initializer:
     keywords: dict[str, Any] = {}
     if isinstance(init_fn, functools.partial):
         function, args, keywords = init_fn.func, init_fn.args, dict(init_fn.keywords)
-    for known, make in _TORCH_INIT.items():
+    for name, make in _TORCH_INIT.items():
+        known = getattr(torch.nn.init, name)
         if function is known:
             keywords.pop("generator", None)  # rows draw from the store's seed
             bound = inspect.signature(known).bind(None, *args, **keywords)
@@ -128,7 +133,7 @@ def from_config(config: BaseEmbeddingConfig) -> Initializer:
             return make(bound.arguments)
     raise ValueError(
         f"table {config.name!r}: init_fn {init_fn!r} is not one of torch.nn.init's "
-        f"{', '.join(f.__name__ for f in _TORCH_INIT)} (or a functools.partial of one); pass "
+        f"{', '.join(_TORCH_INIT)} (or a functools.partial of one); pass "
         f"table_options={{{config.name!r}: TableOptions(initializer=damo.init...)}} instead"
     )
 
@@ -162,18 +167,19 @@ _KINDS: dict[str, Callable[..., Initializer]] = {
     kind.__name__: kind for kind in (Constant, Uniform, Normal, TruncatedNormal, XavierUniform)
 }
 
-_TORCH_INIT: dict[Callable[..., torch.Tensor], Callable[[dict[str, Any]], Initializer]] = {
-    torch.nn.init.uniform_: lambda a: Uniform(a["a"], a["b"]),
-    torch.nn.init.normal_: lambda a: Normal(a["mean"], a["std"]),
-    torch.nn.init.trunc_normal_: lambda a: TruncatedNormal(a["mean"], a["std"], a["a"], a["b"]),
-    torch.nn.init.constant_: lambda a: Constant(a["val"]),
-    torch.nn.init.zeros_: lambda _: Constant(0.0),
-    torch.nn.init.ones_: lambda _: Constant(1.0),
-    torch.nn.init.xavier_uniform_: lambda a: XavierUniform(a["gain"]),
+# By the name of the function in torch.nn.init.
+_TORCH_INIT: dict[str, Callable[[dict[str, Any]], Initializer]] = {
+    "uniform_": lambda a: Uniform(a["a"], a["b"]),
+    "normal_": lambda a: Normal(a["mean"], a["std"]),
+    "trunc_normal_": lambda a: TruncatedNormal(a["mean"], a["std"], a["a"], a["b"]),
+    "constant_": lambda a: Constant(a["val"]),
+    "zeros_": lambda _: Constant(0.0),
+    "ones_": lambda _: Constant(1.0),
+    "xavier_uniform_": lambda a: XavierUniform(a["gain"]),
 }
 
 
-_LARGEST = torch.finfo(torch.float32).max
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def _cdf(z: float) -> float:

@@ -13,7 +13,7 @@ PAGES = [
     *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md", "benchmarks/README.md")),
     *sorted((PROJECT / "docs").glob("*.md")),
 ]
-CI = [PROJECT / ".ci" / "run", PROJECT / ".ci" / "weekly"]
+CI = [PROJECT / ".ci" / "run", PROJECT / ".ci" / "weekly", PROJECT / ".github" / "workflows" / "versions.yml"]
 
 
 def code(page: Path) -> Iterator[str]:
@@ -52,7 +52,7 @@ def rules() -> list[tuple[set[str], set[str]]]:
 
 def targets_of_ci() -> set[str]:
     """Those that CI makes, those that they need, and those that have the same recipe."""
-    made = set(re.findall(r"^make ([a-z-]+)", commands_of_ci(), re.MULTILINE))
+    made = set(re.findall(r"^(?: +- run: )?make ([a-z-]+)", commands_of_ci(), re.MULTILINE))
     while True:
         more = made.union(*(needed for targets, needed in rules() if targets & made))
         more |= set().union(*(targets for targets, _ in rules() if targets & more))

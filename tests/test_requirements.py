@@ -59,6 +59,14 @@ def test_all_that_is_asked_for_is_pinned():
     assert asked - pins(LOCKS[0]).keys() - NOT_LOCKED == set()
 
 
+def test_installing_the_package_brings_no_torch_and_no_fbgemm():
+    """Which would take the place of builds that are there. TorchRec asks for one, so it is none of ours either."""
+    dependencies = re.findall(r"^dependencies = (.*)", PYPROJECT, re.MULTILINE)[0]
+    assert set(re.findall(r'"([\w-]+)', dependencies)) == {"numpy", "tqdm"}
+    named = {"torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu"}
+    assert {name for name, asked in extras().items() if asked & named} == {"cuda"}
+
+
 def test_what_stands_alone_has_the_versions_that_its_input_names():
     asked = re.findall(r"^([\w-]+)==([\d.]+)", LOCKS[1].with_suffix(".in").read_text(), re.MULTILINE)
     assert {(name, rest.split()[0]) for name, versions in pins(LOCKS[1]).items() for rest in versions} == set(asked)

@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:  # ImportError: of what some commands need beside this package
         print(f"damo-torchrec: {error}", file=sys.stderr)
         return WRONG_USAGE
     except (DamoError, OSError) as error:
@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="damo-torchrec",
         description="Looks after stores of embedding tables and their checkpoints.",
-        epilog="Exit status: 0 sound, 1 damage found or something lost, 2 wrong usage.",
+        epilog="Exit status: 0 sound, 1 damage found or something lost, 2 wrong usage, or a package is missing.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in _COMMANDS:

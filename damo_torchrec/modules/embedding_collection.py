@@ -71,6 +71,7 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
         self._need_indices = need_indices
         self._use_gather_select = use_gather_select
         self._use_gather_select_per_sharding = use_gather_select_per_sharding
+        self._use_sorted_select = False
         self._plan = LookupPlan(LookupKind.SEQUENCES, outputs)
         self.attach_store(store)
         self._number = operators.register(self)
@@ -161,3 +162,11 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
     def use_gather_select_per_sharding(self) -> dict[str, bool] | None:
         """What was given."""
         return self._use_gather_select_per_sharding
+
+    def use_sorted_select(self) -> bool:
+        """What `set_use_sorted_select` was given. TorchRec's sharding asks from its version 1.9 on."""
+        return self._use_sorted_select
+
+    def set_use_sorted_select(self, use_sorted_select: bool) -> None:
+        """Kept for TorchRec's sharding; without effect here."""
+        self._use_sorted_select = use_sorted_select

@@ -12,7 +12,6 @@ from pathlib import Path
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.atomic_directory import build_directory
 from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
-from damo_torchrec.checkpoints.dense_part import dump_dense, load_dense
 from damo_torchrec.checkpoints.file_entry import Finding
 from damo_torchrec.checkpoints.layout import (
     CHECKPOINTS,
@@ -31,6 +30,7 @@ from damo_torchrec.checkpoints.table_entry import TableEntry
 from damo_torchrec.errors import CorruptionError
 from damo_torchrec.files import write_file
 from damo_torchrec.progress import Progress, counting
+from damo_torchrec.rescue.dense import dump_dense, load_dense
 from damo_torchrec.rescue.records import IdRange, ids_between, named_table_file, payload_sizes, read_records
 from damo_torchrec.rescue.salvage import open_rows
 

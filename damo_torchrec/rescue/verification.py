@@ -9,7 +9,6 @@ from itertools import chain
 from pathlib import Path
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.dense_part import load_dense
 from damo_torchrec.checkpoints.file_entry import Finding
 from damo_torchrec.checkpoints.layout import (
     LINEAGE_FILE,
@@ -27,6 +26,7 @@ from damo_torchrec.checkpoints.origin import Origin
 from damo_torchrec.checkpoints.regular_file import is_directory, is_regular
 from damo_torchrec.errors import CorruptionError, DamoError
 from damo_torchrec.progress import Progress, counting
+from damo_torchrec.rescue.dense import load_dense
 from damo_torchrec.rescue.records import ids_between, named_table_file, payload_sizes, read_records
 from damo_torchrec.rescue.row_files import row_file_finding
 

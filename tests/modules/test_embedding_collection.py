@@ -61,6 +61,28 @@ def test_outputs_are_torchrecs(memory_store, need_indices):
     assert ours.use_gather_select_per_sharding() is None
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (damo.EmbeddingCollection, torchrec.EmbeddingCollection),
+        (damo.EmbeddingBagCollection, torchrec.EmbeddingBagCollection),
+    ],
+)
+def test_there_is_what_the_torchrec_that_is_installed_may_ask_for(ours, theirs):
+    """Each version's sharding asks for more. `reset_parameters` would make rows, which their first updates do."""
+    asked = {name for name in vars(theirs) if not name.startswith("_")} - {"reset_parameters"}
+    assert {"forward", "device"} < asked
+    assert [name for name in sorted(asked) if not hasattr(ours, name)] == []
+
+
+def test_ways_to_select_rows_are_kept_for_torchrecs_sharding(memory_store):
+    """TorchRec has the last one from its version 1.9 on."""
+    _, ours = both(memory_store, need_indices=False)
+    assert ours.use_sorted_select() is False
+    ours.set_use_sorted_select(True)
+    assert ours.use_sorted_select() is True
+
+
 def test_trains_like_torchrecs_with_a_dense_optimizer(tmp_path):
     with small_store(tmp_path / "store", cache_bytes=A_HANDFUL_OF_ROWS) as store:
         theirs, ours = both(store)
