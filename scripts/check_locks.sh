@@ -16,7 +16,7 @@ if ! command -v "$CLANGXX" >/dev/null; then
   exit 1
 fi
 if [ $# -eq 0 ]; then
-  mapfile -t files < <(find csrc -name '*.cc' ! -path 'csrc/python/*' ! -path 'csrc/onnxruntime_ops/*' ! -name 'kernels_avx*')
+  mapfile -t files < <(find csrc -name '*.cc' ! -path 'csrc/python/*' ! -name 'kernels_avx*')
   set -- "${files[@]}"
 fi
 flags=(-std=c++20 -fsyntax-only -Wthread-safety -Werror -I csrc)
