@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Has Clang check that whoever touches what a lock guards holds it (csrc/base/mutex.h). Builds nothing: it takes a compiler and
-# RocksDB's headers. Reads the files given, by default all of csrc/ but those that need the headers of Python or ONNX Runtime.
+# RocksDB's headers. Reads the files given, by default all of csrc/ but those that need the headers of Python.
 #
 # CLANGXX     the compiler; by default clang++
 # JOBS        how many files are read at a time; by default all cores
