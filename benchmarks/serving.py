@@ -32,10 +32,10 @@ MIB = 2**20
 
 DESCRIPTION = """\
 Serves tables from ONNX files, by row number where others have no other way. Lookups alone: those of this
-package, by standard operators and, where they are built, by its own kernels, a LabelEncoder before a
-Gather, and a plain Gather of the same rows, which is what they are compared with. Then a DLRM: in torch,
-as torch.onnx exports it, alone and behind a LabelEncoder, and as this package does. At last a table with
-many rows is exported and loaded.
+package, by standard operators and by its own kernels, a LabelEncoder before a Gather, and a plain Gather
+of the same rows, which is what they are compared with. Then a DLRM: in torch, as torch.onnx exports it,
+alone and behind a LabelEncoder, and as this package does. At last a table with many rows is exported and
+loaded.
 """
 
 EPILOG = """\
@@ -81,9 +81,8 @@ def lookups(served: Any, seconds: float) -> list[dict[str, Any]]:
         "Gather by row number": served.gather(),
         "LabelEncoder and Gather": served.label_encoder(),
         "standard operators": served.lookup(operators=False),
+        "kernels": served.lookup(operators=True),
     }
-    if has_operators():
-        contestants["kernels"] = served.lookup(operators=True)
     figures = []
     for ids_per_bag, batch, distinct in itertools.product((1, 5), BATCHES, (False, True)):
         number = distinct_requests(served.ids(batch, ids_per_bag)) if distinct else 1
@@ -134,9 +133,8 @@ def models(served: Any, seconds: float) -> list[dict[str, Any]]:
         "torch.onnx, by row number": served.plain_export(),
         "LabelEncoder and torch.onnx": served.label_encoded_export(),
         "standard operators": served.model(operators=False),
+        "kernels": served.model(operators=True),
     }
-    if has_operators():
-        contestants["kernels"] = served.model(operators=True)
     figures = []
     for batch in LATENCY_BATCHES:
         request = served.request(batch, 1, seed=batch)
@@ -196,12 +194,6 @@ def large_in_words(large: dict[str, float]) -> str:
         f"loaded in {large['seconds']:.3f} s, resident {large['resident_bytes'] / MIB:.1f} MiB, "
         f"{large['resident_bytes_after_1000_ids'] / MIB:.1f} MiB after 1,000 ids"
     )
-
-
-def has_operators() -> bool:
-    from damo_torchrec.onnx.session import operators_file
-
-    return operators_file().is_file()
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

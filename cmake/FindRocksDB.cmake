@@ -4,6 +4,8 @@
 # requires the development packages of every compression library, and it is missing from some distributions. The static
 # library is never taken, because distributions build it without position-independent code.
 
+include(CheckCXXSourceCompiles)
+
 find_package(PkgConfig QUIET)
 if(PkgConfig_FOUND)
   pkg_check_modules(PC_RocksDB QUIET rocksdb)
@@ -37,4 +39,22 @@ if(RocksDB_FOUND AND NOT TARGET RocksDB::rocksdb-shared)
   set_target_properties(
     RocksDB::rocksdb-shared PROPERTIES IMPORTED_LOCATION "${RocksDB_LIBRARY}"
                                        INTERFACE_INCLUDE_DIRECTORIES "${RocksDB_INCLUDE_DIR}")
+
+  # A class derived from one of RocksDB's refers to that one's type information, which a RocksDB that was built without
+  # RTTI, as its Release builds are, does not have: then what derives from it is compiled without, too.
+  string(MAKE_C_IDENTIFIER "RocksDB_HAS_RTTI_${RocksDB_LIBRARY}" damo_has_rtti)
+  set(CMAKE_REQUIRED_LIBRARIES RocksDB::rocksdb-shared)
+  check_cxx_source_compiles(
+    "#include <rocksdb/env.h>
+     class NoLog : public rocksdb::Logger {
+      public:
+       using rocksdb::Logger::Logv;
+       void Logv(const char*, va_list) override {}
+     };
+     int main() { NoLog log; }"
+    ${damo_has_rtti})
+  unset(CMAKE_REQUIRED_LIBRARIES)
+  if(NOT ${damo_has_rtti})
+    set_property(TARGET RocksDB::rocksdb-shared PROPERTY INTERFACE_COMPILE_OPTIONS -fno-rtti)
+  endif()
 endif()

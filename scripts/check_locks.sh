@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Has Clang check that whoever touches what a lock guards holds it (csrc/base/mutex.h). Builds nothing: it takes a compiler and
-# RocksDB's headers. Reads the files given, by default all of csrc/ but those that need the headers of Python or ONNX Runtime.
+# RocksDB's headers. Reads the files given, by default all of csrc/ but those that need the headers of Python.
 #
 # CLANGXX     the compiler; by default clang++
 # JOBS        how many files are read at a time; by default all cores
@@ -16,7 +16,7 @@ if ! command -v "$CLANGXX" >/dev/null; then
   exit 1
 fi
 if [ $# -eq 0 ]; then
-  mapfile -t files < <(find csrc -name '*.cc' ! -path 'csrc/python/*' ! -path 'csrc/onnxruntime_ops/*' ! -name 'kernels_avx*')
+  mapfile -t files < <(find csrc -name '*.cc' ! -path 'csrc/python/*' ! -name 'kernels_avx*')
   set -- "${files[@]}"
 fi
 flags=(-std=c++20 -fsyntax-only -Wthread-safety -Werror -I csrc)

@@ -22,7 +22,7 @@ constexpr const char* kDomain = "damo_torchrec";
 // `message()` is made only where it is thrown.
 template <class F>
 void Require(bool holds, F message) {
-  if (!holds) throw OrtError(ORT_INVALID_ARGUMENT, message());
+  if (!holds) throw OrtError(ort::ErrorCode::kInvalidArgument, message());
 }
 
 std::string ShapeName(const std::vector<int64_t>& shape) {
@@ -30,6 +30,9 @@ std::string ShapeName(const std::vector<int64_t>& shape) {
   for (const int64_t size : shape) name += (name.size() > 1 ? ", " : "") + std::to_string(size);
   return name + ")";
 }
+
+// ONNX's number of it.
+std::string TypeName(ort::ElementType type) { return std::to_string(static_cast<int>(type)); }
 
 // What an operator looks up, and its inputs in order.
 struct Signature {
@@ -39,28 +42,28 @@ struct Signature {
   bool means;
   RowDtype dtype;
   std::vector<const char*> inputs;
-  std::vector<ONNXTensorElementDataType> types;
+  std::vector<ort::ElementType> types;
 
   Signature(bool pooled_bags, bool weighted_ids, bool some_means, RowDtype row_dtype)
       : pooled(pooled_bags), weighted(weighted_ids), means(some_means), dtype(row_dtype) {
     const RowDtypeFacts facts = FactsOf(dtype);
     const std::string bags = std::string(weighted ? "Weighted" : "") + "EmbeddingBag" + (means ? "Mean" : "") + "s";
     name = (pooled ? bags : "EmbeddingRows") + facts.suffix;
-    const auto add = [&](const char* input, ONNXTensorElementDataType type) {
+    const auto add = [&](const char* input, ort::ElementType type) {
       inputs.push_back(input);
       types.push_back(type);
     };
-    for (const char* input : {"values", "lengths"}) add(input, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
-    if (weighted) add("weights", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
-    add("tables", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
-    if (means) add("means", ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL);
+    for (const char* input : {"values", "lengths"}) add(input, ort::ElementType::kInt64);
+    if (weighted) add("weights", ort::ElementType::kFloat);
+    add("tables", ort::ElementType::kInt64);
+    if (means) add("means", ort::ElementType::kBool);
     for (const char* input : {"first_bucket", "bucket_mask", "middle_row"}) {
-      add(input, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
+      add(input, ort::ElementType::kInt64);
     }
-    add("row_scale", ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE);
-    for (const char* input : {"buckets", "keys"}) add(input, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
-    add("rows_0", static_cast<ONNXTensorElementDataType>(facts.onnx_type));  // numbered as in ONNX
-    if (facts.scaled) add("scales", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
+    add("row_scale", ort::ElementType::kDouble);
+    for (const char* input : {"buckets", "keys"}) add(input, ort::ElementType::kInt64);
+    add("rows_0", static_cast<ort::ElementType>(facts.onnx_type));  // numbered as in ONNX
+    if (facts.scaled) add("scales", ort::ElementType::kFloat);
   }
 };
 
@@ -69,7 +72,15 @@ class Inputs {
  public:
   explicit Inputs(const Signature& signature) : signature_(signature) {}
 
-  void Add(const char* name, Tensor tensor) { tensors_.emplace_back(name, std::move(tensor)); }
+  // The input of the operator at `index`.
+  void Add(size_t index, Tensor tensor) {
+    const char* const name = signature_.inputs[index];
+    Require(tensor.type == signature_.types[index], [&] {
+      return signature_.name + ": " + name + " must have elements of ONNX's type " + TypeName(signature_.types[index]) +
+             ", got " + TypeName(tensor.type);
+    });
+    tensors_.emplace_back(name, std::move(tensor));
+  }
 
   const Tensor& operator[](std::string_view name) const {
     return std::find_if(tensors_.begin(), tensors_.end(), [&](const auto& tensor) { return tensor.first == name; })
@@ -170,18 +181,18 @@ void Run(const Signature& signature, const KernelCall& call, const Work& work) {
 // An operator in a graph. Where its arrays are constants of the graph they are read and checked once.
 class Kernel {
  public:
-  Kernel(const OrtApi& api, const OrtKernelInfo* info, const Signature& signature)
+  Kernel(const ort::Api& api, const OrtKernelInfo* info, const Signature& signature)
       : api_(api), signature_(signature), requests_(signature.weighted ? 3 : 2) {
     Inputs arrays(signature);
     for (size_t i = requests_; i < signature.inputs.size(); ++i) {
       std::optional<Tensor> tensor = ConstantInput(api, info, i);
       if (!tensor) return;
-      arrays.Add(signature.inputs[i], std::move(*tensor));
+      arrays.Add(i, std::move(*tensor));
     }
     constants_ = ReadArrays(signature, arrays);
   }
 
-  const OrtApi& api() const { return api_; }
+  const ort::Api& api() const { return api_; }
 
   void Compute(OrtKernelContext* context) const {
     const KernelCall call(api_, context);
@@ -200,30 +211,30 @@ class Kernel {
  private:
   Inputs Read(const KernelCall& call, size_t begin, size_t end) const {
     Inputs inputs(signature_);
-    for (size_t i = begin; i < end; ++i) inputs.Add(signature_.inputs[i], call.Input(i));
+    for (size_t i = begin; i < end; ++i) inputs.Add(i, call.Input(i));
     return inputs;
   }
 
-  const OrtApi& api_;
+  const ort::Api& api_;
   const Signature& signature_;
   const size_t requests_;  // how many inputs are a request's
   std::optional<LookupArgs> constants_;
 };
 
 // An operator as ONNX Runtime wants it.
-struct Operator : OrtCustomOp {
-  explicit Operator(Signature s) : OrtCustomOp{}, signature(std::move(s)) {
-    version = kOrtApiVersion;
-    GetName = [](const OrtCustomOp* op) { return Of(op).name.c_str(); };
-    GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return "CPUExecutionProvider"; };
-    GetInputTypeCount = [](const OrtCustomOp* op) { return Of(op).types.size(); };
-    GetInputType = [](const OrtCustomOp* op, size_t index) { return Of(op).types[index]; };
-    GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
-    GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
-    GetOutputTypeCount = [](const OrtCustomOp*) { return size_t{1}; };
-    GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
-    GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
-    CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
+struct Operator : ort::CustomOp {
+  explicit Operator(Signature s) : ort::CustomOp{}, signature(std::move(s)) {
+    version = ort::kApiVersion;
+    GetName = [](const ort::CustomOp* op) { return Of(op).name.c_str(); };
+    GetExecutionProviderType = [](const ort::CustomOp*) -> const char* { return "CPUExecutionProvider"; };
+    GetInputTypeCount = [](const ort::CustomOp* op) { return Of(op).types.size(); };
+    GetInputType = [](const ort::CustomOp* op, size_t index) { return Of(op).types[index]; };
+    GetInputCharacteristic = [](const ort::CustomOp*, size_t) { return ort::InputOutput::kRequired; };
+    GetInputMemoryType = [](const ort::CustomOp*, size_t) { return ort::MemoryType::kDefault; };
+    GetOutputTypeCount = [](const ort::CustomOp*) { return size_t{1}; };
+    GetOutputType = [](const ort::CustomOp*, size_t) { return ort::ElementType::kFloat; };
+    GetOutputCharacteristic = [](const ort::CustomOp*, size_t) { return ort::InputOutput::kRequired; };
+    CreateKernelV2 = [](const ort::CustomOp* op, const ort::Api* api, const OrtKernelInfo* info, void** kernel) {
       return ToStatus(*api, [&] { *kernel = new Kernel(*api, info, Of(op)); });
     };
     KernelComputeV2 = [](void* data, OrtKernelContext* context) {
@@ -233,7 +244,7 @@ struct Operator : OrtCustomOp {
     KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
   }
 
-  static const Signature& Of(const OrtCustomOp* op) { return static_cast<const Operator*>(op)->signature; }
+  static const Signature& Of(const ort::CustomOp* op) { return static_cast<const Operator*>(op)->signature; }
 
   const Signature signature;
 };
@@ -256,9 +267,9 @@ const std::vector<std::unique_ptr<Operator>>& Operators() {
 
 // The operators of one runtime, of which a process may have several. Kept for ever, since sessions use it until they
 // end.
-OrtCustomOpDomain* DomainFor(const OrtApi& api) {
+OrtCustomOpDomain* DomainFor(const ort::Api& api) {
   static std::mutex mutex;
-  static auto& domains = *new std::map<const OrtApi*, OrtCustomOpDomain*>;
+  static auto& domains = *new std::map<const ort::Api*, OrtCustomOpDomain*>;
   const std::lock_guard lock(mutex);
   OrtCustomOpDomain*& domain = domains[&api];
   if (domain == nullptr) {
@@ -274,13 +285,13 @@ OrtCustomOpDomain* DomainFor(const OrtApi& api) {
 }  // namespace damo
 
 // What ONNX Runtime calls when it loads the library.
-extern "C" [[gnu::visibility("default")]] OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
-                                                                                    const OrtApiBase* base) {
-  const OrtApi* api = base->GetApi(damo::kOrtApiVersion);
+extern "C" [[gnu::visibility("default")]] OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
+                                                                       const damo::ort::ApiBase* base) {
+  const damo::ort::Api* api = base->GetApi(damo::ort::kApiVersion);
   if (api == nullptr) {
     const std::string message =
         std::string("damo_torchrec's operators need ONNX Runtime 1.17 or later, this is ") + base->GetVersionString();
-    return base->GetApi(1)->CreateStatus(ORT_FAIL, message.c_str());
+    return base->GetApi(1)->CreateStatus(damo::ort::ErrorCode::kFail, message.c_str());
   }
   return damo::ToStatus(*api, [&] { damo::Check(*api, api->AddCustomOpDomain(options, damo::DomainFor(*api))); });
 }

@@ -1,8 +1,6 @@
 // ONNX Runtime's C interface, as far as the operators need it: tensors as views, failures as exceptions.
 #pragma once
 
-#include <onnxruntime_c_api.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -10,23 +8,21 @@
 #include <string>
 #include <vector>
 
-namespace damo {
+#include "onnxruntime_ops/ort_abi.h"
 
-// What the library asks for, whatever the headers: runtimes from 1.17 on have it.
-constexpr uint32_t kOrtApiVersion = 17;
-static_assert(ORT_API_VERSION >= kOrtApiVersion, "the operators need the headers of ONNX Runtime 1.17 or later");
+namespace damo {
 
 // A status that is not OK.
 class OrtError : public std::runtime_error {
  public:
-  OrtError(OrtErrorCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
-  OrtErrorCode code() const { return code_; }
+  OrtError(ort::ErrorCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
+  ort::ErrorCode code() const { return code_; }
 
  private:
-  OrtErrorCode code_;
+  ort::ErrorCode code_;
 };
 
-inline void Check(const OrtApi& api, OrtStatus* status) {
+inline void Check(const ort::Api& api, OrtStatus* status) {
   if (status == nullptr) return;
   const OrtError error(api.GetErrorCode(status), api.GetErrorMessage(status));
   api.ReleaseStatus(status);
@@ -35,18 +31,19 @@ inline void Check(const OrtApi& api, OrtStatus* status) {
 
 // Calls f(); what it throws becomes a status.
 template <class F>
-OrtStatus* ToStatus(const OrtApi& api, F f) {
+OrtStatus* ToStatus(const ort::Api& api, F f) {
   try {
     f();
     return nullptr;
   } catch (const OrtError& error) {
     return api.CreateStatus(error.code(), error.what());
   } catch (const std::exception& error) {
-    return api.CreateStatus(ORT_FAIL, error.what());
+    return api.CreateStatus(ort::ErrorCode::kFail, error.what());
   }
 }
 
 struct Tensor {
+  ort::ElementType type;
   std::vector<int64_t> shape;
   const void* data;
 
@@ -56,12 +53,13 @@ struct Tensor {
   }
 };
 
-inline Tensor ReadTensor(const OrtApi& api, const OrtValue* value) {
+inline Tensor ReadTensor(const ort::Api& api, const OrtValue* value) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   Check(api, api.GetTensorTypeAndShape(value, &info));
   Tensor tensor;
   size_t rank = 0;
-  OrtStatus* status = api.GetDimensionsCount(info, &rank);
+  OrtStatus* status = api.GetTensorElementType(info, &tensor.type);
+  if (status == nullptr) status = api.GetDimensionsCount(info, &rank);
   if (status == nullptr) {
     tensor.shape.resize(rank);
     status = api.GetDimensions(info, tensor.shape.data(), rank);
@@ -75,7 +73,7 @@ inline Tensor ReadTensor(const OrtApi& api, const OrtValue* value) {
 }
 
 // An input of a node that is the same in all calls; nothing if it is not.
-inline std::optional<Tensor> ConstantInput(const OrtApi& api, const OrtKernelInfo* info, size_t index) {
+inline std::optional<Tensor> ConstantInput(const ort::Api& api, const OrtKernelInfo* info, size_t index) {
   int is_constant = 0;
   const OrtValue* value = nullptr;
   Check(api, api.KernelInfoGetConstantInput_tensor(info, index, &is_constant, &value));
@@ -86,7 +84,7 @@ inline std::optional<Tensor> ConstantInput(const OrtApi& api, const OrtKernelInf
 // A call of a kernel.
 class KernelCall {
  public:
-  KernelCall(const OrtApi& api, OrtKernelContext* context) : api_(api), context_(context) {}
+  KernelCall(const ort::Api& api, OrtKernelContext* context) : api_(api), context_(context) {}
 
   Tensor Input(size_t index) const {
     const OrtValue* value = nullptr;
@@ -113,7 +111,7 @@ class KernelCall {
   }
 
  private:
-  const OrtApi& api_;
+  const ort::Api& api_;
   OrtKernelContext* const context_;
 };
 

@@ -66,7 +66,7 @@ std::shared_ptr<rocksdb::TablePropertiesCollectorFactory> StepsCollectorFactory(
   return std::make_shared<Factory>();
 }
 
-std::function<bool(const rocksdb::TableProperties&)> ChangedSince(uint32_t table, uint64_t since) {
+TableFilter ChangedSince(uint32_t table, uint64_t since) {
   return [table, since](const rocksdb::TableProperties& properties) {
     const auto found = properties.user_collected_properties.find(kProperty);
     // A file that an earlier release wrote.

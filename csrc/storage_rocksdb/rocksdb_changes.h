@@ -19,8 +19,11 @@ namespace damo {
 
 std::shared_ptr<rocksdb::TablePropertiesCollectorFactory> StepsCollectorFactory();
 
+// For rocksdb::ReadOptions::table_filter.
+using TableFilter = std::function<bool(const rocksdb::TableProperties&)>;
+
 // Whether a file may hold rows of the table with number `table` (or deletion records of one, with kDeletionBit) that
-// are of step `since` or later. For rocksdb::ReadOptions::table_filter.
-std::function<bool(const rocksdb::TableProperties&)> ChangedSince(uint32_t table, uint64_t since);
+// are of step `since` or later.
+TableFilter ChangedSince(uint32_t table, uint64_t since);
 
 }  // namespace damo

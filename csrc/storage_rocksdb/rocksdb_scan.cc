@@ -8,6 +8,7 @@
 
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 
 #include "base/status.h"
@@ -34,6 +35,16 @@ class HeldSnapshot {
   const rocksdb::Snapshot* const snapshot_;
 };
 
+// RocksDB's option holds a filter until 11.8, and from then on points to one that outlives the iterator.
+template <class Option>
+void SetFilter(const TableFilter& filter, Option* option) {
+  if constexpr (std::is_pointer_v<Option>) {
+    *option = &filter;
+  } else {
+    *option = filter;
+  }
+}
+
 class RocksDbIterator : public RowIterator {
  public:
   RocksDbIterator(std::shared_ptr<const HeldSnapshot> snapshot, uint32_t table, size_t payload_size, uint64_t since,
@@ -42,13 +53,14 @@ class RocksDbIterator : public RowIterator {
         payload_size_(payload_size),
         snapshot_(std::move(snapshot)),
         end_(std::string(LastKey(table).view()) + '\0'),
-        end_slice_(end_) {
+        end_slice_(end_),
+        filter_(ChangedSince(table, since)) {
     rocksdb::ReadOptions options;
     options.snapshot = snapshot_->get();
     options.iterate_upper_bound = &end_slice_;
     options.readahead_size = readahead;
     options.fill_cache = false;
-    if (since > 0) options.table_filter = ChangedSince(table, since);
+    if (since > 0) SetFilter(filter_, &options.table_filter);
     rows_.reset(snapshot_->db()->NewIterator(options));
     rows_->Seek(FirstKey(table).view());
   }
@@ -75,6 +87,7 @@ class RocksDbIterator : public RowIterator {
   const std::shared_ptr<const HeldSnapshot> snapshot_;  // outlives rows_
   const std::string end_;                               // the least key beyond the table's
   const rocksdb::Slice end_slice_;
+  const TableFilter filter_;
   std::unique_ptr<rocksdb::Iterator> rows_;
   bool at_first_ = true;
 };

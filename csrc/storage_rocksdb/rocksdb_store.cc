@@ -47,9 +47,10 @@ constexpr size_t kKeysPerRead = 128;
 // takes some thousandth of the time.
 constexpr size_t kReadsPerRelease = 100;
 
-// RocksDB retries by itself what found the disk full: a flush every five seconds, a compaction every second. Once there
-// is space again, a call that needs it to succeed waits this long.
-constexpr std::chrono::seconds kPatience(7);
+// RocksDB retries by itself what found the disk full: a flush every five seconds, and a second later if another was
+// asked for meanwhile, a compaction every second. Once there is space again, a call that needs it to succeed waits this
+// long.
+constexpr std::chrono::seconds kPatience(10);
 
 class Listener : public rocksdb::EventListener {
  public:
@@ -253,14 +254,18 @@ class RocksDbStore : public RowStore {
     return value;
   }
 
-  // Tells of a full disk at once, but waits for RocksDB to find out that it is not full any more.
+  // Tells of a full disk at once, but waits for RocksDB to find out that it is not full any more. Until it has, it is
+  // not asked again: it recovers once no other flush is waiting to be refused, which takes each of them a second.
   template <typename Attempt>
   rocksdb::Status WithPatience(Attempt attempt) const {
-    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    using Clock = std::chrono::steady_clock;
+    const Clock::time_point deadline = Clock::now() + kPatience;
     for (;;) {
       const rocksdb::Status status = attempt();
-      if (!status.IsNoSpace() || !ThereIsSpace() || std::chrono::steady_clock::now() > deadline) return status;
-      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      if (!status.IsNoSpace() || !ThereIsSpace() || Clock::now() > deadline) return status;
+      do {
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      } while (!listener_->error().ok() && Clock::now() <= deadline);
     }
   }
 

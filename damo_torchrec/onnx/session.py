@@ -30,37 +30,34 @@ def existing_model_file(path: str | os.PathLike[str]) -> Path:
 
 
 def operators_file() -> Path:
-    """This package's kernels for ONNX Runtime, if they were built."""
+    """This package's kernels, as a library that ONNX Runtime loads."""
     return Path(_core.__file__).parent / "libdamo_onnxruntime_ops.so"
 
 
 def session(
-    path: str | os.PathLike[str], *, num_threads: int | None = None, operators: bool | None = None, **options: Any
+    path: str | os.PathLike[str], *, num_threads: int | None = None, operators: bool = True, **options: Any
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session of an exported model.
 
     Args:
         path: what `export` was given.
         num_threads: that one call may use; None for as many as there are processors.
-        operators: whether to load this package's kernels for lookups, which give the same results sooner. None: if they
-            were built.
+        operators: whether to load this package's kernels for lookups, which give the same results sooner than the
+            standard operators that the file has for them.
         options: of `onnxruntime.InferenceSession`.
 
     Raises:
-        ValueError: there is no such file; `num_threads` is not in 1..1024; kernels are asked for, but were not built.
+        ValueError: there is no such file; `num_threads` is not in 1..1024.
         CorruptionError: it is no graph, or has operators that `export` does not make, or data outside of its directory.
         DamoError: it cannot be read, or ONNX Runtime is too old to look after that as well.
     """
     StoreOptions(num_threads=num_threads)  # refuses what ONNX Runtime would try to start
     file = existing_model_file(path)
-    library = operators_file()
-    if operators and not library.is_file():
-        raise ValueError(f"{library} was not built: it needs ONNX Runtime's headers, see CONTRIBUTING.md")
     session_options = options.pop("sess_options", None) or onnxruntime.SessionOptions()
     if num_threads is not None:
         session_options.intra_op_num_threads = num_threads
-    if operators or (operators is None and library.is_file()):
-        session_options.register_custom_ops_library(str(library))
+    if operators:
+        session_options.register_custom_ops_library(str(operators_file()))
     with os_errors(f"cannot read {file}"):
         check_exported_graph(file)
     return open_session(file, file, session_options, **options)

@@ -9,14 +9,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, InvalidGraph, RuntimeException
 from torch import nn
 
 import damo_torchrec as damo
 from damo_torchrec.onnx.session import operators_file
 from serving_cases import Groups, Pooled, Sequences, TwoTowers, feed, random_features, train
-
-pytestmark = pytest.mark.skipif(not operators_file().is_file(), reason="built without ONNX Runtime's headers")
 
 BATCHES = (0, 1, 33, 300, 2000)
 DTYPES = ("float32", "float16", "int8")
@@ -104,27 +102,32 @@ def test_an_empty_store(store: damo.EmbeddingStore, tmp_path: Path) -> None:
     assert not answer.any()
 
 
+# Weighted bags of the ids 7, 8 and 7, in a table of one row, that of id 7.
+REQUEST = {"values": np.array([7, 8, 7]), "lengths": np.array([[2, 1]]), "weights": np.ones(3, np.float32)}
+ARRAYS = {
+    "tables": np.array([0]),
+    "first_bucket": np.array([0]),
+    "bucket_mask": np.array([0]),
+    "middle_row": np.array([2]),
+    "row_scale": np.array([2.0**-64]),
+    "buckets": np.array([0]),
+    "keys": np.array([0, 0, 7]),
+    "rows_0": np.array([[0, 0], [1, 2], [3, 4]], np.float32),
+}
+
+
 def run_lookup(
     lengths: list[list[int]], weights: list[float], constant: bool = True, **changed: np.ndarray
 ) -> np.ndarray:
-    """Weighted bags of the ids 7, 8 and 7, in a table of one row, that of id 7; its arrays are constants or inputs."""
-    arrays = {
-        "tables": np.array([0]),
-        "first_bucket": np.array([0]),
-        "bucket_mask": np.array([0]),
-        "middle_row": np.array([2]),
-        "row_scale": np.array([2.0**-64]),
-        "buckets": np.array([0]),
-        "keys": np.array([0, 0, 7]),
-        "rows_0": np.array([[0, 0], [1, 2], [3, 4]], np.float32),
-        **changed,
-    }
-    inputs = {"values": np.array([7, 8, 7]), "lengths": np.array(lengths), "weights": np.array(weights, np.float32)}
-    constants = arrays if constant else {}
-    inputs |= {} if constant else arrays
-    node = onnx.helper.make_node(
-        "WeightedEmbeddingBags", ["values", "lengths", "weights", *arrays], ["pooled"], domain="damo_torchrec"
-    )
+    """Bags of `REQUEST`'s values in `ARRAYS`, which are constants or inputs."""
+    request = REQUEST | {"lengths": np.array(lengths), "weights": np.array(weights, np.float32)}
+    arrays = ARRAYS | changed
+    return run_node(request, arrays) if constant else run_node(request | arrays, {})
+
+
+def run_node(inputs: dict[str, np.ndarray], constants: dict[str, np.ndarray]) -> np.ndarray:
+    """A graph of one node, which has these arrays for its inputs, in order."""
+    node = onnx.helper.make_node("WeightedEmbeddingBags", [*inputs, *constants], ["pooled"], domain="damo_torchrec")
     graph = onnx.helper.make_graph(
         [node],
         "lookup",
@@ -201,3 +204,40 @@ def test_arrays_that_do_not_fit_together_are_refused(changed: dict[str, Any], co
 def test_arrays_of_wrong_shapes_are_refused(name: str, array: list[Any], constant: bool) -> None:
     with pytest.raises(RuntimeException if constant else InvalidArgument, match=f"{name} must have the shape"):
         run_lookup([[2, 1]], [1, 1, 1], constant, **{name: np.array(array)})
+
+
+def other_types(array: np.ndarray) -> list[np.ndarray]:
+    types = (np.float16, np.float32, np.float64, np.bool_, np.int32, np.int64, np.uint8, np.str_)
+    return [array.astype(dtype) for dtype in types if array.dtype != dtype]
+
+
+@pytest.mark.parametrize("name", [*REQUEST, *ARRAYS])
+@pytest.mark.parametrize("constant", [True, False])
+def test_graphs_with_inputs_missing_or_of_other_types_are_refused(name: str, constant: bool) -> None:
+    def run(inputs: dict[str, np.ndarray]) -> np.ndarray:
+        constants = {key: array for key, array in inputs.items() if constant and key in ARRAYS}
+        return run_node({key: array for key, array in inputs.items() if key not in constants}, constants)
+
+    with pytest.raises(InvalidGraph):
+        run({key: array for key, array in (REQUEST | ARRAYS).items() if key != name})
+    for array in other_types((REQUEST | ARRAYS)[name]):
+        with pytest.raises(InvalidGraph, match="Type Error"):
+            run(REQUEST | ARRAYS | {name: array})
+
+
+@pytest.mark.parametrize("name", [*REQUEST, *ARRAYS])
+@pytest.mark.parametrize("constant", [True, False])
+def test_inputs_of_other_ranks_or_without_elements_are_refused(name: str, constant: bool) -> None:
+    array = (REQUEST | ARRAYS)[name]
+    for changed in (array.reshape(-1)[0], array[None], array[:0]):
+        inputs = REQUEST | ARRAYS | {name: np.asarray(changed)}
+        arrays = {key: inputs.pop(key) for key in ARRAYS} if constant else {}
+        with pytest.raises((InvalidArgument, RuntimeException), match=r"EmbeddingBags: .+ (must have|do not fit)"):
+            run_node(inputs, arrays)
+
+
+def test_rows_without_weights_and_bags_without_keys() -> None:
+    assert run_lookup([[2, 1]], [1, 1, 1], rows_0=np.zeros((3, 0), np.float32)).shape == (2, 0)
+    nothing = {"values": np.zeros(0, np.int64), "lengths": np.zeros((0, 2**40), np.int64)}
+    request = REQUEST | nothing | {"weights": np.zeros(0, np.float32)}
+    assert run_node(request, ARRAYS | {"tables": np.zeros(0, np.int64)}).shape == (2**40, 0)
