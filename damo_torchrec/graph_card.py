@@ -2,9 +2,13 @@
 
 A graph with rows has a `FullCard`; a dense graph, which is given what its lookups would find, has a `DenseCard`, which
 says how to find it. ``format_version`` rises when a reader has to know of a change.
+
+A card has the SHA-256 of the graph's file, too, which it is in itself: that of the file with 64 zeros in its place.
 """
 
+import hashlib
 import json
+import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +19,10 @@ from damo_torchrec.modules.lookup_plan import LookupKind, LookupOutput, LookupPl
 
 CARD = "damo_torchrec"  # the card's key in a graph's metadata
 _FORMAT_VERSION = 1
+SEAL = "graph_sha256"
+UNSEALED = "0" * 64
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FILE_NAME = re.compile(r"[^/\\\0]+(/[^/\\\0]+)*")
 _CARDS = ("dense", "full")
 _KINDS = tuple(kind.value for kind in LookupKind)
 _DIMS = range(1, 2**31)
@@ -54,16 +62,27 @@ class Card:
         seed: the store's.
         step: the store's.
         features: by name, the KeyedJaggedTensors that the model's forward takes.
+        jagged: names of the JaggedTensors that it takes.
+        by_sample: whether a sample's answer is the same whatever samples are asked with it; None if it is not known.
     """
 
     store: str
     seed: int
     step: int
     features: Mapping[str, Feature]
+    jagged: tuple[str, ...]
+    by_sample: bool | None
 
     def _dump(self, kind: str, **more: Any) -> str:
-        features = {name: {"keys": list(f.keys), "weighted": f.weighted} for name, f in self.features.items()}
-        about = {"store": self.store, "seed": self.seed, "step": self.step, "features": features}
+        about = {
+            "store": self.store,
+            "seed": self.seed,
+            "step": self.step,
+            "features": {name: {"keys": list(f.keys), "weighted": f.weighted} for name, f in self.features.items()},
+            "jagged": list(self.jagged),
+            "by_sample": self.by_sample,
+            SEAL: UNSEALED,
+        }
         return json.dumps({"format_version": _FORMAT_VERSION, "kind": kind, **about, **more})
 
 
@@ -74,14 +93,16 @@ class FullCard(Card):
     Args:
         tables: by name, ``dim`` and the number of ``rows`` that were exported.
         options: of the export.
+        files: the graph's other files, by name, as in its own directory: ``size`` and ``sha256``.
     """
 
     tables: Mapping[str, Mapping[str, int]]
     options: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]
 
     def dump(self) -> str:
         """The card as JSON."""
-        return self._dump("full", tables=self.tables, options=self.options)
+        return self._dump("full", tables=self.tables, options=self.options, files=self.files)
 
 
 @dataclass(frozen=True)
@@ -109,7 +130,8 @@ class DenseCard(Card):
             features = _features(card)
             lookups = tuple(_lookup(entry, features) for entry in _entry(card, "lookups", list))
             _check_together(lookups)
-            return DenseCard(card["store"], card["seed"], card["step"], features, lookups)
+            about = {key: card[key] for key in ("store", "seed", "step", "by_sample")}
+            return DenseCard(**about, features=features, jagged=_jagged(card, features), lookups=lookups)
 
 
 def parse_card(text: str, where: str) -> dict[str, Any]:
@@ -117,6 +139,7 @@ def parse_card(text: str, where: str) -> dict[str, Any]:
     with _damage(where):
         card = _card(text, *_CARDS)
         features = _features(card)
+        _jagged(card, features)
         if card["kind"] == "dense":
             _check_together([_lookup(entry, features) for entry in _entry(card, "lookups", list)])
         else:
@@ -126,7 +149,35 @@ def parse_card(text: str, where: str) -> dict[str, Any]:
                 table = _entry(tables, name, dict)
                 _entry(table, "dim", int, allowed=_DIMS)
                 _entry(table, "rows", int, allowed=range(2**63))
+            files = _entry(card, "files", dict) if "files" in card else {}
+            for name in files:
+                file = _entry(files, name, dict)
+                _entry(file, "size", int, allowed=range(2**63))
+                _sha256(file, "sha256")
+                if not _FILE_NAME.fullmatch(name) or not {".", ".."}.isdisjoint(name.split("/")):
+                    raise ValueError(f"{name!r:.80} is no name of a file beside the graph")
         return card
+
+
+# ------------------------------------------------------------------ its SHA-256
+
+
+def sealed(graph: bytes) -> bytes:
+    """A graph's file, with its SHA-256 in its card. REQUIRES: that has `UNSEALED` there, as of `Card.dump`."""
+    return graph.replace(_seal(UNSEALED), _seal(hashlib.sha256(graph).hexdigest()), 1)
+
+
+def is_sealed(graph: bytes, sha256: str) -> bool:
+    """Whether a graph's file is as it was when it was sealed, with this SHA-256."""
+    digest = hashlib.sha256()
+    before, found, after = (memoryview(part) for part in graph.partition(_seal(sha256)))
+    for part in (before, _seal(UNSEALED) if found else b"", after):
+        digest.update(part)
+    return digest.hexdigest() == sha256
+
+
+def _seal(sha256: str) -> bytes:
+    return f'"{SEAL}": "{sha256}"'.encode()
 
 
 # ------------------------------------------------------------------ reading
@@ -169,7 +220,25 @@ def _card(text: str, *kinds: str) -> dict[str, Any]:
     _entry(card, "step", int, allowed=range(2**32))
     card.setdefault("store", "")  # for people alone
     _entry(card, "store", str)
+    card.setdefault("by_sample", None)
+    if card["by_sample"] is not None:
+        _entry(card, "by_sample", bool)
+    card.setdefault("jagged", [])
+    if SEAL in card:
+        _sha256(card, SEAL)
     return card
+
+
+def _sha256(of: Any, key: str) -> None:
+    if not _SHA256.fullmatch(_entry(of, key, str)):
+        raise ValueError(f"{key} {of[key]!r:.80} is no SHA-256")
+
+
+def _jagged(card: Any, features: Container[str]) -> tuple[str, ...]:
+    names = _strings(card, "jagged")
+    if both := [name for name in names if name in features]:
+        raise ValueError(f"{both} are JaggedTensors and KeyedJaggedTensors at once")
+    return names
 
 
 def _features(card: Any) -> dict[str, Feature]:

@@ -50,6 +50,12 @@ def check_exported_graph(file: Path) -> None:
             raise CorruptionError(f"{file} is refused: tensor {tensor.name!r} {error}") from error
 
 
+def external_files(content: bytes, file: Path) -> set[str]:
+    """Where a graph says that values of its tensors are. Raises CorruptionError if it is no graph."""
+    entries = (entry for tensor in _tensors(parse_graph(content, file)) for entry in tensor.external_data)
+    return {entry.value for entry in entries if entry.key == "location"}
+
+
 def parse_graph(content: bytes, file: Path) -> Any:
     """A graph as an ``onnx.ModelProto``, without data in other files. Raises CorruptionError if it is none."""
     try:

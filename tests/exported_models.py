@@ -79,3 +79,20 @@ def files_in(path: Path) -> list[str]:
 
 def answer(path: Path, features: KeyedJaggedTensor = REQUEST) -> np.ndarray:
     return damo.onnx.session(path, operators=False).run(None, feed(features=features))[0]
+
+
+class Given(nn.Module):
+    """A model whose outputs are what a function makes of pooled rows and a plain tensor."""
+
+    def __init__(self, store: damo.EmbeddingStore, outputs: Callable[[torch.Tensor, torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.ebc = damo.EmbeddingBagCollection(bags("a", [4]), store=store, **SGD)
+        self.bias = nn.Parameter(torch.arange(4.0))
+        self.outputs = outputs
+
+    def forward(self, dense: torch.Tensor, features: KeyedJaggedTensor) -> Any:
+        return self.outputs(self.ebc(features).values() + self.bias, dense)
+
+
+# What `Given` is exported with.
+GIVEN = (torch.linspace(-1, 1, 24).reshape(6, 4), random_features("a", 6, seed=3))

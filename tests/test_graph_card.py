@@ -10,6 +10,8 @@ from damo_torchrec.errors import CorruptionError
 from damo_torchrec.graph_card import DenseCard, Feature, FullCard, LookupCard, parse_card
 from damo_torchrec.modules.lookup_plan import LookupKind, LookupOutput, LookupPlan
 
+TABLES = {"t": {"dim": 4, "rows": 9}}
+FILES = {"model.data-01234567/4.keys": {"size": 72, "sha256": "ab" * 32}}
 FEATURES = {"features": Feature(("a", "b"), weighted=True)}
 OUTPUTS = (
     LookupOutput("a", "t", 4, mean=True, unseen="initial"),
@@ -17,8 +19,11 @@ OUTPUTS = (
 )
 POOLED = LookupCard("ebc", "features", ("ebc.pooled",), LookupPlan(LookupKind.POOLED, OUTPUTS, weighted=True))
 ROWS = LookupCard("embedding", "ids", ("embedding.rows",), LookupPlan(LookupKind.ROWS, OUTPUTS[1:], padding=0))
-DENSE = DenseCard("/store", 7, 30, FEATURES, (POOLED, ROWS))
-ABOUT = '"store": "/store", "seed": 7, "step": 30, "features": {"features": {"keys": ["a", "b"], "weighted": true}}'
+DENSE = DenseCard("/store", 7, 30, FEATURES, ("history",), True, (POOLED, ROWS))
+ABOUT = (
+    '"store": "/store", "seed": 7, "step": 30, "features": {"features": {"keys": ["a", "b"], "weighted": true}}, '
+    '"jagged": ["history"], "by_sample": true, "graph_sha256": "' + "0" * 64 + '"'
+)
 DENSE_TEXT = (
     '{"format_version": 1, "kind": "dense", ' + ABOUT + ', "lookups": ['
     '{"kind": "EmbeddingBagCollection", "path": "ebc", "input": "features", "graph_inputs": ["ebc.pooled"], '
@@ -37,10 +42,11 @@ def test_a_dense_card_is_written_as_it_always_was_and_read_again() -> None:
 
 
 def test_a_full_card_is_written_as_it_always_was() -> None:
-    card = FullCard("/store", 7, 30, FEATURES, {"t": {"dim": 4, "rows": 9}}, {"dtype": "int8", "expire": None})
+    card = FullCard("/store", 7, 30, FEATURES, ("history",), True, TABLES, {"dtype": "int8", "expire": None}, FILES)
     assert card.dump() == (
         '{"format_version": 1, "kind": "full", ' + ABOUT + ', "tables": {"t": {"dim": 4, "rows": 9}}, '
-        '"options": {"dtype": "int8", "expire": null}}'
+        '"options": {"dtype": "int8", "expire": null}, '
+        '"files": {"model.data-01234567/4.keys": {"size": 72, "sha256": "' + "ab" * 32 + '"}}}'
     )
     with pytest.raises(CorruptionError, match="it is a full graph, expected a dense one"):
         DenseCard.parse(card.dump(), "it")
@@ -135,11 +141,18 @@ def test_what_is_no_card_is_refused(text: str) -> None:
         (lambda card: card["tables"].update(t=5), "t 5"),
         (lambda card: card["tables"]["t"].update(rows=-1), "rows -1"),
         (lambda card: card["tables"]["t"].update(dim="4"), "dim '4'"),
+        (lambda card: card["files"].update({"../other": {"size": 1, "sha256": "ab" * 32}}), "'../other' is no name"),
+        (lambda card: card["files"].update({"/other": {"size": 1, "sha256": "ab" * 32}}), "'/other' is no name"),
+        (lambda card: card["files"]["model.data-01234567/4.keys"].update(size=-1), "size -1"),
+        (lambda card: card["files"]["model.data-01234567/4.keys"].update(sha256="ab"), "sha256 'ab' is no SHA-256"),
+        (lambda card: card.update(graph_sha256=5), "graph_sha256 5"),
+        (lambda card: card.update(by_sample="yes"), "by_sample 'yes'"),
+        (lambda card: card.update(jagged=["features"]), r"\['features'\] are JaggedTensors and KeyedJaggedTensors"),
         (lambda card: card.update(kind="other"), "kind 'other'"),
     ],
 )
 def test_full_cards_are_checked_as_well(change: Callable[[Any], object], message: str) -> None:
-    text = FullCard("/store", 7, 30, FEATURES, {"t": {"dim": 4, "rows": 9}}, {"dtype": "int8"}).dump()
+    text = FullCard("/store", 7, 30, FEATURES, (), None, TABLES, {"dtype": "int8"}, FILES).dump()
     card = json.loads(text)
     assert parse_card(text, "it") == card
     change(card)

@@ -1,15 +1,15 @@
 """From the arguments of a model's forward to the inputs of a graph."""
 
-import functools
 import inspect
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+
+from damo_torchrec.onnx.containers import Parts, Path, take_apart
 
 # Sizes that samples are traced with: no two dimensions of a graph should be of one size by chance.
 _BATCH = 7
@@ -17,11 +17,10 @@ _IDS_PER_BAG = 2
 
 
 @dataclass(frozen=True)
-class FeatureInput:
-    """A KeyedJaggedTensor argument: the inputs ``NAME.values``, ``NAME.lengths`` and, if weighted, ``NAME.weights``."""
+class JaggedInput:
+    """A JaggedTensor argument: the inputs ``NAME.values``, ``NAME.lengths`` and, if weighted, ``NAME.weights``."""
 
     name: str
-    keys: list[str]
     weighted: bool
 
     @property
@@ -30,23 +29,58 @@ class FeatureInput:
         return [f"{self.name}.{part}" for part in ("values", "lengths", *(["weights"] if self.weighted else []))]
 
 
+@dataclass(frozen=True)
+class FeatureInput(JaggedInput):
+    """The same for a KeyedJaggedTensor."""
+
+    keys: list[str]
+
+
 @dataclass
 class Arguments:
     """What a model's forward is called with.
 
     Args:
         features: its KeyedJaggedTensors.
+        jagged: its JaggedTensors.
         tensors: names of its plain tensors.
+        given: by input, what it was called with.
         samples: by input, what to trace with.
         dynamic: by input, which dimensions may have any size.
-        build: the forward's arguments, of tensors in the order of `samples`.
+        makers: by path, what makes a leaf, a KeyedJaggedTensor for example, of inputs by name.
+        parts: of each argument.
     """
 
     features: list[FeatureInput] = field(default_factory=list)
+    jagged: list[JaggedInput] = field(default_factory=list)
     tensors: list[str] = field(default_factory=list)
+    given: dict[str, torch.Tensor] = field(default_factory=dict)
     samples: dict[str, torch.Tensor] = field(default_factory=dict)
     dynamic: dict[str, dict[int, Any]] = field(default_factory=dict)
-    build: Callable[[Sequence[torch.Tensor]], list[Any]] = list
+    makers: dict[Path, tuple[str, Callable[[Mapping[str, torch.Tensor]], Any]]] = field(default_factory=dict)
+    parts: list[Parts] = field(default_factory=list)
+
+    def build(self, tensors: Sequence[torch.Tensor]) -> tuple[list[Any], dict[str, Any]]:
+        """The forward's arguments, of tensors in the order of `samples`; and these tensors and the leaves, by name."""
+        inputs = dict(zip(self.samples, tensors, strict=True))
+        leaves = {path: make(inputs) for path, (_, make) in self.makers.items()}
+        named = {name: leaves[path] for path, (name, _) in self.makers.items()}
+        return [parts.make(leaves) for parts in self.parts], inputs | named
+
+    def shortened(self, longest: Mapping[str, int]) -> dict[str, torch.Tensor]:
+        """What was given, but for ids of bags beyond these lengths, by key."""
+        inputs = dict(self.given)
+        for feature in self.features:
+            limits = torch.tensor([[longest.get(key, 2**62)] for key in feature.keys])
+            lengths = inputs[feature.inputs[1]]
+            kept = lengths.minimum(limits)
+            bags = lengths.reshape(-1)
+            begin = (bags.cumsum(0) - bags).repeat_interleave(bags)
+            inside = torch.arange(len(begin)) - begin < kept.reshape(-1).repeat_interleave(bags)
+            inputs[feature.inputs[1]] = kept
+            for name in (feature.inputs[0], *feature.inputs[2:]):
+                inputs[name] = inputs[name][inside]
+        return inputs
 
 
 def read_arguments(
@@ -61,44 +95,28 @@ def read_arguments(
         model: the model.
         args: a tuple of arguments, or the only one.
         dynamic_axes: by input, dimensions of any size besides the first one of each tensor.
-        names: of the arguments that are tensors or KeyedJaggedTensors; those of forward's parameters if None.
+        names: of the tensors, JaggedTensors and KeyedJaggedTensors, in their order; None: those of forward's
+            parameters, and of fields where a parameter holds several.
 
     Raises:
         TypeError: the arguments do not fit the forward, or one is of a kind that a graph cannot take.
-        ValueError: they have no sample, or batch sizes that differ.
+        ValueError: they have no sample, batch sizes that differ, or inputs of one name.
     """
-    args = args if isinstance(args, tuple) else (args,)
-    named = _names(model, args)
-    if names is not None:
-        of_inputs = [i for i, arg in enumerate(args) if isinstance(arg, KeyedJaggedTensor | torch.Tensor)]
-        if len(names) != len(of_inputs):
-            raise ValueError(f"input_names must name {len(of_inputs)} arguments, got {list(names)}")
-        for i, name in zip(of_inputs, names, strict=True):
-            named[i] = name
-    for name, arg in zip(named, args, strict=True):
-        if not (arg is None or isinstance(arg, KeyedJaggedTensor | torch.Tensor | bool | int | float | str)):
-            raise TypeError(
-                f"argument {name!r} must be a KeyedJaggedTensor, a tensor or a constant, got {type(arg).__name__}"
-            )
-    batch = _batch_size(named, args)
-    found = Arguments()
-    makers: list[Callable[[Sequence[torch.Tensor]], Any]] = []
-    for name, arg in zip(named, args, strict=True):
-        first = len(found.samples)
-        if isinstance(arg, KeyedJaggedTensor):
-            feature = FeatureInput(name, list(arg.keys()), arg.weights_or_none() is not None)
-            makers.append(_add_features(found, feature, first))
-        elif isinstance(arg, torch.Tensor):
-            _add_tensor(found, name, arg, batch, (dynamic_axes or {}).get(name, ()))
-            makers.append(operator.itemgetter(first))
+    args = args if type(args) is tuple else (args,)
+    found = Arguments(parts=[take_apart(arg, (name,)) for name, arg in zip(_names(model, args), args, strict=True)])
+    leaves = {path: leaf for parts in found.parts for path, leaf in parts.leaves.items()}
+    named = _leaf_names(list(leaves), names)
+    batch = _batch_size({named[path]: leaf for path, leaf in leaves.items()})
+    for path, leaf in leaves.items():
+        name = named[path]
+        if isinstance(leaf, torch.Tensor):
+            make: Callable[..., Any] = _add_tensor(found, name, leaf, batch, (dynamic_axes or {}).get(name, ()))
+        elif isinstance(leaf, KeyedJaggedTensor):
+            make = _add_features(found, name, leaf)
         else:
-            makers.append(functools.partial(_constant, arg))
-    found.build = lambda flat: [make(flat) for make in makers]
+            make = _add_jagged(found, name, leaf)
+        found.makers[path] = (name, make)
     return found
-
-
-def _constant(value: Any, _: Sequence[torch.Tensor]) -> Any:
-    return value
 
 
 def _names(model: nn.Module, args: tuple[Any, ...]) -> list[str]:
@@ -116,16 +134,30 @@ def _names(model: nn.Module, args: tuple[Any, ...]) -> list[str]:
     return names
 
 
-def _batch_size(names: list[str], args: tuple[Any, ...]) -> int:
-    """The number of samples: of the KeyedJaggedTensors, or else of the first tensor."""
+def _leaf_names(paths: Sequence[Path], names: Sequence[str] | None) -> dict[Path, str]:
+    """Fields by their own names, or with their argument's before them where two would have one."""
+    if names is not None and len(names) != len(paths):
+        raise ValueError(f"input_names must name {len(paths)} arguments, got {list(names)}")
+    chosen = list(names) if names is not None else [".".join(path[1:] or path) for path in paths]
+    if names is None and len(set(chosen)) < len(chosen):
+        chosen = [".".join(path) for path in paths]
+    if twice := sorted({name for name in chosen if chosen.count(name) > 1}):
+        raise ValueError(f"inputs must have names of their own, got {twice} twice")
+    return dict(zip(paths, chosen, strict=True))
+
+
+def _batch_size(leaves: Mapping[str, Any]) -> int:
+    """The number of samples: of jagged tensors, or else of the first tensor."""
     sizes: dict[str, int] = {}
-    for name, arg in zip(names, args, strict=True):
-        if isinstance(arg, KeyedJaggedTensor):
-            if arg.variable_stride_per_key():
+    for name, leaf in leaves.items():
+        if isinstance(leaf, KeyedJaggedTensor):
+            if leaf.variable_stride_per_key():
                 raise ValueError(f"argument {name!r} has a batch size for each key, which cannot be exported")
-            sizes[name] = arg.stride()
+            sizes[name] = leaf.stride()
+        elif isinstance(leaf, JaggedTensor):
+            sizes[name] = leaf.lengths().numel()
     if not sizes:
-        sizes = {n: a.shape[0] for n, a in zip(names, args, strict=True) if isinstance(a, torch.Tensor) and a.dim()}
+        sizes = {n: a.shape[0] for n, a in leaves.items() if isinstance(a, torch.Tensor) and a.dim()}
         sizes = dict(list(sizes.items())[:1])
     if len(set(sizes.values())) > 1:
         raise ValueError(f"args must have one batch size, got {sizes}")
@@ -134,41 +166,70 @@ def _batch_size(names: list[str], args: tuple[Any, ...]) -> int:
     return next(iter(sizes.values()))
 
 
-def _add_features(
-    found: Arguments, feature: FeatureInput, first: int
-) -> Callable[[Sequence[torch.Tensor]], KeyedJaggedTensor]:
+def _add(found: Arguments, name: str, given: torch.Tensor, sample: torch.Tensor, dynamic: Sequence[int]) -> None:
+    if name in found.samples or not name:
+        raise ValueError(f"inputs must have names of their own, got {name!r}{' twice' if name else ''}")
+    found.given[name] = given.detach().to("cpu")
+    found.samples[name] = sample
+    found.dynamic[name] = dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC)
+
+
+def _add_features(found: Arguments, name: str, features: KeyedJaggedTensor) -> Callable[..., KeyedJaggedTensor]:
+    keys = list(features.keys())
+    feature = FeatureInput(name, features.weights_or_none() is not None, keys)
     found.features.append(feature)
-    keys = len(feature.keys)
-    ids = keys * _BATCH * _IDS_PER_BAG
+    ids = len(keys) * _BATCH * _IDS_PER_BAG
+    given = [features.values().to(torch.int64), features.lengths().to(torch.int64).reshape(len(keys), -1)]
     samples = [
         torch.zeros(ids, dtype=torch.int64),
-        torch.full((keys, _BATCH), _IDS_PER_BAG, dtype=torch.int64),
+        torch.full((len(keys), _BATCH), _IDS_PER_BAG, dtype=torch.int64),
         torch.ones(ids, dtype=torch.float32),
     ]
-    axes = [0, 1, 0]
-    for name, sample, axis in zip(feature.inputs, samples, axes, strict=False):
-        found.samples[name] = sample
-        found.dynamic[name] = {axis: torch.export.Dim.DYNAMIC}
+    if feature.weighted:
+        given.append(features.weights().to(torch.float32))
+    for part, of_args, sample, axis in zip(feature.inputs, given, samples, (0, 1, 0), strict=False):
+        _add(found, part, of_args, sample, [axis])
 
-    def make(flat: Sequence[torch.Tensor]) -> KeyedJaggedTensor:
-        values, lengths = flat[first], flat[first + 1]
+    def make(inputs: Mapping[str, torch.Tensor]) -> KeyedJaggedTensor:
+        values, lengths, *weights = (inputs[part] for part in feature.inputs)
         return KeyedJaggedTensor(
-            keys=feature.keys,
+            keys=keys,
             values=values,
             lengths=lengths.reshape(-1),
-            weights=flat[first + 2] if feature.weighted else None,
+            weights=weights[0] if weights else None,
             stride=lengths.shape[1],
         )
 
     return make
 
 
-def _add_tensor(found: Arguments, name: str, tensor: torch.Tensor, batch: int, axes: Sequence[int]) -> None:
+def _add_jagged(found: Arguments, name: str, jagged: JaggedTensor) -> Callable[..., JaggedTensor]:
+    of_args = jagged.weights_or_none()
+    part = JaggedInput(name, of_args is not None)
+    found.jagged.append(part)
+    given = [jagged.values(), jagged.lengths().to(torch.int64), *([] if of_args is None else [of_args])]
+    items = _BATCH * _IDS_PER_BAG
+    samples = [tensor.detach().to("cpu").new_ones(items, *tensor.shape[1:]) for tensor in given]
+    samples[0].zero_()
+    samples[1] = torch.full((_BATCH,), _IDS_PER_BAG, dtype=torch.int64)
+    for input_name, tensor, sample in zip(part.inputs, given, samples, strict=True):
+        _add(found, input_name, tensor, sample, [0])
+
+    def make(inputs: Mapping[str, torch.Tensor]) -> JaggedTensor:
+        values, lengths, *weights = (inputs[input_name] for input_name in part.inputs)
+        return JaggedTensor(values=values, lengths=lengths, weights=weights[0] if weights else None)
+
+    return make
+
+
+def _add_tensor(
+    found: Arguments, name: str, tensor: torch.Tensor, batch: int, axes: Sequence[int]
+) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
     found.tensors.append(name)
     sample = tensor.detach().to("cpu")
-    dynamic = dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
+    dynamic = list(axes)
     if sample.dim() > 0 and sample.shape[0] == batch:
         sample = sample[:1].expand(_BATCH, *sample.shape[1:]).contiguous()
-        dynamic[0] = torch.export.Dim.DYNAMIC
-    found.samples[name] = sample
-    found.dynamic[name] = dynamic
+        dynamic.append(0)
+    _add(found, name, tensor, sample, dynamic)
+    return lambda inputs: inputs[name]

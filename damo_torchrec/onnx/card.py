@@ -2,15 +2,17 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import onnx
 
+from damo_torchrec.checkpoints.file_entry import FileEntry
 from damo_torchrec.files import os_errors
 from damo_torchrec.graph_card import CARD, DenseCard, Feature, FullCard, LookupCard, parse_card
 from damo_torchrec.graph_check import parse_graph
-from damo_torchrec.onnx.arguments import FeatureInput
+from damo_torchrec.onnx.arguments import FeatureInput, JaggedInput
 from damo_torchrec.onnx.rows import RowGroup
 from damo_torchrec.onnx.session import existing_model_file
 from damo_torchrec.onnx.stand_ins import LookupCall
@@ -42,31 +44,55 @@ def model_card(path: str | os.PathLike[str]) -> dict[str, Any]:
     raise ValueError(f"{file} is no model that damo_torchrec.onnx.export made: it has no metadata {CARD!r}")
 
 
-def full_card(
-    store: EmbeddingStore,
-    features: Sequence[FeatureInput],
-    groups: Mapping[int, RowGroup],
-    options: Mapping[str, Any],
-) -> FullCard:
-    """Of a graph with rows."""
-    tables = {
-        name: {"dim": group.dim, "rows": rows} for group in groups.values() for name, rows in group.num_rows.items()
-    }
-    return FullCard(str(store.path), store.seed, store.step, _features(features), tables, options)
-
-
-def dense_card(
-    store: EmbeddingStore,
-    features: Sequence[FeatureInput],
-    calls: Sequence[LookupCall],
-    inputs: Sequence[Sequence[str]],
-    unseen: Mapping[str, str],
-) -> DenseCard:
-    """Of a graph that is given what its lookups would find: how to find it.
+@dataclass(frozen=True)
+class About:
+    """What both kinds of cards say.
 
     Args:
         store: where the rows are.
         features: the model's KeyedJaggedTensors.
+        jagged: its JaggedTensors.
+        by_sample: whether it answers each sample by itself; None if that is not known.
+    """
+
+    store: EmbeddingStore
+    features: Sequence[FeatureInput]
+    jagged: Sequence[JaggedInput]
+    by_sample: bool | None
+
+    def entries(self) -> dict[str, Any]:
+        """The card's."""
+        return {
+            "store": str(self.store.path),
+            "seed": self.store.seed,
+            "step": self.store.step,
+            "features": {feature.name: Feature(tuple(feature.keys), feature.weighted) for feature in self.features},
+            "jagged": tuple(jagged.name for jagged in self.jagged),
+            "by_sample": self.by_sample,
+        }
+
+
+def full_card(about: About, groups: Mapping[int, RowGroup], options: Mapping[str, Any], directory: Path) -> FullCard:
+    """Of a graph with rows, which is to be in `directory`. Reads its other files, piece by piece, for their SHA-256."""
+    tables = {
+        name: {"dim": group.dim, "rows": rows} for group in groups.values() for name, rows in group.num_rows.items()
+    }
+    files = {
+        file.relative_to(directory).as_posix(): asdict(FileEntry.of(file))
+        for group in groups.values()
+        for _, _, file in group.files.values()
+        if file.exists()
+    }
+    return FullCard(**about.entries(), tables=tables, options=options, files=files)
+
+
+def dense_card(
+    about: About, calls: Sequence[LookupCall], inputs: Sequence[Sequence[str]], unseen: Mapping[str, str]
+) -> DenseCard:
+    """Of a graph that is given what its lookups would find: how to find it.
+
+    Args:
+        about: the model.
         calls: its lookups.
         inputs: by lookup, the inputs that are for its outputs, "" for those that the graph does not need.
         unseen: by table, what ids without a row read as.
@@ -75,7 +101,7 @@ def dense_card(
         ValueError: a lookup is not of an argument as it is.
     """
     lookups = [_lookup(call, names, unseen) for call, names in zip(calls, inputs, strict=True) if any(names)]
-    return DenseCard(str(store.path), store.seed, store.step, _features(features), tuple(lookups))
+    return DenseCard(**about.entries(), lookups=tuple(lookups))
 
 
 def _lookup(call: LookupCall, names: Sequence[str], unseen: Mapping[str, str]) -> LookupCard:
@@ -93,7 +119,3 @@ def _lookup(call: LookupCall, names: Sequence[str], unseen: Mapping[str, str]) -
     )
     graph_inputs = tuple(name for name in names if name)
     return LookupCard(call.path, call.source, graph_inputs, replace(call.plan, outputs=outputs))
-
-
-def _features(features: Sequence[FeatureInput]) -> dict[str, Feature]:
-    return {feature.name: Feature(tuple(feature.keys), feature.weighted) for feature in features}

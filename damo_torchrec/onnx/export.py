@@ -4,28 +4,26 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import onnx
 from torch import nn
 
 from damo_torchrec import _core
 from damo_torchrec.modules import store_of
 from damo_torchrec.modules.collection import Collection
 from damo_torchrec.modules.dense_weights import warn_of_nonfinite
-from damo_torchrec.onnx.arguments import FeatureInput, read_arguments
-from damo_torchrec.onnx.card import dense_card, full_card, set_card
+from damo_torchrec.onnx.arguments import read_arguments
+from damo_torchrec.onnx.card import About
 from damo_torchrec.onnx.graph_files import write_graph
-from damo_torchrec.onnx.lowering import lower_to_inputs, lower_to_rows
+from damo_torchrec.onnx.graphs import DenseGraph, FullGraph, RowOptions
 from damo_torchrec.onnx.row_dtypes import ROW_DTYPES, DtypeName
-from damo_torchrec.onnx.rows import RowFilter, RowWriter
+from damo_torchrec.onnx.samples import is_by_sample
 from damo_torchrec.onnx.session import model_file
 from damo_torchrec.onnx.stand_ins import LookupCall
 from damo_torchrec.onnx.trace_model import trace_model
 from damo_torchrec.options import check_progress, parse_bytes
-from damo_torchrec.progress import Progress, counting, reporting
+from damo_torchrec.progress import Progress
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.table import Table, open_tables
 
@@ -53,13 +51,16 @@ def export(
     store: EmbeddingStore | None = None,
     memory_budget: int | str | None = None,
     progress: Progress | bool | None = None,
+    verify: bool = True,
 ) -> Path:
     """Exports a model with its rows for serving. Returns the graph's file.
 
     Each KeyedJaggedTensor argument ``NAME`` of the model's forward becomes the inputs ``NAME.values``, int64 ``(N,)``;
     ``NAME.lengths``, int64 ``(F, B)`` in the order of its keys; and, if it has weights, ``NAME.weights``, float32
-    ``(N,)``. Tensors keep their names. The number of samples and of ids is free. Ids are looked up in the graph, by
-    standard operators of opset 18. Lengths that are negative or do not sum to N are refused.
+    ``(N,)``. A JaggedTensor likewise, with its own dtypes and lengths ``(B,)``. Tensors keep their names. A dict, list,
+    tuple or dataclass, such as TorchRec's ``Batch``, is taken apart: fields have their own names, or
+    ``ARGUMENT.FIELD`` where two arguments have a field of one name. The number of samples and of ids is free. Ids are
+    looked up in the graph, by standard operators of opset 18. Lengths that are negative or do not sum to N are refused.
 
     The rows are those of the moment of the call, whatever happens to them meanwhile. They lie in files of a directory
     beside the graph's, ``STEM.data-XXXXXXXX``, which goes with it. An export that was there is replaced once the new
@@ -70,7 +71,7 @@ def export(
         args: what its forward is called with, as for `torch.onnx.export`: a tuple, or the only argument. Values do not
             matter, but keys, dtypes and shapes beyond the first dimension.
         path: a file that ends in ``.onnx``, or a directory, which gets a ``model.onnx``.
-        input_names: of the arguments that are tensors; those of forward's parameters if None.
+        input_names: of tensors and jagged tensors, in their order; those of forward's parameters, or fields, if None.
         output_names: of what it returns; None: a dict's keys, ``output``, or ``output_0`` and so on.
         dynamic_axes: by input, dimensions of any size besides the first, as for `torch.onnx.export`.
         dtype: of exported rows. int8 has a scale for each row.
@@ -84,12 +85,16 @@ def export(
         store: where the rows are; None: the model's own. It has the same tables.
         memory_budget: what writing rows may take; None: a sixteenth of the store's, and 32 MiB at least.
         progress: as `StoreOptions.progress`; None: as the store's.
+        verify: run the graph on `args` before it takes its place, and compare its outputs with the model's; where rows
+            are left out, their shapes. Whether the model answers each sample by itself is found out, too. False
+            does neither.
 
     Raises:
         ValueError: the model has no collection of this package, or an option is not possible, for example a weight that
-            float16 cannot hold.
+            float16 cannot hold; outputs have the names of others or of inputs.
         TypeError: `args` do not fit the model, or hold what a graph cannot take; a number is not an int.
-        RuntimeError: torch.onnx cannot export the dense part.
+        RuntimeError: torch.onnx cannot export the dense part, or the graph cannot be loaded, or run, or answers
+            otherwise than the model.
         OutOfSpaceError, DamoError: the disk is full or refuses. As after any error, nothing is left behind, and an
             export that was there stays.
     """
@@ -104,10 +109,10 @@ def export(
     check_progress(progress)
     warn_of_nonfinite(model, "export")
     arguments = read_arguments(model, args, {k: list(axes) for k, axes in (dynamic_axes or {}).items()}, input_names)
-    proto, calls = trace_model(model, arguments, output_names)
-    tables = _tables(model, calls, store)
-    outputs = [output for call in calls for output in call.plan.outputs]
-    options = _RowOptions(
+    traced = trace_model(model, arguments, output_names)
+    tables = _tables(model, traced.calls, store)
+    outputs = [output for call in traced.calls for output in call.plan.outputs]
+    options = RowOptions(
         dtype=dtype,
         unseen={output.table: unseen or output.unseen for output in outputs},
         max_length=_by_name("max_length", max_length, [output.feature for output in outputs]),
@@ -117,63 +122,29 @@ def export(
     )
     memory_bytes = _memory_bytes(memory_budget, store)
     file = model_file(path)
-    lowering = _Lowering(proto, arguments.features, calls, store, options)
+    by_sample = is_by_sample(traced, arguments) if verify else None
+    about = About(store, arguments.features, arguments.jagged, by_sample)
     if dense_only:
-        write_graph(file, proto, lambda _: lowering.to_inputs())
-    else:
-        write_graph(file, proto, lambda directory: lowering.to_rows(tables, directory, memory_bytes, progress))
-        _log.info(
-            "exported %d rows of %d tables to %s, in %.1f s",
-            sum(map(len, tables)),
-            len(tables),
-            file,
-            time.monotonic() - began,
-        )
+        dense = DenseGraph(traced, arguments, about, options)
+        write_graph(file, traced.proto, lambda _: dense.make(), dense.check if verify else None)
+        return file
+    full = FullGraph(traced, arguments, about, options, tables)
+    if verify:
+        full.ask_model()  # before the moment at which rows are taken
+    write_graph(
+        file,
+        traced.proto,
+        lambda directory: full.make(directory, memory_bytes, progress),
+        full.check if verify else None,
+    )
+    _log.info(
+        "exported %d rows of %d tables to %s, in %.1f s",
+        sum(map(len, tables)),
+        len(tables),
+        file,
+        time.monotonic() - began,
+    )
     return file
-
-
-@dataclass(frozen=True)
-class _RowOptions:
-    """Those options of `export` that are about rows, as the model's card has them.
-
-    `unseen` and `top_n` are by table, `max_length` is by feature.
-    """
-
-    dtype: str
-    unseen: dict[str, str]
-    max_length: dict[str, int]
-    min_count: int
-    expire: int | None
-    top_n: dict[str, int]
-
-
-@dataclass(frozen=True)
-class _Lowering:
-    """From a traced graph, in place, to one to be written: with rows, or with inputs for what lookups give."""
-
-    proto: onnx.ModelProto
-    features: Sequence[FeatureInput]
-    calls: Sequence[LookupCall]
-    store: EmbeddingStore
-    options: _RowOptions
-
-    def to_inputs(self) -> None:
-        inputs = lower_to_inputs(self.proto, self.calls)
-        set_card(self.proto, dense_card(self.store, self.features, self.calls, inputs, self.options.unseen))
-
-    def to_rows(self, tables: Sequence[Table], directory: Path, memory_bytes: int, progress: Progress | bool) -> None:
-        """Writes the rows of these tables into `directory`, which goes beside the graph."""
-        options = self.options
-        filters = {t.name: RowFilter(options.min_count, options.expire, options.top_n.get(t.name)) for t in tables}
-        with reporting(progress) as tell:
-            advance = counting(tell, f"rows exported to {directory.parent}", sum(map(len, tables)))
-            threads = self.store.session.options.threads()
-            writer = RowWriter(directory, options.dtype, filters, options.unseen, memory_bytes, threads, advance)
-            groups = writer.write(tables)
-        lower_to_rows(
-            self.proto, self.features, self.calls, groups, options.unseen, options.max_length, directory.parent
-        )
-        set_card(self.proto, full_card(self.store, self.features, groups, asdict(options)))
 
 
 def _tables(model: nn.Module, calls: Sequence[LookupCall], store: EmbeddingStore) -> list[Table]:

@@ -16,8 +16,6 @@ from damo_torchrec.onnx.hash_functions import initial_rows, perfect_hash
 from damo_torchrec.onnx.jagged_functions import (
     CHECK_JAGGED,
     CHECK_LENGTHS,
-    GROUPS,
-    ITEMS,
     LIMIT_LENGTHS,
     SEGMENTS,
     SELECT_KEYS,
@@ -31,7 +29,7 @@ def functions_for(lookups: Iterable[Lookup]) -> list[onnx.FunctionProto]:
     wanted = list(dict.fromkeys(lookups))
     drawn = sorted({lookup.rows.dim for lookup in wanted if lookup.initial})
     texts = [
-        *(SEGMENTS, CHECK_LENGTHS, CHECK_JAGGED, LIMIT_LENGTHS, SELECT_KEYS, ITEMS, GROUPS, perfect_hash()),
+        *(SEGMENTS, CHECK_LENGTHS, CHECK_JAGGED, LIMIT_LENGTHS, SELECT_KEYS, perfect_hash()),
         *(initial_rows(dim) for dim in drawn),
         *(embedding_bags(lookup) if lookup.pooled else embedding_rows(lookup) for lookup in wanted),
     ]

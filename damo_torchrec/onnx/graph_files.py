@@ -10,15 +10,19 @@ from pathlib import Path
 import onnx
 
 from damo_torchrec.files import os_errors, sync_directory
+from damo_torchrec.graph_card import sealed
 
-_LARGEST_FILE = 2**31 - 1  # of protobuf
+LARGEST_FILE = 2**31 - 1  # of protobuf
 
 
-def write_graph(file: Path, proto: onnx.ModelProto, fill: Callable[[Path], None]) -> None:
+def write_graph(
+    file: Path, proto: onnx.ModelProto, fill: Callable[[Path], None], check: Callable[[bytes, Path], None] | None = None
+) -> None:
     """Writes a graph to `file`, in the place of what was there once it is whole.
 
     `fill` gets a new directory beside it, ``STEM.data-XXXXXXXX``, for arrays that the graph refers to, and completes
-    the graph. What earlier graphs of this name had is removed in the end. After an error everything is as it was.
+    the graph. `check` gets the graph's bytes and `file`, while the arrays are where it will look for them. What earlier
+    graphs of this name had is removed in the end. After an error, of these two also, everything is as it was.
 
     Raises:
         ValueError: the graph is larger than a file of ONNX may be.
@@ -31,10 +35,13 @@ def write_graph(file: Path, proto: onnx.ModelProto, fill: Callable[[Path], None]
         try:
             data.mkdir(parents=True)
             fill(data)
-            if proto.ByteSize() > _LARGEST_FILE:
-                raise ValueError(f"the graph has {proto.ByteSize()} bytes: an ONNX file takes {_LARGEST_FILE}")
+            if proto.ByteSize() > LARGEST_FILE:
+                raise ValueError(f"the graph has {proto.ByteSize()} bytes: an ONNX file takes {LARGEST_FILE}")
+            content = sealed(proto.SerializeToString())
+            if check is not None:
+                check(content, file)
             with staged.open("xb") as opened:
-                opened.write(proto.SerializeToString())
+                opened.write(content)
                 opened.flush()
                 os.fsync(opened.fileno())
             sync_directory(data)

@@ -3,21 +3,33 @@
 from damo_torchrec.graph_check import DOMAIN
 from damo_torchrec.onnx.vocabulary import INT64
 
-# Which of the segments, of which the first begins at 0 and the others at `later`, ascending, each of `total` positions
-# is in. Empty segments have none: of several that begin at one position the last one has it.
-SEGMENTS = """
-Segments (later, total) => (segment) {
-  zero = Constant <value_int = 0> ()
-  start = Constant <value_ints = [0]> ()
-  one = Constant <value_ints = [1]> ()
-  size = Add (total, one)
-  nothing = ConstantOfShape <value = int64[1] {0}> (size)
-  shape = Shape (later)
-  ones = ConstantOfShape <value = int64[1] {1}> (shape)
-  marks = ScatterElements <axis = 0, reduction = "add"> (nothing, later, ones)
-  begun = CumSum (marks, zero)
-  segment = Slice (begun, start, total, start)
-}
+
+def segments(later: str, total: str, segment: str, prefix: str = "") -> str:
+    """Lines that make `segment`: of which segment each of `total` positions is.
+
+    The first one begins at 0 and the others at `later`, ascending. Empty segments have no position: of several that
+    begin at one the last one has it.
+
+    Lines, here and below, are for branches and loops, where names of their own begin with `prefix`. A function is no
+    use there: ONNX Runtime names what is in it alike in a branch and in a loop of that branch, so that a graph that it
+    has optimized and saved cannot be loaded.
+    """
+    return f"""
+  {prefix}zero = Constant <value_int = 0> ()
+  {prefix}start = Constant <value_ints = [0]> ()
+  {prefix}step = Constant <value_ints = [1]> ()
+  {prefix}size = Add ({total}, {prefix}step)
+  {prefix}nothing = ConstantOfShape <value = int64[1] {{0}}> ({prefix}size)
+  {prefix}shape = Shape ({later})
+  {prefix}ones = ConstantOfShape <value = int64[1] {{1}}> ({prefix}shape)
+  {prefix}marks = ScatterElements <axis = 0, reduction = "add"> ({prefix}nothing, {later}, {prefix}ones)
+  {prefix}begun = CumSum ({prefix}marks, {prefix}zero)
+  {segment} = Slice ({prefix}begun, {prefix}start, {total}, {prefix}start)"""
+
+
+SEGMENTS = f"""
+Segments (later, total) => (segment) {{{segments("later", "total", "segment")}
+}}
 """
 
 # All lengths; the longest; where each bag's ids begin, and where the last bag's end; and the ids. It refuses lengths
@@ -92,44 +104,48 @@ SELECT_KEYS = f"""
 }}
 """
 
-# From each `begin` on `length` items, at most `width` of them: `taken (G, width)` has the number of each item and 1
-# more, or 0 for none.
-ITEMS = f"""
-Items (begin, length, width) => (taken) {{
-  one = Constant <value_int = 1> ()
-  column = Constant <value_ints = [-1, 1]> ()
-  begin_column = Reshape (begin, column)
-  length_column = Reshape (length, column)
-  beyond = Add (width, one)
-  steps = Range (one, beyond, one)
-  next = Add (begin_column, steps)
-  inside = LessOrEqual (steps, length_column)
-  one_for_inside = Cast <to = {INT64}> (inside)
-  taken = Mul (next, one_for_inside)
-}}
-"""
 
-# Takes the items of bags, `length` of them from `begin` on, `width` at a time, group by group, as `Items` does. Each
-# bag has `groups` groups.
-GROUPS = f"""
-Groups (begin, length, groups, width) => (taken) {{
-  zero = Constant <value_int = 0> ()
-  one = Constant <value_int = 1> ()
-  one_1 = Constant <value_ints = [1]> ()
-  end = Constant <value_ints = [9223372036854775807]> ()
-  group_begin = CumSum <exclusive = 1> (groups, zero)
-  total = ReduceSum <keepdims = 1> (groups)
-  later = Slice (group_begin, one_1, end)
-  bag = {DOMAIN}.Segments (later, total)
-  total_scalar = Squeeze (total)
-  group = Range (zero, total_scalar, one)
-  first_group = GatherElements (group_begin, bag)
-  group_in_bag = Sub (group, first_group)
-  items_before = Mul (group_in_bag, width)
-  begin_of_bag = GatherElements (begin, bag)
-  length_of_bag = GatherElements (length, bag)
-  begin_of_group = Add (begin_of_bag, items_before)
-  length_left = Sub (length_of_bag, items_before)
-  taken = {DOMAIN}.Items (begin_of_group, length_left, width)
-}}
-"""
+def items(begin: str, length: str, width: str, taken: str, prefix: str) -> str:
+    """Lines that make `taken (G, width)`: from each `begin` on `length` items, at most `width` of them.
+
+    It has the number of each item and 1 more, or 0 for none.
+    """
+    return f"""
+  {prefix}one = Constant <value_int = 1> ()
+  {prefix}column = Constant <value_ints = [-1, 1]> ()
+  {prefix}begin_column = Reshape ({begin}, {prefix}column)
+  {prefix}length_column = Reshape ({length}, {prefix}column)
+  {prefix}beyond = Add ({width}, {prefix}one)
+  {prefix}steps = Range ({prefix}one, {prefix}beyond, {prefix}one)
+  {prefix}next = Add ({prefix}begin_column, {prefix}steps)
+  {prefix}inside = LessOrEqual ({prefix}steps, {prefix}length_column)
+  {prefix}one_for_inside = Cast <to = {INT64}> ({prefix}inside)
+  {taken} = Mul ({prefix}next, {prefix}one_for_inside)"""
+
+
+def groups(begin: str, length: str, per_bag: str, width: str, taken: str, prefix: str) -> str:
+    """Lines that make `taken`, as `items` does: `length` items of bags, from `begin` on, `width` at a time.
+
+    Each bag has as many groups as `per_bag` says.
+    """
+    bags = segments(f"{prefix}later", f"{prefix}total", f"{prefix}bag", f"{prefix}segment_")
+    own = items(f"{prefix}begin_of_group", f"{prefix}length_left", width, taken, f"{prefix}item_")
+    return f"""
+  {prefix}zero = Constant <value_int = 0> ()
+  {prefix}one = Constant <value_int = 1> ()
+  {prefix}second = Constant <value_ints = [1]> ()
+  {prefix}end = Constant <value_ints = [9223372036854775807]> ()
+  {prefix}group_begin = CumSum <exclusive = 1> ({per_bag}, {prefix}zero)
+  {prefix}total = ReduceSum <keepdims = 1> ({per_bag})
+  {prefix}later = Slice ({prefix}group_begin, {prefix}second, {prefix}end)
+  {bags}
+  {prefix}total_scalar = Squeeze ({prefix}total)
+  {prefix}group = Range ({prefix}zero, {prefix}total_scalar, {prefix}one)
+  {prefix}first_group = GatherElements ({prefix}group_begin, {prefix}bag)
+  {prefix}group_in_bag = Sub ({prefix}group, {prefix}first_group)
+  {prefix}items_before = Mul ({prefix}group_in_bag, {width})
+  {prefix}begin_of_bag = GatherElements ({begin}, {prefix}bag)
+  {prefix}length_of_bag = GatherElements ({length}, {prefix}bag)
+  {prefix}begin_of_group = Add ({prefix}begin_of_bag, {prefix}items_before)
+  {prefix}length_left = Sub ({prefix}length_of_bag, {prefix}items_before)
+  {own}"""

@@ -3,6 +3,7 @@
 import textwrap
 
 from damo_torchrec.graph_check import DOMAIN
+from damo_torchrec.onnx.jagged_functions import groups, items
 from damo_torchrec.onnx.vocabulary import DRAW_ARRAYS, FLOAT, HASH_ARRAYS, INT64, Lookup, RowFormat
 
 
@@ -201,7 +202,7 @@ sum_several = If (even) <
   then_branch = padded () => (sum_padded) {{
     longest_1 = Reshape (longest, last)
     ones = ConstantOfShape <value = float[1] {{1.0}}> (longest_1)
-    taken = {DOMAIN}.Items (begin_by_bag, length_by_bag, longest)
+{textwrap.indent(items("begin_by_bag", "length_by_bag", "longest", "taken", "padded_"), "  ")}
 {textwrap.indent(_sum(lookup, "taken", "sum_padded"), " " * 4)}
   }},
   else_branch = levels () => (sum_levels) {{
@@ -218,7 +219,7 @@ length = Reshape (length_by_bag, last)
 length_up = Add (length, three)
 groups = Div (length_up, four)
 ones = Constant <value_floats = [1.0, 1.0, 1.0, 1.0]> ()
-taken = {DOMAIN}.Groups (begin, length, groups, four)
+{groups("begin", "length", "groups", "four", "taken", "first_")}
 {_sum(lookup, "taken", "sum_first")}
 {_LATER_LEVELS}"""
 
@@ -236,7 +237,7 @@ group_sum, group_count = Loop (, begin_with, sum_first, groups) <
     begin_in = CumSum <exclusive = 1> (groups_in, zero)
     groups_up = Add (groups_in, three)
     groups_out = Div (groups_up, four)
-    taken_in = {DOMAIN}.Groups (begin_in, groups_in, groups_out, four)
+{groups("begin_in", "groups_in", "groups_out", "four", "taken_in", "later_")}
     padded_in = Concat <axis = 0> (no_row, sum_in)
     fours = Gather (padded_in, taken_in)
     sum_out = MatMul (ones, fours)

@@ -11,9 +11,10 @@ from onnx import helper, numpy_helper
 
 from damo_torchrec.graph_check import DOMAIN
 from damo_torchrec.modules.lookup_plan import LookupKind
-from damo_torchrec.onnx.arguments import FeatureInput
+from damo_torchrec.onnx.arguments import JaggedInput
 from damo_torchrec.onnx.functions import functions_for
 from damo_torchrec.onnx.jagged_functions import CHECK, LIMIT, SELECT
+from damo_torchrec.onnx.names import rename_read
 from damo_torchrec.onnx.rows import RowGroup
 from damo_torchrec.onnx.stand_ins import NODE, NUMBER, LookupCall
 from damo_torchrec.onnx.vocabulary import IR_VERSION, REFUSALS, Lookup
@@ -21,7 +22,7 @@ from damo_torchrec.onnx.vocabulary import IR_VERSION, REFUSALS, Lookup
 
 def lower_to_rows(
     proto: onnx.ModelProto,
-    features: Sequence[FeatureInput],
+    features: Sequence[JaggedInput],
     calls: Sequence[LookupCall],
     groups: Mapping[int, RowGroup],
     unseen: Mapping[str, str],
@@ -32,7 +33,7 @@ def lower_to_rows(
 
     Args:
         proto: traced, with a node for each lookup.
-        features: its KeyedJaggedTensors.
+        features: its KeyedJaggedTensors and JaggedTensors.
         calls: its lookups.
         groups: by dim.
         unseen: by table, what ids without a row read as.
@@ -61,7 +62,7 @@ def lower_to_rows(
     proto.ir_version = IR_VERSION
 
 
-def _checks(graph: onnx.GraphProto, features: Sequence[FeatureInput]) -> list[onnx.NodeProto]:
+def _checks(graph: onnx.GraphProto, features: Sequence[JaggedInput]) -> list[onnx.NodeProto]:
     """Nodes that check the jagged tensors of which anything but a lookup reads a part; all then read what they give."""
     others = [node for node in graph.node if node.domain != DOMAIN or node.op_type != NODE]
     outputs = {output.name for output in graph.output}
@@ -80,20 +81,11 @@ def _checks(graph: onnx.GraphProto, features: Sequence[FeatureInput]) -> list[on
         if feature.weighted:
             shape, refusal = f"{feature.name}/shape", f"{feature.name}/{REFUSALS['checked_weights']}"
             weights = [feature.inputs[2], shape]
-            checks.append(helper.make_node("Shape", checked[:1], [shape], name=shape))
+            checks.append(helper.make_node("Shape", checked[:1], [shape], name=shape, end=1))
             checks.append(helper.make_node("Reshape", weights, checked[2:], name=refusal, allowzero=1))
         renamed.update(zip(feature.inputs, checked, strict=True))
-    _rename_read(graph, renamed)
+    rename_read(graph, renamed)
     return checks
-
-
-def _rename_read(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
-    """Has nodes, and those of their subgraphs, read other names."""
-    for node in graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                _rename_read(attribute.g, renamed)
 
 
 class _Lowered:

@@ -5,6 +5,7 @@ What a stand-in was asked for in the export is a `LookupCall`; the node carries 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 
 from damo_torchrec.graph_check import DOMAIN
 from damo_torchrec.modules.collection import Collection
-from damo_torchrec.modules.lookup_plan import LookupKind, LookupPlan
-from damo_torchrec.onnx.arguments import Arguments
+from damo_torchrec.modules.lookup_plan import LookupKind, LookupOutput, LookupPlan
 from damo_torchrec.onnx.vocabulary import VERSION
 
 NODE = "Lookup"
@@ -41,31 +41,83 @@ class LookupCall:
     positions: list[int]
 
 
+# What gives rows, float32 (n, dim), for an output and its ids, int64 (n,).
+Rows = Callable[[LookupOutput, torch.Tensor], torch.Tensor]
+
+
 class Tracer:
-    """What the stand-ins were asked for."""
+    """What the stand-ins are asked for: nodes of a graph, or, while there are `rows`, what these nodes would give.
 
-    def __init__(self, arguments: Arguments) -> None:
+    Attributes:
+        calls: of the last forward that was traced.
+        outputs: names of what it returned.
+        rows: None to trace.
+        found: what each call of the last forward with `rows` was given.
+    """
+
+    def __init__(self) -> None:
         self.calls: list[LookupCall] = []
-        self.output_names: list[str] = []
-        self._names = [f.name for f in arguments.features]
-        self._tensors = arguments.tensors
+        self.outputs: list[str] = []
+        self.rows: Rows | None = None
+        self.found: list[list[torch.Tensor]] = []
+        self._inputs: dict[str, Any] = {}
 
-    def begin(self, arguments: list[Any]) -> None:
-        """Notes what the model is called with."""
-        self._features = [a for a in arguments if isinstance(a, KeyedJaggedTensor)]
-        self._plain = [a for a in arguments if isinstance(a, torch.Tensor)]
+    def begin(self, inputs: dict[str, Any]) -> None:
+        """Notes, by name, what a forward is called with."""
+        self._inputs = inputs
+        self.found = []
+        if self.rows is None:
+            self.calls = []
 
     def source(self, features: Any) -> str | None:
-        """The name of the argument that `features` is."""
-        for name, given in zip([*self._names, *self._tensors], [*self._features, *self._plain], strict=True):
-            if features is given:
-                return name
-        return None
+        """The name of the input or argument that `features` is."""
+        return next((name for name, given in self._inputs.items() if features is given), None)
 
-    def add(self, call: LookupCall) -> dict[str, Any]:
-        """Notes a call. Returns the attributes of its node."""
+    def look_up(
+        self, call: LookupCall, inputs: Sequence[torch.Tensor], shapes: Sequence[Sequence[Any]]
+    ) -> Sequence[torch.Tensor]:
+        """What a call gives: one output if it is pooled, else one for each."""
+        if self.rows is not None:
+            self.found.append(looked_up(call, inputs, self.rows))
+            return self.found[-1]
         self.calls.append(call)
-        return {NUMBER: len(self.calls) - 1}
+        return torch.onnx.ops.symbolic_multi_out(
+            f"{DOMAIN}::{NODE}",
+            inputs,
+            attrs={NUMBER: len(self.calls) - 1},
+            dtypes=[torch.float32] * len(shapes),
+            shapes=shapes,
+            version=VERSION,
+        )
+
+
+def looked_up(call: LookupCall, inputs: Sequence[torch.Tensor], rows: Rows) -> list[torch.Tensor]:
+    """What a call gives of these rows."""
+    if call.plan.kind is LookupKind.ROWS:
+        found = rows(call.plan.outputs[0], inputs[0].reshape(-1))
+        return [found.reshape(*inputs[0].shape, call.plan.width)]
+    values, lengths, *weights = inputs
+    sizes = lengths.sum(1).tolist()
+    ids = torch.split(values, sizes)
+    by_output = [rows(output, ids[key]) for output, key in zip(call.plan.outputs, call.positions, strict=True)]
+    if call.plan.kind is LookupKind.SEQUENCES:
+        return by_output
+    of_ids = torch.split(weights[0], sizes) if weights else [torch.ones(size) for size in sizes]
+    pooled = [
+        _pool(found, lengths[key], of_ids[key], output.mean)
+        for output, key, found in zip(call.plan.outputs, call.positions, by_output, strict=True)
+    ]
+    return [torch.cat(pooled, dim=1)]
+
+
+def _pool(rows: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor, mean: bool) -> torch.Tensor:
+    """Bags of rows ``(n, dim)``; a mean is 0 where weights cancel, as of an empty bag."""
+    bag = torch.arange(len(lengths)).repeat_interleave(lengths)
+    sums = torch.zeros(len(lengths), rows.shape[1]).index_add_(0, bag, rows * weights.unsqueeze(1))
+    if not mean:
+        return sums
+    total = torch.zeros(len(lengths)).index_add_(0, bag, weights).unsqueeze(1)
+    return torch.where(total == 0, 0.0, sums / torch.where(total == 0, 1.0, total))
 
 
 class _StandIn(nn.Module):
@@ -98,14 +150,7 @@ class _Bags(_StandIn):
             if features.weights_or_none() is None:
                 raise ValueError(f"{self._path} is weighted, but the KeyedJaggedTensor in args has no weights")
             inputs.append(features.weights())
-        values = torch.onnx.ops.symbolic(
-            f"{DOMAIN}::{NODE}",
-            inputs,
-            attrs=self._tracer.add(call),
-            dtype=torch.float32,
-            shape=[lengths.shape[1], call.plan.width],
-            version=VERSION,
-        )
+        (values,) = self._tracer.look_up(call, inputs, [[lengths.shape[1], call.plan.width]])
         return KeyedTensor(keys=call.plan.names, length_per_key=call.plan.dims, values=values)
 
 
@@ -120,14 +165,8 @@ class _Sequences(_StandIn):
             for size in sizes:
                 torch._check_is_size(size)  # type: ignore[no-untyped-call]  # torch's
             torch._check(sum(sizes) == values.shape[0])  # type: ignore[no-untyped-call]  # torch's
-        rows = torch.onnx.ops.symbolic_multi_out(
-            f"{DOMAIN}::{NODE}",
-            [values, lengths],
-            attrs=self._tracer.add(call),
-            dtypes=[torch.float32] * len(call.positions),
-            shapes=[[sizes[key], dim] for key, dim in zip(call.positions, call.plan.dims, strict=True)],
-            version=VERSION,
-        )
+        shapes = [[sizes[key], dim] for key, dim in zip(call.positions, call.plan.dims, strict=True)]
+        rows = self._tracer.look_up(call, [values, lengths], shapes)
         ids = torch.split(values, sizes) if collection.need_indices() else None
         return {
             name: JaggedTensor(
@@ -143,14 +182,7 @@ class _Rows(_StandIn):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         plan: LookupPlan = self.__dict__["_collection"].lookup_plan
         call = self._call(ids, plan.features)
-        rows = torch.onnx.ops.symbolic(
-            f"{DOMAIN}::{NODE}",
-            [ids.to(torch.int64)],
-            attrs=self._tracer.add(call),
-            dtype=torch.float32,
-            shape=[*ids.shape, plan.width],
-            version=VERSION,
-        )
+        (rows,) = self._tracer.look_up(call, [ids.to(torch.int64)], [[*ids.shape, plan.width]])
         if plan.padding is None:
             return rows
         return rows * (ids != plan.padding).unsqueeze(-1).to(rows.dtype)

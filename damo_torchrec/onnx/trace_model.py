@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
@@ -20,24 +21,43 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from damo_torchrec.modules.collection import Collection
 from damo_torchrec.onnx.arguments import Arguments
-from damo_torchrec.onnx.stand_ins import LookupCall, Tracer, stand_in_for
+from damo_torchrec.onnx.names import check_outputs, name_dimensions, name_outputs, strip_prefix
+from damo_torchrec.onnx.stand_ins import LookupCall, Rows, Tracer, stand_in_for
 from damo_torchrec.onnx.translations import translations
 from damo_torchrec.onnx.vocabulary import OPSET
+
+_log = logging.getLogger(__name__)
 
 _MODEL = "model"  # what the wrapper calls the model: the prefix of its parameters' names
 
 
-def trace_model(
-    model: nn.Module, arguments: Arguments, output_names: Sequence[str] | None = None
-) -> tuple[onnx.ModelProto, list[LookupCall]]:
+@dataclass(frozen=True)
+class Traced:
+    """A model's dense part.
+
+    Args:
+        proto: as a graph, in which each lookup is one node.
+        calls: its lookups.
+        outputs: names of the graph's outputs.
+        run: runs the copy that was traced, of inputs by name and with these rows: its outputs, in order, and for each
+            lookup what it was given.
+    """
+
+    proto: onnx.ModelProto
+    calls: list[LookupCall]
+    outputs: list[str]
+    run: Callable[[Mapping[str, torch.Tensor], Rows], tuple[list[torch.Tensor], list[list[torch.Tensor]]]]
+
+
+def trace_model(model: nn.Module, arguments: Arguments, output_names: Sequence[str] | None = None) -> Traced:
     """Exports the dense part of a model in eval mode. Parameters keep the names that they have in its state dict.
 
     Raises:
         ValueError: the model has no collection of this package, or one on the meta device; `output_names` are not as
-            many as outputs.
+            many as outputs; outputs are called as inputs or other outputs are.
         RuntimeError: torch.onnx cannot export the dense part; says why.
     """
-    tracer = Tracer(arguments)
+    tracer = Tracer()
     wrapper = _Wrapper(_copy(model, tracer), arguments, tracer).eval()
     for parameter in wrapper.parameters():
         parameter.requires_grad_(False)
@@ -58,13 +78,14 @@ def trace_model(
             raise RuntimeError(f"torch.onnx cannot export the dense part of {type(model).__name__}: {cause}") from error
     assert program is not None
     proto = program.model_proto
-    _strip_prefix(proto, f"{_MODEL}.")
-    names = list(output_names) if output_names is not None else tracer.output_names
-    if len(names) != len(tracer.output_names):
-        raise ValueError(f"output_names must name {len(tracer.output_names)} outputs, got {names}")
-    _name_outputs(proto, names)
-    _name_dimensions(proto, arguments)
-    return proto, tracer.calls
+    names = list(output_names) if output_names is not None else tracer.outputs
+    if len(names) != len(tracer.outputs):
+        raise ValueError(f"output_names must name {len(tracer.outputs)} outputs, got {names}")
+    check_outputs(names, arguments.samples)
+    strip_prefix(proto, f"{_MODEL}.", names)
+    name_outputs(proto, names)
+    name_dimensions(proto, arguments)
+    return Traced(proto, tracer.calls, names, wrapper.run)
 
 
 def _copy(model: nn.Module, tracer: Tracer) -> nn.Module:
@@ -92,11 +113,23 @@ class _Wrapper(nn.Module):
         self._tracer = tracer
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        arguments = self._arguments.build(tensors)
-        self._tracer.begin(arguments)
-        named = dict(_outputs(self.get_submodule(_MODEL)(*arguments), "output"))
-        self._tracer.output_names = list(named)
-        return tuple(named.values())
+        arguments, inputs = self._arguments.build(tensors)
+        self._tracer.begin(inputs)
+        outputs = list(_outputs(self.get_submodule(_MODEL)(*arguments), "output"))
+        self._tracer.outputs = [name for name, _ in outputs]
+        return tuple(output for _, output in outputs)
+
+    def run(
+        self, inputs: Mapping[str, torch.Tensor], rows: Rows
+    ) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
+        """As `Traced.run`."""
+        self._tracer.rows = rows
+        try:
+            with quiet(), torch.no_grad():
+                outputs = self(*(inputs[name] for name in self._arguments.samples))
+        finally:
+            self._tracer.rows = None
+        return list(outputs), self._tracer.found
 
 
 def _outputs(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -114,7 +147,9 @@ def _outputs(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
             yield from _outputs(item, f"{name}_{i}")
-    elif value is not None:
+    elif value is None:
+        _log.info("the model returns None as %s: its graph has no such output", name)
+    else:
         raise TypeError(
             f"the model returns a {type(value).__name__}: a graph gives tensors, and lists and dicts of them"
         )

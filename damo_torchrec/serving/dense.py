@@ -116,6 +116,7 @@ class DensePart:
         """Raises SchemaMismatchError if it does not take the same requests, look up the same or answer the same."""
         for what, mine, wanted in (
             ("features", self.card.features, other.card.features),
+            ("JaggedTensors", self.card.jagged, other.card.jagged),
             ("lookups", self.card.lookups, other.card.lookups),
             ("inputs", self.inputs, other.inputs),
             ("outputs", self.outputs, other.outputs),

@@ -77,7 +77,8 @@ class Predictor:
         except BaseException:
             self._store.close()
             raise
-        self._signature = Signature(dense.card.features, dense.arguments, self._store.session.memory_budget // 8)
+        card, most_ids = dense.card, self._store.session.memory_budget // 8
+        self._signature = Signature(card.features, dense.arguments, card.jagged, most_ids)
         self._states = States(f"the predictor of {self._path}", State(dense, {}, manifest.step, (manifest.id,)))
         self._updates = Updates(self._store, {output.table: output for output in outputs}, self._states, num_threads)
         self._histogram = Histogram()

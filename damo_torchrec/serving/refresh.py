@@ -12,7 +12,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from damo_torchrec.graph_card import CARD, parse_card
+from damo_torchrec.graph_card import CARD, SEAL, UNSEALED, parse_card, sealed
 from damo_torchrec.graph_check import check_dense_graph
 from damo_torchrec.modules import store_of
 from damo_torchrec.modules.collection import Collection
@@ -48,9 +48,8 @@ def refresh_dense(graph: bytes, model: nn.Module) -> bytes:
     for entry in proto.metadata_props:
         if entry.key == CARD:
             parse_card(entry.value, DENSE_FILE)
-            entry.value = json.dumps({**json.loads(entry.value), "step": store_of(model).step})
-    refreshed: bytes = proto.SerializeToString()
-    return refreshed
+            entry.value = json.dumps({**json.loads(entry.value), "step": store_of(model).step, SEAL: UNSEALED})
+    return sealed(proto.SerializeToString())
 
 
 class DenseGraph:

@@ -44,11 +44,15 @@ class Signature:
     Args:
         features: its KeyedJaggedTensors.
         arguments: its other arguments.
+        jagged: names of its JaggedTensors.
         most_ids: how many ids there may be in a request.
     """
 
-    def __init__(self, features: Mapping[str, Feature], arguments: Sequence[Argument], most_ids: int) -> None:
+    def __init__(
+        self, features: Mapping[str, Feature], arguments: Sequence[Argument], jagged: Sequence[str], most_ids: int
+    ) -> None:
         self.features = dict(features)
+        self._jagged = jagged
         self._most_ids = most_ids
         self._arguments: dict[str, Argument] = {}
         for name, feature in features.items():
@@ -81,6 +85,9 @@ class Signature:
             _check_lengths(name, arrays[f"{name}.lengths"], len(values))
             if self.features[name].weighted and not np.isfinite(arrays[f"{name}.weights"]).all():
                 raise ValueError(f"{name}.weights must be finite")
+        for name in self._jagged:
+            if {f"{name}.values", f"{name}.lengths"} <= arrays.keys():  # else the model does not use one of them
+                _check_lengths(name, arrays[f"{name}.lengths"], len(arrays[f"{name}.values"]))
         first = next((array for array in arrays.values() if array.ndim > 0), None)
         batch = sizes[BATCH][0] if BATCH in sizes else (len(first) if first is not None else 0)
         return Request(arrays, batch)

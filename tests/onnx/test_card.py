@@ -1,5 +1,6 @@
 """What an exported model says of itself."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -20,5 +21,18 @@ def test_the_model_card(model: nn.Module, store: damo.EmbeddingStore, tmp_path: 
     }
     assert card["options"]["dtype"] == "float16"
     assert card["options"]["max_length"] == {"a": 9}
+    data = [path for path in (tmp_path / "m").rglob("*") if path.is_file() and path.suffix != ".onnx"]
+    assert card["files"] == {
+        str(path.relative_to(tmp_path / "m")): {
+            "size": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in data
+    }
+    assert data
+    graph = (tmp_path / "m" / "model.onnx").read_bytes()
+    assert graph.count(card["graph_sha256"].encode()) == 1
+    unsealed = graph.replace(card["graph_sha256"].encode(), b"0" * 64)
+    assert hashlib.sha256(unsealed).hexdigest() == card["graph_sha256"]
     session = onnxruntime.InferenceSession(str(tmp_path / "m" / "model.onnx"))
     assert json.loads(session.get_modelmeta().custom_metadata_map["damo_torchrec"]) == card

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from torch import nn
 
 import damo_torchrec as damo
 from exported_models import REQUEST, answer
-from serving_cases import feed
+from serving_cases import Pooled, feed, random_features, train
 
 
 def test_what_is_no_exported_model_is_refused(tmp_path: Path) -> None:
@@ -56,3 +57,29 @@ def test_the_oldest_runtime_gives_the_same(model: nn.Module, tmp_path: Path, dty
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() != onnxruntime.__version__
     np.testing.assert_array_equal(np.load(tmp_path / "answer.npy"), answer(tmp_path / "m"))
+
+
+@pytest.mark.parametrize(
+    ("weighted", "options"),
+    [(False, {}), (True, {"unseen": "initial", "max_length": 9}), (True, {"dtype": "int8"}), (False, {"min_count": 1})],
+)
+def test_a_copy_that_the_runtime_has_optimized_and_saved_answers_alike(
+    store: damo.EmbeddingStore, tmp_path: Path, weighted: bool, options: dict[str, Any]
+) -> None:
+    model = Pooled(store, weighted)
+    request = random_features("abc", 33, longest=9, weighted=weighted)
+    train(model, (request,))
+    file = damo.onnx.export(model, request, tmp_path / "m", **options)
+    saving = onnxruntime.SessionOptions()
+    saving.optimized_model_filepath = str(tmp_path / "m" / "optimized.onnx")
+    saving.log_severity_level = 3  # it warns that what it saves is for machines like this one
+    onnxruntime.InferenceSession(str(file), saving)
+    for batch in (request, random_features("abc", 2, longest=1, weighted=weighted), random_features("abc", 0)):
+        inputs = {"features.weights": np.empty(0, np.float32)} if weighted else {}
+        inputs |= feed(features=batch)
+        expected = damo.onnx.session(file, operators=False).run(None, inputs)[0]
+        for session in (
+            damo.onnx.session(tmp_path / "m" / "optimized.onnx", operators=False),
+            onnxruntime.InferenceSession(saving.optimized_model_filepath),
+        ):
+            np.testing.assert_allclose(session.run(None, inputs)[0], expected, rtol=1e-6, atol=1e-7)

@@ -1,0 +1,118 @@
+"""What becomes of a traced graph: one with rows, or one that is given what its lookups would find."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from damo_torchrec.onnx.arguments import Arguments
+from damo_torchrec.onnx.card import About, dense_card, full_card, set_card
+from damo_torchrec.onnx.lowering import lower_to_inputs, lower_to_rows
+from damo_torchrec.onnx.rows import RowFilter, RowWriter
+from damo_torchrec.onnx.samples import any_rows
+from damo_torchrec.onnx.trace_model import Traced
+from damo_torchrec.onnx.trial import Answers, DifferentAnswerError, ask_model, check_graph, stored_rows
+from damo_torchrec.progress import Progress, counting, reporting
+from damo_torchrec.store.table import Table
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """Those options of `export` that are about rows, as the model's card has them.
+
+    `unseen` and `top_n` are by table, `max_length` is by feature.
+    """
+
+    dtype: str
+    unseen: dict[str, str]
+    max_length: dict[str, int]
+    min_count: int
+    expire: int | None
+    top_n: dict[str, int]
+
+    @property
+    def all_rows(self) -> bool:
+        """Whether each row is exported."""
+        return self.min_count == 0 and self.expire is None and not self.top_n
+
+
+class DenseGraph:
+    """A graph that is given what its lookups would find; made in place of the traced one."""
+
+    def __init__(self, traced: Traced, arguments: Arguments, about: About, options: RowOptions) -> None:
+        self._traced = traced
+        self._arguments = arguments
+        self._about = about
+        self._options = options
+        self._inputs: Sequence[Sequence[str]] = ()
+
+    def make(self) -> None:
+        """Makes inputs of what lookups give."""
+        self._inputs = lower_to_inputs(self._traced.proto, self._traced.calls)
+        set_card(self._traced.proto, dense_card(self._about, self._traced.calls, self._inputs, self._options.unseen))
+
+    def check(self, content: bytes, file: Path) -> None:
+        """Runs it on the arguments, with rows that are made up. Errors are of `check_graph`."""
+        expected = ask_model(self._traced, self._arguments.given, any_rows, self._inputs)
+        _tell(check_graph(content, file, expected), file)
+
+
+class FullGraph:
+    """A graph with rows; made in place of the traced one."""
+
+    def __init__(
+        self, traced: Traced, arguments: Arguments, about: About, options: RowOptions, tables: Sequence[Table]
+    ) -> None:
+        self._traced = traced
+        self._arguments = arguments
+        self._about = about
+        self._options = options
+        self._tables = tables
+        self._expected: Answers | None = None
+
+    def ask_model(self) -> None:
+        """Notes what the model answers now, for `check`."""
+        self._expected = self._answers()
+
+    def make(self, directory: Path, memory_bytes: int, progress: Progress | bool) -> None:
+        """Writes rows into `directory`, which goes beside the graph."""
+        options, traced = self._options, self._traced
+        filters = {
+            t.name: RowFilter(options.min_count, options.expire, options.top_n.get(t.name)) for t in self._tables
+        }
+        with reporting(progress) as tell:
+            advance = counting(tell, f"rows exported to {directory.parent}", sum(map(len, self._tables)))
+            threads = self._about.store.session.options.threads()
+            writer = RowWriter(directory, options.dtype, filters, options.unseen, memory_bytes, threads, advance)
+            groups = writer.write(self._tables)
+        jagged = [*self._arguments.features, *self._arguments.jagged]
+        lower_to_rows(traced.proto, jagged, traced.calls, groups, options.unseen, options.max_length, directory.parent)
+        set_card(traced.proto, full_card(self._about, groups, asdict(options), directory.parent))
+
+    def check(self, content: bytes, file: Path) -> None:
+        """Runs it on the arguments, beside what the model answered before. Errors are of `check_graph`."""
+        assert self._expected is not None
+        try:
+            _tell(check_graph(content, file, self._expected), file)
+        except DifferentAnswerError:
+            if self._answers().is_of_rows_of(self._expected):
+                raise
+            _log.warning("%s is not compared with the model, which was trained while it was exported", file)
+
+    def _answers(self) -> Answers:
+        options = self._options
+        rows = stored_rows({table.name: table for table in self._tables}, options.unseen, options.dtype)
+        inputs = self._arguments.shortened(options.max_length)
+        return ask_model(self._traced, inputs, rows, comparable=options.all_rows)
+
+
+def _tell(differing: Sequence[str], file: Path) -> None:
+    if differing:
+        _log.warning(
+            "%s: the outputs %s, which are no fractions, differ from the model's in some places. So they may where "
+            "scores are equal, and the runtime chooses another order",
+            file,
+            list(differing),
+        )
