@@ -45,7 +45,7 @@ def trace_model(
         try:
             program = torch.onnx.export(
                 wrapper,
-                tuple(arguments.samples.values()),
+                (tuple(arguments.samples.values()),),
                 dynamo=True,
                 verbose=False,
                 input_names=list(arguments.samples),
@@ -91,7 +91,8 @@ class _Wrapper(nn.Module):
         self._arguments = arguments
         self._tracer = tracer
 
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    # One argument: torch 2.9 cannot say of several, ``*tensors``, what it assumes of their sizes.
+    def forward(self, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         arguments = self._arguments.build(tensors)
         self._tracer.begin(arguments)
         named = dict(_outputs(self.get_submodule(_MODEL)(*arguments), "output"))
