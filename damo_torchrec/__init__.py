@@ -39,7 +39,7 @@ from damo_torchrec.errors import (
 )
 from damo_torchrec.modules import Embedding, EmbeddingBagCollection, EmbeddingCollection, damo_embedding_init
 from damo_torchrec.options import StoreOptions, TableOptions
-from damo_torchrec.stats import StoreStats, TableStats
+from damo_torchrec.stats import LookupStats, StoreStats, TableStats
 from damo_torchrec.store.default_store import default_store, set_default_store
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.table import Table
@@ -74,6 +74,7 @@ __all__ = [
     "EmbeddingBagCollection",
     "EmbeddingCollection",
     "EmbeddingStore",
+    "LookupStats",
     "NonFiniteGradientError",
     "OutOfSpaceError",
     "PrefetchIterator",

@@ -2,9 +2,11 @@
 
 import hashlib
 import logging
+import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
@@ -35,6 +37,8 @@ class OpenTable:
         by_schema: whether no collection has opened it: what it says beyond the stored schema is not known.
         edited_after: the sequence number of the checkpoint after which rows were last set or deleted by their ids.
         earlier_updates: of its rows, when that was started; 0 if there were none.
+        users: those that cannot do without it, such as collections: while one lives, the table stays as it is.
+        gone: whether the store has it no more.
     """
 
     definition: TableDefinition
@@ -44,6 +48,23 @@ class OpenTable:
     by_schema: bool = False
     edited_after: int = -2  # earlier than the manifest of a store without checkpoints
     earlier_updates: int = 0
+    users: list[weakref.ref[Any]] = field(default_factory=list)
+    gone: bool = False
+
+    def note_user(self, user: object) -> None:
+        """Says that `user` cannot do without the table for as long as it lives."""
+        self.users = [*(reference for reference in self.users if reference() is not None), weakref.ref(user)]
+
+    def define_by(self, schema: TableSchema) -> None:
+        """Takes a stored table's schema for what a collection said of it. REQUIRES: it is not in use."""
+        self.definition = TableDefinition.of_schema(self.name, schema)
+        self.optimizer = self.definition.optimizer
+        self.by_schema = True
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a user lives."""
+        return any(reference() is not None for reference in self.users)
 
     @property
     def name(self) -> str:
@@ -107,13 +128,13 @@ class Catalog:
             )
 
     def check_restorable(self, manifest: Manifest, source: Path) -> None:
-        """Raises SchemaMismatchError if a table that is open, or the seed, is another in `manifest`."""
+        """Raises SchemaMismatchError if a table that is in use, or the seed, is another in `manifest`."""
         check_seed(source, manifest.seed, self.manifest.seed)
         for name, table in self.open.items():
             if name not in manifest.tables:
                 continue
             now, then = self.schema(table), manifest.tables[name].schema
-            if any(getattr(now, what) != getattr(then, what) for what in _OF_ROWS):
+            if table.in_use and _differ(now, then):
                 raise SchemaMismatchError(f"table {name!r} is open with {now}, but the checkpoint {source} has {then}")
 
     def tables_that_differ(self, manifest: Manifest, engine: _core.Store) -> set[str]:
@@ -124,14 +145,14 @@ class Catalog:
         edited = {name for name, table in self.open.items() if table.edited_after >= manifest.sequence}
         return {name for name, counts in now.items() if any(counts) and counts != then.get(name)} | edited
 
-    def _next_number(self) -> int:
+    def next_number(self) -> int:
         """A number on disk that no table has had."""
         taken = [table.number + 1 for table in self.open.values()]
         return max([self.manifest.next_table_number, *taken])
 
     def _new_number(self) -> int:
         """The same for a new table. Raises DamoError if there is none."""
-        if (number := self._next_number()) >= NEVER_GIVEN:
+        if (number := self.next_number()) >= NEVER_GIVEN:
             raise DamoError(f"the store {self._path} can have no more tables: it has given out all numbers for them")
         return number
 
@@ -142,7 +163,28 @@ class Catalog:
         tables = list(self.open.values())
         self.open.clear()
         for table in tables:
-            self._add(table, engine)
+            entry = manifest.tables.get(table.name)
+            if table.in_use or (entry and not _differ(table.definition.schema(), entry.schema)):
+                self._add(table, engine)
+            elif entry:
+                table.define_by(entry.schema)
+                self._add(table, engine)
+            else:
+                table.gone = True
+
+    def entry(self, name: str, engine: _core.Store) -> TableEntry:
+        """The table of this name as a checkpoint of now would have it. Raises KeyError."""
+        if (table := self.open.get(name)) is None:
+            return self.manifest.tables[name]
+        return TableEntry(table.number, self.schema(table), engine.iter(table.index), engine.rows(table.index))
+
+    def change_tables(self, tables: Mapping[str, TableEntry], why: str) -> None:
+        """Goes on with other stored tables, of numbers that it has given out. Deltas begin anew, as `why` says.
+
+        REQUIRES: no checkpoint is being written.
+        """
+        self.manifest = replace(self.manifest, tables=dict(tables), next_table_number=self.next_number())
+        self.lineage = Lineage(begun_by=why)
 
     def open_table(self, definition: TableDefinition, engine: _core.Store) -> OpenTable:
         """The table of this name, which is opened, or made, if it is not open. REQUIRES: `check` has passed."""
@@ -218,7 +260,7 @@ class Catalog:
     def initializer(self, table: OpenTable) -> _core.Initializer:
         """What the initial values of a table's rows are drawn from."""
         core = _initializer(self.schema(table))
-        core.stream_key = _stream_key(self.manifest.seed, table.name)
+        core.stream_key = _stream_key(self.manifest.seed, self.schema(table).stream or table.name)
         return core
 
     def schema(self, table: OpenTable) -> TableSchema:
@@ -248,9 +290,14 @@ class Catalog:
             seed=self.manifest.seed,
             step=max((table.iter for table in tables.values()), default=0),
             sequence=sequence,
-            next_table_number=self._next_number(),
+            next_table_number=self.next_number(),
             tables=tables,
         )
+
+
+def _differ(one: TableSchema, other: TableSchema) -> bool:
+    """Whether their rows are not alike."""
+    return any(getattr(one, what) != getattr(other, what) for what in _OF_ROWS)
 
 
 def _initializer(schema: TableSchema) -> _core.Initializer:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from damo_torchrec import _core
+from damo_torchrec.errors import DamoError
 from damo_torchrec.store.catalog import OpenTable
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.table_definition import TableDefinition
@@ -36,6 +37,13 @@ class Table:
         return self._opened
 
     @property
+    def _index(self) -> int:
+        """In the engine. Raises DamoError if the store has the table no more."""
+        if self._opened.gone:
+            raise DamoError(f"the store {self._session.path} has no table {self.name!r} any more: it was dropped")
+        return self._opened.index
+
+    @property
     def name(self) -> str:
         """The table's name."""
         return self._opened.definition.name
@@ -54,11 +62,11 @@ class Table:
     @property
     def iter(self) -> int:
         """Updates applied to the table so far."""
-        return self._session.engine.iter(self._opened.index)
+        return self._session.engine.iter(self._index)
 
     def __len__(self) -> int:
         """Number of rows."""
-        return self._session.engine.rows(self._opened.index)
+        return self._session.engine.rows(self._index)
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError("a Table cannot be copied or pickled: use save_model and load_model")
@@ -78,7 +86,7 @@ class Table:
         ids = _as_ids(ids)
         weights = torch.empty(len(ids), self.dim, dtype=torch.float32, device="cpu")
         unseen = _core.UnseenRows[self._opened.definition.unseen_in_eval.upper()]
-        self._session.engine.get(self._opened.index, address(ids), len(ids), unseen, address(weights))
+        self._session.engine.get(self._index, address(ids), len(ids), unseen, address(weights))
         return weights
 
     def set(self, ids: torch.Tensor, weights: torch.Tensor) -> None:
@@ -104,7 +112,7 @@ class Table:
         if not bool(finite.all()):
             raise ValueError(f"table {self.name!r}: weights must be finite, those of id {ids[~finite][0]} are not")
         with self._session.changing(self._opened) as engine:
-            engine.set(self._opened.index, address(ids), len(ids), address(weights), 0)
+            engine.set(self._index, address(ids), len(ids), address(weights), 0)
 
     def delete(self, ids: torch.Tensor) -> None:
         """Deletes rows; ids without a row are passed over. An update still to come creates a row anew.
@@ -113,13 +121,13 @@ class Table:
         """
         ids = _as_ids(ids)
         with self._session.changing(self._opened) as engine:
-            engine.delete(self._opened.index, address(ids), len(ids))
+            engine.delete(self._index, address(ids), len(ids))
 
     def contains(self, ids: torch.Tensor) -> torch.Tensor:
         """Whether the ids have rows: bool ``(n,)``."""
         ids = _as_ids(ids)
         found = torch.empty(len(ids), dtype=torch.bool, device="cpu")
-        self._session.engine.contains(self._opened.index, address(ids), len(ids), address(found))
+        self._session.engine.contains(self._index, address(ids), len(ids), address(found))
         return found
 
     def items(self, batch_size: int = 65536) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -130,7 +138,7 @@ class Table:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         with self._session.waiting_call("read"):
-            scan = _core.Scan(self._session.engine, self._opened.index)
+            scan = _core.Scan(self._session.engine, self._index)
         batch_size = min(batch_size, max(len(self), 1))  # no more memory than there are rows
         while True:
             _ = self._session.engine  # names the store if it is closed by now
@@ -151,8 +159,11 @@ class Table:
 
 
 def open_tables(session: Session, definitions: list[TableDefinition]) -> list[Table]:
-    """As `Session.open_tables`."""
-    return [Table(session, opened) for opened in session.open_tables(definitions)]
+    """As `Session.open_tables`. The tables can be neither dropped nor changed while what is returned lives."""
+    tables = [Table(session, opened) for opened in session.open_tables(definitions)]
+    for table in tables:
+        table.opened.note_user(table)
+    return tables
 
 
 def _as_ids(ids: object) -> torch.Tensor:
