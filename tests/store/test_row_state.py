@@ -131,7 +131,8 @@ def test_a_rule_of_ones_own_deletes_what_is_rare(store):
     for _ in range(2):
         step(ebc, [3, 4])
     table = store.table("t")
-    for ids, _ in table.items(batch_size=4):
+    for ids, weights in table.items(batch_size=4):
+        assert weights.shape == (len(ids), DIM)
         table.delete(ids[table.metadata(ids).updates < 3])
     assert table.contains(range(10)).nonzero().flatten().tolist() == [3, 4]
 
