@@ -2,11 +2,9 @@
 
 import hashlib
 import logging
-import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
@@ -17,59 +15,11 @@ from damo_torchrec.checkpoints.table_entry import NEVER_GIVEN, TableEntry, Table
 from damo_torchrec.errors import DamoError, SchemaMismatchError
 from damo_torchrec.init import from_description
 from damo_torchrec.optim.spec import OptimizerSpec
+from damo_torchrec.store.open_table import OpenTable
+from damo_torchrec.store.schemas import call_that_converts, differ, differences
 from damo_torchrec.store.table_definition import TableDefinition
 
 _log = logging.getLogger(__name__)
-
-# What of a schema shapes the rows.
-_OF_ROWS = ("dim", "optimizer", "row_dtype")
-
-
-@dataclass(eq=False)
-class OpenTable:
-    """A table that is open. The catalog alone changes it.
-
-    Args:
-        definition: what the first collection that opened it said of it.
-        optimizer: as the engine has it.
-        number: on disk.
-        index: in the engine that is open now.
-        by_schema: whether no collection has opened it: what it says beyond the stored schema is not known.
-        edited_after: the sequence number of the checkpoint after which rows were last set or deleted by their ids.
-        earlier_updates: of its rows, when that was started; 0 if there were none.
-        users: those that cannot do without it, such as collections: while one lives, the table stays as it is.
-        gone: whether the store has it no more.
-    """
-
-    definition: TableDefinition
-    optimizer: OptimizerSpec
-    number: int = 0
-    index: int = -1
-    by_schema: bool = False
-    edited_after: int = -2  # earlier than the manifest of a store without checkpoints
-    earlier_updates: int = 0
-    users: list[weakref.ref[Any]] = field(default_factory=list)
-    gone: bool = False
-
-    def note_user(self, user: object) -> None:
-        """Says that `user` cannot do without the table for as long as it lives."""
-        self.users = [*(reference for reference in self.users if reference() is not None), weakref.ref(user)]
-
-    def define_by(self, schema: TableSchema) -> None:
-        """Takes a stored table's schema for what a collection said of it. REQUIRES: it is not in use."""
-        self.definition = TableDefinition.of_schema(self.name, schema)
-        self.optimizer = self.definition.optimizer
-        self.by_schema = True
-
-    @property
-    def in_use(self) -> bool:
-        """Whether a user lives."""
-        return any(reference() is not None for reference in self.users)
-
-    @property
-    def name(self) -> str:
-        """The table's name."""
-        return self.definition.name
 
 
 class Catalog:
@@ -112,12 +62,11 @@ class Catalog:
             engine.check_table(schema)
             return
         wanted = definition.schema()
-        for what in _OF_ROWS:
-            if getattr(existing, what) != getattr(wanted, what):
-                raise SchemaMismatchError(
-                    f"table {definition.name!r} of the store {self._path} has {what} {getattr(existing, what)}, "
-                    f"got {getattr(wanted, what)}"
-                )
+        if differ(existing, wanted):
+            raise SchemaMismatchError(
+                f"table {definition.name!r} of the store {self._path} has {differences(existing, wanted)}. To have "
+                f"its rows go on so, call {call_that_converts(definition.name, existing, wanted)} first"
+            )
         if existing.initializer != wanted.initializer:
             _log.info(
                 "table %r of the store %s keeps the initial values that it began with, %s, and ignores %s",
@@ -134,7 +83,7 @@ class Catalog:
             if name not in manifest.tables:
                 continue
             now, then = self.schema(table), manifest.tables[name].schema
-            if table.in_use and _differ(now, then):
+            if table.in_use and differ(now, then):
                 raise SchemaMismatchError(f"table {name!r} is open with {now}, but the checkpoint {source} has {then}")
 
     def tables_that_differ(self, manifest: Manifest, engine: _core.Store) -> set[str]:
@@ -156,6 +105,12 @@ class Catalog:
             raise DamoError(f"the store {self._path} can have no more tables: it has given out all numbers for them")
         return number
 
+    def take_number(self) -> int:
+        """The same, and no other table gets it from now on, whatever becomes of this one."""
+        number = self._new_number()
+        self.manifest = replace(self.manifest, next_table_number=number + 1)
+        return number
+
     def adopt(self, manifest: Manifest, lineage: Lineage, engine: _core.Store) -> None:
         """Goes on from `manifest`, the end of `lineage`, whose rows `engine` holds, with the tables that are open."""
         self.manifest = manifest
@@ -164,7 +119,7 @@ class Catalog:
         self.open.clear()
         for table in tables:
             entry = manifest.tables.get(table.name)
-            if table.in_use or (entry and not _differ(table.definition.schema(), entry.schema)):
+            if table.in_use or (entry and not differ(table.definition.schema(), entry.schema)):
                 self._add(table, engine)
             elif entry:
                 table.define_by(entry.schema)
@@ -259,8 +214,12 @@ class Catalog:
 
     def initializer(self, table: OpenTable) -> _core.Initializer:
         """What the initial values of a table's rows are drawn from."""
-        core = _initializer(self.schema(table))
-        core.stream_key = _stream_key(self.manifest.seed, self.schema(table).stream or table.name)
+        return self.initializer_of(self.schema(table), table.name)
+
+    def initializer_of(self, schema: TableSchema, name: str) -> _core.Initializer:
+        """The same of a table of this schema and name."""
+        core = _initializer(schema)
+        core.stream_key = _stream_key(self.manifest.seed, schema.stream or name)
         return core
 
     def schema(self, table: OpenTable) -> TableSchema:
@@ -293,11 +252,6 @@ class Catalog:
             next_table_number=self.next_number(),
             tables=tables,
         )
-
-
-def _differ(one: TableSchema, other: TableSchema) -> bool:
-    """Whether their rows are not alike."""
-    return any(getattr(one, what) != getattr(other, what) for what in _OF_ROWS)
 
 
 def _initializer(schema: TableSchema) -> _core.Initializer:

@@ -14,7 +14,7 @@ from damo_torchrec import _core
 from damo_torchrec.arrays import as_ids, as_numbers
 from damo_torchrec.errors import DamoError
 from damo_torchrec.optim.state_parts import STATE_PARTS, StatePart
-from damo_torchrec.store.catalog import OpenTable
+from damo_torchrec.store.open_table import OpenTable
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.table_definition import TableDefinition
 from damo_torchrec.tensors import address

@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 def drop_table(session: Session, name: str) -> None:
     """What `EmbeddingStore.drop_table` does."""
-    with changing_table(session, "drop", name) as entry, _undone_unless_done(session):
+    with changing_table(session, "drop", name) as entry, undone_unless_done(session):
         catalog = session.catalog
         others = {other: stored for other, stored in catalog.manifest.tables.items() if other != name}
         catalog.change_tables(others, f"table {name!r} was dropped")
@@ -24,6 +24,8 @@ def drop_table(session: Session, name: str) -> None:
         if table is not None:
             table.gone = True
         session.hyperparameters.forget(name)
+        if session.tables_changed is not None:
+            session.tables_changed.note_drop(name)
         _log.info("dropped table %r of the store %s, with %d rows", name, session.path, entry.rows)
     reclaim(session, entry.number)
 
@@ -34,7 +36,7 @@ def rename_table(session: Session, old: str, new: str) -> None:
         raise TypeError(f"a table's name must be a str, got {new!r}")
     if not new:
         raise ValueError("a table's name must not be empty")
-    with changing_table(session, "rename", old) as entry, _undone_unless_done(session):
+    with changing_table(session, "rename", old) as entry, undone_unless_done(session):
         catalog = session.catalog
         if new in catalog.names():
             raise ValueError(f"table {old!r} cannot be renamed: the store {session.path} has a table {new!r} already")
@@ -47,6 +49,8 @@ def rename_table(session: Session, old: str, new: str) -> None:
             table.definition = replace(table.definition, name=new)
             catalog.open[new] = table
         session.hyperparameters.forget(old)
+        if session.tables_changed is not None:
+            session.tables_changed.note_rename(old, new)
         _log.info("renamed table %r of the store %s: it is %r", old, session.path, new)
 
 
@@ -81,21 +85,26 @@ def changing_table(session: Session, what: str, name: str) -> Iterator[TableEntr
                     f"cannot {what} table {name!r} of the store {session.path} while a collection has it open: do it "
                     "before the model is made, or delete that"
                 )
+        changes = session.tables_changed
         session.note_change()
+        session.tables_changed = changes
         yield catalog.entry(name, engine)
 
 
 @contextmanager
-def _undone_unless_done(session: Session) -> Iterator[None]:
+def undone_unless_done(session: Session) -> Iterator[None]:
     """Has the catalog be as it was where the engine does not follow."""
     catalog = session.catalog
     manifest, lineage, tables = catalog.manifest, catalog.lineage, dict(catalog.open)
+    states = [(table, dict(vars(table))) for table in tables.values()]
     try:
         yield
     except Exception:
         catalog.manifest, catalog.lineage = manifest, lineage
         catalog.open.clear()
         catalog.open.update(tables)
+        for table, state in states:
+            vars(table).update(state)
         raise
 
 

@@ -44,7 +44,8 @@ def load_model(
 ) -> nn.Module:
     """Brings a model, its rows and its optimizer to the state that `save_model` saved. Returns the model.
 
-    The model's store goes back, or forward, to the rows of the checkpoint; what it held otherwise is given up. A
+    The model's store goes back, or forward, to the rows of the checkpoint; what it held otherwise is given up. Only
+    where it is at that checkpoint, but for tables that were dropped, renamed or converted since, it stays as it is. A
     checkpoint holds the whole store: if tables that are not the model's have changed since, it is refused, unless
     `whole_store` says that these go back as well. The random number generators continue where they were.
     `checkpoint_info` reads the rest.
@@ -92,13 +93,25 @@ def load_model(
         if optimizer is not None:
             with _refused(f"the optimizer cannot take its state in {path}"):
                 optimizer.load_state_dict(dense["optimizer"])
-        set_learning_rates(model, dense.get("learning_rates", {}))  # which earlier releases did not save
+        set_learning_rates(model, _learning_rates_in(dense, model))
         for scheduler, state in zip(schedulers, saved_schedulers, strict=False):
             with _refused(f"a scheduler cannot take its state in {path}"):
                 scheduler.load_state_dict(state)
         restore_unless_at(store_of(model).session, path, None if whole_store else tables_of(model))
     set_random_state(dense["random"])
     return model
+
+
+def _learning_rates_in(dense: Mapping[str, Any], model: nn.Module) -> dict[str, dict[str, float]]:
+    """Those that were saved, by the names that tables have now. Earlier releases saved none."""
+    saved = dense.get("learning_rates", {})
+    changes = store_of(model).session.tables_changed
+    if changes is None or changes.since != dense["checkpoint_id"]:
+        return dict(saved)
+    return {
+        name: {changes.renamed.get(table, table): rate for table, rate in rates.items()}
+        for name, rates in saved.items()
+    }
 
 
 @contextmanager
