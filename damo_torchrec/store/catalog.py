@@ -1,5 +1,6 @@
 """Which tables a store has: those of its manifest, and those that collections opened since."""
 
+import gc
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -79,11 +80,16 @@ class Catalog:
     def check_restorable(self, manifest: Manifest, source: Path) -> None:
         """Raises SchemaMismatchError if a table that is in use, or the seed, is another in `manifest`."""
         check_seed(source, manifest.seed, self.manifest.seed)
-        for name, table in self.open.items():
-            if name not in manifest.tables:
-                continue
-            now, then = self.schema(table), manifest.tables[name].schema
-            if table.in_use and differ(now, then):
+        others = {
+            name: table
+            for name, table in self.open.items()
+            if name not in manifest.tables or differ(self.schema(table), manifest.tables[name].schema)
+        }
+        if any(table.in_use for table in others.values()):
+            gc.collect()  # what a model refers to in a circle may still await that
+        for name, table in others.items():
+            if table.in_use and name in manifest.tables:
+                now, then = self.schema(table), manifest.tables[name].schema
                 raise SchemaMismatchError(f"table {name!r} is open with {now}, but the checkpoint {source} has {then}")
 
     def tables_that_differ(self, manifest: Manifest, engine: _core.Store) -> set[str]:

@@ -92,7 +92,7 @@ def test_once_rows_have_changed_it_goes_back_or_is_refused(saved):
         store.convert_table("old", optimizer="ADAM")
         model, optimizer = resume(store, checkpoint, ["a", "old"], torch.optim.Adam)
         step(model, optimizer)
-        with pytest.raises(damo.SchemaMismatchError, match="is open with .*ADAM.*, but the checkpoint .*ADAGRAD"):
+        with pytest.raises(damo.SchemaMismatchError, match=r"is open with .*ADAM.*, but the checkpoint .*ADAGRAD"):
             damo.load_model(checkpoint, model, optimizer=optimizer)
         assert store.step == 3
 
