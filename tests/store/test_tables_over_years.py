@@ -1,6 +1,6 @@
 """Drops, renames and conversions among all else that a store does: it is what plain dicts are.
 
-In any order, with updates, restores, reopenings and crashes. What is in checkpoints is read by another program's RocksDB.
+In any order, with updates, restores, reopenings and crashes. Another program's RocksDB reads what is in checkpoints.
 """
 
 import copy
