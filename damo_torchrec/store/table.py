@@ -64,7 +64,10 @@ class Table:
     def _index(self) -> int:
         """In the engine. Raises DamoError if the store has the table no more."""
         if self._opened.gone:
-            raise DamoError(f"the store {self._session.path} has no table {self.name!r} any more: it was dropped")
+            raise DamoError(
+                f"the store {self._session.path} has no table {self.name!r} any more: it was dropped, or "
+                "is not in the checkpoint that the store went back to"
+            )
         return self._opened.index
 
     @property
