@@ -39,7 +39,7 @@ if not versions.is_tool():
         )
         from damo_torchrec.modules import Embedding, EmbeddingBagCollection, EmbeddingCollection, damo_embedding_init
         from damo_torchrec.options import StoreOptions, TableOptions
-        from damo_torchrec.stats import StoreStats, TableStats
+        from damo_torchrec.stats import LookupStats, StoreStats, TableStats
         from damo_torchrec.store.default_store import default_store, set_default_store
         from damo_torchrec.store.embedding_store import EmbeddingStore
         from damo_torchrec.store.table import Table
@@ -78,6 +78,7 @@ __all__ = [
     "EmbeddingCollection",
     "EmbeddingStore",
     "IncompatibleKeys",
+    "LookupStats",
     "NonFiniteGradientError",
     "OutOfSpaceError",
     "PrefetchIterator",

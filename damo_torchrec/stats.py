@@ -4,25 +4,68 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class TableStats:
-    """Figures of a table since the store was opened.
+class LookupStats:
+    """Ids that were looked up, with their repetitions, since the store was opened or `EmbeddingStore.reset_stats`.
 
     Args:
-        rows: rows that exist.
-        cached_rows: rows in memory, counting unseen ids that were read.
-        hits: ids, with repetitions, that a forward found in memory.
-        misses: and that it did not.
+        hits: whose row was in memory by itself, without waiting.
+        prefetched: whose row a prefetch had brought, or was about to: each at its first use, which without it would be
+            a miss, and as long as it is on its way. Later uses are hits.
+        misses: whose row had to be read.
     """
 
-    rows: int
-    cached_rows: int
-    hits: int
-    misses: int
+    hits: int = 0
+    prefetched: int = 0
+    misses: int = 0
+
+    @property
+    def ids(self) -> int:
+        """All of them."""
+        return self.hits + self.prefetched + self.misses
 
     @property
     def hit_rate(self) -> float:
         """Hits among all ids; 0 before the first."""
-        return self.hits / (self.hits + self.misses) if self.hits + self.misses else 0.0
+        return self.hits / self.ids if self.ids else 0.0
+
+
+@dataclass(frozen=True)
+class TableStats:
+    """Figures of a table.
+
+    Args:
+        rows: rows that exist.
+        cached_rows: rows in memory, counting unseen ids that were read.
+        training: what forwards in train mode looked up.
+        evaluation: what forwards in eval mode, of frozen tables, and of predictors did.
+        by_id: what `Table.get` did.
+    """
+
+    rows: int
+    cached_rows: int
+    training: LookupStats = LookupStats()
+    evaluation: LookupStats = LookupStats()
+    by_id: LookupStats = LookupStats()
+
+    @property
+    def hits(self) -> int:
+        """Those of training."""
+        return self.training.hits
+
+    @property
+    def prefetched(self) -> int:
+        """Those of training."""
+        return self.training.prefetched
+
+    @property
+    def misses(self) -> int:
+        """Those of training."""
+        return self.training.misses
+
+    @property
+    def hit_rate(self) -> float:
+        """That of training."""
+        return self.training.hit_rate
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ VALUES = np.ones((64, 4), dtype=np.float32)
 FOUND = np.zeros(64, dtype=np.uint8)
 WEIGHTS = np.ones(64, dtype=np.float32)
 OUT = np.zeros((64, 4), dtype=np.float32)
+NEW_IDS = IDS + 1000
+HEADERS = np.zeros((64, 2), dtype=np.uint32)
 
 
 def schema(name: str) -> _core.TableSchema:
@@ -30,7 +32,14 @@ def schema(name: str) -> _core.TableSchema:
 
 
 def lookup() -> _core.Lookup:
-    feature = _core.Feature(table=0, pooling=_core.Pooling.SUM, unseen=_core.UnseenRows.INITIAL, key=0, column=0)
+    feature = _core.Feature(
+        table=0,
+        pooling=_core.Pooling.SUM,
+        unseen=_core.UnseenRows.INITIAL,
+        key=0,
+        column=0,
+        use=_core.LookupUse.TRAINING,
+    )
     return _core.Lookup(
         features=[feature],
         ids=IDS.ctypes.data,
@@ -56,6 +65,9 @@ def engine_with_rows() -> _core.Store:
 CALLS: dict[str, Callable[[_core.Store], object]] = {
     "check_table": lambda s: s.check_table(schema("u")),
     "open_table": lambda s: s.open_table(schema("u")),
+    "drop_table": lambda s: s.drop_table(1),
+    "reclaim_table": lambda s: s.reclaim_table(1),
+    "rename_table": lambda s: s.rename_table(0, "v"),
     "set_optimizer": lambda s: s.set_optimizer(0, _core.OptimizerConfig("SGD")),
     "iter": lambda s: s.iter(0),
     "rows": lambda s: s.rows(0),
@@ -67,6 +79,12 @@ CALLS: dict[str, Callable[[_core.Store], object]] = {
     "weight_gradient": lambda s: s.weight_gradient(lookup(), VALUES.ctypes.data, 4, OUT.ctypes.data),
     "get": lambda s: s.get(0, IDS.ctypes.data, 64, _core.UnseenRows.ZEROS, OUT.ctypes.data),
     "set": lambda s: s.set(0, IDS.ctypes.data, 64, VALUES.ctypes.data, 0),
+    "set_state": lambda s: s.set_state(0, IDS.ctypes.data, 64, VALUES.ctypes.data),
+    "describe": lambda s: s.describe(0, IDS.ctypes.data, 64, OUT.ctypes.data, 0, FOUND.ctypes.data),
+    "initial_weights": lambda s: s.initial_weights(0, IDS.ctypes.data, 64, OUT.ctypes.data),
+    "add_rows": lambda s: s.add_rows(
+        0, NEW_IDS.ctypes.data, 64, VALUES.ctypes.data, VALUES.ctypes.data, HEADERS.ctypes.data
+    ),
     "delete": lambda s: s.delete(0, IDS.ctypes.data, 64),
     "contains": lambda s: s.contains(0, IDS.ctypes.data, 64, FOUND.ctypes.data),
     "flush": lambda s: s.flush(),
@@ -75,6 +93,7 @@ CALLS: dict[str, Callable[[_core.Store], object]] = {
     "begin_checkpoint": lambda s: s.begin_checkpoint(),
     "close": lambda s: s.close(),
     "table_stats": lambda s: s.table_stats(0),
+    "reset_lookup_stats": lambda s: s.reset_lookup_stats(),
     "row_store_stats": lambda s: s.row_store_stats(),
     "row_counts": lambda s: s.row_counts(),
     "cache_memory_bytes": lambda s: s.cache_memory_bytes(),

@@ -77,13 +77,15 @@ class Replacement {
   // Until the next call, several touches of a row are one use.
   void BeginOperation() { operation_ = static_cast<uint8_t>((operation_ + 1) % kOperations); }
 
-  // Notes a use. Counts one use per operation, at most 3 in all.
-  void Touch(char* row) const {
+  // Notes a use. Counts one use per operation, at most 3 in all. Returns whether it is the first of an awaited row.
+  bool Touch(char* row) const {
     std::atomic_ref<uint8_t> touch(*RowTouch(row));
     const uint8_t old = touch.load(std::memory_order_relaxed);
-    if (old >> kUseBits == operation_) return;
-    const int uses = old >> kUseBits == kAwaited ? 0 : std::min(Uses(old) + 1, kMostUses);
+    if (old >> kUseBits == operation_) return false;
+    const bool awaited = old >> kUseBits == kAwaited;
+    const int uses = awaited ? 0 : std::min(Uses(old) + 1, kMostUses);
     touch.store(static_cast<uint8_t>(operation_ << kUseBits | uses), std::memory_order_relaxed);
+    return awaited;
   }
 
   // ---- arrivals

@@ -130,6 +130,22 @@ void RowCache::Erase(uint32_t tag, Slot slot) {
   erased_at_ = ++epoch_;
 }
 
+void RowCache::EraseAll(uint16_t table) {
+  for (uint32_t segment = 0; segment < segments_.size(); ++segment) {
+    ForEachRow(segment, [&](const char* row, Slot slot) {
+      if (RowTable(row) == table) Erase(HashTag(table, RowId(row)), slot);
+    });
+  }
+}
+
+bool RowCache::AnyLoading(uint16_t table) const {
+  bool any = false;
+  for (uint32_t segment = 0; segment < segments_.size(); ++segment) {
+    ForEachRow(segment, [&](const char* row, Slot) { any |= RowTable(row) == table && (RowFlags(row) & kLoading); });
+  }
+  return any;
+}
+
 bool RowCache::NeedsEviction(size_t bytes) const {
   const size_t in_use = segments_.size() - free_.size();
   // Each segment may end in a gap smaller than a row, and the two queues fill separately.

@@ -72,8 +72,8 @@ class RowCache {
     return index_->Find(tag, [](Slot) { return true; });
   }
 
-  // Notes a use.
-  void Touch(Slot slot) const { replacement_.Touch(Row(slot)); }
+  // Notes a use. Returns whether it is the first of a row that was awaited.
+  bool Touch(Slot slot) const { return replacement_.Touch(Row(slot)); }
 
   // Rises whenever a slot may have become invalid.
   uint64_t epoch() const { return epoch_; }
@@ -94,12 +94,16 @@ class RowCache {
 
   // Removes a row.
   void Erase(uint32_t tag, Slot slot);
+  // Removes all rows of a table. REQUIRES: none is kLoading, pinned, or in a capture.
+  void EraseAll(uint16_t table);
 
   // A pinned row survives evictions, at another slot. Nothing but an operation under way pins rows, and unpins them.
   void PinRow(Slot slot) { SetRowFlags(Row(slot), RowFlags(Row(slot)) | kPinned); }
   void UnpinRow(Slot slot) { SetRowFlags(Row(slot), static_cast<uint8_t>(RowFlags(Row(slot)) & ~kPinned)); }
 
   void UnpinAll();
+  // Whether a row of the table is on its way here.
+  bool AnyLoading(uint16_t table) const;
   // Calls f(table, id) for each pinned row.
   template <class F>
   void ForEachPinned(F f) const {

@@ -38,6 +38,7 @@ struct Feature {
   UnseenRows unseen;
   size_t key;
   size_t column;
+  LookupUse use = LookupUse::kTraining;
 };
 
 // What a forward leaves for its backward.
@@ -70,6 +71,7 @@ struct Unit {
   size_t bag_end;
   size_t missing = 0;  // ids whose row is not in the cache
   size_t loading = 0;  // and whose row is on its way there
+  size_t awaited = 0;  // whose row is there, or on its way, for a prefetch
 
   bool complete() const { return missing == 0 && loading == 0; }
   const int64_t* ids() const { return lookup->batch.ids + offsets()[bag_begin]; }

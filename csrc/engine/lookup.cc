@@ -71,8 +71,10 @@ void RowFinder::PoolAtOnce(Lookup* lookup, float* out, size_t stride) {
   });
   for (const Unit& unit : units) {
     Table& table = tables_[unit.feature->table];
-    table.hits += unit.num_ids() - unit.missing;
-    table.misses += unit.missing;
+    LookupCounts& counts = table.lookups[static_cast<size_t>(unit.feature->use)];
+    counts.hits += unit.num_ids() - unit.missing - unit.awaited;
+    counts.prefetched += unit.awaited;
+    counts.misses += unit.missing;
   }
   LoadWaiting(&units, pool);
 }
@@ -158,7 +160,7 @@ void RowFinder::Resolve(Unit* unit) {
   const size_t n = unit->num_ids();
   const int64_t* ids = unit->ids();
   Slot* slots = unit->slots();
-  unit->missing = unit->loading = 0;
+  unit->missing = unit->loading = unit->awaited = 0;
   uint32_t tags[kBlock];
   for (size_t begin = 0; begin < n; begin += kBlock, ids += kBlock, slots += kBlock) {
     const size_t m = std::min(kBlock, n - begin);
@@ -177,7 +179,10 @@ void RowFinder::Resolve(Unit* unit) {
         if (RowId(row) != ids[i] || RowTable(row) != table) slots[i] = cache.Find(tags[i], table, ids[i]);
       }
       Count(cache, slots[i], unit);
-      if (kUse && slots[i] != kMissingSlot) cache.Touch(slots[i]);
+      if (kUse && slots[i] != kMissingSlot) {
+        const bool first_use = cache.Touch(slots[i]);
+        unit->awaited += first_use || (RowFlags(cache.Row(slots[i])) & kLoading) ? 1 : 0;
+      }
     }
   }
 }

@@ -10,30 +10,6 @@
 #include "engine/weight_gradient.h"
 
 namespace damo {
-namespace {
-
-constexpr size_t kMostIdsPerRun = 16384;
-
-// A lookup of single rows: a batch with one id in each bag. REQUIRES: `ids` outlives it.
-class RowLookup {
- public:
-  RowLookup(uint16_t table, std::span<const int64_t> ids, UnseenRows unseen)
-      : lengths_(ids.size(), 1),
-        lookup_(MakeLookup({{table, Pooling::kSum, unseen, 0, 0}},
-                           {ids.data(), lengths_.data(), nullptr, ids.size(), 1, ids.size()})),
-        pointer_(lookup_.get()) {}
-
-  Lookup* get() const { return pointer_; }
-  Lookup* operator->() const { return pointer_; }
-  std::span<Lookup* const> all() const { return {&pointer_, 1}; }
-
- private:
-  std::vector<int64_t> lengths_;
-  std::unique_ptr<Lookup> lookup_;
-  Lookup* pointer_;
-};
-
-}  // namespace
 
 Store::Store(std::unique_ptr<RowStore> store, const BudgetShares& shares, const StoreOptions& options)
     : options_(options),
@@ -142,28 +118,70 @@ void Store::LoadJournal(std::span<const TableSchema> tables, const JournalReader
   });
 }
 
+Table& Store::TableAt(uint16_t table) {
+  Table& t = tables_[table];
+  if (!t.dropped) return t;
+  throw Error(ErrorCode::kInvalidArgument, "table \"" + t.schema.name + "\" was dropped, or converted, meanwhile");
+}
+
+void Store::CheckTables(const Lookup& lookup) {
+  for (const Feature& feature : lookup.features) TableAt(feature.table);
+}
+
+void Store::DropTable(uint32_t number) {
+  const Call call(this);
+  capture_.AwaitEnd();
+  RequireWritable("dropped");
+  const auto found = std::find_if(tables_.begin(), tables_.end(),
+                                  [&](const Table& t) { return t.schema.number == number && !t.dropped; });
+  const auto index = static_cast<uint16_t>(found - tables_.begin());
+  if (found != tables_.end()) {
+    rows_.progress.Wait(rows_.mutex(), [&]() DAMO_REQUIRES(store_mutex) { return !cache_.AnyLoading(index); });
+  }
+  // A write that is under way would bring rows back, and so would the journal.
+  write_back_.WaitIdle();
+  journal_.Clear();
+  store_->DeleteTable(number);
+  unopened_.erase(number);
+  if (found == tables_.end()) return;
+  cache_.EraseAll(index);
+  found->schema.rows = 0;
+  found->dropped = true;
+}
+
+void Store::ReclaimTable(uint32_t number) {
+  const Call call(this);
+  store_->ReclaimTable(number);
+}
+
+void Store::RenameTable(uint16_t table, const std::string& name) {
+  const Call call(this);
+  TableAt(table).schema.name = name;
+}
+
 void Store::SetOptimizer(uint16_t table, const OptimizerConfig& optimizer) {
   const Call call(this);
-  tables_[table].schema.optimizer = optimizer;
+  TableAt(table).schema.optimizer = optimizer;
 }
 
 uint32_t Store::iter(uint16_t table) {
   const Call call(this);
-  return tables_[table].schema.iter;
+  return TableAt(table).schema.iter;
 }
 
 int64_t Store::rows(uint16_t table) {
   const Call call(this);
-  return tables_[table].schema.rows;
+  return TableAt(table).schema.rows;
 }
 
 RowLayout Store::layout(uint16_t table) {
   const Call call(this);
-  return tables_[table].layout;
+  return TableAt(table).layout;
 }
 
 void Store::Forward(Lookup* lookup, float* out, size_t stride) {
   const Call call(this);
+  CheckTables(*lookup);
   room_.RaiseTrimError();
   finder_.Pool(lookup, out, stride);
   lookup->memory = CountedMemory(lookups_bytes_, lookup->memory_bytes());
@@ -174,12 +192,14 @@ void Store::Forward(Lookup* lookup, float* out, size_t stride) {
 
 void Store::Prefetch(Lookup* lookup) {
   const Call call(this);
+  CheckTables(*lookup);
   prefetcher_.Prefetch(lookup);
   write_back_.Wake();
 }
 
 bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonFinite policy) {
   const Call call(this);
+  for (const GradientPart& part : parts) CheckTables(*part.lookup);
   room_.RaiseTrimError();
   RequireWritable("updated");
   if (!updater_.Update(parts, grad_scale, policy)) return false;
@@ -190,109 +210,9 @@ bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonF
 
 void Store::WeightGradient(Lookup* lookup, const float* grad, size_t stride, float* weight_grad) {
   const Call call(this);
+  CheckTables(*lookup);
   cache_.BeginOperation();
   FindWeightGradient(lookup, grad, stride, rows_, {&kernels_, &threads_}, &finder_, weight_grad);
-}
-
-// Calls f(first, ids) for runs of ids whose rows fit into a part of the cache.
-template <class F>
-void Store::InRuns(uint16_t table, std::span<const int64_t> ids, F f) {
-  size_t most;
-  {
-    const Call call(this);
-    most = std::clamp<size_t>(cache_.row_capacity_bytes() / 4 / cache_.stride(table), 1, kMostIdsPerRun);
-  }
-  for (size_t first = 0; first < ids.size(); first += most) {
-    f(first, ids.subspan(first, std::min(most, ids.size() - first)));
-  }
-}
-
-void Store::Get(uint16_t table, std::span<const int64_t> ids, UnseenRows unseen, float* weights) {
-  const size_t dim = static_cast<size_t>(layout(table).dim);
-  InRuns(table, ids, [&](size_t first, std::span<const int64_t> run) {
-    const RowLookup lookup(table, run, unseen);
-    const Call call(this);
-    room_.RaiseTrimError();
-    finder_.Pool(lookup.get(), weights + first * dim, dim);
-    room_.Trim();
-    write_back_.Wake();
-  });
-}
-
-void Store::Contains(uint16_t table, std::span<const int64_t> ids, uint8_t* contains) {
-  InRuns(table, ids, [&](size_t first, std::span<const int64_t> run) {
-    const RowLookup lookup(table, run, UnseenRows::kZeros);
-    const Call call(this);
-    cache_.BeginOperation();
-    finder_.ResolveAll(lookup.all());
-    for (size_t i = 0; i < run.size(); ++i) contains[first + i] = lookup->slots[i] != kZeroSlot;
-    room_.Trim();
-  });
-}
-
-void Store::Set(uint16_t table, std::span<const int64_t> ids, const float* weights, const float* state) {
-  const size_t dim = static_cast<size_t>(layout(table).dim);
-  InRuns(table, ids, [&](size_t first, std::span<const int64_t> run) {
-    const RowLookup lookup(table, run, UnseenRows::kInitial);
-    const Call call(this);
-    capture_.AwaitEnd();
-    RequireWritable("set");
-    cache_.BeginOperation();
-    finder_.ResolveAll(lookup.all());
-    const size_t state_size = static_cast<size_t>(tables_[table].layout.state_size);
-    for (size_t i = 0; i < run.size(); ++i) {
-      SetRow(lookup->slots[i], weights == nullptr ? nullptr : weights + (first + i) * dim,
-             state == nullptr ? nullptr : state + (first + i) * state_size);
-    }
-    room_.Trim();
-    write_back_.Wake();
-  });
-}
-
-void Store::SetRow(Slot slot, const float* weights, const float* state) {
-  char* row = cache_.Row(slot);
-  Table& t = tables_[RowTable(row)];
-  if (weights != nullptr) EncodeWeights(t.layout.weight_type, t.layout.dim, weights, row + kPayloadOffset);
-  const size_t state_size = static_cast<size_t>(t.layout.state_size);
-  if (state != nullptr) {
-    std::copy_n(state, state_size, RowState(row, t.layout));
-  } else {
-    std::fill_n(RowState(row, t.layout), state_size, InitialState(t.schema.optimizer));
-  }
-  *HeaderOf(row, t.layout) = {.last_step = t.schema.iter, .count = 0};
-  t.bounds.Add(kernels_.row_bounds(t.layout, row + kPayloadOffset));
-  t.schema.rows += RowFlags(row) & kAbsent ? 1 : 0;
-  SetRowFlags(row, static_cast<uint8_t>(RowFlags(row) & ~kAbsent));
-  cache_.MarkDirty(slot);
-}
-
-void Store::Delete(uint16_t table, std::span<const int64_t> ids) {
-  InRuns(table, ids, [&](size_t, std::span<const int64_t> run) {
-    std::vector<int64_t> distinct(run.begin(), run.end());
-    std::sort(distinct.begin(), distinct.end());
-    distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
-    const RowLookup lookup(table, distinct, UnseenRows::kZeros);
-    const Call call(this);
-    capture_.AwaitEnd();
-    RequireWritable("deleted");
-    cache_.BeginOperation();
-    finder_.ResolveAll(lookup.all());
-    // A write that is under way would bring the row back.
-    write_back_.WaitIdle();
-    Table& t = tables_[table];
-    std::vector<RowWrite> writes;
-    for (size_t i = 0; i < distinct.size(); ++i) {
-      if (lookup->slots[i] != kZeroSlot) writes.push_back({t.schema.number, distinct[i], nullptr, 0, t.schema.iter});
-    }
-    if (writes.empty()) return;
-    store_->Write(writes);
-    journal_.NoteWritten(writes);
-    for (const RowWrite& write : writes) {
-      const uint32_t tag = HashTag(table, write.id);
-      cache_.Erase(tag, cache_.Find(tag, table, write.id));
-    }
-    t.schema.rows -= static_cast<int64_t>(writes.size());
-  });
 }
 
 RowSnapshot Store::TakeSnapshot(std::span<const uint16_t> tables) {
@@ -302,7 +222,7 @@ RowSnapshot Store::TakeSnapshot(std::span<const uint16_t> tables) {
   std::vector<RowSnapshot::Table> copies;
   std::vector<uint32_t> numbers;
   for (const uint16_t table : tables) {
-    const TableSchema& schema = tables_[table].schema;
+    const TableSchema& schema = TableAt(table).schema;
     copies.push_back({schema.name, schema.number, schema.layout(), {schema.iter, schema.rows}});
     numbers.push_back(schema.number);
   }
@@ -405,8 +325,19 @@ void Store::Close() {
 
 TableStats Store::table_stats(uint16_t table) {
   const Call call(this);
-  const Table& t = tables_[table];
-  return {t.hits.load(), t.misses.load(), cache_.rows(table)};
+  TableStats stats{{}, cache_.rows(table)};
+  for (size_t use = 0; use < kLookupUses; ++use) {
+    const LookupCounts& counts = tables_[table].lookups[use];
+    stats.lookups[use] = {counts.hits, counts.prefetched, counts.misses};
+  }
+  return stats;
+}
+
+void Store::ResetLookupStats() {
+  const Call call(this);
+  for (Table& table : tables_) {
+    for (LookupCounts& counts : table.lookups) counts.hits = counts.prefetched = counts.misses = 0;
+  }
 }
 
 RowStoreStats Store::row_store_stats() {

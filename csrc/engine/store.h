@@ -12,11 +12,13 @@
 //   making_room.h, write_back.h  letting go of them, once they are written
 //   capture.h, journal.h         checkpoints
 //   journal_loading.h            what one holds beside the RowStore's files
+//   store_rows.cc                its own calls for rows by their ids
 //   budget.h, open.h             how memory is divided, and how a store comes to be
 #pragma once
 
 #include <sys/types.h>
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -52,9 +54,15 @@
 
 namespace damo {
 
-struct TableStats {
+// LookupCounts at one moment.
+struct LookupStats {
   uint64_t hits;
+  uint64_t prefetched;
   uint64_t misses;
+};
+
+struct TableStats {
+  std::array<LookupStats, kLookupUses> lookups;  // by LookupUse
   uint64_t cached_rows;
 };
 
@@ -79,6 +87,13 @@ class Store {
   void CheckTable(const TableSchema& schema);
   // Registers a table for this session and returns its index. Throws kInvalidArgument if a row is too large.
   uint16_t OpenTable(const TableSchema& schema);
+  // Deletes the table with this number on disk: all of its rows, or none if it throws. If it is open, calls with its
+  // index throw kInvalidArgument from then on.
+  void DropTable(uint32_t number);
+  // See RowStore. REQUIRES: DropTable.
+  void ReclaimTable(uint32_t number);
+  // Another name, for messages.
+  void RenameTable(uint16_t table, const std::string& name);
   // REQUIRES: the same kind of optimizer. Holds from the next Backward.
   void SetOptimizer(uint16_t table, const OptimizerConfig& optimizer);
   uint32_t iter(uint16_t table);
@@ -106,6 +121,18 @@ class Store {
   // Sets weights (n, dim), and state (n, state_size) or, with nullptr, that of new rows. With nullptr for weights,
   // state alone. Of equal ids the last one wins.
   void Set(uint16_t table, std::span<const int64_t> ids, const float* weights, const float* state = nullptr);
+  // Sets the optimizer state (n, state_size) of rows and nothing else of them. Of equal ids the last one wins. Throws
+  // kInvalidArgument at an id without a row.
+  void SetState(uint16_t table, std::span<const int64_t> ids, const float* state);
+  // Optimizer state (n, state_size), headers and whether the ids have rows; each may be nullptr. Without a row, as of a
+  // new one.
+  void Describe(uint16_t table, std::span<const int64_t> ids, float* state, RowHeader* headers, uint8_t* contains);
+  // Rows as they are before their first update, (n, dim), whether there are such rows or not.
+  void InitialWeights(uint16_t table, std::span<const int64_t> ids, float* weights);
+  // Adds rows to a table of which nobody has asked for any yet, past the cache: weights (n, dim), state (n, state_size)
+  // and headers. REQUIRES: `ids` ascending, and above those added before.
+  void AddRows(uint16_t table, std::span<const int64_t> ids, const float* weights, const float* state,
+               const RowHeader* headers);
   void Delete(uint16_t table, std::span<const int64_t> ids);
   void Contains(uint16_t table, std::span<const int64_t> ids, uint8_t* contains);
   // The tables as they are now; flushes first.
@@ -140,6 +167,8 @@ class Store {
   // ---- figures
 
   TableStats table_stats(uint16_t table);
+  // Begins to count lookups anew, in all tables.
+  void ResetLookupStats();
   RowStoreStats row_store_stats();
   RowCounts row_counts();
   size_t cache_memory_bytes();
@@ -167,6 +196,9 @@ class Store {
   Mutex* CallsMutex();
   void RequireWritable(const char* what) const;
   uint16_t AddTable(const TableSchema& schema) DAMO_REQUIRES(store_mutex);
+  // Throw kInvalidArgument for a table that was dropped.
+  Table& TableAt(uint16_t table) DAMO_REQUIRES(store_mutex);
+  void CheckTables(const Lookup& lookup) DAMO_REQUIRES(store_mutex);
   void EndCheckpoint(bool complete) DAMO_REQUIRES(store_mutex);
   void SetRow(Slot slot, const float* weights, const float* state) DAMO_REQUIRES(store_mutex);
   template <class F>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <string>
@@ -35,6 +36,17 @@ struct TableSchema {
   }
 };
 
+// What rows are looked up for.
+enum class LookupUse : uint8_t { kTraining, kEvaluation, kById };
+constexpr size_t kLookupUses = 3;
+
+// Occurrences of ids in lookups, by where their rows were.
+struct LookupCounts {
+  std::atomic<uint64_t> hits{0};        // in the cache
+  std::atomic<uint64_t> prefetched{0};  // there, or on its way, for a prefetch: at its first use
+  std::atomic<uint64_t> misses{0};      // neither
+};
+
 // RowBounds that several threads raise.
 class SharedRowBounds {
  public:
@@ -60,8 +72,8 @@ struct Table {
 
   TableSchema schema;
   RowLayout layout;
-  std::atomic<uint64_t> hits{0};    // occurrences of ids in forwards that found their row in the cache
-  std::atomic<uint64_t> misses{0};  // and that did not
+  bool dropped = false;  // its rows are gone, and nobody may ask for them
+  std::array<LookupCounts, kLookupUses> lookups;
 
   // Of every row that has come into the cache or changed there.
   SharedRowBounds bounds;

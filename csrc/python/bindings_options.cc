@@ -47,6 +47,7 @@ void RegisterOptions(py::module_& m) {
   py::class_<OptimizerConfig>(m, "OptimizerConfig")
       .def(py::init(&MakeOptimizerConfig), py::arg("rule"), py::arg("weight_decay_mode") = "l2",
            py::arg("hyperparameters") = py::dict());
+  m.def("initial_state", &InitialState, py::arg("optimizer"));
 
   py::native_enum<Distribution>(m, "Distribution", "enum.Enum")
       .value("CONSTANT", Distribution::kConstant)

@@ -33,6 +33,17 @@ class Scan {
     });
   }
 
+  // The same with state and headers.
+  size_t NextRows(Address ids, Address weights, Address state, Address headers, size_t n) {
+    const size_t dim = static_cast<size_t>(layout_.dim), state_size = static_cast<size_t>(layout_.state_size);
+    return Fill(n, [&](size_t i, int64_t id, const char* payload) {
+      At<int64_t>(ids)[i] = id;
+      DecodeWeights(layout_.weight_type, layout_.dim, payload, At<float>(weights) + i * dim);
+      std::memcpy(At<float>(state) + i * state_size, payload + layout_.weight_bytes(), sizeof(float) * state_size);
+      At<RowHeader>(headers)[i] = PayloadHeader(payload, layout_);
+    });
+  }
+
   // The same with whole payloads: weights, state, last step and count.
   size_t NextPayloads(Address ids, Address payloads, size_t n) {
     const size_t size = layout_.payload_size();
@@ -84,9 +95,14 @@ void RegisterLookup(py::module_& m) {
       .value("INITIAL", UnseenRows::kInitial)
       .value("ZEROS", UnseenRows::kZeros)
       .finalize();
+  py::native_enum<LookupUse>(m, "LookupUse", "enum.Enum")
+      .value("TRAINING", LookupUse::kTraining)
+      .value("EVALUATION", LookupUse::kEvaluation)
+      .value("BY_ID", LookupUse::kById)
+      .finalize();
   py::class_<Feature>(m, "Feature")
-      .def(py::init<uint16_t, Pooling, UnseenRows, size_t, size_t>(), py::arg("table"), py::arg("pooling"),
-           py::arg("unseen"), py::arg("key"), py::arg("column"));
+      .def(py::init<uint16_t, Pooling, UnseenRows, size_t, size_t, LookupUse>(), py::arg("table"), py::arg("pooling"),
+           py::arg("unseen"), py::arg("key"), py::arg("column"), py::arg("use"));
   py::class_<Lookup>(m, "Lookup")
       .def(py::init([](std::vector<Feature> features, Address ids, size_t num_ids, Address lengths, size_t keys,
                        size_t batch, Address bags, Address weights) {
@@ -108,6 +124,7 @@ static void RegisterResults(py::module_& m) {
   py::class_<Scan, Held<Scan>>(m, "Scan")
       .def(py::init<Store&, uint16_t>(), ReleaseGil())
       .def("next", &Scan::Next, ReleaseGil())
+      .def("next_rows", &Scan::NextRows, ReleaseGil())
       .def("next_payloads", &Scan::NextPayloads, ReleaseGil());
 
   py::class_<RowStoreStats>(m, "RowStoreStats")
@@ -120,9 +137,12 @@ static void RegisterResults(py::module_& m) {
   py::class_<TableState>(m, "TableState")
       .def_readonly("iter", &TableState::iter)
       .def_readonly("rows", &TableState::rows);
+  py::class_<LookupStats>(m, "LookupStats")
+      .def_readonly("hits", &LookupStats::hits)
+      .def_readonly("prefetched", &LookupStats::prefetched)
+      .def_readonly("misses", &LookupStats::misses);
   py::class_<TableStats>(m, "TableStats")
-      .def_readonly("hits", &TableStats::hits)
-      .def_readonly("misses", &TableStats::misses)
+      .def_readonly("lookups", &TableStats::lookups)
       .def_readonly("cached_rows", &TableStats::cached_rows);
 }
 
@@ -139,6 +159,9 @@ void RegisterStore(py::module_& m) {
            py::arg("logs") = std::vector<std::string>(), py::arg("tables") = std::vector<TableSchema>())
       .def("check_table", &Store::CheckTable, ReleaseGil())
       .def("open_table", &Store::OpenTable, ReleaseGil())
+      .def("drop_table", &Store::DropTable, py::arg("number"), ReleaseGil())
+      .def("reclaim_table", &Store::ReclaimTable, py::arg("number"), ReleaseGil())
+      .def("rename_table", &Store::RenameTable, ReleaseGil())
       .def("set_optimizer", &Store::SetOptimizer, ReleaseGil())
       .def("iter", &Store::iter, ReleaseGil())
       .def("rows", &Store::rows, ReleaseGil())
@@ -181,6 +204,32 @@ void RegisterStore(py::module_& m) {
           },
           ReleaseGil())
       .def(
+          "set_state",
+          [](Store& s, uint16_t table, Address ids, size_t n, Address state) {
+            s.SetState(table, Ids(ids, n), At<const float>(state));
+          },
+          ReleaseGil())
+      .def(
+          "describe",
+          [](Store& s, uint16_t table, Address ids, size_t n, Address state, Address headers, Address contains) {
+            s.Describe(table, Ids(ids, n), At<float>(state), At<RowHeader>(headers), At<uint8_t>(contains));
+          },
+          py::arg("table"), py::arg("ids"), py::arg("n"), py::arg("state"), py::arg("headers"), py::arg("contains"),
+          ReleaseGil())
+      .def(
+          "initial_weights",
+          [](Store& s, uint16_t table, Address ids, size_t n, Address weights) {
+            s.InitialWeights(table, Ids(ids, n), At<float>(weights));
+          },
+          ReleaseGil())
+      .def(
+          "add_rows",
+          [](Store& s, uint16_t table, Address ids, size_t n, Address weights, Address state, Address headers) {
+            s.AddRows(table, Ids(ids, n), At<const float>(weights), At<const float>(state),
+                      At<const RowHeader>(headers));
+          },
+          ReleaseGil())
+      .def(
           "delete", [](Store& s, uint16_t table, Address ids, size_t n) { s.Delete(table, Ids(ids, n)); }, ReleaseGil())
       .def(
           "contains",
@@ -196,6 +245,7 @@ void RegisterStore(py::module_& m) {
       .def("abandon_checkpoint", &Store::AbandonCheckpoint, ReleaseGil())
       .def("close", &Store::Close, ReleaseGil())
       .def("table_stats", &Store::table_stats, ReleaseGil())
+      .def("reset_lookup_stats", &Store::ResetLookupStats, ReleaseGil())
       .def("row_store_stats", &Store::row_store_stats, ReleaseGil())
       .def("row_counts", &Store::row_counts, ReleaseGil())
       .def("cache_memory_bytes", &Store::cache_memory_bytes, ReleaseGil())

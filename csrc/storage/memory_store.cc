@@ -103,6 +103,14 @@ class MemoryStore : public RowStore {
     rows_.merge(fresh);
   }
 
+  void DeleteTable(uint32_t table) override {
+    CheckTableNumber(table);
+    const WriterLock lock(&mutex_);
+    for (const uint32_t numbered : {table, table | kDeletionBit}) {
+      rows_.erase(rows_.lower_bound(FirstKey(numbered)), rows_.upper_bound(LastKey(numbered)));
+    }
+  }
+
   void AddToJournal(std::span<const RowWrite> rows) override {
     Changes changes = ChangesOf(rows);
     const WriterLock lock(&mutex_);

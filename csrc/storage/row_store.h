@@ -74,6 +74,13 @@ class RowStore {
   // Applies all rows or none. REQUIRES: sorted by (table, id), distinct. Throws kOutOfSpace or kIo.
   virtual void Write(std::span<const RowWrite> rows) = 0;
 
+  // Deletes all rows and deletion records of a table, or none of them; snapshots keep them. REQUIRES: the journal holds
+  // none. Throws kOutOfSpace or kIo.
+  virtual void DeleteTable(uint32_t table) = 0;
+  // Gives back what a deleted table takes on disk, as far as snapshots let it: until then that is for compactions to
+  // come. Takes as long as reading the table does. Throws kOutOfSpace or kIo.
+  virtual void ReclaimTable(uint32_t /*table*/) {}
+
   virtual std::unique_ptr<RowStoreSnapshot> TakeSnapshot(std::span<const uint32_t> tables) = 0;
   std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size) {
     return TakeSnapshot({&table, 1})->Scan(table, payload_size);

@@ -151,14 +151,28 @@ class RocksDbStore : public RowStore {
       if (added.ok()) added = Add(row, &batch);
     }
     Check(added, "write of " + std::to_string(rows.size()) + " rows");
+    Check(Write(&batch), "write of " + std::to_string(rows.size()) + " rows");
+  }
 
-    rocksdb::WriteOptions options;
-    options.disableWAL = true;
-    const rocksdb::Status written = WithPatience([&] {
-      const rocksdb::Status room = AwaitRoom(batch.GetDataSize());
-      return room.ok() ? db_->Write(options, &batch) : room;
-    });
-    Check(written, "write of " + std::to_string(rows.size()) + " rows");
+  void DeleteTable(uint32_t table) override {
+    CheckTableNumber(table);
+    rocksdb::WriteBatch batch;
+    rocksdb::Status added;
+    for (const auto& [first, end] : RangesOf(table)) {
+      if (added.ok()) added = batch.DeleteRange(first, end);
+    }
+    if (added.ok()) added = Write(&batch);
+    Check(added, "deletion of table " + std::to_string(table));
+  }
+
+  void ReclaimTable(uint32_t table) override {
+    Check(WithPatience([&] { return Flush(); }), "deletion of table " + std::to_string(table));
+    rocksdb::CompactRangeOptions options;
+    options.exclusive_manual_compaction = false;
+    for (const auto& [first, end] : RangesOf(table)) {
+      const Slice begin_slice(first), end_slice(end);
+      Check(db_->CompactRange(options, &begin_slice, &end_slice), "compaction of table " + std::to_string(table));
+    }
   }
 
   bool OverlapsReads() const override { return overlaps_reads_; }
@@ -205,6 +219,23 @@ class RocksDbStore : public RowStore {
   }
 
  private:
+  // Where the keys of a table's rows, and of its deletion records, begin, and where the next ones would.
+  static std::array<std::pair<std::string, std::string>, 2> RangesOf(uint32_t table) {
+    const auto range = [](uint32_t numbered) {
+      return std::pair(std::string(FirstKey(numbered).view()), std::string(LastKey(numbered).view()) + '\0');
+    };
+    return {range(table), range(table | kDeletionBit)};
+  }
+
+  rocksdb::Status Write(rocksdb::WriteBatch* batch) const {
+    rocksdb::WriteOptions options;
+    options.disableWAL = true;
+    return WithPatience([&] {
+      const rocksdb::Status room = AwaitRoom(batch->GetDataSize());
+      return room.ok() ? db_->Write(options, batch) : room;
+    });
+  }
+
   static rocksdb::Status Add(const RowWrite& row, rocksdb::WriteBatch* batch) {
     const Key key = EncodeKey(row.table, row.id);
     const Slice key_slice = key.view();

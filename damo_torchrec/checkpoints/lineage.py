@@ -51,10 +51,17 @@ class StoreState:
 
 
 class Lineage:
-    """The latest states of a store, oldest first; some dozens of them are remembered."""
+    """The latest states of a store, oldest first; some dozens of them are remembered.
 
-    def __init__(self, states: Iterable[StoreState] = ()) -> None:
+    Args:
+        states: these.
+        begun_by: what has no delta begin from the states before, such as ``"table 't' was dropped"``; empty for
+            nothing.
+    """
+
+    def __init__(self, states: Iterable[StoreState] = (), begun_by: str = "") -> None:
         self._states = list(states)[-_KEPT:]
+        self._begun_by = begun_by
 
     def add(self, state: StoreState) -> None:
         """Notes that the store is at `state` now."""
@@ -65,7 +72,7 @@ class Lineage:
 
     def may_have_forgotten(self, state: StoreState) -> bool:
         """Whether `state`, which is not there, may have been: all that are remembered are as late, or later."""
-        return len(self._states) == _KEPT and self._states[0].step >= state.step
+        return bool(self._begun_by) or (len(self._states) == _KEPT and self._states[0].step >= state.step)
 
     def find(self, since: int | str | os.PathLike[str]) -> StoreState:
         """The first state at a step, or that of a checkpoint's or a delta's directory.
@@ -80,8 +87,12 @@ class Lineage:
         for state in self._states:
             if wanted in (state.step, state.id):
                 return state
-        known = ", ".join(str(state.step) for state in self._states)
-        raise ValueError(f"since={since!r} is no state of this store that it remembers; those are of the steps {known}")
+        known = ", ".join(str(state.step) for state in self._states) or "none"
+        why = f" (since then {self._begun_by})" if self._begun_by else ""
+        raise ValueError(
+            f"since={since!r} is no state of this store that it remembers{why}; those are of the steps {known}. What "
+            "serves from another state needs a new base: a checkpoint, or an export, of now"
+        )
 
     def ids_from(self, state: StoreState) -> list[str]:
         """Those of `state` and all that came after it."""

@@ -17,13 +17,15 @@ from damo_torchrec.checkpoints.rules import check_files, check_id
 from damo_torchrec.checkpoints.table_entry import TableEntry, check_tables
 from damo_torchrec.errors import CorruptionError
 
-# 2 adds rows of 16-bit weights, 3 logs beside the table files, 4 the SHA-256 of all of these files.
-FORMAT_VERSION = 4
+# 2 adds rows of 16-bit weights, 3 logs beside the table files, 4 the SHA-256 of all of these files, 5 tables that have
+# another name than when they were made; it is written where there is one.
+FORMAT_VERSION = 5
 
 # Below it are all sequence numbers, and below the other those of checkpoints that a store may go on from.
 LAST_SEQUENCE = 2**62
 LAST_FOLLOWED_SEQUENCE = LAST_SEQUENCE - 2**32
 _HASHES_ALL = 4
+_WITHOUT_STREAMS = 4
 _HASHING_THREADS = 4
 _WORTH_THREADS = 64 << 20  # bytes
 
@@ -88,7 +90,13 @@ class Manifest:
         Raises:
             DamoError: `read` would refuse it.
         """
-        document = dump_document("manifest", FORMAT_VERSION, asdict(self), Manifest, Manifest.check)
+        body = asdict(self)
+        version = FORMAT_VERSION
+        if not any(table.schema.stream for table in self.tables.values()):
+            version = _WITHOUT_STREAMS
+            for table in body["tables"].values():
+                del table["schema"]["stream"]
+        document = dump_document("manifest", version, body, Manifest, Manifest.check)
         (directory / MANIFEST_FILE).write_text(document)
 
     def core_tables(self) -> list[_core.TableSchema]:

@@ -33,13 +33,24 @@ class InitializerNumbers:
 
 @dataclass(frozen=True)
 class TableSchema:
-    """What may not change while a table has rows."""
+    """What may not change while a table has rows.
+
+    Args:
+        dim: weights in a row.
+        optimizer: the update rule's name, and what its state begins with.
+        initializer: the distribution of initial weights.
+        numbers: what that came to.
+        row_dtype: of the weights: "float32", "float16" or "bfloat16".
+        stream: the name that initial weights are drawn by: the one that the table was made with, or empty where that is
+            the name that it has.
+    """
 
     dim: Annotated[int, range(1, _core.MOST_DIM + 1)]
     optimizer: dict[str, float | str]
     initializer: dict[str, float | str]
     numbers: InitializerNumbers = field(compare=False)
-    row_dtype: str = "float32"  # of the weights: "float32", "float16" or "bfloat16"
+    row_dtype: str = "float32"
+    stream: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from damo_torchrec import _core
 from damo_torchrec.modules.fused_optimizer import FusedTableOptimizer
 from damo_torchrec.modules.tracing import eager
 from damo_torchrec.store.autograd_task import current_task, will_execute
-from damo_torchrec.store.catalog import OpenTable
+from damo_torchrec.store.open_table import OpenTable
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.updates import add, check_same_rows, pass_under_way
 from damo_torchrec.store.waiting import Gradient

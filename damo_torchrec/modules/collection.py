@@ -22,9 +22,9 @@ from damo_torchrec.modules.lookup_plan import LookupOutput, LookupPlan, engine_f
 from damo_torchrec.modules.output_parts import parts_of_output
 from damo_torchrec.modules.tracing import eager
 from damo_torchrec.options import TableOptions
-from damo_torchrec.store.catalog import OpenTable
 from damo_torchrec.store.default_store import default_store
 from damo_torchrec.store.embedding_store import EmbeddingStore
+from damo_torchrec.store.open_table import OpenTable
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.table import Table, open_tables
 from damo_torchrec.store.table_definition import TableDefinition

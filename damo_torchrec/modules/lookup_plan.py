@@ -116,6 +116,7 @@ def engine_features(
             unseen=_core.UnseenRows[("initial" if training and output.trainable else output.unseen).upper()],
             key=key,
             column=column,
+            use=_core.LookupUse.TRAINING if training and output.trainable else _core.LookupUse.EVALUATION,
         )
         for output, key, column in zip(plan.outputs, plan.positions(keys), plan.columns(), strict=True)
     ]

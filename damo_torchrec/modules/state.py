@@ -59,9 +59,9 @@ def describe(store: EmbeddingStore, tables: Sequence[Table]) -> torch.Tensor:
 
 
 def _schema(table: Table) -> dict[str, Any]:
-    """Without the initializer's numbers, in whose last bit machines may differ."""
+    """Without the initializer's numbers, in whose last bit machines may differ, and the name that it draws by."""
     schema = asdict(table.session.catalog.schema(table.opened))
-    del schema["numbers"]
+    del schema["numbers"], schema["stream"]
     return schema
 
 

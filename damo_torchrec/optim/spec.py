@@ -101,6 +101,10 @@ class OptimizerSpec:
         values = {name: float(getattr(self, name)) for name in HYPERPARAMETERS}
         return _core.OptimizerConfig(self.kind, self.weight_decay_mode, values)
 
+    def initial_state(self) -> float:
+        """What every number of a new row's state is."""
+        return _core.initial_state(self.to_core())
+
     def schema(self) -> dict[str, float | str]:
         """What of it shapes the stored rows: the rule, and the value its state begins with."""
         return {"name": self.kind, "initial_accumulator_value": self.initial_accumulator_value}

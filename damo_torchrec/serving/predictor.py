@@ -210,8 +210,8 @@ class Predictor:
         state = self._states.current
         return PredictorStats(
             latencies=self._histogram.latencies(),
-            hits=sum(table.hits for table in rows.tables.values()),
-            misses=sum(table.misses for table in rows.tables.values()),
+            hits=sum(table.evaluation.hits for table in rows.tables.values()),
+            misses=sum(table.evaluation.misses for table in rows.tables.values()),
             memory_bytes=rows.memory_bytes,
             memory_budget=rows.memory_budget,
             step=state.step,

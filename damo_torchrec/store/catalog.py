@@ -1,9 +1,10 @@
 """Which tables a store has: those of its manifest, and those that collections opened since."""
 
+import gc
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from damo_torchrec import _core
@@ -15,40 +16,11 @@ from damo_torchrec.checkpoints.table_entry import NEVER_GIVEN, TableEntry, Table
 from damo_torchrec.errors import DamoError, SchemaMismatchError
 from damo_torchrec.init import from_description
 from damo_torchrec.optim.spec import OptimizerSpec
+from damo_torchrec.store.open_table import OpenTable
+from damo_torchrec.store.schemas import call_that_converts, differ, differences
 from damo_torchrec.store.table_definition import TableDefinition
 
 _log = logging.getLogger(__name__)
-
-# What of a schema shapes the rows.
-_OF_ROWS = ("dim", "optimizer", "row_dtype")
-
-
-@dataclass(eq=False)
-class OpenTable:
-    """A table that is open. The catalog alone changes it.
-
-    Args:
-        definition: what the first collection that opened it said of it.
-        optimizer: as the engine has it.
-        number: on disk.
-        index: in the engine that is open now.
-        by_schema: whether no collection has opened it: what it says beyond the stored schema is not known.
-        edited_after: the sequence number of the checkpoint after which rows were last set or deleted by their ids.
-        earlier_updates: of its rows, when that was started; 0 if there were none.
-    """
-
-    definition: TableDefinition
-    optimizer: OptimizerSpec
-    number: int = 0
-    index: int = -1
-    by_schema: bool = False
-    edited_after: int = -2  # earlier than the manifest of a store without checkpoints
-    earlier_updates: int = 0
-
-    @property
-    def name(self) -> str:
-        """The table's name."""
-        return self.definition.name
 
 
 class Catalog:
@@ -91,12 +63,11 @@ class Catalog:
             engine.check_table(schema)
             return
         wanted = definition.schema()
-        for what in _OF_ROWS:
-            if getattr(existing, what) != getattr(wanted, what):
-                raise SchemaMismatchError(
-                    f"table {definition.name!r} of the store {self._path} has {what} {getattr(existing, what)}, "
-                    f"got {getattr(wanted, what)}"
-                )
+        if differ(existing, wanted):
+            raise SchemaMismatchError(
+                f"table {definition.name!r} of the store {self._path} has {differences(existing, wanted)}. To have "
+                f"its rows go on so, call {call_that_converts(definition.name, existing, wanted)} first"
+            )
         if existing.initializer != wanted.initializer:
             _log.info(
                 "table %r of the store %s keeps the initial values that it began with, %s, and ignores %s",
@@ -107,13 +78,18 @@ class Catalog:
             )
 
     def check_restorable(self, manifest: Manifest, source: Path) -> None:
-        """Raises SchemaMismatchError if a table that is open, or the seed, is another in `manifest`."""
+        """Raises SchemaMismatchError if a table that is in use, or the seed, is another in `manifest`."""
         check_seed(source, manifest.seed, self.manifest.seed)
-        for name, table in self.open.items():
-            if name not in manifest.tables:
-                continue
-            now, then = self.schema(table), manifest.tables[name].schema
-            if any(getattr(now, what) != getattr(then, what) for what in _OF_ROWS):
+        others = {
+            name: table
+            for name, table in self.open.items()
+            if name not in manifest.tables or differ(self.schema(table), manifest.tables[name].schema)
+        }
+        if any(table.in_use for table in others.values()):
+            gc.collect()  # what a model refers to in a circle may still await that
+        for name, table in others.items():
+            if table.in_use and name in manifest.tables:
+                now, then = self.schema(table), manifest.tables[name].schema
                 raise SchemaMismatchError(f"table {name!r} is open with {now}, but the checkpoint {source} has {then}")
 
     def tables_that_differ(self, manifest: Manifest, engine: _core.Store) -> set[str]:
@@ -124,15 +100,21 @@ class Catalog:
         edited = {name for name, table in self.open.items() if table.edited_after >= manifest.sequence}
         return {name for name, counts in now.items() if any(counts) and counts != then.get(name)} | edited
 
-    def _next_number(self) -> int:
+    def next_number(self) -> int:
         """A number on disk that no table has had."""
         taken = [table.number + 1 for table in self.open.values()]
         return max([self.manifest.next_table_number, *taken])
 
     def _new_number(self) -> int:
         """The same for a new table. Raises DamoError if there is none."""
-        if (number := self._next_number()) >= NEVER_GIVEN:
+        if (number := self.next_number()) >= NEVER_GIVEN:
             raise DamoError(f"the store {self._path} can have no more tables: it has given out all numbers for them")
+        return number
+
+    def take_number(self) -> int:
+        """The same, and no other table gets it from now on, whatever becomes of this one."""
+        number = self._new_number()
+        self.manifest = replace(self.manifest, next_table_number=number + 1)
         return number
 
     def adopt(self, manifest: Manifest, lineage: Lineage, engine: _core.Store) -> None:
@@ -142,7 +124,28 @@ class Catalog:
         tables = list(self.open.values())
         self.open.clear()
         for table in tables:
-            self._add(table, engine)
+            entry = manifest.tables.get(table.name)
+            if table.in_use or (entry and not differ(table.definition.schema(), entry.schema)):
+                self._add(table, engine)
+            elif entry:
+                table.define_by(entry.schema)
+                self._add(table, engine)
+            else:
+                table.gone = True
+
+    def entry(self, name: str, engine: _core.Store) -> TableEntry:
+        """The table of this name as a checkpoint of now would have it. Raises KeyError."""
+        if (table := self.open.get(name)) is None:
+            return self.manifest.tables[name]
+        return TableEntry(table.number, self.schema(table), engine.iter(table.index), engine.rows(table.index))
+
+    def change_tables(self, tables: Mapping[str, TableEntry], why: str) -> None:
+        """Goes on with other stored tables, of numbers that it has given out. Deltas begin anew, as `why` says.
+
+        REQUIRES: no checkpoint is being written.
+        """
+        self.manifest = replace(self.manifest, tables=dict(tables), next_table_number=self.next_number())
+        self.lineage = Lineage(begun_by=why)
 
     def open_table(self, definition: TableDefinition, engine: _core.Store) -> OpenTable:
         """The table of this name, which is opened, or made, if it is not open. REQUIRES: `check` has passed."""
@@ -217,8 +220,12 @@ class Catalog:
 
     def initializer(self, table: OpenTable) -> _core.Initializer:
         """What the initial values of a table's rows are drawn from."""
-        core = _initializer(self.schema(table))
-        core.stream_key = _stream_key(self.manifest.seed, table.name)
+        return self.initializer_of(self.schema(table), table.name)
+
+    def initializer_of(self, schema: TableSchema, name: str) -> _core.Initializer:
+        """The same of a table of this schema and name."""
+        core = _initializer(schema)
+        core.stream_key = _stream_key(self.manifest.seed, schema.stream or name)
         return core
 
     def schema(self, table: OpenTable) -> TableSchema:
@@ -248,7 +255,7 @@ class Catalog:
             seed=self.manifest.seed,
             step=max((table.iter for table in tables.values()), default=0),
             sequence=sequence,
-            next_table_number=self._next_number(),
+            next_table_number=self.next_number(),
             tables=tables,
         )
 

@@ -22,7 +22,7 @@ from damo_torchrec.checkpoints.lineage import StoreState
 from damo_torchrec.checkpoints.manifest import new_id
 from damo_torchrec.files import bytes_in, write_file
 from damo_torchrec.progress import reporting
-from damo_torchrec.store.catalog import OpenTable
+from damo_torchrec.store.open_table import OpenTable
 from damo_torchrec.store.session import Session
 
 _log = logging.getLogger(__name__)

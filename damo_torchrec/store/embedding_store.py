@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.files import make_temporary_directory, on_tmpfs
 from damo_torchrec.options import StoreOptions, parse_budget
 from damo_torchrec.progress import reporting
-from damo_torchrec.stats import StoreStats, TableStats
+from damo_torchrec.stats import LookupStats, StoreStats, TableStats
 from damo_torchrec.store import opening
 from damo_torchrec.store.catalog import check_is_seed
+from damo_torchrec.store.conversion import Wanted, convert_table
 from damo_torchrec.store.delta_writer import write_delta
 from damo_torchrec.store.flushing import flush
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.table import Table
+from damo_torchrec.store.table_changes import drop_table, rename_table
 from damo_torchrec.store.updates import apply_waiting
 
 _log = logging.getLogger(__name__)
@@ -99,6 +104,81 @@ class EmbeddingStore:
         """All tables of the store, by name."""
         return {name: self.table(name) for name in self._session.catalog.names()}
 
+    def drop_table(self, name: str) -> None:
+        """Removes a table with all of its rows: one of a feature that the model does not have any more.
+
+        It is a change like any other: the next checkpoint is without the table, those made before keep it, and a crash
+        before the next one brings it back. `step` is the largest of the tables that are left. Deltas begin anew: from
+        states before it there is none. Its space on disk is given back as the checkpoints go that share its files;
+        that of the live rows at once, which takes as long as reading the table does.
+
+        Args:
+            name: the table's. Whoever holds it as a `Table` gets DamoError from then on.
+
+        Raises:
+            KeyError: there is no such table.
+            ValueError: a collection has the table open, gradients of `accumulate` wait, or the store is read-only.
+            OutOfSpaceError, DamoError: the disk is full or refuses; the table is as it was.
+        """
+        drop_table(self._session, name)
+
+    def rename_table(self, old: str, new: str) -> None:
+        """Gives a table another name. Its rows, and the initial values of rows to come, stay as they are.
+
+        It is a change like any other, as `drop_table` is, and deltas begin anew. Checkpoints with a renamed table are
+        read by this release and later ones. A new table named `old` would draw the same initial values.
+
+        Args:
+            old: its name. Whoever holds it as a `Table` goes on with it.
+            new: a name that no table has.
+
+        Raises:
+            KeyError: there is no table `old`.
+            ValueError: there is a table `new`; a collection has the table open, gradients of `accumulate` wait, or the
+                store is read-only.
+        """
+        rename_table(self._session, old, new)
+
+    def convert_table(
+        self,
+        name: str,
+        *,
+        optimizer: type[torch.optim.Optimizer] | str | None = None,
+        optimizer_kwargs: Mapping[str, Any] | None = None,
+        row_dtype: torch.dtype | str | None = None,
+        dim: int | None = None,
+    ) -> None:
+        """Has a table go on with another optimizer, dim or dtype of rows. What is not given stays.
+
+        Rows keep their weights and counts (`Table.metadata`), the table its `iter`. State that both optimizers have is
+        taken over, the rest begins as that of new rows. They have in common: `exp_avg` and `exp_avg_sq` among Adam,
+        AdamW, SparseAdam, AMSGrad, LAMB and their PartialRowWise kin; `sum` of Adagrad and RowWiseAdagrad. Where the
+        new one has one number for a row, that is the mean over the columns, which is what it would have come to; the
+        other way round it begins anew. Between Adam, AdamW and SparseAdam there is nothing to convert. FTRL computes
+        weights from its state, which begins at zero, as that of new rows does: they hold until a row's next update.
+
+        A larger `dim` appends columns with the weights that new rows have there; a smaller one keeps the first columns.
+        Weights of 16 bits are the nearest; what is beyond float16's range becomes its largest number.
+
+        Rows are read and written some at a time, and take as much disk again meanwhile. It is a change like any other:
+        a crash at any moment before the next checkpoint leaves the table as it was. Deltas begin anew.
+
+        Args:
+            name: the table's. Whoever holds it as a `Table` goes on with it.
+            optimizer: a class as collections take them, or an update rule's name, as "ADAM".
+            optimizer_kwargs: of the class: ``amsgrad``, ``momentum`` and ``initial_accumulator_value`` have an effect.
+                A name takes the latter alone.
+            row_dtype: torch.float32, float16 or bfloat16, or its name.
+            dim: weights in a row.
+
+        Raises:
+            KeyError: there is no such table.
+            ValueError: there is no such optimizer, dtype or dim, or its rows are too large for the memory budget; a
+                collection has the table open, gradients of `accumulate` wait, or the store is read-only.
+            OutOfSpaceError, DamoError: the disk is full or refuses; the table is as it was.
+        """
+        convert_table(self._session, name, Wanted(optimizer, optimizer_kwargs, row_dtype, dim))
+
     # ------------------------------------------------------------------ state
 
     @property
@@ -166,7 +246,8 @@ class EmbeddingStore:
         tables = {}
         for name, table in self.tables().items():
             stats = engine.table_stats(table.opened.index)
-            tables[name] = TableStats(len(table), stats.cached_rows, stats.hits, stats.misses)
+            lookups = (LookupStats(counts.hits, counts.prefetched, counts.misses) for counts in stats.lookups)
+            tables[name] = TableStats(len(table), stats.cached_rows, *lookups)
         return StoreStats(
             memory_bytes=engine.cache_memory_bytes() + engine.work_memory_bytes() + rows.memory_bytes,
             memory_budget=self._session.memory_budget,
@@ -177,6 +258,10 @@ class EmbeddingStore:
             skipped_backwards=self._session.skipped_backwards,
             tables=tables,
         )
+
+    def reset_stats(self) -> None:
+        """Begins to count anew what is looked up: `LookupStats` of all tables are 0. Other figures stay."""
+        self._session.engine.reset_lookup_stats()
 
     # ------------------------------------------------------------------ durability
 

@@ -44,6 +44,10 @@ class Hyperparameters:
                         raise _differ(table, other, spec)
         return agreed
 
+    def forget(self, table: str) -> None:
+        """Says that the table is none of those any more."""
+        self._trained_by.pop(table, None)
+
     def _note(self, table: str, optimizer: Optimizer) -> None:
         references = self._trained_by.setdefault(table, [])
         if not any(reference() is optimizer for reference in references):

@@ -233,7 +233,7 @@ def restore(session: Session, which: str | int | os.PathLike[str]) -> None:
 
 
 def restore_unless_at(session: Session, checkpoint: Path, tables: Set[str] | None) -> None:
-    """Goes back to a checkpoint unless the rows are exactly it already.
+    """Goes back to a checkpoint unless the rows are it already, but for tables dropped, renamed or converted since.
 
     Args:
         session: which.
@@ -247,6 +247,11 @@ def restore_unless_at(session: Session, checkpoint: Path, tables: Set[str] | Non
         session.wait_for_checkpoint()
         manifest = Manifest.read(checkpoint)
         if not (session.changed or session.waiting or session.catalog.manifest.id != manifest.id):
+            session.continued_rows.ask_for()
+            return
+        changes = session.tables_changed
+        if changes is not None and changes.since == manifest.id and not session.waiting:
+            _log.info("the rows of %s are those of %s, and stay as tables were changed since", session.path, checkpoint)
             session.continued_rows.ask_for()
             return
         if tables is not None:

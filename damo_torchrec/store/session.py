@@ -28,14 +28,16 @@ from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import DamoError, StoreClosedError
 from damo_torchrec.options import StoreOptions
 from damo_torchrec.progress import Progress, reporting
-from damo_torchrec.store.catalog import Catalog, OpenTable, empty_manifest
+from damo_torchrec.store.catalog import Catalog, empty_manifest
 from damo_torchrec.store.checkpoint_writer import CheckpointWriter, Files, NewCheckpoint
 from damo_torchrec.store.continued_rows import ContinuedRows
 from damo_torchrec.store.dense_part import DensePart
 from damo_torchrec.store.flushing import flush
 from damo_torchrec.store.hyperparameters import Hyperparameters
+from damo_torchrec.store.open_table import OpenTable
 from damo_torchrec.store.process_end import close_at_end, leave_at_end
 from damo_torchrec.store.table_definition import TableDefinition
+from damo_torchrec.store.tables_changed import TablesChanged
 from damo_torchrec.store.waiting import WaitingGradients
 
 _log = logging.getLogger(__name__)
@@ -67,6 +69,7 @@ class Session:
         skipped_in_a_row: those since the last one that was not.
         generation: counts the engines that there were. What was worked out for one is of no use to the next.
         changed: whether there is something that the newest checkpoint inside the store does not hold.
+        tables_changed: what was done to whole tables since a checkpoint, or None if something else was done, too.
         directory: the store's, locked; None if it is read-only.
         continued_rows: whether rows of an earlier run are trained on without being asked for.
         owns_live: whether the live rows there were started by this session.
@@ -97,6 +100,7 @@ class Session:
         self.skipped_in_a_row = 0
         self.generation = 0
         self.changed = False
+        self.tables_changed: TablesChanged | None = None
         self.continued_rows = ContinuedRows(path)
         self.trainers: set[int] = set()
         self.directory: StoreDirectory | None = None
@@ -159,6 +163,7 @@ class Session:
             core.close()
             raise
         self._core = core
+        self.tables_changed = TablesChanged(manifest.id)
         self.generation += 1
 
     def note_rows(self, manifest: Manifest) -> None:
@@ -201,6 +206,7 @@ class Session:
     def note_change(self) -> None:
         """Says that the newest checkpoint does not hold everything from now on. REQUIRES: the mutex."""
         self.changed = True
+        self.tables_changed = None
         self.trainers.add(threading.get_ident())
 
     def note_update(self) -> None:
@@ -286,6 +292,7 @@ class Session:
 
     def _checkpoint(self, new: NewCheckpoint) -> Path:
         path = self._writer.write(self.engine, new)
+        self.tables_changed = TablesChanged(self.catalog.manifest.id)
         self.changed &= path.parent != self.catalog.checkpoints.where
         return path
 

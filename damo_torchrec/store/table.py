@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from damo_torchrec import _core
-from damo_torchrec.store.catalog import OpenTable
+from damo_torchrec.arrays import as_ids, as_numbers
+from damo_torchrec.errors import DamoError
+from damo_torchrec.optim.state_parts import STATE_PARTS, StatePart
+from damo_torchrec.store.open_table import OpenTable
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.table_definition import TableDefinition
-from damo_torchrec.tensors import address, plain
+from damo_torchrec.tensors import address
+
+IdsLike: TypeAlias = torch.Tensor | npt.NDArray[np.integer[Any]] | Sequence[int]
+NumbersLike: TypeAlias = torch.Tensor | npt.NDArray[np.floating[Any]] | Sequence[float] | Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class RowMetadata:
+    """What `Table.metadata` returns, by id.
+
+    Args:
+        exists: bool ``(n,)``: whether the id has a row. The others are 0 where it has none.
+        updates: int64 ``(n,)``: how many updates the row has had since it was made or set; at most 2^32 - 1.
+        last_step: int64 ``(n,)``: the table's `iter` at the last of them, or when the row was set.
+    """
+
+    exists: torch.Tensor
+    updates: torch.Tensor
+    last_step: torch.Tensor
 
 
 class Table:
     """The rows of one table, in memory and on disk, by id. Every int64 is an id.
 
-    Made by `EmbeddingStore.table`. Ids are given as int64 or int32 tensors of shape ``(n,)`` or sequences of ints, in
-    any order, with duplicates.
+    Made by `EmbeddingStore.table`. Ids are given as tensors or NumPy arrays of integers of shape ``(n,)``, or sequences
+    of ints, in any order, with duplicates; numbers as floating point tensors or arrays, or lists of floats, which are
+    rounded to float32. `damo_torchrec.arrays` has the rules.
     """
 
     def __init__(self, session: Session, opened: OpenTable) -> None:
@@ -34,6 +59,16 @@ class Table:
     def opened(self) -> OpenTable:
         """For the modules of this package: what the store's catalog has of it. No part of the interface."""
         return self._opened
+
+    @property
+    def _index(self) -> int:
+        """In the engine. Raises DamoError if the store has the table no more."""
+        if self._opened.gone:
+            raise DamoError(
+                f"the store {self._session.path} has no table {self.name!r} any more: it was dropped, or "
+                "is not in the checkpoint that the store went back to"
+            )
+        return self._opened.index
 
     @property
     def name(self) -> str:
@@ -54,11 +89,11 @@ class Table:
     @property
     def iter(self) -> int:
         """Updates applied to the table so far."""
-        return self._session.engine.iter(self._opened.index)
+        return self._session.engine.iter(self._index)
 
     def __len__(self) -> int:
         """Number of rows."""
-        return self._session.engine.rows(self._opened.index)
+        return self._session.engine.rows(self._index)
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError("a Table cannot be copied or pickled: use save_model and load_model")
@@ -73,29 +108,33 @@ class Table:
     def __repr__(self) -> str:
         return f"Table({self.name!r}, dim={self.dim}, store={str(self._session.path)!r})"
 
-    def get(self, ids: torch.Tensor) -> torch.Tensor:
-        """Weights of rows, float32 ``(n, dim)``; ids without a row as eval mode reads them. Creates no rows."""
-        ids = _as_ids(ids)
+    def get(self, ids: IdsLike) -> torch.Tensor:
+        """Weights of rows, float32 ``(n, dim)``; ids without a row as eval mode reads them. Creates no rows.
+
+        No training: `TableStats` counts it apart.
+        """
+        ids = as_ids(ids)
         weights = torch.empty(len(ids), self.dim, dtype=torch.float32, device="cpu")
         unseen = _core.UnseenRows[self._opened.definition.unseen_in_eval.upper()]
-        self._session.engine.get(self._opened.index, address(ids), len(ids), unseen, address(weights))
+        self._session.engine.get(self._index, address(ids), len(ids), unseen, address(weights))
         return weights
 
-    def set(self, ids: torch.Tensor, weights: torch.Tensor) -> None:
+    def set(self, ids: IdsLike, weights: NumbersLike) -> None:
         """Sets rows, creating those that are not there, with the optimizer state of new ones.
 
         Rows are set some thousands at a time, in the order of `ids`: those before an error, as of a full disk, are set.
 
         Args:
-            ids: int64 ``(n,)``; the last of equal ids wins.
-            weights: floating point ``(n, dim)``.
+            ids: ``(n,)``; the last of equal ids wins.
+            weights: ``(n, dim)``.
 
         Raises:
             ValueError: the shapes do not fit, or a weight is not finite.
         """
-        ids = _as_ids(ids)
-        _check_floating_point(weights)
-        weights = plain("weights", weights).detach().to(torch.float32)
+        ids = as_ids(ids)
+        weights = as_numbers(weights, "weights")
+        if tuple(weights.shape) == (0,):  # an empty list of rows
+            weights = weights.reshape(0, self.dim)
         if tuple(weights.shape) != (len(ids), self.dim):
             raise ValueError(
                 f"table {self.name!r}: weights must have the shape {(len(ids), self.dim)}, got {tuple(weights.shape)}"
@@ -104,22 +143,101 @@ class Table:
         if not bool(finite.all()):
             raise ValueError(f"table {self.name!r}: weights must be finite, those of id {ids[~finite][0]} are not")
         with self._session.changing(self._opened) as engine:
-            engine.set(self._opened.index, address(ids), len(ids), address(weights), 0)
+            engine.set(self._index, address(ids), len(ids), address(weights), 0)
 
-    def delete(self, ids: torch.Tensor) -> None:
+    def get_state(self, ids: IdsLike) -> dict[str, torch.Tensor]:
+        """Optimizer state of rows, float32, by its optimizer's names for it. Ids without a row: that of a new one.
+
+        Returns:
+            dict: ``(n, dim)`` each, or ``(n,)`` of what a row has one number of: `momentum_buffer` of SGD with momentum
+                and LarsSGD; `sum` of Adagrad and, for a row, of RowWiseAdagrad; `exp_avg` and `exp_avg_sq` of Adam,
+                AdamW, LAMB and, with one `exp_avg_sq` for a row, of their PartialRowWise kin; `max_exp_avg_sq` besides
+                with ``amsgrad``; `z` and `n` of FTRL; `exp_avg` of Lion. Empty for SGD.
+        """
+        ids = as_ids(ids)
+        state = self._read_state(self._session.engine, ids)
+        parts = torch.split(state, [part.width(self.dim) for part in self._parts], dim=1) if self._parts else ()
+        return {
+            part.name: (values[:, 0] if part.rowwise else values).clone()
+            for part, values in zip(self._parts, parts, strict=True)
+        }
+
+    def set_state(self, ids: IdsLike, state: Mapping[str, NumbersLike]) -> None:
+        """Sets optimizer state of rows. Their weights and counts stay, and so does the state that is not named.
+
+        Args:
+            ids: ``(n,)``, all with a row; the last of equal ids wins.
+            state: by name, of the shapes that `get_state` returns.
+
+        Raises:
+            ValueError: an id has no row; the optimizer has no such state, or of another shape; a number is not finite,
+                or negative where it is made of squares. Nothing was set.
+        """
+        ids = as_ids(ids)
+        given = self._check_state(len(ids), state)
+        with self._session.changing(self._opened) as engine:
+            found = torch.empty(len(ids), dtype=torch.bool, device="cpu")
+            engine.contains(self._index, address(ids), len(ids), address(found))
+            if not bool(found.all()):
+                raise ValueError(f"table {self.name!r}: id {ids[~found][0]} has no row whose state could be set")
+            rows, column = self._read_state(engine, ids), 0
+            for part in self._parts:
+                width = part.width(self.dim)
+                if part.name in given:
+                    rows[:, column : column + width] = given[part.name].reshape(len(ids), width)
+                column += width
+            engine.set_state(self._index, address(ids), len(ids), address(rows))
+
+    def metadata(self, ids: IdsLike) -> RowMetadata:
+        """What the table knows of rows besides their numbers: how often, and when, they were updated."""
+        ids = as_ids(ids)
+        headers = torch.empty(len(ids), 2, dtype=torch.int32, device="cpu")
+        exists = torch.empty(len(ids), dtype=torch.bool, device="cpu")
+        self._session.engine.describe(
+            self._index, address(ids), len(ids), state=0, headers=address(headers), contains=address(exists)
+        )
+        last_step, updates = (headers.to(torch.int64) & 0xFFFFFFFF).unbind(dim=1)
+        return RowMetadata(exists, updates.clone(), last_step.clone())
+
+    @property
+    def _parts(self) -> tuple[StatePart, ...]:
+        return STATE_PARTS[self._opened.optimizer.kind]
+
+    def _read_state(self, engine: _core.Store, ids: torch.Tensor) -> torch.Tensor:
+        state = torch.empty(len(ids), engine.state_size(self._index), dtype=torch.float32, device="cpu")
+        engine.describe(self._index, address(ids), len(ids), state=address(state), headers=0, contains=0)
+        return state
+
+    def _check_state(self, n: int, state: Mapping[str, NumbersLike]) -> dict[str, torch.Tensor]:
+        """The state as tensors. Raises as `set_state`."""
+        parts = {part.name: part for part in self._parts}
+        given = {name: as_numbers(values, f"state[{name!r}]") for name, values in state.items()}
+        for name, values in given.items():
+            if name not in parts:
+                raise ValueError(f"table {self.name!r}: the optimizer's state is {list(parts)}, got {name!r}")
+            shape = (n,) if parts[name].rowwise else (n, self.dim)
+            if tuple(values.shape) != shape:
+                raise ValueError(f"table {self.name!r}: {name} must have the shape {shape}, got {tuple(values.shape)}")
+            if not bool(torch.isfinite(values).all()):
+                raise ValueError(f"table {self.name!r}: {name} must be finite")
+            if parts[name].squares and bool((values < 0).any()):
+                raise ValueError(f"table {self.name!r}: {name} is made of squares, it must not be negative")
+        return given
+
+    def delete(self, ids: IdsLike) -> None:
         """Deletes rows; ids without a row are passed over. An update still to come creates a row anew.
 
         Rows are deleted some thousands at a time, in the order of `ids`: those after an error, as of a full disk, stay.
         """
-        ids = _as_ids(ids)
+        ids = as_ids(ids)
         with self._session.changing(self._opened) as engine:
-            engine.delete(self._opened.index, address(ids), len(ids))
+            engine.delete(self._index, address(ids), len(ids))
 
-    def contains(self, ids: torch.Tensor) -> torch.Tensor:
+    def contains(self, ids: IdsLike) -> torch.Tensor:
         """Whether the ids have rows: bool ``(n,)``."""
-        ids = _as_ids(ids)
+        ids = as_ids(ids)
         found = torch.empty(len(ids), dtype=torch.bool, device="cpu")
-        self._session.engine.contains(self._opened.index, address(ids), len(ids), address(found))
+        self._session.engine.contains(self._index, address(ids), len(ids), address(found))
         return found
 
     def items(self, batch_size: int = 65536) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -130,7 +248,7 @@ class Table:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         with self._session.waiting_call("read"):
-            scan = _core.Scan(self._session.engine, self._opened.index)
+            scan = _core.Scan(self._session.engine, self._index)
         batch_size = min(batch_size, max(len(self), 1))  # no more memory than there are rows
         while True:
             _ = self._session.engine  # names the store if it is closed by now
@@ -151,32 +269,8 @@ class Table:
 
 
 def open_tables(session: Session, definitions: list[TableDefinition]) -> list[Table]:
-    """As `Session.open_tables`."""
-    return [Table(session, opened) for opened in session.open_tables(definitions)]
-
-
-def _as_ids(ids: object) -> torch.Tensor:
-    if isinstance(ids, list | tuple | range):
-        if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
-            raise TypeError(f"ids must be ints, got {ids!s:.80}")
-        beyond = [i for i in ids if not -(2**63) <= i < 2**63]
-        if beyond:
-            raise ValueError(f"ids must fit int64, got {beyond[0]}")
-        ids = torch.tensor(list(ids), dtype=torch.int64, device="cpu")
-    if not isinstance(ids, torch.Tensor) or ids.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"ids must be an int64 or int32 tensor or a sequence of ints, got {_describe(ids)}")
-    values = plain("ids", ids).detach()
-    if values.dim() != 1:
-        raise ValueError(f"ids must have the shape (n,), got {tuple(values.shape)}")
-    return values.to(torch.int64)
-
-
-def _check_floating_point(weights: object) -> None:
-    if not isinstance(weights, torch.Tensor) or not weights.is_floating_point():
-        raise TypeError(f"weights must be a floating point tensor, got {_describe(weights)}")
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"a tensor of {value.dtype}"
-    return type(value).__name__
+    """As `Session.open_tables`. The tables can be neither dropped nor changed while what is returned lives."""
+    tables = [Table(session, opened) for opened in session.open_tables(definitions)]
+    for table in tables:
+        table.opened.note_user(table)
+    return tables

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from damo_torchrec import _core
-from damo_torchrec.store.catalog import OpenTable
 from damo_torchrec.store.hyperparameters import Optimizer
+from damo_torchrec.store.open_table import OpenTable
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class DenseParts:
         if self.optimizer is not None:
             with _refused(f"the optimizer cannot take its state in {path}"):
                 self.optimizer.load_state_dict(states["optimizer"])
-        set_learning_rates(self.model, states.get("learning_rates", {}))  # which earlier releases did not save
+        set_learning_rates(self.model, states["learning_rates"])
         for scheduler, state in zip(self.schedulers, states["schedulers"], strict=False):
             with _refused(f"a scheduler cannot take its state in {path}"):
                 scheduler.load_state_dict(state)

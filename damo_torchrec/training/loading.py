@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, overload
 
@@ -15,6 +15,7 @@ from damo_torchrec.checkpoints.layout import MODULE_FILE
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.errors import CorruptionError, SchemaMismatchError
 from damo_torchrec.modules import store_of, tables_of
+from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.opening import restore_unless_at
 from damo_torchrec.training.dense_parts import NOT_STRICT, DenseParts
 from damo_torchrec.training.fitting import IncompatibleKeys
@@ -61,7 +62,8 @@ def load_model(
 ) -> nn.Module | IncompatibleKeys:
     """Brings a model, its rows and its optimizer to the state that `save_model` saved. Returns the model.
 
-    The model's store goes back, or forward, to the rows of the checkpoint; what it held otherwise is given up. A
+    The model's store goes back, or forward, to the rows of the checkpoint; what it held otherwise is given up. Only
+    where it is at that checkpoint, but for tables that were dropped, renamed or converted since, it stays as it is. A
     checkpoint holds the whole store: if tables that are not the model's have changed since, it is refused, unless
     `whole_store` says that these go back as well. The random number generators continue where they were.
     `checkpoint_info` reads the rest.
@@ -111,14 +113,19 @@ def load_model(
         _log.warning("%s was saved with an optimizer, whose state is not loaded: load_model was given none", path)
     store = store_of(model)
     parts = DenseParts(model, optimizer, schedulers)
-    states = {**dense, "schedulers": saved_schedulers}
+    names = _names_now(store, dense["checkpoint_id"])
+    rates = {
+        name: {names.get(table, table): rate for table, rate in by_table.items()}
+        for name, by_table in dense.get("learning_rates", {}).items()  # which earlier releases did not save
+    }
+    states = {**dense, "schedulers": saved_schedulers, "learning_rates": rates}
     if strict:
         parts.check(states, path)
-        _check_tables(model, path)
+        _check_tables(model, path, names)
         found = IncompatibleKeys()
     else:
         states, found = parts.fitting(states, path)
-        found.missing_tables, found.unexpected_tables = _other_tables(model, path)
+        found.missing_tables, found.unexpected_tables = _other_tables(model, path, names)
         _log.info("what of %s does not go with the model: %s", path, found)
     with parts.all_or_none():
         parts.load(states, path)
@@ -127,14 +134,20 @@ def load_model(
     return model if strict else found
 
 
-def _other_tables(model: nn.Module, path: Path) -> tuple[list[str], list[str]]:
+def _names_now(store: EmbeddingStore, checkpoint_id: str) -> Mapping[str, str]:
+    """The names that tables of a checkpoint have now, of those renamed since, where the store goes on from it."""
+    changes = store.session.tables_changed
+    return changes.renamed if changes is not None and changes.since == checkpoint_id else {}
+
+
+def _other_tables(model: nn.Module, path: Path, names: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """The model's tables that a checkpoint lacks, and those that it has and the model has not."""
-    saved, now = Manifest.read(path).tables.keys(), tables_of(model)
+    saved, now = {names.get(table, table) for table in Manifest.read(path).tables}, tables_of(model)
     return sorted(now - saved), sorted(saved - now)
 
 
-def _check_tables(model: nn.Module, path: Path) -> None:
-    missing, _ = _other_tables(model, path)
+def _check_tables(model: nn.Module, path: Path, names: Mapping[str, str]) -> None:
+    missing, _ = _other_tables(model, path, names)
     if missing:
         raise SchemaMismatchError(
             f"the model differs from the one saved in {path}, which has no tables {missing}: {NOT_STRICT}"

@@ -48,6 +48,10 @@ TABLES = {
         "rowwise": (4, torchrec.optim.RowWiseAdagrad, {"lr": 0.05}, damo.init.Uniform(-0.25, 0.5)),
         "f16": (3, torch.optim.Adam, {"lr": 0.01}, damo.init.Normal(0.5, 0.1)),
     },
+    5: {  # tables that have another name than when they were made
+        "rowwise": (4, torchrec.optim.RowWiseAdagrad, {"lr": 0.05}, damo.init.Uniform(-0.25, 0.5)),
+        "adam": (3, torch.optim.Adam, {"lr": 0.01}, damo.init.Normal(0.5, 0.1)),
+    },
     3: {  # a journal
         "rowwise": (4, torchrec.optim.RowWiseAdagrad, {"lr": 0.05}, damo.init.Uniform(-0.25, 0.5)),
         "adam": (3, torch.optim.Adam, {"lr": 0.01}, damo.init.Normal(0.5, 0.1)),
@@ -56,16 +60,17 @@ TABLES = {
 ROW_DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
 
 
-def make_model(store: damo.EmbeddingStore, version: int) -> nn.ModuleDict:
+def make_model(store: damo.EmbeddingStore, version: int, prefix: str = "") -> nn.ModuleDict:
     """A collection for each table, and a dense layer."""
     model = nn.ModuleDict({"dense": nn.Linear(2, 1)})
-    for name, (dim, optimizer, hyperparameters, initializer) in TABLES[version].items():
+    for key, (dim, optimizer, hyperparameters, initializer) in TABLES[version].items():
+        name = prefix + key
         model[name] = damo.EmbeddingBagCollection(
             [EmbeddingBagConfig(name=name, embedding_dim=dim, num_embeddings=1000, feature_names=[name])],
             optimizer,
             hyperparameters,
             store=store,
-            table_options={name: damo.TableOptions(initializer=initializer, row_dtype=ROW_DTYPES.get(name))},
+            table_options={name: damo.TableOptions(initializer=initializer, row_dtype=ROW_DTYPES.get(key))},
         )
     return model
 
@@ -116,10 +121,14 @@ def main() -> None:
         sys.exit(f"{target} exists: a golden store is made once")
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch, damo.EmbeddingStore(Path(scratch) / "store", seed=SEED) as store:
-        model = make_model(store, FORMAT_VERSION)
-        optimizer = torch.optim.Adam(model["dense"].parameters())
+        model = make_model(store, FORMAT_VERSION, "made_as_")
         update(model, IDS, 1.0)
         store.flush()  # into table files
+        del model
+        for name in TABLES[FORMAT_VERSION]:
+            store.rename_table(f"made_as_{name}", name)
+        model = make_model(store, FORMAT_VERSION)
+        optimizer = torch.optim.Adam(model["dense"].parameters())
         update(model, IDS[::2], -2.0)
         for name in TABLES[FORMAT_VERSION]:
             store.table(name).delete([1, 2])

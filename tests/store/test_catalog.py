@@ -138,9 +138,22 @@ def test_table_numbers_are_never_used_again(path):
     assert manifest["next_table_number"] == 6
 
 
+def test_going_back_to_where_a_table_was_not_leaves_it_to_collections_that_have_it_open(path):
+    with damo.EmbeddingStore(path) as store:
+        ebc = collection(store, "a", initial=0.0)
+        update(ebc, {"a": [[1]]})
+        update(collection(store, "b", initial=0.0), {"b": [[2]]})
+        handle = store.table("b")
+        store.restore(0)
+        assert {name: len(table) for name, table in store.tables().items()} == {"a": 0}
+        with pytest.raises(damo.DamoError, match="no table 'b' any more"):
+            handle.get([2])
+
+
 def test_a_table_opened_after_going_back_gets_a_number_of_its_own(path):
     with damo.EmbeddingStore(path) as store:
-        update(collection(store, "a", initial=0.0), {"a": [[1]]})
+        ebc = collection(store, "a", initial=0.0)
+        update(ebc, {"a": [[1]]})
         store.restore(0)
         update(collection(store, "b", initial=0.0), {"b": [[2]]})
         assert not store.table("a").contains([1, 2]).any()

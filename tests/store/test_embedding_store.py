@@ -10,7 +10,7 @@ import torch
 
 import damo_torchrec as damo
 from mixed_run import assert_same_rows, collection, look_up, rows_of, update
-from support import A_HANDFUL_OF_ROWS
+from support import A_HANDFUL_OF_ROWS, kjt
 
 
 @pytest.fixture
@@ -192,12 +192,13 @@ def test_a_temporary_store_on_a_file_system_in_memory_warns(tmp_path, monkeypatc
 def test_stats_tell_rows_hits_misses_and_bytes(path):
     with damo.EmbeddingStore(path, memory_budget="64MiB") as store:
         ebc = collection(store, "t", "u", dim=16)
-        assert store.stats().tables["t"] == damo.TableStats(0, 0, 0, 0)
+        assert store.stats().tables["t"] == damo.TableStats(0, 0)
         assert store.stats().tables["t"].hit_rate == 0.0
         update(ebc, {"t": [[i] for i in range(100)], "u": [[] for _ in range(100)]})
         look_up(ebc, {"t": [[1, 1], [200]], "u": [[], []]})
         stats = store.stats()
-        assert stats.tables == {"t": damo.TableStats(100, 101, 2, 101), "u": damo.TableStats(0, 0, 0, 0)}
+        counted = damo.TableStats(100, 101, training=damo.LookupStats(hits=2, misses=101))
+        assert stats.tables == {"t": counted, "u": damo.TableStats(0, 0)}
         assert stats.tables["t"].hit_rate == 2 / 103
         assert stats.memory_budget == 64 * 2**20
         assert 0 < stats.memory_bytes <= stats.memory_budget
@@ -205,6 +206,48 @@ def test_stats_tell_rows_hits_misses_and_bytes(path):
         store.checkpoint()
         assert store.stats().disk_bytes >= 100 * 16 * 4
         assert store.stats().bytes_written >= store.stats().disk_bytes
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_hits_of_a_cold_store_are_rows_that_no_prefetch_had_to_bring(path, prefetch):
+    def batches():
+        return [(kjt({"t": [[i] for i in range(n, n + 200)]}),) for n in range(0, 1000, 200)]
+
+    with damo.EmbeddingStore(path) as store:
+        ebc = collection(store, "t", dim=16)
+        for (batch,) in batches():
+            ebc(batch).values().sum().backward()
+    with damo.EmbeddingStore(path) as store:
+        store.restore()
+        ebc = collection(store, "t", dim=16)
+        for (batch,) in damo.PrefetchIterator(batches(), ebc) if prefetch else batches():
+            ebc(batch).values().sum().backward()
+        stats = store.stats().tables["t"]
+        assert stats.hit_rate == stats.hits == 0
+        assert stats.training.ids == 1000
+        assert (stats.prefetched > 0) == prefetch
+        look_up(ebc, {"t": [[1], [2]]})
+        assert store.stats().tables["t"].hits == 2
+
+
+def test_training_evaluation_and_reads_by_id_are_counted_apart_and_from_a_reset_on(path):
+    with damo.EmbeddingStore(path) as store:
+        ebc = collection(store, "t", dim=16)
+        update(ebc, {"t": [[1], [2], [3]]})
+        ebc.eval()
+        look_up(ebc, {"t": [[1], [9]]})
+        store.table("t").get([1, 1, 2, 77])
+        store.table("t").contains([3])
+        stats = store.stats().tables["t"]
+        assert stats.training == damo.LookupStats(hits=0, misses=3)
+        assert stats.evaluation == damo.LookupStats(hits=1, misses=1)
+        assert stats.by_id == damo.LookupStats(hits=3, misses=1)
+        assert (stats.hits, stats.misses, stats.hit_rate) == (0, 3, 0.0)
+        store.reset_stats()
+        assert store.stats().tables["t"] == damo.TableStats(3, stats.cached_rows)
+        ebc.train()
+        look_up(ebc, {"t": [[1], [2]]})
+        assert store.stats().tables["t"].hit_rate == 1.0
 
 
 def test_stats_of_a_store_that_evicts_count_misses(path):

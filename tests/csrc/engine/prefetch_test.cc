@@ -49,7 +49,7 @@ TEST(PrefetchTest, TheForwardFindsEveryRowAndReadsNothing) {
   EXPECT_EQ(store->row_counts().read, 1000u);
   EXPECT_EQ(GetRows(store.get(), 0, ids), WeightsOfIds(ids));
   EXPECT_EQ(store->row_counts().read, 1000u);
-  EXPECT_EQ(store->table_stats(0).misses, 0u);
+  EXPECT_EQ(store->table_stats(0).lookups[static_cast<size_t>(LookupUse::kById)].misses, 0u);
   EXPECT_EQ(store->table_stats(0).cached_rows, 1000u);
 }
 

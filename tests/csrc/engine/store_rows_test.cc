@@ -232,6 +232,118 @@ TEST_P(StoreRowsTest, TablesMayBeOpenedWhileOthersHaveRows) {
   }
 }
 
+TEST_P(StoreRowsTest, ADroppedTableIsGoneInMemoryOnDiskAndInCheckpoints) {
+  store_->OpenTable(PlainTable("t", 1, 4));
+  store_->OpenTable(PlainTable("u", 2, 4));
+  for (const uint16_t table : {0, 1}) {
+    Step(store_.get(), table, Range(0, 500), 1);
+    store_->Flush();
+    Step(store_.get(), table, Range(400, 900), 1);
+    const std::vector<int64_t> some = Range(0, 100);
+    store_->Delete(table, some);
+  }
+  const TemporaryDirectory directory;
+  store_->Checkpoint(directory / "first", true);  // its journal holds rows of both
+  const testing::Table kept = Contents(store_.get(), 0);
+  store_->DropTable(2);
+  store_->ReclaimTable(2);
+  EXPECT_EQ(Contents(store_.get(), 0), kept);
+  store_->Checkpoint(directory / "second", true);
+  const std::unique_ptr<Store> restored = OpenStore({}, testing::kRoomyCache, OpenMemoryStore(directory / "second"));
+  TableSchema t = PlainTable("t", 1, 4), u = PlainTable("u", 2, 4);
+  t.rows = static_cast<int64_t>(kept.size());
+  restored->OpenTable(t);
+  restored->OpenTable(u);
+  EXPECT_EQ(Contents(restored.get(), 0), kept);
+  EXPECT_EQ(Contents(restored.get(), 1), testing::Table());
+}
+
+TEST_P(StoreRowsTest, CallsForADroppedTableAreRefused) {
+  store_->OpenTable(PlainTable("t", 1, 1));
+  store_->OpenTable(PlainTable("u", 2, 1));
+  const auto batch = BatchOf({1});
+  const auto lookup = batch.lookup(OneFeature(1));
+  float out = 0;
+  store_->Forward(lookup.get(), &out, 1);
+  store_->DropTable(2);
+  store_->DropTable(2);
+  const GradientPart part{lookup.get(), &out, 1};
+  const std::vector<int64_t> ids = {1};
+  uint8_t contains;
+  RowHeader header;
+  const std::vector<std::function<void()>> calls = {
+      [&] { store_->Forward(lookup.get(), &out, 1); },
+      [&] { store_->Prefetch(lookup.get()); },
+      [&] { store_->Backward({&part, 1}, 1, NonFinite::kRaise); },
+      [&] { store_->WeightGradient(lookup.get(), &out, 1, &out); },
+      [&] { store_->Get(1, ids, UnseenRows::kInitial, &out); },
+      [&] { store_->Set(1, ids, &out); },
+      [&] { store_->SetState(1, ids, &out); },
+      [&] { store_->Describe(1, ids, nullptr, &header, nullptr); },
+      [&] { store_->InitialWeights(1, ids, &out); },
+      [&] { store_->AddRows(1, ids, &out, nullptr, &header); },
+      [&] { store_->Delete(1, ids); },
+      [&] { store_->Contains(1, ids, &contains); },
+      [&] { store_->Scan(1); },
+      [&] { store_->layout(1); },
+      [&] { store_->rows(1); },
+      [&] { store_->iter(1); },
+      [&] { store_->RenameTable(1, "v"); },
+  };
+  for (const auto& call : calls) ExpectError(ErrorCode::kInvalidArgument, {"\"u\" was dropped"}, call);
+  Step(store_.get(), 0, {1}, 1);
+  EXPECT_EQ(store_->rows(0), 1);
+}
+
+TEST_P(StoreRowsTest, ADropThatFailsChangesNothing) {
+  testing::FailOnce fail;
+  StoreOptions options;
+  options.cache_bytes = GetParam();
+  const std::unique_ptr<Store> store =
+      OpenStore(options, testing::kRoomyCache, std::make_unique<testing::HookedStore>([] {}, std::ref(fail)));
+  store->OpenTable(PlainTable("t", 1, 4));
+  Step(store.get(), 0, Range(0, 100), 1);
+  const testing::Table before = Contents(store.get(), 0);
+  fail.Arm(1);
+  ExpectError(ErrorCode::kIo, {"fire"}, [&] { store->DropTable(1); });
+  EXPECT_EQ(Contents(store.get(), 0), before);
+  store->DropTable(1);
+  ExpectError(ErrorCode::kInvalidArgument, {"was dropped"}, [&] { store->rows(0); });
+}
+
+TEST_P(StoreRowsTest, RowsThatAreAddedAreThereWithStateAndCounts) {
+  TableSchema schema = PlainTable("t", 1, 2, 0.5f);
+  schema.optimizer.kind = OptimizerKind::kAdagrad;
+  schema.iter = 9;
+  store_->OpenTable(schema);
+  const std::vector<int64_t> ids = {-7, 3, kMax};
+  const std::vector<float> weights = {1, 2, 3, 4, 5, 6}, state = {10, 20, 30, 40, 50, 60};
+  const std::vector<RowHeader> headers = {{1, 2}, {3, 4}, {9, 5}};
+  store_->AddRows(0, ids, weights.data(), state.data(), headers.data());
+  EXPECT_EQ(store_->rows(0), 3);
+  const std::vector<int64_t> asked = {3, 404, -7};
+  std::vector<float> found_state(6);
+  std::vector<RowHeader> found(3);
+  std::vector<uint8_t> contains(3);
+  store_->Describe(0, asked, found_state.data(), found.data(), contains.data());
+  EXPECT_EQ(found_state, (std::vector<float>{30, 40, 0, 0, 10, 20}));
+  EXPECT_EQ(contains, (std::vector<uint8_t>{1, 0, 1}));
+  EXPECT_EQ(found[0].last_step, 3u);
+  EXPECT_EQ(found[0].count, 4u);
+  EXPECT_EQ(found[1].count, 0u);
+  EXPECT_EQ(GetRows(store_.get(), 0, {-7, 3, kMax}), weights);
+  const std::vector<float> other = {7, 8};
+  store_->SetState(0, {{3}}, other.data());
+  store_->Describe(0, {{3}}, found_state.data(), found.data(), nullptr);
+  EXPECT_EQ(std::vector<float>(found_state.begin(), found_state.begin() + 2), other);
+  EXPECT_EQ(found[0].count, 4u);
+  ExpectError(ErrorCode::kInvalidArgument, {"id 404 has no row"}, [&] { store_->SetState(0, {{404}}, other.data()); });
+  std::vector<float> initial(4);
+  store_->InitialWeights(0, {{3, 404}}, initial.data());
+  EXPECT_EQ(initial, std::vector<float>(4, 0.5f));
+  EXPECT_EQ(store_->rows(0), 3);
+}
+
 TEST_P(StoreRowsTest, AClosedStoreRefusesCalls) {
   store_->OpenTable(PlainTable("t", 1, 1));
   const auto batch = BatchOf({1});

@@ -316,10 +316,10 @@ TEST(StoreStatsTest, OccurrencesAreHitsOrMisses) {
   GetRows(store.get(), 0, {1, 2, 2, 3});
   GetRows(store.get(), 0, {3, 3, 4});
   const TableStats stats = store->table_stats(0);
-  EXPECT_EQ(stats.misses, 5u);
-  EXPECT_EQ(stats.hits, 2u);
+  EXPECT_EQ(stats.lookups[static_cast<size_t>(LookupUse::kById)].misses, 5u);
+  EXPECT_EQ(stats.lookups[static_cast<size_t>(LookupUse::kById)].hits, 2u);
   EXPECT_EQ(stats.cached_rows, 4u);
-  EXPECT_EQ(store->table_stats(1).misses, 0u);
+  EXPECT_EQ(store->table_stats(1).lookups[static_cast<size_t>(LookupUse::kById)].misses, 0u);
 }
 
 // Keys with a number of bags of their own are what each key is alone.

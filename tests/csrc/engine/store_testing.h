@@ -98,6 +98,10 @@ class HookedStore : public RowStore {
     before_write_();
     rows_->Write(rows);
   }
+  void DeleteTable(uint32_t table) override {
+    before_write_();
+    rows_->DeleteTable(table);
+  }
   std::unique_ptr<RowStoreSnapshot> TakeSnapshot(std::span<const uint32_t> tables) override {
     return rows_->TakeSnapshot(tables);
   }

@@ -127,6 +127,38 @@ TEST_P(RowStoreTest, DeletionRecordsOfTheFirstAndTheLastTableAreScanned) {
   }
 }
 
+TEST_P(RowStoreTest, ADeletedTableLeavesNothingAndItsNeighboursStay) {
+  for (const uint32_t table : {4u, 5u, 6u}) {
+    Write(store_.get(), table, {{kMin, Payload(kSize, table, kMin)}, {0, Payload(kSize, table, 0)}});
+    Write(store_.get(), table, {{kMax, Payload(kSize, table, kMax)}});
+    Write(store_.get(), table, {{0, std::nullopt}}, /*step=*/9);
+  }
+  const std::string step("\x09\0\0\0\0\0\0\0", 8);
+  const auto records = [&](RowStore* store, uint32_t table) {
+    return ReadAll(store->TakeSnapshot({&table, 1})->Scan(table | kDeletionBit, step.size()).get(), step.size());
+  };
+  const uint32_t five = 5;
+  const auto before = store_->TakeSnapshot({&five, 1});
+  store_->DeleteTable(5);
+  store_->ReclaimTable(5);
+  const std::string path = directory_ / "checkpoint";
+  store_->Checkpoint(path, true);
+  const std::unique_ptr<RowStore> restored = Restore(path);
+  for (RowStore* store : {store_.get(), restored.get()}) {
+    for (const uint32_t table : {4u, 6u}) {
+      const Table expected = {{kMin, Payload(kSize, table, kMin)}, {kMax, Payload(kSize, table, kMax)}};
+      EXPECT_EQ(ScanAll(store, table, kSize), expected);
+      EXPECT_EQ(records(store, table), (Table{{0, step}}));
+    }
+    EXPECT_EQ(ScanAll(store, 5, kSize), Table());
+    EXPECT_EQ(Get(store, 5, {kMin, 0, kMax}, kSize), Table());
+    EXPECT_EQ(records(store, 5), Table());
+  }
+  EXPECT_EQ(ReadAll(before->Scan(5, kSize).get(), kSize).size(), 2u) << "a snapshot keeps them";
+  Write(store_.get(), 5, {{0, Payload(kSize, 5, 0)}});
+  EXPECT_EQ(ScanAll(store_.get(), 5, kSize).size(), 1u);
+}
+
 TEST_P(RowStoreTest, OneWriteSpansTables) {
   const std::string a = Payload(kSize, 1, 7), b = Payload(16, 2, -7);
   const std::vector<RowWrite> rows = {{1, 7, a.data(), a.size(), 0}, {2, -7, b.data(), b.size(), 0}};

@@ -1,0 +1,223 @@
+"""Stored tables that get another optimizer, dim or dtype of rows: `EmbeddingStore.convert_table`."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from damo_torchrec import _core
+from damo_torchrec.checkpoints.table_entry import InitializerNumbers, TableEntry, TableSchema
+from damo_torchrec.errors import DamoError
+from damo_torchrec.init import from_description
+from damo_torchrec.optim.rules import optimizer_spec
+from damo_torchrec.optim.spec import OptimizerSpec
+from damo_torchrec.optim.state_parts import STATE_PARTS, StatePart
+from damo_torchrec.progress import reporting
+from damo_torchrec.store.schemas import differences
+from damo_torchrec.store.session import Session
+from damo_torchrec.store.table_changes import changing_table, reclaim, undone_unless_done
+from damo_torchrec.store.table_definition import TableDefinition
+
+_log = logging.getLogger(__name__)
+_BATCH_BYTES = 1 << 20
+_ROW_DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a table is to become; None is for what it has.
+
+    Args:
+        optimizer: a class as collections take them, or the name of an update rule.
+        optimizer_kwargs: the class's; with a name, `initial_accumulator_value` alone.
+        row_dtype: of the weights.
+        dim: how many there are in a row.
+    """
+
+    optimizer: type[torch.optim.Optimizer] | str | None = None
+    optimizer_kwargs: Mapping[str, Any] | None = None
+    row_dtype: torch.dtype | str | None = None
+    dim: int | None = None
+
+    def schema(self, now: TableSchema) -> TableSchema:
+        """What comes of a table that is as `now`. Raises ValueError or TypeError for what there is not."""
+        dim = now.dim if self.dim is None else self.dim
+        schema = replace(now, dim=dim, optimizer=self._optimizer(now), row_dtype=self._row_dtype(now))
+        if isinstance(dim, bool) or not isinstance(dim, int):
+            raise TypeError(f"dim must be an int, got {dim!r}")
+        if not 1 <= dim <= _core.MOST_DIM:
+            raise ValueError(f"dim must be in 1..{_core.MOST_DIM}, got {dim}")
+        if dim == now.dim:
+            return schema
+        initializer, num_embeddings = from_description(now.initializer)
+        core = initializer.to_core(num_embeddings, dim)
+        return replace(schema, numbers=InitializerNumbers(a=core.a, b=core.b, low=core.low, high=core.high))
+
+    def _optimizer(self, now: TableSchema) -> dict[str, float | str]:
+        kwargs = dict(self.optimizer_kwargs or {})
+        if self.optimizer is None:
+            if kwargs:
+                raise ValueError(f"optimizer_kwargs need an optimizer, got {kwargs}")
+            return now.optimizer
+        if not isinstance(self.optimizer, str):
+            return optimizer_spec(self.optimizer, kwargs).schema()
+        if self.optimizer not in _core.UPDATE_RULES:
+            rules = ", ".join(_core.UPDATE_RULES)
+            raise ValueError(f"optimizer must be a class or one of {rules}, got {self.optimizer!r}")
+        if others := kwargs.keys() - {"initial_accumulator_value"}:
+            raise ValueError(f"an update rule takes initial_accumulator_value alone, got {sorted(others)}")
+        spec = OptimizerSpec(self.optimizer, lr=1.0, **kwargs)
+        if spec.initial_accumulator_value and not spec.initial_state():
+            raise ValueError(f"initial_accumulator_value has no effect on {self.optimizer}")
+        return spec.schema()
+
+    def _row_dtype(self, now: TableSchema) -> str:
+        if self.row_dtype is None:
+            return now.row_dtype
+        name = _ROW_DTYPES.get(self.row_dtype) if isinstance(self.row_dtype, torch.dtype) else self.row_dtype
+        if name not in _ROW_DTYPES.values():
+            raise ValueError(f"row_dtype must be float32, float16 or bfloat16, got {self.row_dtype}")
+        return str(name)
+
+
+def convert_table(session: Session, name: str, wanted: Wanted) -> None:
+    """What `EmbeddingStore.convert_table` does."""
+    with changing_table(session, "convert", name) as entry:
+        schema = wanted.schema(entry.schema)
+        if schema == entry.schema:
+            _log.info("table %r of the store %s is as it is to be already", name, session.path)
+            return
+        table = session.catalog.open_stored(name, session.engine)
+        with _new_table(session, name, replace(entry, schema=schema)) as (number, index):
+            conversion = Conversion(entry.schema, schema)
+            _copy_rows(session, conversion, table.index, index, f"rows of table {name!r}")
+            rows = session.engine.rows(index)
+            with undone_unless_done(session):
+                converted = TableEntry(number, schema, entry.iter, rows)
+                tables = {**session.catalog.manifest.tables, name: converted}
+                session.catalog.change_tables(tables, f"table {name!r} was converted")
+                table.define_by(schema)
+                table.number, table.index = number, index
+                session.engine.drop_table(entry.number)
+        session.hyperparameters.forget(name)
+        _log.info(
+            "converted table %r of the store %s, with %d rows, which had %s; of its state %s began anew",
+            name,
+            session.path,
+            rows,
+            differences(entry.schema, schema),
+            ", ".join(conversion.anew) or "none",
+        )
+    reclaim(session, entry.number)
+
+
+@contextmanager
+def _new_table(session: Session, name: str, entry: TableEntry) -> Iterator[tuple[int, int]]:
+    """A table of its own for the converted rows: its number and its index. It is removed if what follows fails.
+
+    Raises:
+        ValueError: its rows are too large for the memory budget.
+    """
+    engine, catalog = session.engine, session.catalog
+    core = entry.to_core(name)
+    initial = float(entry.schema.optimizer["initial_accumulator_value"])
+    core.optimizer = OptimizerSpec(
+        str(entry.schema.optimizer["name"]), lr=1.0, initial_accumulator_value=initial
+    ).to_core()
+    core.initializer = catalog.initializer_of(entry.schema, name)
+    core.rows = 0
+    engine.check_table(core)
+    core.number = number = catalog.take_number()
+    try:
+        yield number, engine.open_table(core)
+    except BaseException:
+        stored = catalog.manifest.tables.get(name)
+        if stored is None or stored.number != number:  # else an interrupt came when it was done
+            with suppress(DamoError):  # nobody asks for its rows
+                engine.drop_table(number)
+        raise
+
+
+class Conversion:
+    """Of rows from one schema to another.
+
+    Attributes:
+        old_dim: weights in a row before.
+        new_dim: and afterwards.
+        old_state: numbers of state in a row before.
+        new_state: and afterwards.
+        anew: names of the parts of that which begin anew.
+    """
+
+    def __init__(self, old: TableSchema, new: TableSchema) -> None:
+        self.old_dim, self.new_dim = old.dim, new.dim
+        self._old = STATE_PARTS[str(old.optimizer["name"])]
+        self._new = STATE_PARTS[str(new.optimizer["name"])]
+        self._initial = TableDefinition.of_schema("", new).optimizer.initial_state()
+        self.old_state = sum(part.width(old.dim) for part in self._old)
+        self.new_state = sum(part.width(new.dim) for part in self._new)
+        sources = {part.means: part for part in self._old}
+        self.anew = [part.name for part in self._new if not _gives(sources.get(part.means), part)]
+
+    def state(self, old: Floats) -> Floats:
+        """Parts that mean the same are taken over, the mean of columns for what is one number; others begin anew."""
+        new = np.full((len(old), self.new_state), self._initial, dtype=np.float32)
+        kept, column = min(self.old_dim, self.new_dim), 0
+        sources = self._by_meaning(old)
+        for part in self._new:
+            target = new[:, column : column + part.width(self.new_dim)]
+            column += part.width(self.new_dim)
+            source, values = sources.get(part.means, (None, new))
+            if source is None or not _gives(source, part):
+                continue
+            if source.rowwise == part.rowwise:
+                target[:, :kept] = values[:, :kept]
+            else:
+                target[:, 0] = values[:, :kept].mean(axis=1, dtype=np.float64)
+        return new
+
+    def _by_meaning(self, state: Floats) -> dict[str, tuple[StatePart, Floats]]:
+        sources, column = {}, 0
+        for part in self._old:
+            width = part.width(self.old_dim)
+            sources[part.means] = (part, state[:, column : column + width])
+            column += width
+        return sources
+
+
+def _gives(source: StatePart | None, target: StatePart) -> bool:
+    """Whether a part of state becomes another: not where one number would have to become one for each weight."""
+    return source is not None and (target.rowwise or not source.rowwise)
+
+
+def _copy_rows(session: Session, conversion: Conversion, source: int, target: int, what: str) -> None:
+    """Adds the rows of one table of the engine, as they become, to another, some at a time."""
+    engine = session.engine
+    old_dim, new_dim = conversion.old_dim, conversion.new_dim
+    floats = 2 * max(old_dim + conversion.old_state, new_dim + conversion.new_state)
+    batch = max(_BATCH_BYTES // (4 * floats), 1)
+    ids = np.empty(batch, dtype=np.int64)
+    weights = np.empty((batch, old_dim), dtype=np.float32)
+    state = np.empty((batch, conversion.old_state), dtype=np.float32)
+    headers = np.empty((batch, 2), dtype=np.uint32)
+    scan, done, total = _core.Scan(engine, source), 0, engine.rows(source)
+    with reporting(session.options.progress) as progress:
+        while n := scan.next_rows(ids.ctypes.data, weights.ctypes.data, state.ctypes.data, headers.ctypes.data, batch):
+            new_weights = np.empty((n, new_dim), dtype=np.float32)
+            if new_dim > old_dim:
+                engine.initial_weights(target, ids.ctypes.data, n, new_weights.ctypes.data)
+            kept = min(old_dim, new_dim)
+            new_weights[:, :kept] = weights[:n, :kept]
+            new_state = conversion.state(state[:n])
+            engine.add_rows(
+                target, ids.ctypes.data, n, new_weights.ctypes.data, new_state.ctypes.data, headers.ctypes.data
+            )
+            done += n
+            progress(what, done, total)

@@ -1,0 +1,56 @@
+"""A table of a store that is open: in its engine, and for those who use it."""
+
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+from damo_torchrec.checkpoints.table_entry import TableSchema
+from damo_torchrec.optim.spec import OptimizerSpec
+from damo_torchrec.store.table_definition import TableDefinition
+
+
+@dataclass(eq=False)
+class OpenTable:
+    """A table that is open. The catalog alone changes it.
+
+    Args:
+        definition: what the first collection that opened it said of it.
+        optimizer: as the engine has it.
+        number: on disk.
+        index: in the engine that is open now.
+        by_schema: whether no collection has opened it: what it says beyond the stored schema is not known.
+        edited_after: the sequence number of the checkpoint after which rows were last set or deleted by their ids.
+        earlier_updates: of its rows, when that was started; 0 if there were none.
+        users: those that cannot do without it, such as collections: while one lives, the table stays as it is.
+        gone: whether the store has it no more.
+    """
+
+    definition: TableDefinition
+    optimizer: OptimizerSpec
+    number: int = 0
+    index: int = -1
+    by_schema: bool = False
+    edited_after: int = -2  # earlier than the manifest of a store without checkpoints
+    earlier_updates: int = 0
+    users: list[weakref.ref[Any]] = field(default_factory=list)
+    gone: bool = False
+
+    def note_user(self, user: object) -> None:
+        """Says that `user` cannot do without the table for as long as it lives."""
+        self.users = [*(reference for reference in self.users if reference() is not None), weakref.ref(user)]
+
+    def define_by(self, schema: TableSchema) -> None:
+        """Takes a stored table's schema for what a collection said of it. REQUIRES: it is not in use."""
+        self.definition = TableDefinition.of_schema(self.name, schema)
+        self.optimizer = self.definition.optimizer
+        self.by_schema = True
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a user lives."""
+        return any(reference() is not None for reference in self.users)
+
+    @property
+    def name(self) -> str:
+        """The table's name."""
+        return self.definition.name

@@ -1,0 +1,25 @@
+"""What was done to whole tables since a checkpoint: who loads that afterwards means the rows as they are now."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class TablesChanged:
+    """Changes of tables after a checkpoint, if nothing else has changed.
+
+    Args:
+        since: the checkpoint's id.
+        renamed: the names that its tables have now, where these are others.
+    """
+
+    since: str
+    renamed: dict[str, str] = field(default_factory=dict)
+
+    def note_rename(self, old: str, new: str) -> None:
+        """Says that the table `old` is `new` now."""
+        first = next((first for first, now in self.renamed.items() if now == old), old)
+        self.renamed[first] = new
+
+    def note_drop(self, name: str) -> None:
+        """Says that the table `name` is gone."""
+        self.renamed = {first: now for first, now in self.renamed.items() if now != name}
