@@ -28,6 +28,7 @@ def test_quickstart_reads_its_rows_back(tmp_path):
     assert run("quickstart", tmp_path).startswith("3 rows; that of user 7: tensor([[")
 
 
+@pytest.mark.slow
 def test_early_stopping_goes_back_to_its_best_epoch(tmp_path):
     *epochs, last = run("early_stopping", tmp_path).splitlines()
     losses = [float(line.rpartition(" ")[2]) for line in epochs]
