@@ -349,7 +349,10 @@ class Collection(FusedOptimizerModule, nn.Module):
         self._refuse_to_copy()
 
     def _refuse_to_copy(self) -> NoReturn:
-        raise TypeError(f"{type(self).__name__} cannot be copied or pickled: use save_model and load_model")
+        raise TypeError(
+            f"{type(self).__name__} cannot be copied or pickled: use save_model and load_model; "
+            "AveragedModel takes the dense part of a model alone"
+        )
 
 
 def store_of(model: nn.Module) -> EmbeddingStore:

@@ -82,6 +82,9 @@ def _in_backward(table: str, weight: torch.Tensor) -> Optimizer:
     (optimizer,) = applied
     (group,) = optimizer.param_groups
     given: dict[str, Any] = vars(weight)["_optimizer_kwargs"][0]  # torch puts it there
+    kind = type(optimizer)
+    if weight.is_meta:  # DistributedModelParallel would have FBGEMM train it, which has defaults of its own
+        return _FBGEMMS.get(kind, kind), {**given, "lr": float(group["lr"])}
     # TorchRec's own classes have another eps than FBGEMM's rules of that name.
     own = {name: group[name] for name in ("eps",) if name in group}
-    return type(optimizer), {**own, **given, "lr": float(group["lr"])}
+    return kind, {**own, **given, "lr": float(group["lr"])}

@@ -28,6 +28,16 @@ def test_quickstart_reads_its_rows_back(tmp_path):
     assert run("quickstart", tmp_path).startswith("3 rows; that of user 7: tensor([[")
 
 
+@pytest.mark.slow
+def test_early_stopping_goes_back_to_its_best_epoch(tmp_path):
+    *epochs, last = run("early_stopping", tmp_path).splitlines()
+    losses = [float(line.rpartition(" ")[2]) for line in epochs]
+    best, back, least = re.fullmatch(r"back to best-(\d+): test loss ([\d.]+), best ([\d.]+)", last).groups()
+    assert float(back) == float(least) == min(losses) == losses[int(best)] < 0.6
+    assert len(losses) == int(best) + 3
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("name", "least"), [("deepfm", 0.86), ("lightning_dlrm", 0.89)])
 def test_a_model_learns_from_the_census(tmp_path, name, least):
     aucs = re.findall(r"test AUC (0\.\d+)", run(name, tmp_path))

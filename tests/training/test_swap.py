@@ -322,6 +322,15 @@ def test_renaming_and_sharing_say_what_cannot_be(memory_store):
     assert_refused(model, memory_store, ValueError, "share the table 'a'", **both)
 
 
+@pytest.mark.parametrize(("device", "eps"), [("cpu", 1e-10), ("meta", 1e-8)])
+def test_optimizers_on_the_meta_device_have_the_defaults_of_fbgemm_which_would_train_it(memory_store, device, eps):
+    """As ``DistributedModelParallel`` has it: elsewhere TorchRec's own class updates the weight."""
+    model = nn.Sequential(torchrec.EmbeddingBagCollection([config("a")], device=device))
+    apply_optimizer_in_backward(torchrec.optim.RowWiseAdagrad, model.parameters(), {"lr": 0.3})
+    (spec,) = damo.swap(model, store=memory_store)[0].fused_optimizer.specs().values()
+    assert (spec.kind, spec.lr, spec.eps) == ("ROWWISE_ADAGRAD", 0.3, eps)
+
+
 def test_models_on_the_meta_device_come_to_life(memory_store):
     model = nn.Sequential(torchrec.EmbeddingBagCollection([config("a"), config("b")], device="meta"))
     assert_refused(model, memory_store, ValueError, "on the meta device", copy_weights=True)
