@@ -14,7 +14,7 @@ from damo_torchrec.checkpoints.listing import is_checkpoint
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.modules import damo_groups
 from damo_torchrec.modules.embedding import Embedding
-from damo_torchrec.store.default_store import set_default_store
+from damo_torchrec.store.default_store import default_store_at, set_default_store
 from damo_torchrec.store.embedding_store import EmbeddingStore
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,8 @@ def damo_embedding_init(model: nn.Module, *args: Any, **kwargs: Any) -> Embeddin
     """Opens a store, makes it the default one, and puts the rows of a model's Embeddings there.
 
     As in Damo-Embedding, it comes after the model was made and before it is used. Embeddings without a group get
-    theirs: each its place among the model's Embeddings.
+    theirs: each its place among the model's Embeddings. A default store that is open in that directory is used as it
+    is, as where a notebook's cell is run again.
 
     Args:
         model: its Embeddings without a store get this one.
@@ -61,14 +62,18 @@ def damo_embedding_init(model: nn.Module, *args: Any, **kwargs: Any) -> Embeddin
     _warn_of_others(given)
     numbered = number_groups(model)
     try:
-        store = EmbeddingStore(workdir, restore=source or "latest")
+        opened = default_store_at(Path(workdir).absolute())
+        if opened is not None and source is not None:
+            opened.restore(source)
+        store = opened or EmbeddingStore(workdir, restore=source or "latest")
         try:
             for module in found:
                 module.attach_store(store)
         except BaseException:
             for module in found:
                 module.detach_store()
-            store.close()
+            if opened is None:
+                store.close()
             raise
     except BaseException:
         for module in numbered:

@@ -235,6 +235,24 @@ def test_learning_rates_set_before_the_start_hold(tmp_path):
     assert scheduler.get_last_lr() == [0.5]
 
 
+def test_a_second_start_in_one_place_uses_the_store_that_is_open(tmp_path):
+    model = three()
+    with damo.damo_embedding_init(model, tmp_path / "rows") as store:
+        train(model[2])
+        saved = store.checkpoint(tmp_path / "saved")
+        again = three()
+        assert damo.damo_embedding_init(again, tmp_path / "rows") is store
+        assert torch.equal(again[2](torch.tensor([5])), model[2](torch.tensor([5])))
+        expected = again[2](torch.tensor([5])).detach()
+        train(again[2])
+        assert not torch.equal(model[2](torch.tensor([5])), expected)
+        assert damo.damo_embedding_init(three(), dir=tmp_path / "rows", reload=saved) is store
+        assert torch.equal(model[2](torch.tensor([5])), expected)
+        with pytest.raises(ValueError, match="over the same rows"):
+            damo.damo_embedding_init(three(optimizer=ADAM), tmp_path / "rows")
+        assert not store.closed
+
+
 def test_a_module_that_is_used_already_is_refused_by_the_next_start(tmp_path):
     model = three()
     with small_store(tmp_path / "a") as store:
