@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 import torchrec
-from torch.autograd.function import once_differentiable
 from torchrec.modules.embedding_configs import EmbeddingConfig
 
 from damo_torchrec import init
@@ -174,10 +173,7 @@ class Embedding(Collection):
             raise TypeError(f"ids must be a tensor, got {type(ids).__name__}")
         if self._has_shapes_only(ids):
             return torch.empty(*ids.shape, self.dim, device="meta")
-        rows = self._lookup(self._batch(ids), self._trains).view(*ids.shape, self.dim)
-        if self.grad == "mean" and ids.dim() > 0 and rows.requires_grad:
-            rows = _Mean.apply(rows)  # type: ignore[no-untyped-call]  # torch's
-        return rows
+        return self._lookup(self._batch(ids), self._trains).view(*ids.shape, self.dim)
 
     def _batch(self, ids: torch.Tensor) -> Batch:
         check_device("ids", ids, self._device)
@@ -187,20 +183,8 @@ class Embedding(Collection):
         if self.padding_idx is not None:
             real = flat != self.padding_idx
             flat, lengths = flat[real], real.to(torch.int64)
-        return Batch(keys=(_FEATURE,), ids=flat, lengths=lengths, weights=None, size=n)
-
-
-class _Mean(torch.autograd.Function):
-    """The same values, whose gradient is divided by the batch size: their first dimension."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
-        return rows.view_as(rows)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        return grad / max(len(grad), 1)
+        divisor = max(len(ids), 1) if self.grad == "mean" and ids.dim() > 0 else 1
+        return Batch(keys=(_FEATURE,), ids=flat, lengths=lengths, weights=None, size=n, divisor=divisor)
 
 
 def _by_place(args: tuple[Any, ...], group: Any, initializer: Any, optimizer: Any) -> tuple[Any, Any, Any]:

@@ -59,6 +59,12 @@ def test_a_rows_gradient_is_divided_by_the_batch_size(memory_store, ids, step):
     torch.testing.assert_close(embedding(torch.tensor([7])).detach(), torch.full((1, 2), -step))
 
 
+def test_what_is_done_in_place_reaches_the_rows(memory_store):
+    embedding = Embedding(2, initializer={"name": "ones"}, optimizer={"name": "sgd", "gamma": 1.0}, store=memory_store)
+    embedding(torch.tensor([[7], [8]])).mul_(3).relu_().sum().backward()
+    torch.testing.assert_close(embedding(torch.tensor([7, 8])).detach(), torch.full((2, 2), 1 - 3 / 2))
+
+
 def test_gradients_of_what_is_not_there_are_none(memory_store):
     embedding = Embedding(2, store=memory_store)
     embedding(torch.empty(0, 3, dtype=torch.int64)).sum().backward()
