@@ -75,9 +75,12 @@ def _members_of(store: EmbeddingStore) -> _Members:
 
 
 def free_group(store: EmbeddingStore) -> int:
-    """The lowest number that no Embedding has had in this store since it was opened."""
+    """The lowest number that no Embedding has had in this store since it was opened. Raises ValueError without one."""
     taken = _members_of(store).taken
-    return next(number for number in range(_GROUPS + 1) if number not in taken)
+    number = next((number for number in range(_GROUPS) if number not in taken), None)
+    if number is None:
+        raise ValueError(f"the store {store.path} has had Embeddings of all {_GROUPS} groups")
+    return number
 
 
 def check_member(module: Member, store: EmbeddingStore) -> None:
@@ -102,7 +105,7 @@ def _clash(module: Member, others: Iterable[Member]) -> str | None:
         if other.dim == module.dim and ours != theirs:
             return (
                 f"Embeddings of group {module.group} and dim {module.dim} are over the same rows, which have one "
-                f"optimizer, got {theirs} and {ours}"
+                f"optimizer: {theirs.difference(ours)}"
             )
     return None
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from damo_torchrec import _core
@@ -98,6 +98,15 @@ class OptimizerSpec:
     def with_lr(self, lr: float) -> "OptimizerSpec":
         """The same rule with another learning rate."""
         return self if lr == self.lr else replace(self, lr=lr)
+
+    def difference(self, other: "OptimizerSpec") -> str:
+        """Which of its numbers another has otherwise, in words."""
+        ours, theirs = asdict(self), asdict(other)
+        return ", ".join(
+            f"{name} is {ours[name]} in one and {theirs[name]} in the other"
+            for name in ours
+            if ours[name] != theirs[name]
+        )
 
     def to_core(self) -> _core.OptimizerConfig:
         """The engine's form of it."""
