@@ -18,6 +18,7 @@ enum class WeightDecayMode : uint8_t { kL2, kDecoupled };
 //   beta, lambda1, lambda2   FTRL
 //   uncorrected_eps          Adam: eps is added to sqrt(v) before the bias correction, as torch.optim.SparseAdam does
 //   rowwise_bias_correction  by how many updates a row has had, instead of the table's iteration
+//   corrected_max            AMSGrad: the maximum is of corrected second moments
 //   clip_value, clip_norm    limits of each row's gradient; infinite for none
 #define DAMO_HYPERPARAMETERS(X)                                  \
   X(double, lr, 0.01)                                            \
@@ -37,6 +38,7 @@ enum class WeightDecayMode : uint8_t { kL2, kDecoupled };
   X(bool, maximize, false)                                       \
   X(bool, uncorrected_eps, false)                                \
   X(bool, rowwise_bias_correction, false)                        \
+  X(bool, corrected_max, false)                                  \
   X(double, clip_value, std::numeric_limits<double>::infinity()) \
   X(double, clip_norm, std::numeric_limits<double>::infinity())
 

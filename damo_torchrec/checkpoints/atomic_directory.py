@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from damo_torchrec.checkpoints.exchange import exchange
 from damo_torchrec.checkpoints.in_use import InUse, is_in_use
 from damo_torchrec.checkpoints.layout import removed_name, staged_name, unfinished_entries
 from damo_torchrec.checkpoints.regular_file import is_directory
@@ -18,19 +19,31 @@ from damo_torchrec.files import os_errors, sync_directory
 # A directory that has yet to get its name, or had one, in the temporary one around it.
 _CONTENTS = "contents"
 
+# Whether a directory that is there is one that a new one of its name may replace.
+MayReplace = Callable[[Path], bool]
+
 _log = logging.getLogger(__name__)
 
 
-def check_target(target: Path, what: str = "checkpoint") -> None:
-    """Raises ValueError if a `what` cannot be made at `target`: it exists, or its parent does not."""
-    if target.exists():
+def never(target: Path) -> bool:
+    """The `MayReplace` of what needs a new directory."""
+    return False
+
+
+def check_target(target: Path, what: str = "checkpoint", may_replace: MayReplace = never) -> None:
+    """Raises ValueError if a `what` cannot be made at `target`: it exists for good, or its parent does not."""
+    if os.path.lexists(target) and not may_replace(target):
         raise ValueError(f"{target} exists already: a {what} needs a new directory")
     if not target.parent.is_dir():
         raise ValueError(f"{target.parent} is not a directory: a {what} needs an existing parent")
 
 
 def build_directory(
-    target: Path, what: str, fill: Callable[[Path], None], other_name: Callable[[], Path] | None = None
+    target: Path,
+    what: str,
+    fill: Callable[[Path], None],
+    other_name: Callable[[], Path] | None = None,
+    may_replace: MayReplace = never,
 ) -> Path:
     """Makes the directory `target`: `fill` gets a directory beside it, which then gets its name. Returns it.
 
@@ -39,13 +52,14 @@ def build_directory(
         what: it is, for messages.
         fill: syncs what is in folders of the directory that it gets; the files beside these are synced here.
         other_name: another one beside it to make in its place, should somebody else have made it in the meantime.
+        may_replace: whether it takes the place of a `target` that is there, which is removed then.
 
     Raises:
-        ValueError: `target` exists, or its parent does not.
+        ValueError: `target` exists for good, or its parent does not.
         OutOfSpaceError, DamoError: the disk is full or refuses.
     """
     if other_name is None or not target.exists():
-        check_target(target, what)
+        check_target(target, what, may_replace)
     with os_errors(f"cannot write the {what} {target}"):
         staging = _Staging(target)
         try:
@@ -56,7 +70,7 @@ def build_directory(
                     with file.open("rb") as opened:
                         os.fsync(opened.fileno())
             sync_directory(staged)
-            target = _rename(staged, target, other_name)
+            target = _rename(staged, target, other_name, may_replace)
             sync_directory(target.parent)
             staging.remove()
         except BaseException:
@@ -121,13 +135,19 @@ def _clear(directory: Path) -> bool:
     return True
 
 
-def _rename(staged: Path, target: Path, other_name: Callable[[], Path] | None) -> Path:
+def _rename(staged: Path, target: Path, other_name: Callable[[], Path] | None, may_replace: MayReplace) -> Path:
     while True:
         try:
             os.rename(staged, target)
             return target
         except OSError as error:
-            if other_name is None or error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            if may_replace(target):
+                exchange(staged, target)
+                _log.info("%s replaces the one that was there", target)
+                return target
+            if other_name is None:
                 raise
             target = other_name()
 

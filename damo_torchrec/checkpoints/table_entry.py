@@ -100,8 +100,10 @@ def check_tables(tables: Mapping[str, TableEntry], next_number: int) -> None:
 
 
 def _check_optimizer(optimizer: Mapping[str, float | str]) -> None:
-    if optimizer.keys() != {"name", "initial_accumulator_value"}:
+    if optimizer.keys() - {"corrected_max"} != {"name", "initial_accumulator_value"}:
         raise ValueError(f"optimizer is {shown(dict(optimizer))}, expected name and initial_accumulator_value")
+    if "corrected_max" in optimizer and (optimizer["name"] != "AMSGRAD" or optimizer["corrected_max"] != 1):
+        raise ValueError(f"optimizer is {shown(dict(optimizer))}, expected corrected_max of AMSGRAD alone, and as 1")
     if optimizer["name"] not in _core.UPDATE_RULES:
         raise ValueError(f"optimizer is {shown(optimizer['name'])}, expected one of {', '.join(_core.UPDATE_RULES)}")
     value = optimizer["initial_accumulator_value"]

@@ -4,11 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from damo_torchrec.cli import info, repair, verify
+from damo_torchrec.cli import convert, info, repair, verify
 from damo_torchrec.cli.command import DAMAGED, WRONG_USAGE
 from damo_torchrec.errors import DamoError
 
-_COMMANDS = (info.COMMAND, verify.COMMAND, repair.COMMAND)
+_COMMANDS = (info.COMMAND, verify.COMMAND, repair.COMMAND, convert.COMMAND)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -67,6 +67,7 @@ class Batch:
         weights: float32 ``(n,)``, or None.
         size: bags of each feature.
         bags: int64 ``(keys,)``: bags of each feature, if they differ; `size` does not count then.
+        divisor: of the gradients that rows get.
     """
 
     keys: tuple[str, ...]
@@ -75,6 +76,7 @@ class Batch:
     weights: torch.Tensor | None
     size: int
     bags: torch.Tensor | None = None
+    divisor: int = 1
 
 
 # The engine is no graph: what surrounds it is compiled.
@@ -194,6 +196,8 @@ def readable(grad: torch.Tensor) -> torch.Tensor:
 
 def what_trains(call: Call, batch: Batch, found: _core.Lookup, grad: torch.Tensor) -> tuple[_core.Lookup, torch.Tensor]:
     """What of a lookup and its gradient updates rows: all, unless tables are not trained."""
+    if batch.divisor != 1:
+        grad = grad / batch.divisor
     if call.trained is None:
         return found, grad
     features = list(itertools.compress(call.features, call.trained))

@@ -11,6 +11,7 @@ from damo_torchrec import init, optim
 
 # name: (class, keywords that are always given, {key of the dict: (keyword, default)})
 _ADAM = {"gamma": ("lr", 1e-3), "beta1": ("beta1", 0.9), "beta2": ("beta2", 0.999), "epsilon": ("eps", 1e-8)}
+_BY_COUNT = {"use_rowwise_bias_correction": True}
 _OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any], dict[str, tuple[str, float]]]] = {
     "sgd": (torch.optim.SGD, {}, {"gamma": ("lr", 1e-3), "lambda": ("weight_decay", 0.0)}),
     "adagrad": (
@@ -23,9 +24,13 @@ _OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any], dict[s
             "epsilon": ("eps", 1e-10),
         },
     ),
-    "adam": (torch.optim.Adam, {}, {**_ADAM, "lambda": ("weight_decay", 0.0)}),
-    "amsgrad": (torch.optim.Adam, {"amsgrad": True}, {**_ADAM, "lambda": ("weight_decay", 0.0)}),
-    "adamw": (torch.optim.AdamW, {}, {**_ADAM, "lambda": ("weight_decay", 1e-2)}),
+    "adam": (torch.optim.Adam, _BY_COUNT, {**_ADAM, "lambda": ("weight_decay", 0.0)}),
+    "amsgrad": (
+        torch.optim.Adam,
+        {**_BY_COUNT, "amsgrad": True, "corrected_max": True},
+        {**_ADAM, "lambda": ("weight_decay", 0.0)},
+    ),
+    "adamw": (torch.optim.AdamW, _BY_COUNT, {**_ADAM, "lambda": ("weight_decay", 1e-2)}),
     "ftrl": (
         optim.FTRL,
         {},
@@ -55,14 +60,21 @@ def optimizer(given: Mapping[str, Any]) -> tuple[type[torch.optim.Optimizer], di
     """``(optimizer_type, optimizer_kwargs)`` of e.g. ``{"name": "adamw", "gamma": 0.001}``.
 
     Raises:
-        ValueError: the name is not known. A key that is not known warns.
+        ValueError: the name is not known, or two keys say the same number. A key that is not known warns.
     """
     name = given.get("name")
     if not isinstance(name, str) or name not in _OPTIMIZERS:
         raise ValueError(f"an optimizer's name must be one of {', '.join(_OPTIMIZERS)}, got {name!r}")
     optimizer_type, kwargs, keys = _OPTIMIZERS[name]
     values: dict[str, Any] = dict(keys.values())
-    values |= {keys[key][0]: value for key, value in given.items() if key in keys}
+    said_by: dict[str, str] = {}
+    for key in keys.keys() & given.keys():
+        keyword = keys[key][0]
+        if keyword in said_by:
+            both = " and ".join(sorted((said_by[keyword], key)))
+            raise ValueError(f"optimizer {name!r}: {both} are both its {keyword}: give one of them")
+        said_by[keyword] = key
+        values[keyword] = given[key]
     _warn_of_others("optimizer", given, {"name", *keys})
     if "beta1" in values:
         values["betas"] = (values.pop("beta1"), values.pop("beta2"))
@@ -70,7 +82,7 @@ def optimizer(given: Mapping[str, Any]) -> tuple[type[torch.optim.Optimizer], di
 
 
 def initializer(given: Mapping[str, Any] | init.Initializer | None, dim: int) -> init.Initializer:
-    """The initializer of e.g. ``{"name": "truncate_normal", "stddev": 0.0001}``.
+    """The initializer of e.g. ``{"name": "truncate_normal", "stddev": 0.0001}``; uniform for None and ``{}``.
 
     Raises:
         ValueError: the name is not known, or a number is out of range. A key that is not known warns.
@@ -78,10 +90,9 @@ def initializer(given: Mapping[str, Any] | init.Initializer | None, dim: int) ->
     """
     if isinstance(given, init.Initializer):
         return given
-    if given is None:
-        given = {"name": "uniform"}
-    if not isinstance(given, Mapping):
+    if given is not None and not isinstance(given, Mapping):
         raise TypeError(f"initializer must be a dict or one of damo.init's, got {type(given).__name__}")
+    given = given or {"name": "uniform"}
     name = given.get("name")
     numbers = {key: _number(key, value) for key, value in given.items() if key in ("min", "max", "mean", "stddev")}
     mean, std = numbers.get("mean", 0.0), numbers.get("stddev", 1.0)
@@ -93,9 +104,12 @@ def initializer(given: Mapping[str, Any] | init.Initializer | None, dim: int) ->
         case "ones":
             known = set()
             result = init.Constant(1.0)
-        case "uniform" | "random_uniform":
+        case "uniform":
             known = {"min", "max"}
             result = init.Uniform(numbers.get("min", -bound), numbers.get("max", bound))
+        case "random_uniform":
+            known = {"min", "max"}
+            result = init.Uniform(numbers.get("min", -1.0), numbers.get("max", 1.0))
         case "normal" | "random" | "random_normal":
             known = {"mean", "stddev"}
             result = init.Normal(mean, std)

@@ -27,6 +27,10 @@ def _moments(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return moments
 
 
+def _key(prefix: str, table: str) -> str:
+    return f"{prefix}.{table}.weight"
+
+
 class _LearningRate:
     """A group's learning rate as a part of the optimizer's state, which is what TorchRec's optimizers save."""
 
@@ -56,12 +60,13 @@ class FusedTableOptimizer(FusedOptimizer):
         self, specs: dict[str, OptimizerSpec], prefix: str, set_state: Callable[[str, torch.Tensor], None]
     ) -> None:
         # Stand-ins without elements: rows are not parameters, but an optimizer is keyed by some.
-        params = {f"{prefix}.{table}.weight": torch.nn.Parameter(torch.empty(0, device="cpu")) for table in specs}
+        params = {_key(prefix, table): torch.nn.Parameter(torch.empty(0, device="cpu")) for table in specs}
         groups: list[dict[str, Any]] = [
             {"params": [param], "lr": spec.lr} for param, spec in zip(params.values(), specs.values(), strict=True)
         ]
         state = {g["params"][0]: {"lr": _LearningRate(g)} for g in groups}
         super().__init__(params, state, groups)
+        self._prefix = prefix
         self._specs = specs
         self._groups = groups
         self._set_state = set_state
@@ -107,6 +112,12 @@ class FusedTableOptimizer(FusedOptimizer):
             table: spec.with_lr(float(group["lr"]))
             for (table, spec), group in zip(self._specs.items(), self.param_groups, strict=True)
         }
+
+    def rename_table(self, before: str, after: str) -> None:
+        """Gives a table another name, under which its group goes on."""
+        self._specs = {after if table == before else table: spec for table, spec in self._specs.items()}
+        params = self.params.values()
+        self.params = {_key(self._prefix, table): param for table, param in zip(self._specs, params, strict=True)}
 
     def set_learning_rates(self, by_table: Mapping[str, float]) -> None:
         """Sets those of some tables."""

@@ -16,13 +16,14 @@ _FBGEMM = frozenset({"lr", "weight_decay", "gradient_clipping", "max_gradient"})
 _SGD = frozenset({"momentum", "dampening", "nesterov"})
 _ADAGRAD = frozenset({"lr_decay", "initial_accumulator_value", "eps"})
 _ADAM = frozenset({"betas", "eps", "use_rowwise_bias_correction"})
+_OF_AMSGRAD = frozenset({"amsgrad", "corrected_max"})
 _AMSGRAD = {"amsgrad": "AMSGRAD"}
 
 RULES: Mapping[type, Rule] = {
     torch.optim.SGD: Rule("SGD", _TORCH | _SGD, variants={"momentum": "MOMENTUM_SGD"}),
     torch.optim.Adagrad: Rule("ADAGRAD", _TORCH | _ADAGRAD),
-    torch.optim.Adam: Rule("ADAM", _TORCH | _ADAM | {"amsgrad", "decoupled_weight_decay"}, variants=_AMSGRAD),
-    torch.optim.AdamW: Rule("ADAM", _TORCH | _ADAM | {"amsgrad"}, "decoupled", variants=_AMSGRAD),
+    torch.optim.Adam: Rule("ADAM", _TORCH | _ADAM | _OF_AMSGRAD | {"decoupled_weight_decay"}, variants=_AMSGRAD),
+    torch.optim.AdamW: Rule("ADAM", _TORCH | _ADAM | _OF_AMSGRAD, "decoupled", variants=_AMSGRAD),
     torch.optim.SparseAdam: Rule("ADAM", _ADAM | {"lr", "maximize"}, uncorrected_eps=True),
     torchrec.optim.SGD: Rule("SGD", _FBGEMM, modes=True),
     torchrec.optim.LarsSGD: Rule("LARS_SGD", _FBGEMM | {"momentum", "eta"}, None),
@@ -55,7 +56,8 @@ def optimizer_spec(optimizer_type: type, optimizer_kwargs: Mapping[str, Any] | N
     torch.optim's classes keep their own defaults; torchrec.optim's have those of FBGEMM, as in TorchRec's fused
     modules, and take its names ``learning_rate``, ``beta1``, ``beta2``, ``gradient_clipping`` with ``max_gradient``,
     and ``weight_decay_mode`` (FBGEMM's enum, or ``"none"``, ``"l2"``, ``"decoupled"``) as well. Adam and its kin take
-    FBGEMM's ``use_rowwise_bias_correction``.
+    FBGEMM's ``use_rowwise_bias_correction``. With ``amsgrad=True`` torch's take ``corrected_max=True``, for the maximum
+    of second moments after their bias correction.
 
     Raises:
         ValueError: the class has no update rule here, or a keyword has no effect here or a value out of range; names

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from damo_torchrec import _core
@@ -79,6 +79,7 @@ class OptimizerSpec:
     maximize: bool = False
     uncorrected_eps: bool = False
     rowwise_bias_correction: bool = False
+    corrected_max: bool = False
     clip_value: float = field(default=math.inf, metadata=_POSITIVE)
     clip_norm: float = field(default=math.inf, metadata=_POSITIVE)
     divides_by_lr: bool = False
@@ -91,10 +92,21 @@ class OptimizerSpec:
                 raise ValueError(f"{known.name} must be {allowed.words}, got {value}")
         if self.divides_by_lr and self.lr == 0:
             raise ValueError(f"{self.kind} divides by lr: it must be positive, got 0")
+        if self.corrected_max and self.kind != "AMSGRAD":
+            raise ValueError(f"corrected_max is an option of AMSGrad, got it with {self.kind}: give amsgrad=True")
 
     def with_lr(self, lr: float) -> "OptimizerSpec":
         """The same rule with another learning rate."""
         return self if lr == self.lr else replace(self, lr=lr)
+
+    def difference(self, other: "OptimizerSpec") -> str:
+        """Which of its numbers another has otherwise, in words."""
+        ours, theirs = asdict(self), asdict(other)
+        return ", ".join(
+            f"{name} is {ours[name]} in one and {theirs[name]} in the other"
+            for name in ours
+            if ours[name] != theirs[name]
+        )
 
     def to_core(self) -> _core.OptimizerConfig:
         """The engine's form of it."""
@@ -106,8 +118,22 @@ class OptimizerSpec:
         return _core.initial_state(self.to_core())
 
     def schema(self) -> dict[str, float | str]:
-        """What of it shapes the stored rows: the rule, and the value its state begins with."""
-        return {"name": self.kind, "initial_accumulator_value": self.initial_accumulator_value}
+        """What of it shapes the stored rows: the rule, the value its state begins with, and what the state means."""
+        schema: dict[str, float | str] = {
+            "name": self.kind,
+            "initial_accumulator_value": self.initial_accumulator_value,
+        }
+        return {**schema, "corrected_max": 1.0} if self.corrected_max else schema
+
+    @staticmethod
+    def of_schema(schema: Mapping[str, float | str]) -> "OptimizerSpec":
+        """A rule whose `schema` is this. Hyperparameters, which it does not keep, are none that updates could use."""
+        return OptimizerSpec(
+            str(schema["name"]),
+            lr=1.0,
+            initial_accumulator_value=float(schema["initial_accumulator_value"]),
+            corrected_max=bool(schema.get("corrected_max", False)),
+        )
 
 
 # The engine's hyperparameters, and whether they are float or bool.

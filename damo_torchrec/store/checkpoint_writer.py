@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.atomic_directory import build_directory
+from damo_torchrec.checkpoints.atomic_directory import MayReplace, build_directory, never
 from damo_torchrec.checkpoints.known_digests import KnownDigests
 from damo_torchrec.checkpoints.layout import LINEAGE_FILE, ORIGIN_FILE, ROWS, step_in
 from damo_torchrec.checkpoints.lineage import StoreState
@@ -38,12 +38,14 @@ class NewCheckpoint:
         files: more files in it.
         link: whether to share unchanged files.
         keeper: who may remove it: one of origin.py's. A keeper's checkpoints are newer than all in their directory.
+        may_replace: whether it takes the place of what is at `path`.
     """
 
     path: Path
     files: Files | None = None
     link: bool = True
     keeper: str = NOBODY
+    may_replace: MayReplace = never
 
     def other_name(self) -> Path:
         """The next free name of the same step. REQUIRES: `keeper` has chosen the name."""
@@ -51,7 +53,8 @@ class NewCheckpoint:
 
     def build(self, fill: Callable[[Path], None]) -> Path:
         """Makes the directory that `fill` fills; returns it. It has another name if somebody took that of a keeper."""
-        return build_directory(self.path, "checkpoint", fill, self.other_name if self.keeper else None)
+        other_name = self.other_name if self.keeper else None
+        return build_directory(self.path, "checkpoint", fill, other_name, self.may_replace)
 
 
 class CheckpointWriter:

@@ -1,5 +1,7 @@
 """The store that modules use when they are given none."""
 
+from pathlib import Path
+
 from damo_torchrec.store.embedding_store import EmbeddingStore
 
 _default: EmbeddingStore | None = None
@@ -11,6 +13,12 @@ def default_store() -> EmbeddingStore:
     if _default is None or _default.closed:
         _default = EmbeddingStore()
     return _default
+
+
+def default_store_at(path: Path) -> EmbeddingStore | None:
+    """The default store, if it is open and in this directory."""
+    opened = _default if _default is not None and not _default.closed else None
+    return opened if opened is not None and opened.path == path else None
 
 
 def set_default_store(store: EmbeddingStore) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from typing import Protocol
 
 from damo_torchrec.optim.spec import OptimizerSpec
@@ -64,11 +63,7 @@ class Hyperparameters:
 
 
 def _differ(table: str, one: OptimizerSpec, other: OptimizerSpec) -> ValueError:
-    what = [f.name for f in fields(OptimizerSpec) if getattr(one, f.name) != getattr(other, f.name)]
-    values = ", ".join(
-        f"{name} is {getattr(one, name)} in one and {getattr(other, name)} in the other" for name in what
-    )
     return ValueError(
-        f"two collections train the table {table!r} and differ in its optimizer: {values}. Give both the same, in "
-        "fused_optimizer.param_groups too, or delete the collection that is not used any more"
+        f"two collections train the table {table!r} and differ in its optimizer: {one.difference(other)}. Give "
+        "both the same, in fused_optimizer.param_groups too, or delete the collection that is not used any more"
     )

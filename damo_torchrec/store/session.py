@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.atomic_directory import check_target
+from damo_torchrec.checkpoints.atomic_directory import MayReplace, check_target, never
 from damo_torchrec.checkpoints.in_use import InUse
 from damo_torchrec.checkpoints.layout import is_table_file
 from damo_torchrec.checkpoints.lineage import Lineage
@@ -282,13 +282,15 @@ class Session:
         *,
         link: bool = True,
         keeper: str = NOBODY,
+        may_replace: MayReplace = never,
     ) -> Path:
         """What `EmbeddingStore.checkpoint` makes, changed or not, with more files: `files` gives their contents.
 
-        `keeper`, one of origin.py's, may remove it; the store itself does so where there is no `path`.
+        `keeper`, one of origin.py's, may remove it; the store itself does so where there is no `path`. What is at
+        `path` is replaced where `may_replace` says so.
         """
         with self.alone("checkpoint"):
-            return self._checkpoint(self._new_checkpoint(path, files, link, keeper))
+            return self._checkpoint(self._new_checkpoint(path, files, link, keeper, may_replace))
 
     def _checkpoint(self, new: NewCheckpoint) -> Path:
         path = self._writer.write(self.engine, new)
@@ -303,10 +305,11 @@ class Session:
         *,
         link: bool = True,
         keeper: str = NOBODY,
+        may_replace: MayReplace = never,
     ) -> Future[Path]:
         """As `checkpoint`, by a thread of its own; what `files` gives is taken now."""
         with self.alone("checkpoint"):
-            new = self._new_checkpoint(path, files, link, keeper)
+            new = self._new_checkpoint(path, files, link, keeper, may_replace)
             if not self.changed or new.path.parent != self.catalog.checkpoints.where:
                 return self._writer.begin(self.engine, new)
             self.changed = False
@@ -322,6 +325,7 @@ class Session:
         files: Files | None = None,
         link: bool = True,
         keeper: str = NOBODY,
+        may_replace: MayReplace = never,
     ) -> NewCheckpoint:
         """One that can be made now: at `path`, or at a new name inside the store, which then keeps it."""
         _ = self.engine
@@ -332,8 +336,8 @@ class Session:
             path, keeper = free_name(directory.checkpoints_path, self.step), STORE
         target = Path(path).absolute()
         if not (keeper and target.exists()):  # else somebody was faster, and it gets another name
-            check_target(target)
-        return NewCheckpoint(target, files, link, keeper)
+            check_target(target, may_replace=may_replace)
+        return NewCheckpoint(target, files, link, keeper, may_replace)
 
     def prune(self, retention: Retention) -> list[Path]:
         """Removes those of the store's checkpoints that it keeps and that do not stay; returns them."""

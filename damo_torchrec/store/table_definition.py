@@ -50,18 +50,15 @@ class TableDefinition:
     def of_schema(name: str, schema: TableSchema, unseen_in_eval: str = "zeros") -> TableDefinition:
         """A definition to open a table with where there is no collection: for its rows to be read and set.
 
-        Hyperparameters, which a schema does not keep, are none that updates could use.
-
         Raises:
             ValueError: this version does not know its initializer.
         """
         initializer, num_embeddings = from_description(schema.initializer)
-        initial = float(schema.optimizer["initial_accumulator_value"])
         return TableDefinition(
             name=name,
             dim=schema.dim,
             num_embeddings=num_embeddings,
-            optimizer=OptimizerSpec(str(schema.optimizer["name"]), lr=1.0, initial_accumulator_value=initial),
+            optimizer=OptimizerSpec.of_schema(schema.optimizer),
             initializer=initializer,
             unseen_in_eval=unseen_in_eval,
             row_dtype=schema.row_dtype,

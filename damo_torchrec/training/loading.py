@@ -14,7 +14,7 @@ from damo_torchrec import pickled_module
 from damo_torchrec.checkpoints.layout import MODULE_FILE
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.errors import CorruptionError, SchemaMismatchError
-from damo_torchrec.modules import store_of, tables_of
+from damo_torchrec.modules import number_groups, store_of, tables_of
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.opening import restore_unless_at
 from damo_torchrec.training.dense_parts import NOT_STRICT, DenseParts
@@ -104,6 +104,7 @@ def load_model(
     dense = read_dense(path)
     if model is None:
         model = _unpickle(path, dense.get("unpicklable"))
+    number_groups(model, dense.get("learning_rates"))
     if optimizer is not None and dense["optimizer"] is None:
         raise ValueError(f"{path} was saved without an optimizer")
     saved_schedulers = dense.get("schedulers", [])

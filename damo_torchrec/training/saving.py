@@ -2,9 +2,10 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.modules import store_of
 from damo_torchrec.modules.dense_weights import warn_of_nonfinite
 from damo_torchrec.store.checkpoint_writer import Files
+from damo_torchrec.store.session import Session
 from damo_torchrec.training.fitting_optimizer import parameter_names
 from damo_torchrec.training.model_checkpoint import check_optimizer, dense_state, learning_rates
 from damo_torchrec.training.random_state import random_state
+from damo_torchrec.training.replacing import may_replace
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +51,8 @@ def save_model(
 
     Args:
         model: a module with at least one collection of this package; all of them over one store.
-        path: a new directory; None: ``checkpoints/step_N`` inside the store.
+        path: a directory: a new one, an empty one, or one that `save_model` of this store saved to a path before, which
+            is replaced at once when all is written. None: ``checkpoints/step_N`` inside the store.
         training: False makes an ONNX file for serving instead, as `damo_torchrec.onnx.export` does, which has more
             options: of the arguments below it takes the last four, and returns the file.
         optimizer: of the dense parameters, or a `torchrec.optim.CombinedOptimizer` of theirs and the collections'
@@ -62,8 +66,9 @@ def save_model(
         dynamic_axes: by input, dimensions of any size; the first one always is.
 
     Raises:
-        ValueError: the model has no collection of this package, or collections over several stores; `path` exists;
-            `extra` holds something else; the other arguments do not go with `training`.
+        ValueError: the model has no collection of this package, or collections over several stores; `path` is
+            something else, or a store is open over it; `extra` holds something else; the other arguments do not go with
+            `training`.
         OutOfSpaceError, DamoError: the disk is full or refuses; nothing is left behind.
     """
     serving = {
@@ -82,7 +87,8 @@ def save_model(
 
         return export(model, serving.pop("dummy_input"), path, **serving)
     part = Parts(optimizer, schedulers, step, extra)
-    return store_of(model).session.checkpoint(path, part.files(model))
+    session = store_of(model).session
+    return session.checkpoint(path, part.files(model), may_replace=_may_replace(session))
 
 
 def save_model_async(
@@ -102,7 +108,12 @@ def save_model_async(
         Future: of the checkpoint's directory. Its ``result()`` waits, and raises what the disk refuses.
     """
     part = Parts(optimizer, schedulers, step, extra)
-    return store_of(model).session.checkpoint_async(path, part.files(model))
+    session = store_of(model).session
+    return session.checkpoint_async(path, part.files(model), may_replace=_may_replace(session))
+
+
+def _may_replace(session: Session) -> Callable[[Path], bool]:
+    return partial(may_replace, line=session.catalog.checkpoints.line)
 
 
 @dataclass(frozen=True)

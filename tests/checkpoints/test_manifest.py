@@ -211,6 +211,25 @@ def test_what_would_not_be_read_is_not_written(manifest, tmp_path, data):
         assert Manifest.read(directory) == written
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "sound"),
+    [
+        ({"name": "AMSGRAD", "corrected_max": 1.0}, True),
+        ({"name": "AMSGRAD", "corrected_max": 0.5}, False),
+        ({"name": "ADAM", "corrected_max": 1.0}, False),
+        ({"name": "AMSGRAD", "corrected_min": 1.0}, False),
+    ],
+)
+def test_corrected_maxima_are_an_amsgrads(manifest, optimizer, sound):
+    table = manifest.tables["t"]
+    schema = replace(table.schema, optimizer={"initial_accumulator_value": 0.0, **optimizer})
+    if sound:
+        replace(table, schema=schema).check()
+    else:
+        with pytest.raises(ValueError, match="optimizer is"):
+            replace(table, schema=schema).check()
+
+
 @fuzz
 @given(contents=st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_anything_else_is_refused(tmp_path, contents):

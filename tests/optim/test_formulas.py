@@ -11,6 +11,7 @@ from optimizer_oracles import DIM, compare
 LR, EPS = 0.05, 1e-3
 BETAS = (0.7, 0.9)
 FBGEMM = {"lr": LR, "eps": EPS, "betas": BETAS, "weight_decay": 0.1}
+AMSGRAD = {"amsgrad": True, "corrected_max": True}
 
 
 def moments(state, g, second):
@@ -80,6 +81,16 @@ def adam_by_count(w, state, g, count, t):
     return w - LR * (m / (np.sqrt(v) + EPS) + 0.1 * w)
 
 
+def amsgrad_of_corrected(w, state, g, count, t):
+    m, v = corrected(state, g + 0.1 * w, (g + 0.1 * w) ** 2, t)
+    state["u"] = np.maximum(state.get("u", 0), v)
+    return w - LR * m / (np.sqrt(state["u"]) + EPS)
+
+
+def amsgrad_of_corrected_by_count(w, state, g, count, t):
+    return amsgrad_of_corrected(w, state, g, count, count)
+
+
 def lamb_by_count(w, state, g, count, t):
     return lamb(w, state, g, count, count)
 
@@ -94,6 +105,8 @@ CASES = [
     (torch.optim.SGD, {"lr": LR, "momentum": 0.9, "dampening": 0.4}, sgd_with_dampening),
     (torchrec.optim.Adam, {**FBGEMM, "use_rowwise_bias_correction": True}, adam_by_count),
     (torchrec.optim.LAMB, {**FBGEMM, "use_rowwise_bias_correction": True}, lamb_by_count),
+    (torch.optim.Adam, {**FBGEMM, **AMSGRAD}, amsgrad_of_corrected),
+    (torch.optim.Adam, {**FBGEMM, **AMSGRAD, "use_rowwise_bias_correction": True}, amsgrad_of_corrected_by_count),
 ]
 
 

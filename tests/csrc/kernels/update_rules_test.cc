@@ -163,6 +163,7 @@ OptimizerConfig AtTheEdge(int kind, EdgeNumbers* edge) {
   c.maximize = edge->OneOf({false, true});
   c.uncorrected_eps = edge->OneOf({false, true});
   c.rowwise_bias_correction = edge->OneOf({false, true});
+  c.corrected_max = edge->OneOf({false, true});
   c.clip_norm = edge->OneOf({std::numeric_limits<double>::infinity(), 1e-30, 1.0, 1e300});
   c.clip_value = edge->OneOf({std::numeric_limits<double>::infinity(), 1e-30, 1.0, 1e300});
   return c;
