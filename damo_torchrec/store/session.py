@@ -201,6 +201,7 @@ class Session:
     def note_change(self) -> None:
         """Says that the newest checkpoint does not hold everything from now on. REQUIRES: the mutex."""
         self.changed = True
+        self.catalog.lineage.note_change()
         self.trainers.add(threading.get_ident())
 
     def note_update(self) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 import damo_torchrec as damo
 from damo_torchrec.checkpoints.delta import Delta
-from damo_torchrec.serving.watcher import order_of
+from damo_torchrec.serving.published import order_of
 from served_training import Training, answers_of, check_same, request_of, wait_until
 
 
@@ -66,24 +66,24 @@ def test_a_publisher_goes_back_with_its_store(
     first = step()
     checkpoint = training.store.checkpoint()
     gone = [step(), step()]
-    predictor.apply_delta(first)
+    for path in (first, *gone):
+        predictor.apply_delta(path)
     training.store.restore(checkpoint)
-    assert publisher.publish() is None  # the store is where the first delta led
-    assert "went back from step" in caplog.text
     # At a step that the other past had, too.
-    second = step()
+    training.step()
+    second = publisher.publish()
+    assert second is not None
     assert second.name == f"{gone[0].name}.1"
+    assert "went back behind it" in caplog.text
+    with damo.serving.Predictor(training.path / "served", memory_budget="64MiB") as other:
+        for path in (first, second):
+            other.apply_delta(path)
+        check_same(answers_of(other), training.answers())
     predictor.apply_delta(second)
     check_same(answers_of(predictor), training.answers())
-    with pytest.raises(ValueError, match="does not follow"):
-        predictor.apply_delta(gone[1])
-    # What leads nowhere goes first.
-    assert publisher.deltas() == [first, second, gone[1]]
-    predictor.apply_delta(third := step())
+    assert [*publisher.directory.iterdir()] == publisher.deltas() == [first, second]
+    predictor.apply_delta(step())
     check_same(answers_of(predictor), training.answers())
-    assert publisher.deltas() == [first, second, third]
-    fourth = step()
-    assert publisher.deltas() == [second, third, fourth]
     assert [path.name for path in sorted(map(Path, ("delta-4.10", "delta-4.2", "delta-4")), key=order_of)] == [
         "delta-4",
         "delta-4.2",
@@ -91,17 +91,32 @@ def test_a_publisher_goes_back_with_its_store(
     ]
 
 
-def test_a_publisher_says_that_its_state_is_forgotten(training: Training) -> None:
-    publisher = damo.serving.DeltaPublisher(
-        training.store, training.path / "deltas", since=training.path / "served", every_steps=1
-    )
+def test_going_back_alone_is_published(training: Training, predictor: damo.serving.Predictor) -> None:
+    publisher = damo.serving.DeltaPublisher(training.store, training.path / "deltas", every_steps=1)
+    checkpoint = training.store.checkpoint()
     training.step()
-    assert publisher.step() is not None
-    for number in range(65):
+    predictor.apply_delta(publisher.publish())
+    training.store.restore(checkpoint)
+    expected = training.answers()
+    back = publisher.publish()
+    assert back is not None
+    predictor.apply_delta(back)
+    assert [answer["pooled"].tolist() for answer in answers_of(predictor)] == [a["pooled"].tolist() for a in expected]
+    assert publisher.publish() is None
+
+
+def test_a_publisher_remembers_its_state_over_many_checkpoints(
+    training: Training, predictor: damo.serving.Predictor
+) -> None:
+    publisher = damo.serving.DeltaPublisher(training.store, training.path / "deltas", every_steps=1)
+    training.step()
+    predictor.apply_delta(publisher.publish())
+    for number in range(70):
         training.step()
         training.store.checkpoint(training.path / f"checkpoint-{number}")
-    with pytest.raises(ValueError, match="has forgotten its state of step"):
-        publisher.publish()
+    again = damo.serving.DeltaPublisher(training.store, training.path / "deltas", every_steps=1)
+    predictor.apply_delta(again.publish())
+    assert predictor.step == training.store.step
 
 
 def test_a_publisher_goes_back_to_where_it_began(training: Training, predictor: damo.serving.Predictor) -> None:
