@@ -242,7 +242,8 @@ class Run:
                 time.sleep(0.0005)
             watcher.stop()
             expected = self.now if current else self.states.get(server.history[-1])
-            if current and watcher.following.reason is not None and server.path != self.exported:
+            nothing = self.publisher is None or not self.publisher.deltas()
+            if current and server.path != self.exported and (nothing or watcher.following.reason is not None):
                 self.lost += 1  # it has been on another line of states, of which nothing is there any more
                 continue
             if expected is not None:
