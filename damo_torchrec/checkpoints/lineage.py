@@ -106,10 +106,6 @@ class Lineage:
         """The state of this id; None if the store was not in it, or that was too long ago."""
         return next((s for s in self._states if s.id == state), None)
 
-    def may_have_forgotten(self, step: int) -> bool:
-        """Whether a state at this step, which is not there, may have been: what is remembered is as late, or later."""
-        return len(self._states) >= _KEPT and self._states[0].step >= step
-
     def find(self, since: int | str | os.PathLike[str]) -> StoreState:
         """The first state at a step, or that of a checkpoint's or a delta's directory.
 

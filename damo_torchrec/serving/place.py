@@ -116,10 +116,12 @@ def following(place: Place, deltas: Sequence[Published], refused: Sequence[Publi
     way = route(place, deltas)
     reason = None
     if not way or way[-1].id != newest.id:
-        why = "deltas between them are missing, or refused"
+        why = "deltas between them are missing or refused, or the training went back behind what is served"
         if any(not place.past.isdisjoint(d.line) and not place.leads_on(d.manifest) for d in ahead):
-            why = "the training went back behind what is served, which needs a new export, or a delta that leads back"
+            why = "the training went back behind what is served"
         if newest in refused:
             why = f"{newest.path.name} is refused"
-        reason = f"what is served is at step {place.step}, and the newest delta at {newest.manifest.step}: {why}"
+        reason = (
+            f"no delta leads from what is served, at step {place.step}, to the newest, at {newest.manifest.step}: {why}"
+        )
     return Following(newest.manifest.step, len(ahead), count, reason)

@@ -55,26 +55,25 @@ def plan(lineage: Lineage, deltas: Sequence[Published], exported: Sequence[str])
     """
     places = {state: place for place, state in enumerate(lineage.ids())}
     live, known, returned = _live(deltas, places)
-    last = max(
-        (delta for delta in live if _place(delta, places) is not None),
-        key=lambda delta: (_place(delta, places), delta.order),
-        default=None,
-    )
+    same = [(delta.id, places.get(delta.manifest.same_rows)) for delta in live]
+    places |= {state: place for state, place in same if place is not None and state not in places}
+    remembered = [delta for delta in live if delta.id in places]
+    last = max(remembered, key=lambda delta: (places[delta.id], delta.order), default=None)
     abandoned = _abandoned([delta for delta in deltas if delta not in live], known | returned | {*exported})
     lost = [delta for delta in abandoned if delta.id not in returned]
     chain = [] if last is None else leading_to(last, live)
     covered = {state for delta in chain for state in (delta.id, *delta.line)}
     forks, stray, strays = _forks(lost, places, {}), None, list[str]()
-    begins = [] if last is None else [place for place in [_place(last, places)] if place is not None]
+    begins = [] if last is None else [places[last.id]]
     if exported and exported[-1] not in covered | forks.keys():
-        begin = max((places[state] for state in exported if state in places), default=None)
+        begin = max((place for place, state in enumerate(exported) if state in places), default=None)
         if begin is None:
             raise ValueError("the store has gone back behind it, or has forgotten it")
-        begins.append(begin)
+        begins.append(places[exported[begin]])
         if exported[-1] not in places:
-            stray = lineage.get(lineage.ids()[begin])
-            strays = [*exported[[*exported].index(lineage.ids()[begin]) + 1 :]]
-            forks = _forks(lost, places, dict.fromkeys(strays, begin))
+            stray = lineage.get(lineage.ids()[begins[-1]])
+            strays = [*exported[begin + 1 :]]
+            forks = _forks(lost, places, dict.fromkeys(strays, begins[-1]))
     begins += forks.values()
     pending = [delta for delta in lost if delta.id in forks]
     return Publication(
@@ -110,11 +109,6 @@ def _live(deltas: Sequence[Published], places: Mapping[str, int]) -> tuple[list[
             returned.update(delta.manifest.abandoned_states())
             live.append(delta)
     return live[::-1], known, returned - known
-
-
-def _place(delta: Published, places: Mapping[str, int]) -> int | None:
-    """Where the store remembers the delta's state, or one with the same rows."""
-    return places.get(delta.id, places.get(delta.manifest.same_rows))
 
 
 def _abandoned(others: Sequence[Published], known: set[str]) -> list[Published]:

@@ -36,7 +36,7 @@ class Published:
 
     def covers(self, other: "Published") -> bool:
         """Whether it leads from wherever the other one does, and from its end or to it."""
-        return {other.id, *other.line} <= {self.id, *self.line} and self.id not in other.line
+        return {other.id, *other.line} < {self.id, *self.line} and self.id not in other.line
 
 
 def order_of(path: Path) -> list[int]:

@@ -183,7 +183,7 @@ class Watcher:
         self._following = following(self._place(), usable, others, len(refused) - len(others))
         if (reason := self._following.reason) != self._reason:
             if reason is not None:
-                _log.error("waiting for what comes before, or leads back: %s, in %s", reason, self._directory)
+                _log.error("waiting for what comes before, or for a new export: %s (in %s)", reason, self._directory)
             else:
                 _log.info("following the deltas in %s again", self._directory)
             self._reason = reason

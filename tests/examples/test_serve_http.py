@@ -232,7 +232,7 @@ def test_health_says_that_the_newest_delta_cannot_be_reached(served: Any, tmp_pa
         health = (await client.get("/health")).json()
         assert (health["status"], health["step"], health["newest_step"]) == ("behind", 0, 7)
         assert (health["deltas_waiting"], health["deltas_refused"]) == (1, 0)
-        assert "the newest delta at 7: deltas between them are missing" in health["reason"]
+        assert "to the newest, at 7: deltas between them are missing" in health["reason"]
         assert health["age_seconds"] > 0
         metrics = (await client.get("/metrics")).text
         for line in ("serve_behind 1.0", "serve_newest_step 7.0", "serve_deltas_waiting 1.0"):
