@@ -107,7 +107,8 @@ class Run:
         self.now = Answers()
         self.inside: dict[str, Answers] = {}  # of the store's own checkpoints, by path
         self.saved: dict[Path, Answers] = {}
-        self.states: dict[str, Answers] = {}  # of published deltas and exports, by id
+        self.states: dict[str, Answers] = {}  # of published deltas, by id
+        self.exports: dict[Path, Answers] = {}
         self.exported: Path | None = None
         self.servers: list[damo.serving.Predictor] = []
         self.names = 0
@@ -210,6 +211,7 @@ class Run:
         self.names += 1
         path = damo.serving.export(self.model, ARGUMENTS, self.path / f"exported-{self.names}")
         self.exported = path
+        self.exports[path] = self.now
         self.note_inside()
 
     def publish(self) -> None:
@@ -241,7 +243,7 @@ class Run:
             while watcher.looks == 0:
                 time.sleep(0.0005)
             watcher.stop()
-            expected = self.now if current else self.states.get(server.history[-1])
+            expected = self.now if current else self.published(server)
             nothing = self.publisher is None or not self.publisher.deltas()
             if current and server.path != self.exported and (nothing or watcher.following.reason is not None):
                 self.lost += 1  # it has been on another line of states, of which nothing is there any more
@@ -251,6 +253,12 @@ class Run:
             if current:
                 assert watcher.following.reason is None
                 assert server.following.refused == 0
+
+    def published(self, server: damo.serving.Predictor) -> Answers | None:
+        """What it should answer where it is; None where the trainer died before it could tell."""
+        if len(server.history) == 1:
+            return self.exports.get(server.path)
+        return self.states.get(server.history[-1])
 
     def begin_server(self) -> None:
         if self.exported is not None and self.random.random() < 0.5:
