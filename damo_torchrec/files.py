@@ -35,6 +35,19 @@ def write_file(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Makes a file, or has it hold something else, whole or not at all. Raises OutOfSpaceError or DamoError."""
+    staged = path.with_name(f".{path.name}.tmp")
+    with os_errors(f"cannot write {path}"):
+        staged.unlink(missing_ok=True)
+        with staged.open("xb") as file:  # never through a link that somebody put there
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+        sync_directory(path.parent)
+
+
 def make_temporary_directory(prefix: str, parent: Path | None = None) -> Path:
     """Makes a directory of a new name, by default where temporary files go, with the umask's mode as all of a store.
 

@@ -119,10 +119,16 @@ class Answers:
         if self._model.batcher is None:
             raise HTTPException(503, "the server is going down")
         predictor = self._model.batcher.predictor
+        following = predictor.following
         health = {
-            "status": "ok",
+            "status": "ok" if following.reason is None else "behind",
+            "reason": following.reason,
             "step": predictor.step,
+            "newest_step": following.newest_step,
+            "age_seconds": predictor.age,
             "deltas": len(predictor.history) - 1,
+            "deltas_waiting": following.waiting,
+            "deltas_refused": following.refused,
             "passed_over": predictor.passed_over,
             "features": predictor.features,
         }

@@ -122,6 +122,11 @@ class Metrics(Collector):
             return
         for name, text, value in (
             ("step", "Training step of what is served", stats.step),
+            ("newest_step", "Training step of the newest that is published", stats.following.newest_step),
+            ("behind", "1 if the newest cannot be reached: /health says why", stats.following.reason is not None),
+            ("age_seconds", "Time since what is served was exported or published", stats.age or 0),
+            ("deltas_waiting", "Deltas that are newer than what is served", stats.following.waiting),
+            ("deltas_refused", "Deltas that are damaged, do not fit or cannot be read", stats.following.refused),
             ("deltas_applied", "Deltas applied since the checkpoint was opened", stats.deltas_applied),
             ("last_delta_time", "When the last one was applied, in seconds since 1970", stats.last_delta_time or 0),
             ("passed_over", "Entries of watched directories that are refused, or no deltas", stats.passed_over),

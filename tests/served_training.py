@@ -13,7 +13,7 @@ from torchrec import EmbeddingBagConfig, EmbeddingConfig, KeyedJaggedTensor, Poo
 
 import damo_torchrec as damo
 from damo_torchrec.serving.refresh import refresh_dense
-from damo_torchrec.store.delta_writer import write_delta
+from damo_torchrec.store.delta_writer import Additions, write_delta
 from serving_cases import SGD, random_features, train
 
 IDS = 60
@@ -91,7 +91,7 @@ class Training:
             files["dense.onnx"] = refresh_dense((self.path / "served" / "dense.onnx").read_bytes(), self.model)
         target = path or self.path / f"delta-{self.store.step:012}"
         with self.store.session.mutex:
-            self.newest = write_delta(self.store.session, target, self.newest, files)
+            self.newest = write_delta(self.store.session, target, self.newest, Additions(files))
         return self.newest
 
 

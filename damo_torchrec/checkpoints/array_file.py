@@ -1,4 +1,4 @@
-"""Arrays of NumPy's format, version 1.0, that come from elsewhere: mapped once their header is what it should be.
+"""Arrays of NumPy's format, version 1.0: written while they grow, and mapped once their header is what it should be.
 
 ``numpy.load`` decides by a file's content what it is, and takes the memory that a header names.
 """
@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -73,3 +74,42 @@ def _header(file: Path, text: bytes) -> dict[str, Any]:
     if types != {"descr": str, "fortran_order": bool, "shape": tuple}:
         raise CorruptionError(f"{file} is damaged: its header is {text[:80]!r}")
     return dict(header)
+
+
+class ArrayWriter:
+    """A file of an array that grows, complete at the end of its ``with``: the header has room for any number of rows.
+
+    Args:
+        path: the file's.
+        dtype: of the array.
+        columns: of a row; none if the array has one dimension.
+
+    Attributes:
+        rows: how many there are.
+    """
+
+    def __init__(self, path: Path, dtype: npt.DTypeLike, *columns: int) -> None:
+        self.rows = 0
+        self._like = np.empty((0, *columns), dtype)
+        self._file = path.open("wb")
+        self._write_header()
+
+    def _write_header(self) -> None:
+        header = np.lib.format.header_data_from_array_1_0(self._like)
+        np.lib.format.write_array_header_1_0(self._file, {**header, "shape": (self.rows, *self._like.shape[1:])})
+
+    def append(self, rows: npt.NDArray[Any]) -> None:
+        """Adds rows. REQUIRES: they are of the dtype, and in the order of C."""
+        self._file.write(rows.data)
+        self.rows += len(rows)
+
+    def __enter__(self) -> "ArrayWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._file:
+            if error is None:
+                self._file.seek(0)
+                self._write_header()

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from damo_torchrec.checkpoints.array_file import map_array
-from damo_torchrec.checkpoints.document import dump_document, parse_document
+from damo_torchrec.checkpoints.document import dump_document, parse_document, shown
 from damo_torchrec.checkpoints.file_entry import FileEntry
 from damo_torchrec.checkpoints.layout import DELTA_FILE, array_files
+from damo_torchrec.checkpoints.manifest import LAST_SEQUENCE
 from damo_torchrec.checkpoints.regular_file import NotRegularError, check_regular, read_regular
 from damo_torchrec.checkpoints.rules import check_id
 from damo_torchrec.errors import CorruptionError, DamoError
@@ -58,6 +59,11 @@ class DeltaManifest:
         step: the store's step now.
         tables: by name.
         files: the delta's other files, by name.
+        sequence: when it was made, in microseconds since 1970, or later where a clock was set back; 0 if an earlier
+            release made it.
+        same_rows: the id of the state in `line` after which no row has changed; empty if rows have.
+        abandoned: how many ids at the end of `line` are of states that the store has gone back behind: the delta leads
+            from these back to its line.
     """
 
     id: str
@@ -68,6 +74,9 @@ class DeltaManifest:
     step: _Step
     tables: dict[str, TableChanges]
     files: dict[str, FileEntry]
+    sequence: Annotated[int, range(LAST_SEQUENCE)] = 0
+    same_rows: str = ""
+    abandoned: Annotated[int, range(2**31)] = 0
 
     def check(self) -> None:
         """Raises ValueError if it contradicts itself."""
@@ -75,6 +84,10 @@ class DeltaManifest:
             check_id(what, state)
         if len(set(self.line)) != len(self.line) or self.line[:1] != [self.base] or self.id in self.line:
             raise ValueError(f"line {self.line} does not lead from base {self.base} to {self.id}")
+        if self.same_rows and self.same_rows not in self.past():
+            raise ValueError(f"same_rows {shown(self.same_rows)} is not in line")
+        if self.abandoned >= len(self.line):
+            raise ValueError(f"abandoned is {self.abandoned}, but line has no more than {len(self.line)}")
         if self.step < self.since_step:
             raise ValueError(f"step {self.step} is before since_step {self.since_step}")
         if odd := [name for name in self.files if not _FILE_NAME.fullmatch(name) or name == DELTA_FILE]:
@@ -84,6 +97,29 @@ class DeltaManifest:
             raise ValueError(f"tables share the numbers {sorted(numbers)}")
         if absent := {name for number in numbers for name in array_files(number)} - self.files.keys():
             raise ValueError(f"files lack {sorted(absent)}")
+
+    def abandoned_states(self) -> list[str]:
+        """Their ids."""
+        return self.line[len(self.line) - self.abandoned :]
+
+    def past(self) -> list[str]:
+        """Ids of the states in `line` that the store has not gone back behind."""
+        return self.line[: len(self.line) - self.abandoned]
+
+    @staticmethod
+    def read(path: Path) -> "DeltaManifest":
+        """That of the delta `path`, whose other files are not looked at. Raises what `Delta.read` does."""
+        file = path / DELTA_FILE
+        if not path.is_dir() or not os.path.lexists(file):
+            raise ValueError(f"{path} is no delta: it has no {DELTA_FILE}")
+        try:
+            content = read_regular(file, _LARGEST_MANIFEST)
+        except (NotRegularError, ValueError) as error:
+            raise CorruptionError(f"{file} is damaged: {error}") from error
+        except OSError as error:
+            raise DamoError(f"{file} cannot be read: {error}") from error
+        versions = range(1, FORMAT_VERSION + 1)
+        return parse_document(content, file, "delta", versions, DeltaManifest, DeltaManifest.check)
 
     def write(self, directory: Path) -> None:
         """Writes ``delta.json``."""
@@ -177,25 +213,12 @@ class Delta:
             OutOfSpaceError, DamoError: it cannot be read, or not be copied.
         """
         path = Path(path).absolute()
-        manifest = _read_manifest(path)
+        manifest = DeltaManifest.read(path)
         with os_errors(f"cannot read the delta {path}"):
             for name, expected in manifest.files.items():
                 _check_file(path / name, expected)
             tables = {name: _read_table(path, table, private) for name, table in manifest.tables.items()}
         return Delta(path, manifest, tables)
-
-
-def _read_manifest(path: Path) -> DeltaManifest:
-    file = path / DELTA_FILE
-    if not path.is_dir() or not os.path.lexists(file):
-        raise ValueError(f"{path} is no delta: it has no {DELTA_FILE}")
-    try:
-        content = read_regular(file, _LARGEST_MANIFEST)
-    except (NotRegularError, ValueError) as error:
-        raise CorruptionError(f"{file} is damaged: {error}") from error
-    except OSError as error:
-        raise DamoError(f"{file} cannot be read: {error}") from error
-    return parse_document(content, file, "delta", range(1, FORMAT_VERSION + 1), DeltaManifest, DeltaManifest.check)
 
 
 def _check_file(file: Path, expected: FileEntry) -> None:

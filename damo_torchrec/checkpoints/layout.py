@@ -4,6 +4,7 @@
 
     LOCK                   held (flock) by the process that has the store open
     origin.json            the store's line of states
+    exported.json          what was exported last to be served; there only if something was
     live/                  the rows of the open store; there only while it is open, or after a crash
     live.new/              rows that are about to become the live ones
     live.unclean-N/        live rows that a crash left behind, set aside
@@ -32,6 +33,7 @@ CHECKPOINTS = "checkpoints"
 MANIFEST_FILE = "manifest.json"
 LINEAGE_FILE = "line.json"
 ORIGIN_FILE = "origin.json"
+EXPORTED_FILE = "exported.json"
 MODEL_FILE = "model.pt"
 MODULE_FILE = "module.pickle"
 ROWS = "rows"

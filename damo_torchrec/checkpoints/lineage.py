@@ -1,19 +1,19 @@
 """The states that a store went through: what a delta can begin from.
 
-A state is a moment of a store that has a name: a checkpoint, or the end of a delta. The lineage of a store is its
-states in their order. It is kept in checkpoints, so that it goes on where a store does; going back to a checkpoint
-drops what came after it.
+A state is a moment of a store that has a name: a checkpoint, or the end of a delta. Checkpoints between which no row
+changes are of one state. The lineage of a store is its states in their order. It is kept in checkpoints, so that it
+goes on where a store does; going back to a checkpoint drops what came after it.
 """
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
-from damo_torchrec.checkpoints.delta import Delta
+from damo_torchrec.checkpoints.delta import DeltaManifest
 from damo_torchrec.checkpoints.document import load_json, parse, shown
 from damo_torchrec.checkpoints.layout import DELTA_FILE, LINEAGE_FILE
 from damo_torchrec.checkpoints.listing import is_checkpoint
@@ -21,7 +21,7 @@ from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.rules import check_id
 from damo_torchrec.errors import CorruptionError
 
-_KEPT = 64
+_KEPT = 64  # of landmarks, and of other states
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,13 @@ class StoreState:
         id: a checkpoint's, or a delta's.
         step: the store's.
         iters: updates of each table, by name.
+        landmark: whether deltas are likely to go on from it: it was published, or a session began there.
     """
 
     id: str
     step: Annotated[int, range(2**32)]
     iters: dict[str, Annotated[int, range(2**32)]]
+    landmark: bool = False
 
     def check(self) -> None:
         """Raises ValueError if its parts contradict each other."""
@@ -51,28 +53,64 @@ class StoreState:
 
 
 class Lineage:
-    """The latest states of a store, oldest first; some dozens of them are remembered.
+    """The latest states of a store, oldest first; some dozens of them, and of landmarks, are remembered.
 
     Args:
         states: these.
         begun_by: what has no delta begin from the states before, such as ``"table 't' was dropped"``; empty for
             nothing.
+
+    Attributes:
+        unchanged: whether rows are as they were in the last state.
     """
 
     def __init__(self, states: Iterable[StoreState] = (), begun_by: str = "") -> None:
-        self._states = list(states)[-_KEPT:]
+        self._states: list[StoreState] = []
         self._begun_by = begun_by
+        self.unchanged = False
+        for state in states:
+            self.add(state)
 
     def add(self, state: StoreState) -> None:
-        """Notes that the store is at `state` now."""
-        self._states = [*self._states, state][-_KEPT:]
+        """Notes that the store is at `state` now, which may be the last one still."""
+        before = [other for other in self._states if other.id != state.id]
+        if len(before) < len(self._states):
+            state = replace(state, landmark=state.landmark or self._states[-1].landmark)
+        states = [*before, state]
+        dropped = [[s.id for s in states if s.landmark is kind][:-_KEPT] for kind in (False, True)]
+        self._states = [s for s in states if s.id not in {*dropped[0], *dropped[1]}]
+        self.unchanged = True
 
-    def __contains__(self, state: StoreState) -> bool:
-        return state in self._states
+    def note_change(self) -> None:
+        """Notes that rows are no longer as in the last state."""
+        self.unchanged = False
 
-    def may_have_forgotten(self, state: StoreState) -> bool:
-        """Whether `state`, which is not there, may have been: all that are remembered are as late, or later."""
-        return bool(self._begun_by) or (len(self._states) == _KEPT and self._states[0].step >= state.step)
+    def mark(self, state: StoreState) -> None:
+        """Has a state of it be a landmark, which is remembered for longer than others."""
+        self._states = [replace(s, landmark=True) if s.id == state.id else s for s in self._states]
+
+    def unchanged_id(self, iters: Mapping[str, int]) -> str | None:
+        """The id of the last state, if the store is in it still and its tables have had these updates.
+
+        Tables that were made since, and have no rows, make no difference.
+        """
+        if not (self._states and self.unchanged):
+            return None
+        before, now = ({name: n for name, n in of.items() if n} for of in (self.last.iters, iters))
+        return self.last.id if before == now else None
+
+    @property
+    def last(self) -> StoreState:
+        """The last state. REQUIRES: there is one, as in every store that has checkpoints."""
+        return self._states[-1]
+
+    def ids(self) -> list[str]:
+        """Those of all states that are remembered, oldest first."""
+        return [state.id for state in self._states]
+
+    def get(self, state: str) -> StoreState | None:
+        """The state of this id; None if the store was not in it, or that was too long ago."""
+        return next((s for s in self._states if s.id == state), None)
 
     def find(self, since: int | str | os.PathLike[str]) -> StoreState:
         """The first state at a step, or that of a checkpoint's or a delta's directory.
@@ -96,11 +134,12 @@ class Lineage:
 
     def ids_from(self, state: StoreState) -> list[str]:
         """Those of `state` and all that came after it."""
-        return [s.id for s in self._states[self._states.index(state) :]]
+        ids = self.ids()
+        return ids[ids.index(state.id) :]
 
-    def dump(self) -> bytes:
-        """What `read` reads."""
-        return json.dumps([asdict(state) for state in self._states]).encode()
+    def dump(self, checkpoint: str) -> bytes:
+        """What `read` reads beside the checkpoint of that id, which may be of the last state."""
+        return json.dumps([asdict(state) for state in self._states if state.id != checkpoint]).encode()
 
     @staticmethod
     def read(checkpoint: Path, manifest: Manifest) -> "Lineage":
@@ -110,20 +149,21 @@ class Lineage:
             CorruptionError: it is damaged.
         """
         if LINEAGE_FILE not in manifest.files:
-            return Lineage([StoreState.of(manifest)])
+            return Lineage([replace(StoreState.of(manifest), landmark=True)])
         content = manifest.read_file(checkpoint, LINEAGE_FILE)
         try:
             states: list[StoreState] = parse(load_json(content), list[StoreState], "states")
             _check_states(states, StoreState.of(manifest))
         except (ValueError, RecursionError) as error:
             raise CorruptionError(f"{checkpoint / LINEAGE_FILE} is damaged: {error}") from error
-        return Lineage([*states, StoreState.of(manifest)])
+        return Lineage([*states, replace(StoreState.of(manifest), landmark=True)])
 
 
 def _check_states(states: Sequence[StoreState], last: StoreState) -> None:
     """Raises ValueError if these cannot have led to `last`."""
-    if len(states) > _KEPT:
-        raise ValueError(f"{len(states)} states, at most {_KEPT} are kept")
+    for landmark in (False, True):
+        if (found := sum(state.landmark is landmark for state in states)) > _KEPT:
+            raise ValueError(f"{found} states, at most {_KEPT} are kept")
     for earlier, later in pairwise([*states, last]):
         earlier.check()
         if earlier.step > later.step:
@@ -136,5 +176,5 @@ def _check_states(states: Sequence[StoreState], last: StoreState) -> None:
 
 def _id_at(path: Path) -> str | None:
     if (path / DELTA_FILE).is_file():
-        return Delta.read(path).id
+        return DeltaManifest.read(path).id
     return Manifest.read(path).id if is_checkpoint(path) else None

@@ -33,7 +33,7 @@ _Step = Annotated[int, range(2**32)]
 
 
 def new_id() -> str:
-    """An id that no checkpoint has."""
+    """An id that no state of any store has."""
     return uuid.uuid4().hex
 
 
@@ -48,7 +48,7 @@ class Manifest:
         next_table_number: what no table has had yet.
         tables: by name.
         files: the checkpoint's other files by relative path.
-        id: tells the checkpoint from every other.
+        id: of the state of the store: checkpoints between which no row has changed may share it.
     """
 
     seed: Annotated[int, range(-(2**127), 2**127)]

@@ -4,14 +4,13 @@ A store's line begins when its directory is made, and goes on for as long as tha
 store goes back to, its own or others. So two stores that begin with one checkpoint are two lines from there on.
 """
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from damo_torchrec.checkpoints.document import dump_document, parse_document, read_document, shown
 from damo_torchrec.checkpoints.layout import ORIGIN_FILE
 from damo_torchrec.checkpoints.rules import check_id
-from damo_torchrec.files import os_errors, sync_directory
+from damo_torchrec.files import replace_file
 
 _VERSION = 1
 
@@ -48,15 +47,7 @@ class Origin:
 
     def write(self, store: Path) -> None:
         """Makes it that of the store's directory, whole or not at all."""
-        staged = store / f".{ORIGIN_FILE}.tmp"
-        with os_errors(f"cannot write {store / ORIGIN_FILE}"):
-            staged.unlink(missing_ok=True)
-            with staged.open("xb") as file:  # never through a link that somebody put there
-                file.write(self.dump())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(staged, store / ORIGIN_FILE)
-            sync_directory(store)
+        replace_file(store / ORIGIN_FILE, self.dump())
 
     @staticmethod
     def read(directory: Path) -> "Origin | None":

@@ -7,16 +7,19 @@ from typing import Any
 
 from torch import nn
 
+from damo_torchrec.checkpoints.exported import Exported
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.modules import store_of
 from damo_torchrec.serving.dense import DENSE_FILE
+from damo_torchrec.store.embedding_store import EmbeddingStore
 
 
 def export(model: nn.Module, args: Any, path: str | os.PathLike[str] | None = None, *, verify: bool = True) -> Path:
     """Makes a checkpoint of a model's rows that holds its dense part for serving, too, both of one step.
 
     It is a checkpoint like those of `EmbeddingStore.checkpoint`, with the dense part in eval mode as one more file,
-    ``dense.onnx``.
+    ``dense.onnx``. A `DeltaPublisher` finds out by itself what was exported last; where `path` is elsewhere, the store
+    makes a checkpoint inside as well, so that after a crash it goes on from there.
 
     Args:
         model: with at least one collection of this package, all of them over one store; it is left as it is.
@@ -39,7 +42,17 @@ def export(model: nn.Module, args: Any, path: str | os.PathLike[str] | None = No
 
     store = store_of(model)
     store.flush()  # so that it has no journal, which a server would have to write first
-    return store.session.checkpoint(path, files)
+    return _note_exported(store, store.session.checkpoint(path, files))
+
+
+def _note_exported(store: EmbeddingStore, path: Path) -> Path:
+    """Has the store know what servers begin from, and be able to go on from there after a crash; returns `path`."""
+    with store.session.mutex:
+        store.session.catalog.lineage.mark(store.session.catalog.lineage.last)
+        if store.session.changed:  # else it is inside the store
+            store.checkpoint()
+        Exported(Manifest.read(path).id, str(path)).write(store.path)
+    return path
 
 
 def dense_graph(model: nn.Module, args: Any, *, verify: bool = True) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from damo_torchrec.checkpoints.lineage import Lineage
 from damo_torchrec.checkpoints.listing import is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.errors import StoreClosedError
@@ -16,6 +17,7 @@ from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.dense import DENSE_FILE, DensePart
 from damo_torchrec.serving.histogram import Histogram
 from damo_torchrec.serving.lookups import Lookup
+from damo_torchrec.serving.place import Following, Place
 from damo_torchrec.serving.requests import Argument, Request, Signature
 from damo_torchrec.serving.states import State, States
 from damo_torchrec.serving.stats import PredictorStats
@@ -69,6 +71,7 @@ class Predictor:
         self._num_threads = num_threads
         dense = DensePart(self._path / DENSE_FILE, manifest.read_file(self._path, DENSE_FILE), num_threads)
         dense.check(manifest.seed, manifest.tables)
+        lineage = Lineage.read(self._path, manifest)
         outputs = [output for lookup in dense.card.lookups for output in lookup.plan.outputs]
         self._store = open_working_copy(self._path, memory_budget, num_threads)
         try:
@@ -79,7 +82,8 @@ class Predictor:
             raise
         card, most_ids = dense.card, self._store.session.memory_budget // 8
         self._signature = Signature(card.features, dense.arguments, card.jagged, most_ids)
-        self._states = States(f"the predictor of {self._path}", State(dense, {}, manifest.step, (manifest.id,)))
+        place = Place.of_checkpoint(manifest, lineage)
+        self._states = States(f"the predictor of {self._path}", State(dense, {}, manifest.step, (manifest.id,), place))
         self._updates = Updates(self._store, {output.table: output for output in outputs}, self._states, num_threads)
         self._histogram = Histogram()
         self._watchers: list[Watcher] = []
@@ -101,9 +105,25 @@ class Predictor:
         return self._states.current.history
 
     @property
+    def place(self) -> Place:
+        """Where what is served is among the states that its store went through."""
+        return self._states.current.place
+
+    @property
     def passed_over(self) -> int:
         """Entries of watched directories that are no deltas, or are refused, as of the last look."""
         return sum(watcher.passed_over for watcher in list(self._watchers))
+
+    @property
+    def following(self) -> Following:
+        """How far what is served is behind what is published in watched directories, as of the last look."""
+        return sum((watcher.following for watcher in list(self._watchers)), Following(self.step))
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since what is served was exported or published; None if that does not say when it was."""
+        made = self._states.current.place.sequence
+        return max(time.time() - made / 1e6, 0.0) if made else None
 
     @property
     def inputs(self) -> dict[str, Argument]:
@@ -182,9 +202,10 @@ class Predictor:
     def watch(self, directory: str | os.PathLike[str], poll_seconds: float = 1.0) -> None:
         """Applies deltas that appear in a directory from now on, and those that are there, in a thread of its own.
 
-        They are taken in the order of the numbers in their names. What `apply_delta` refuses, and what is a link or no
-        delta, is logged once, counted in `stats` and passed over; what does not follow yet is tried again after each
-        other delta. Those of before the checkpoint, and those that were applied, may stay there. `close` ends it.
+        Those are taken that lead to the newest of them, as few as there are on the way. What `apply_delta` refuses, and
+        what is a link or no delta, is logged once, counted in `stats` and passed over. Those of before the checkpoint,
+        and those that were applied, may stay there. `following` tells whether the newest can be reached. `close` ends
+        it.
 
         Args:
             directory: where `DeltaPublisher` writes, for example.
@@ -202,7 +223,8 @@ class Predictor:
         with self._closing:
             if self._store.closed:
                 raise StoreClosedError(f"the predictor of {self._path} is closed")
-            self._watchers.append(Watcher(directory, poll_seconds, self.apply_delta, lambda: self.step))
+            watcher = Watcher(directory, poll_seconds, self.apply_delta, lambda: self.place)
+            self._watchers.append(watcher)
 
     def stats(self) -> PredictorStats:
         """Figures since the predictor was made."""
@@ -220,6 +242,8 @@ class Predictor:
             last_delta_step=updates.last_step,
             last_delta_time=updates.last_time,
             passed_over=self.passed_over,
+            following=self.following,
+            age=self.age,
         )
 
     def close(self) -> None:

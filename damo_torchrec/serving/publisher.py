@@ -2,27 +2,23 @@
 
 import logging
 import os
-import re
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from damo_torchrec.checkpoints.atomic_directory import remove_directory
-from damo_torchrec.checkpoints.layout import DELTA_FILE
-from damo_torchrec.checkpoints.lineage import StoreState
+from damo_torchrec.checkpoints.delta import Delta
 from damo_torchrec.errors import DamoError
-from damo_torchrec.files import os_errors
+from damo_torchrec.serving.delta_shelf import DeltaShelf
 from damo_torchrec.serving.dense import DENSE_FILE
-from damo_torchrec.serving.refresh import DenseGraph
-from damo_torchrec.serving.watcher import order_of
-from damo_torchrec.store.delta_writer import write_delta
+from damo_torchrec.serving.publication import Publication, plan
+from damo_torchrec.serving.published import Published
+from damo_torchrec.serving.refresh import DenseGraph, digest_of
+from damo_torchrec.serving.served_start import Start
+from damo_torchrec.store.delta_writer import Additions, RowIds, united, write_delta
 from damo_torchrec.store.embedding_store import EmbeddingStore
 
-_PREFIX = "delta-"
-_NAME = re.compile(rf"{_PREFIX}\d{{12}}(\.\d+)?")
 _log = logging.getLogger(__name__)
 
 
@@ -31,31 +27,36 @@ class DeltaPublisher:
 
     ::
 
-        served = damo.serving.export(model, args, "serving")  # for Predictor("serving").watch("deltas")
-        publisher = DeltaPublisher(store, "deltas", since=served, model=model, args=args, every_seconds=10, keep=100)
+        damo.serving.export(model, args, "serving")  # for Predictor("serving").watch("deltas")
+        publisher = DeltaPublisher(store, "deltas", model=model, args=args, every_seconds=10, keep=100)
         for batch in batches:
             ...  # one step of training
             publisher.step()
 
     A delta goes from the one before to the next: a predictor needs all of them since its checkpoint. Each is complete
-    as soon as it is there, as ``delta-N``, N being the store's step. A training that goes back to a checkpoint leaves
-    deltas behind that lead nowhere: predictors that applied them refuse those that come, and need a new checkpoint.
-    Those that come go on from the newest delta that the store's past still knows, or from `since`.
+    as soon as it is there, as ``delta-N``, N being the store's step. All that changes is published: rows that are
+    trained, set or deleted, and dense weights, with a step of training or without.
+
+    A training that goes back to a checkpoint leaves deltas behind that lead nowhere. The next publisher, or the next
+    call of this one, hides them, and its next delta leads back from there: predictors that applied them follow as all
+    others do. One process at a time publishes into a directory, and from one store.
 
     Args:
         store: where the rows are.
-        directory: where deltas go; made if it does not exist. One process at a time uses it.
-        since: a checkpoint of the store, or a delta, from which the first one goes on. None: the newest delta in
-            `directory` that the store's past knows, or else its newest checkpoint.
+        directory: where deltas go; made if it does not exist. What a killed process left unfinished there is removed.
+        since: what servers begin from: a checkpoint of the store or a delta, by its path or step. None: what
+            `damo_torchrec.serving.export` made last of this store; or else the newest delta in `directory`; or else
+            the store's newest checkpoint. Deltas in `directory` that lead on from there are gone on with.
         model: whose dense part goes with the rows; None for rows alone.
         args: what the model's forward is called with, as of `damo_torchrec.serving.export`.
         every_steps: how many calls of `step` there are from one delta to the next.
         every_seconds: the least time between two deltas. With `every_steps` too, whichever comes first.
-        keep: how many deltas stay; None for all of them. Nothing else in `directory` is removed.
+        keep: how many deltas stay; None for all of them. The oldest are folded into one, so that what is served from
+            any state before still follows. Nothing else in `directory` is removed.
 
     Raises:
         ValueError: neither `every_steps` nor `every_seconds` is given, or one of the numbers is not positive; there is
-            a model without `args`; `since` is not in the store's past.
+            a model without `args`; `since` has nothing to do with the store's past.
         DamoError: the directory cannot be made.
     """
 
@@ -64,7 +65,7 @@ class DeltaPublisher:
         store: EmbeddingStore,
         directory: str | os.PathLike[str],
         *,
-        since: str | os.PathLike[str] | None = None,
+        since: str | int | os.PathLike[str] | None = None,
         model: nn.Module | None = None,
         args: Any = None,
         every_steps: int | None = None,
@@ -79,26 +80,26 @@ class DeltaPublisher:
         if model is not None and args is None:
             raise ValueError("a DeltaPublisher with a model needs args to trace it with")
         self._store = store
-        self._directory = Path(directory).absolute()
-        with os_errors(f"cannot make the directory {self._directory}"):
-            self._directory.mkdir(parents=True, exist_ok=True)
-        self._since = since
-        self._state = self._newest_state() if since is None else store.session.catalog.lineage.find(since)
+        self._shelf = DeltaShelf(Path(directory).absolute())
+        self._given = None if since is None else Start.given(store, since)
         self._dense = DenseGraph(model, args) if model is not None else None
         self._every_steps = every_steps
         self._every_seconds = every_seconds
         self._keep = keep
         self._steps = 0
         self._last = time.monotonic()
+        with store.session.mutex:
+            self._shelf.clear_unfinished()
+            self._settle()
 
     @property
     def directory(self) -> Path:
         """Where the deltas are."""
-        return self._directory
+        return self._shelf.directory
 
     def deltas(self) -> list[Path]:
-        """The deltas that publishers have made here, oldest first."""
-        return sorted((path for path in self._directory.iterdir() if _is_published(path)), key=order_of)
+        """The deltas that publishers have made here and that servers see, oldest first."""
+        return self._shelf.deltas()
 
     def step(self) -> Path | None:
         """To be called after each step of training. Publishes a delta if one is due; returns what `publish` does."""
@@ -108,80 +109,92 @@ class DeltaPublisher:
         return self.publish() if by_steps or by_time else None
 
     def publish(self) -> Path | None:
-        """Publishes a delta now. Returns it, or None if the store is at the step of the last one.
+        """Publishes a delta now. Returns it, or None if all that was published is as the store and the model are.
 
         Raises:
-            ValueError: as of `EmbeddingStore.export_delta`; the store remembers its latest states alone, and the last
-                delta led to an earlier one.
+            ValueError: the store has nothing to do with what servers begin from, as after going back behind all that it
+                remembers: the model must be exported anew.
             RuntimeError: torch.onnx cannot export the dense part.
             OutOfSpaceError, DamoError: the disk is full or refuses. The next delta will hold what this one would have.
         """
         self._steps = 0
         self._last = time.monotonic()
         with self._store.session.mutex:
-            lineage = self._store.session.catalog.lineage
-            if self._state not in lineage:
-                if lineage.may_have_forgotten(self._state):
-                    raise ValueError(
-                        f"the store {self._store.path} has forgotten its state of step {self._state.step}, so many "
-                        "checkpoints and other deltas came since: predictors need a new checkpoint, and deltas since it"
-                    )
-                gone, self._state = self._state.step, self._newest_state()
-                _log.warning(
-                    "the store %s went back from step %d: deltas go on from step %d",
-                    self._store.path,
-                    gone,
-                    self._state.step,
-                )
-            step = self._store.step
-            if step == self._state.step:
+            publication, rows, start = self._settle_and_read()
+            dense = None if self._dense is None else self._dense.now()
+            if not self._is_due(publication, start, dense):
                 return None
-            path = write_delta(self._store.session, self._free_name(step), self._state, self._files())
-            self._state = lineage.find(path)
-        self._remove_oldest()
+            path = self._write(publication, rows, dense)
+            for delta in publication.pending:
+                self._shelf.remove(delta)
+        if self._keep is not None:
+            self._shelf.fold(path, self._keep)
         return path
 
-    def _newest_state(self) -> StoreState:
-        given = [] if self._since is None else [self._since]
-        for source in reversed([*self._store.checkpoints(), *given, *self.deltas()]):
-            try:
-                return self._store.session.catalog.lineage.find(source)
-            except (DamoError, ValueError) as error:
-                _log.info("deltas cannot go on from %s: %s", source, error)
-        raise ValueError(f"the store {self._store.path} has no checkpoint: say since= what deltas go on from")
+    # ------------------------------------------------------------------ what there is to publish
 
-    def _is_known(self, path: Path) -> bool:
-        """Whether a delta is of the store's past."""
+    def _settle(self) -> tuple[Publication, Start]:
+        """Has servers see the deltas of the store's past, and none that it has gone back behind."""
+        start = self._given or Start.noted(self._store)
+        lineage = self._store.session.catalog.lineage
+        deltas = self._shelf.read()
+        if start is None and plan(lineage, deltas, []).base is None:
+            start = Start.newest(self._store)
         try:
-            self._store.session.catalog.lineage.find(path)
-        except (DamoError, ValueError):
-            return False
-        return True
+            publication = plan(lineage, deltas, [] if start is None else start.states)
+        except ValueError as error:
+            raise ValueError(
+                f"no delta of the store {self._store.path} can lead on from {start}: {error}. Export the model anew, "
+                "and have servers begin from there"
+            ) from None
+        return self._shelf.settle(publication), start or Start("the deltas that are there", [])
 
-    def _free_name(self, step: int) -> Path:
-        """That of the step; with a number behind it where a training that went back has left one."""
-        target = self._directory / f"{_PREFIX}{step:012}"
-        suffix = 0
-        while os.path.lexists(target):
-            suffix += 1
-            target = target.with_suffix(f".{suffix}")
-        return target
+    def _settle_and_read(self) -> tuple[Publication, RowIds, Start]:
+        """The same, with ids of the rows that may be otherwise in the states that the next delta leads back from."""
+        while True:
+            publication, start = self._settle()
+            rows: RowIds = {} if publication.stray is None else start.rows_since(publication.stray)
+            for delta in publication.pending:
+                try:
+                    rows = united(rows, _rows_in(delta))
+                except (DamoError, ValueError) as error:
+                    _log.error("servers that have applied %s need a new export: %s", delta.path, error)
+                    self._shelf.remove(delta)
+                    break
+            else:
+                return publication, rows, start
 
-    def _files(self) -> Mapping[str, bytes]:
-        return {} if self._dense is None else {DENSE_FILE: self._dense.now()}
+    def _is_due(self, publication: Publication, start: Start, dense: bytes | None) -> bool:
+        """Whether the next delta brings anything to anybody."""
+        last, lineage = publication.last, self._store.session.catalog.lineage
+        if publication.pending or publication.stray is not None or not lineage.unchanged:
+            return True
+        if last is None:
+            reached = publication.base is not None and lineage.last.id == publication.base.id
+            before = start.dense()
+        else:
+            reached = publication.leads_on and lineage.last.id in (last.id, last.manifest.same_rows)
+            before = (last.path / DENSE_FILE).read_bytes() if DENSE_FILE in last.manifest.files else None
+        return not reached or (dense is not None and (before is None or digest_of(dense) != digest_of(before)))
 
-    def _remove_oldest(self) -> None:
-        if self._keep is None:
-            return
-        deltas = self.deltas()
-        if len(deltas) <= self._keep:
-            return
-        # What leads nowhere goes first.
-        for path in sorted(deltas, key=self._is_known)[: -self._keep]:
-            remove_directory(path, "delta")
+    def _write(self, publication: Publication, rows: RowIds, dense: bytes | None) -> Path:
+        base, lineage = publication.base, self._store.session.catalog.lineage
+        assert base is not None
+        abandoned = [state for delta in publication.pending for state in (delta.id, *delta.line)]
+        abandoned += publication.strays
+        known = [delta.manifest.sequence for delta in (*publication.live, *publication.pending)]
+        additions = Additions(
+            files={} if dense is None else {DENSE_FILE: dense},
+            states=publication.states(lineage),
+            abandoned=abandoned,
+            rows=rows,
+            after=max([self._store.session.catalog.manifest.sequence, *known]),
+        )
+        lineage.mark(base)
+        return write_delta(self._store.session, self._shelf.free_name(self._store.step), base, additions)
 
 
-def _is_published(path: Path) -> bool:
-    """Whether it is a delta by its name and by what is in it, and not a link."""
-    named = _NAME.fullmatch(path.name) is not None
-    return named and not path.is_symlink() and os.path.lexists(path / DELTA_FILE)
+def _rows_in(published: Published) -> RowIds:
+    delta = Delta.read(published.path)
+    changed = {name: table.ids for name, table in delta.tables.items()}
+    return united(changed, {name: table.deleted for name, table in delta.tables.items()})

@@ -1,5 +1,6 @@
 """The dense part as a graph, exported once and then given the parameters of the moment."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -50,6 +51,19 @@ def refresh_dense(graph: bytes, model: nn.Module) -> bytes:
             parse_card(entry.value, DENSE_FILE)
             entry.value = json.dumps({**json.loads(entry.value), "step": store_of(model).step, SEAL: UNSEALED})
     return sealed(proto.SerializeToString())
+
+
+def digest_of(graph: bytes) -> str:
+    """Of what a dense graph computes, whenever and wherever it was exported: its weights and its operators."""
+    proto = onnx.load_from_string(graph)
+    found = hashlib.sha256()
+    for initializer in sorted(proto.graph.initializer, key=lambda initializer: initializer.name):
+        value = numpy_helper.to_array(initializer)
+        found.update(f"{initializer.name} {value.dtype} {value.shape}".encode())
+        found.update(np.ascontiguousarray(value).tobytes())
+    for node in proto.graph.node:
+        found.update(repr((node.op_type, list(node.input), list(node.output))).encode())
+    return found.hexdigest()
 
 
 class DenseGraph:

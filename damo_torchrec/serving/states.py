@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from damo_torchrec.errors import StoreClosedError
 from damo_torchrec.serving.dense import DensePart
 from damo_torchrec.serving.overlay import Overlay
+from damo_torchrec.serving.place import Place
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,12 +21,14 @@ class State:
         overlay: rows that take the place of those in the store.
         step: of the rows.
         history: ids of the checkpoint that it comes from, and of the deltas since.
+        place: where that is among the states that the store went through.
     """
 
     dense: DensePart
     overlay: Overlay
     step: int
     history: tuple[str, ...]
+    place: Place
 
 
 class States:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from damo_torchrec.serving.histogram import Latencies
+from damo_torchrec.serving.place import Following
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class PredictorStats:
         last_delta_time: when it was applied, in seconds since 1970.
         passed_over: entries of watched directories that are no deltas, or are refused, as of the last look; the log
             tells each once.
+        following: how far what is served is behind what is published, and whether it can get there.
+        age: seconds since what is served was exported or published; None if that does not say when it was.
     """
 
     latencies: Latencies
@@ -34,7 +37,9 @@ class PredictorStats:
     deltas_applied: int
     last_delta_step: int | None
     last_delta_time: float | None
-    passed_over: int = 0
+    passed_over: int
+    following: Following
+    age: float | None
 
     @property
     def requests(self) -> int:

@@ -34,11 +34,7 @@ class AlreadyAppliedError(ValueError):
 
 
 class OutOfOrderError(ValueError):
-    """A delta, up to `step`, does not follow what is served."""
-
-    def __init__(self, message: str, step: int) -> None:
-        super().__init__(message)
-        self.step = step
+    """A delta does not follow what is served."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ class Updates:
             self.complete()
             delta = Delta.read(path, private=self._store.path)
             state = self._states.current
-            if interrupted and delta.id == state.history[-1]:
+            if interrupted and delta.id in state.place.states:
                 return
             following = self._following(state, delta)
             self._states.publish(following)
@@ -112,14 +108,15 @@ class Updates:
             raise SchemaMismatchError(
                 f"the delta {delta.path} is of a store with the seed {delta.manifest.seed}, expected {self._store.seed}"
             )
-        if delta.id in state.history:
+        if delta.id in state.place.past:
             raise AlreadyAppliedError(f"the delta {delta.path} is part of what is served: it was applied before")
-        if not delta.follows(state.history):
+        if not state.place.leads_on(delta.manifest):
             raise OutOfOrderError(
                 f"the delta {delta.path} goes from step {delta.since_step} to {delta.step} and does not follow what is "
-                f"served, which is at step {state.step}",
-                delta.step,
+                f"served, which is at step {state.step}"
             )
+        if gone := sorted(self._outputs.keys() - delta.tables.keys()):
+            raise SchemaMismatchError(f"the store has no table {gone[0]!r} any more, as {delta.path} says")
         overlay = {}
         for name, changes in delta.tables.items():
             if name not in self._outputs:  # of no use to this model
@@ -143,7 +140,8 @@ class Updates:
             dense.check_replaces(state.dense)
             if dense.card.step != delta.step:
                 raise CorruptionError(f"{dense.file} is of step {dense.card.step}, but its rows of step {delta.step}")
-        return State(dense, overlay, delta.step, (*state.history, delta.id))
+        place = state.place.after(delta.manifest)
+        return State(dense, overlay, delta.step, (*state.history, delta.id), place)
 
     def _unseen_rows(self, table: str) -> Callable[[Array], Array]:
         if table not in self._unseen:

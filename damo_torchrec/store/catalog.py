@@ -11,7 +11,7 @@ from damo_torchrec import _core
 from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
 from damo_torchrec.checkpoints.layout import CHECKPOINTS
 from damo_torchrec.checkpoints.lineage import Lineage
-from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.checkpoints.manifest import Manifest, new_id
 from damo_torchrec.checkpoints.table_entry import NEVER_GIVEN, TableEntry, TableSchema
 from damo_torchrec.errors import DamoError, SchemaMismatchError
 from damo_torchrec.init import from_description
@@ -240,7 +240,7 @@ class Catalog:
         return max({**stored, **live}.values(), default=0)
 
     def new_manifest(self, sequence: int, states: Sequence[_core.TableState]) -> Manifest:
-        """A manifest of the tables as the engine's `states` say."""
+        """A manifest of the tables as the engine's `states` say, with the last one's id if no row has changed."""
         live = {
             name: TableEntry(
                 number=table.number,
@@ -251,7 +251,9 @@ class Catalog:
             for name, table in self.open.items()
         }
         tables = {**self.manifest.tables, **live}
+        unchanged = self.lineage.unchanged_id({name: table.iter for name, table in tables.items()})
         return Manifest(
+            id=unchanged or new_id(),
             seed=self.manifest.seed,
             step=max((table.iter for table in tables.values()), default=0),
             sequence=sequence,

@@ -158,7 +158,7 @@ class CheckpointWriter:
 
     def _beside_rows(self, manifest: Manifest, new: NewCheckpoint) -> Mapping[str, bytes]:
         return {
-            LINEAGE_FILE: self._catalog.lineage.dump(),
+            LINEAGE_FILE: self._catalog.lineage.dump(manifest.id),
             ORIGIN_FILE: Origin(self._catalog.checkpoints.line or "", new.keeper).dump(),
             **(new.files(manifest) if new.files else {}),
         }

@@ -331,7 +331,7 @@ class EmbeddingStore:
             OutOfSpaceError, DamoError: the disk is full or refuses; nothing is left behind.
         """
         with self._session.alone("export a delta of"):
-            return write_delta(self._session, Path(path).absolute(), since, {})
+            return write_delta(self._session, Path(path).absolute(), since)
 
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints inside the store, oldest first."""

@@ -207,6 +207,7 @@ class Session:
         """Says that the newest checkpoint does not hold everything from now on. REQUIRES: the mutex."""
         self.changed = True
         self.tables_changed = None
+        self.catalog.lineage.note_change()
         self.trainers.add(threading.get_ident())
 
     def note_update(self) -> None:

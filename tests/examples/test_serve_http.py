@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import damo_torchrec as damo
 from damo_torchrec.serving import Predictor
+from forged_lines import make_delta
 from serve_batching import predict_together
 from serve_cases import KEYS, body, client_of, expected_answer, with_client
 from serve_gate import Access
@@ -222,6 +223,22 @@ def test_a_reload_drops_no_request(served: Any, tmp_path: Path) -> None:
 
     with_client(link, use, access=Access(token="of a secret, long"))
     assert sorted(p.name for p in path.iterdir()) == ["one", "store", "two"]
+
+
+def test_health_says_that_the_newest_delta_cannot_be_reached(served: Any, tmp_path: Path) -> None:
+    make_delta(tmp_path, "delta-000000000007", [6], 7, sequence=2**61)
+
+    async def use(client: httpx.AsyncClient) -> None:
+        health = (await client.get("/health")).json()
+        assert (health["status"], health["step"], health["newest_step"]) == ("behind", 0, 7)
+        assert (health["deltas_waiting"], health["deltas_refused"]) == (1, 0)
+        assert "to the newest, at 7: deltas between them are missing" in health["reason"]
+        assert health["age_seconds"] > 0
+        metrics = (await client.get("/metrics")).text
+        for line in ("serve_behind 1.0", "serve_newest_step 7.0", "serve_deltas_waiting 1.0"):
+            assert line in metrics
+
+    with_client(served[1] / "one", use, watch=tmp_path)
 
 
 def test_too_many_that_wait_are_told_to_come_again(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:

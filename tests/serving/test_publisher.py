@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 import damo_torchrec as damo
 from damo_torchrec.checkpoints.delta import Delta
-from damo_torchrec.serving.watcher import order_of
+from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.checkpoints.temporary_directory import mark_temporary
+from damo_torchrec.serving.published import order_of
 from served_training import Training, answers_of, check_same, request_of, wait_until
 
 
@@ -66,24 +69,24 @@ def test_a_publisher_goes_back_with_its_store(
     first = step()
     checkpoint = training.store.checkpoint()
     gone = [step(), step()]
-    predictor.apply_delta(first)
+    for path in (first, *gone):
+        predictor.apply_delta(path)
     training.store.restore(checkpoint)
-    assert publisher.publish() is None  # the store is where the first delta led
-    assert "went back from step" in caplog.text
     # At a step that the other past had, too.
-    second = step()
+    training.step()
+    second = publisher.publish()
+    assert second is not None
     assert second.name == f"{gone[0].name}.1"
+    assert "went back behind it" in caplog.text
+    with damo.serving.Predictor(training.path / "served", memory_budget="64MiB") as other:
+        for path in (first, second):
+            other.apply_delta(path)
+        check_same(answers_of(other), training.answers())
     predictor.apply_delta(second)
     check_same(answers_of(predictor), training.answers())
-    with pytest.raises(ValueError, match="does not follow"):
-        predictor.apply_delta(gone[1])
-    # What leads nowhere goes first.
-    assert publisher.deltas() == [first, second, gone[1]]
-    predictor.apply_delta(third := step())
+    assert [*publisher.directory.iterdir()] == publisher.deltas() == [first, second]
+    predictor.apply_delta(step())
     check_same(answers_of(predictor), training.answers())
-    assert publisher.deltas() == [first, second, third]
-    fourth = step()
-    assert publisher.deltas() == [second, third, fourth]
     assert [path.name for path in sorted(map(Path, ("delta-4.10", "delta-4.2", "delta-4")), key=order_of)] == [
         "delta-4",
         "delta-4.2",
@@ -91,17 +94,32 @@ def test_a_publisher_goes_back_with_its_store(
     ]
 
 
-def test_a_publisher_says_that_its_state_is_forgotten(training: Training) -> None:
-    publisher = damo.serving.DeltaPublisher(
-        training.store, training.path / "deltas", since=training.path / "served", every_steps=1
-    )
+def test_going_back_alone_is_published(training: Training, predictor: damo.serving.Predictor) -> None:
+    publisher = damo.serving.DeltaPublisher(training.store, training.path / "deltas", every_steps=1)
+    checkpoint = training.store.checkpoint()
     training.step()
-    assert publisher.step() is not None
-    for number in range(65):
+    predictor.apply_delta(publisher.publish())
+    training.store.restore(checkpoint)
+    expected = training.answers()
+    back = publisher.publish()
+    assert back is not None
+    predictor.apply_delta(back)
+    assert [answer["pooled"].tolist() for answer in answers_of(predictor)] == [a["pooled"].tolist() for a in expected]
+    assert publisher.publish() is None
+
+
+def test_a_publisher_remembers_its_state_over_many_checkpoints(
+    training: Training, predictor: damo.serving.Predictor
+) -> None:
+    publisher = damo.serving.DeltaPublisher(training.store, training.path / "deltas", every_steps=1)
+    training.step()
+    predictor.apply_delta(publisher.publish())
+    for number in range(70):
         training.step()
         training.store.checkpoint(training.path / f"checkpoint-{number}")
-    with pytest.raises(ValueError, match="has forgotten its state of step"):
-        publisher.publish()
+    again = damo.serving.DeltaPublisher(training.store, training.path / "deltas", every_steps=1)
+    predictor.apply_delta(again.publish())
+    assert predictor.step == training.store.step
 
 
 def test_a_publisher_goes_back_to_where_it_began(training: Training, predictor: damo.serving.Predictor) -> None:
@@ -115,6 +133,113 @@ def test_a_publisher_goes_back_to_where_it_began(training: Training, predictor: 
     assert delta is not None
     predictor.apply_delta(delta)
     assert predictor.step == training.store.step
+
+
+def test_edits_and_dense_weights_alone_are_published(training: Training, predictor: damo.serving.Predictor) -> None:
+    publisher = damo.serving.DeltaPublisher(
+        training.store,
+        training.path / "deltas",
+        model=training.model,
+        args=tuple(request_of(3).values()),
+        every_steps=1,
+    )
+
+    def check_published() -> None:
+        path = publisher.step()
+        assert path is not None
+        predictor.apply_delta(path)
+        check_same(answers_of(predictor), training.answers())
+        assert publisher.publish() is None
+
+    training.step()
+    check_published()
+    training.store.table("sums").delete(torch.arange(-60, 60, 2))
+    check_published()
+    training.store.table("sums").set(torch.arange(-60, 60, 3), torch.ones(40, 4))
+    check_published()
+    with torch.no_grad():
+        training.model.layer.bias.add_(1)
+    check_published()
+    again = damo.serving.DeltaPublisher(
+        training.store,
+        training.path / "deltas",
+        model=training.model,
+        args=tuple(request_of(3).values()),
+        every_steps=1,
+    )
+    assert again.publish() is None  # though it has not published that itself
+
+
+@pytest.mark.parametrize("save_first", [True, False])
+def test_a_job_of_every_day_keeps_servers_moving(training: Training, save_first: bool) -> None:
+    """Restored from a manager's checkpoint, it does not know what came after that, which has the same rows."""
+    training.store.close()
+    deltas = training.path / "deltas"
+    with damo.serving.Predictor(training.path / "served", memory_budget="64MiB", num_threads=1) as predictor:
+        for _ in range(3):
+            with damo.EmbeddingStore(training.path / "store", memory_budget="64MiB") as store:
+                day = Training(store, type(training.model)(store), training.path, training.path)
+                manager = damo.CheckpointManager(training.path / "saved", every_steps=1000, keep=2)
+                manager.restore(day.model)
+                publisher = damo.serving.DeltaPublisher(store, deltas, every_steps=1)
+                day.step()
+                path = None if save_first else publisher.publish()
+                with manager:
+                    manager.save(day.model, store.step)
+                predictor.apply_delta(path or publisher.publish())
+                expected = [answer["pooled"].tolist() for answer in day.answers()]
+                assert [answer["pooled"].tolist() for answer in answers_of(predictor)] == expected
+    assert len(list(deltas.iterdir())) == 3
+
+
+def test_a_new_server_follows_what_was_folded(training: Training, predictor: damo.serving.Predictor) -> None:
+    publisher = damo.serving.DeltaPublisher(training.store, training.path / "deltas", every_steps=1, keep=3)
+    for number in range(8):
+        training.step()
+        path = publisher.step()
+        assert path in publisher.deltas()
+        assert len(publisher.deltas()) <= 3
+        if number < 2:  # and is stopped for a while
+            predictor.apply_delta(path)
+    expected = [answer["pooled"].tolist() for answer in training.answers()]
+    with damo.serving.Predictor(training.path / "served", memory_budget="64MiB") as new:
+        for server in (new, predictor):
+            server.watch(training.path / "deltas", poll_seconds=0.01)
+            wait_until(lambda server=server: server.step == training.store.step)
+            assert [answer["pooled"].tolist() for answer in answers_of(server)] == expected
+            assert server.following.reason is None
+
+
+def test_what_a_killed_publisher_left_is_removed(training: Training) -> None:
+    left = training.path / "deltas" / ".delta-000000000001.1.0.damo-staged"
+    (left / "contents").mkdir(parents=True)
+    mark_temporary(left)
+    publisher = damo.serving.DeltaPublisher(training.store, training.path / "deltas", every_steps=1)
+    assert [*publisher.directory.iterdir()] == []
+
+
+def test_what_servers_begin_from_is_led_back_from_while_it_is_there(training: Training) -> None:
+    before = training.store.checkpoint(training.path / "before")
+    training.step()
+    exported = training.store.checkpoint(training.path / "exported")
+    training.store.restore(before)
+    publisher = damo.serving.DeltaPublisher(training.store, training.path / "deltas", since=exported, every_steps=1)
+    back = publisher.publish()
+    assert back is not None
+    assert Delta.read(back).line == [Manifest.read(before).id, Manifest.read(exported).id]
+    assert publisher.publish() is None
+    with damo.EmbeddingStore(exported, read_only=True) as store:
+        there = {name: {*table.to_torch()[0].tolist()} for name, table in store.tables().items()}
+    for name, table in Delta.read(back).tables.items():
+        now = {*training.store.table(name).to_torch()[0].tolist()}
+        assert there[name] - now <= {*table.deleted.tolist()}
+
+
+def test_a_publisher_refuses_to_begin_from_another_store(training: Training) -> None:
+    with damo.EmbeddingStore(training.path / "other", memory_budget="64MiB") as store:
+        foreign = store.checkpoint(training.path / "foreign")
+    with pytest.raises(ValueError, match="Export the model anew"):
+        damo.serving.DeltaPublisher(training.store, training.path / "deltas", since=foreign, every_steps=1)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import damo_torchrec as damo
 from damo_torchrec.checkpoints.delta import Delta
 from damo_torchrec.serving import updates
-from damo_torchrec.store.delta_writer import write_delta
+from damo_torchrec.store.delta_writer import Additions, write_delta
 from served_training import PATIENCE, Training, answers_of, check_same, wait_until
 
 
@@ -87,7 +87,7 @@ def test_a_dense_part_of_another_model_or_step_is_refused(
         training.step()
         path = training.path / f"bad-{number}"
         with training.store.session.mutex:
-            write_delta(training.store.session, path, training.newest, {"dense.onnx": content})
+            write_delta(training.store.session, path, training.newest, Additions({"dense.onnx": content}))
         with pytest.raises(error, match=message):
             predictor.apply_delta(path)
         check_same(answers_of(predictor), start)

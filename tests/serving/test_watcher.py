@@ -5,13 +5,17 @@ import os
 import shutil
 import time
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import damo_torchrec as damo
+from damo_torchrec.checkpoints.delta import DeltaManifest
+from damo_torchrec.serving.place import Following, Place
 from damo_torchrec.serving.watcher import Watcher
+from forged_lines import make_delta
 from forging import forged_copy
 from served_training import Training, answers_of, check_same, wait_until
 
@@ -146,6 +150,10 @@ def test_odd_entries_stop_nothing_and_are_told_once_and_counted(
     assert told == []
 
 
+def place_at(state: int) -> Place:
+    return Place(frozenset([f"{state:032x}"]), frozenset([f"{state:032x}"]), state, state)
+
+
 def test_whatever_a_delta_raises_those_after_it_are_applied(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     errors: dict[str, Exception] = {
         "1": AttributeError("unexpected"),
@@ -162,9 +170,9 @@ def test_whatever_a_delta_raises_those_after_it_are_applied(tmp_path: Path, capl
             raise errors[path.name]
 
     for name in (*errors, "6"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "delta.json").touch()
-    watcher = Watcher(tmp_path, 0.01, apply, lambda: 0)
+        make_delta(tmp_path, name, [0], to=12 - int(name))
+    start, end = place_at(0), place_at(6)
+    watcher = Watcher(tmp_path, 0.01, apply, lambda: replace(start, past=end.past) if "6" in calls else start)
     wait_until(lambda: calls.count("2") > 2)
     watcher.stop()
     watcher.join()
@@ -173,3 +181,56 @@ def test_whatever_a_delta_raises_those_after_it_are_applied(tmp_path: Path, capl
     assert watcher.passed_over == len(errors)
     assert caplog.text.count("refusing the delta") == 3
     assert caplog.text.count("will try again") == 2
+
+
+def follow(directory: Path, state: int) -> tuple[list[str], Following]:
+    """What a watcher applies from a state on, and how far that is behind then."""
+    applied: list[str] = []
+    place = place_at(state)
+
+    def apply(path: Path) -> None:
+        nonlocal place
+        manifest = DeltaManifest.read(path)
+        assert place.leads_on(manifest)
+        place = place.after(manifest)
+        applied.append(path.name)
+
+    watcher = Watcher(directory, 0.001, apply, lambda: place)
+    looks = watcher.looks
+    wait_until(lambda: watcher.looks > looks + 1)
+    watcher.stop()
+    watcher.join()
+    return applied, watcher.following
+
+
+def test_the_shortest_way_to_the_newest_delta_is_taken(tmp_path: Path) -> None:
+    make_delta(tmp_path, "delta-2", [1], 2)
+    make_delta(tmp_path, "delta-3", [2], 3)
+    make_delta(tmp_path, "delta-4", [3], 4)
+    assert follow(tmp_path, 1) == (["delta-2", "delta-3", "delta-4"], Following(4))
+    make_delta(tmp_path, "delta-3.1", [1, 2], 3)
+    assert follow(tmp_path, 1) == (["delta-3.1", "delta-4"], Following(4))
+    assert follow(tmp_path, 3) == (["delta-4"], Following(4))
+
+
+def test_what_leads_nowhere_is_not_taken_where_there_is_another_way(tmp_path: Path) -> None:
+    make_delta(tmp_path, "delta-5", [1], 5)
+    make_delta(tmp_path, "delta-2", [1], 2, sequence=6)
+    make_delta(tmp_path, "delta-3", [2], 3, sequence=7)
+    assert follow(tmp_path, 1) == (["delta-2", "delta-3"], Following(3))
+    applied, behind = follow(tmp_path, 5)
+    assert (applied, behind.waiting, behind.newest_step) == ([], 2, 3)
+    assert behind.reason is not None
+    make_delta(tmp_path, "delta-4", [3, 5], 4, sequence=8, abandoned=1)
+    assert follow(tmp_path, 5) == (["delta-4"], Following(4))
+
+
+def test_a_watcher_says_that_deltas_are_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_delta(tmp_path, "delta-7", [6], 7)
+    make_delta(tmp_path, "delta-8", [7], 8)
+    applied, behind = follow(tmp_path, 1)
+    assert (applied, behind.newest_step, behind.waiting, behind.refused) == ([], 8, 2, 0)
+    assert behind.reason is not None
+    assert "missing" in behind.reason
+    assert caplog.text.count("waiting for what comes before") == 1
+    assert follow(tmp_path, 9) == ([], Following(9))  # an export that is newer

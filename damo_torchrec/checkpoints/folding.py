@@ -1,0 +1,136 @@
+"""Several deltas, each of which goes on from the one before, made one."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from damo_torchrec.checkpoints.array_file import ArrayWriter
+from damo_torchrec.checkpoints.atomic_directory import build_directory
+from damo_torchrec.checkpoints.delta import Delta, DeltaManifest, DeltaTable, TableChanges
+from damo_torchrec.checkpoints.file_entry import FileEntry
+from damo_torchrec.checkpoints.layout import array_files
+from damo_torchrec.errors import SchemaMismatchError
+from damo_torchrec.files import write_file
+
+_log = logging.getLogger(__name__)
+_WORKING_BYTES = 1 << 24
+_Ids = npt.NDArray[np.int64]
+
+
+def fold_deltas(paths: Sequence[Path], target: Path) -> Path:
+    """Makes one delta of several; returns it. It leads to the state of the last, from wherever any of them leads from.
+
+    Arrays are merged some rows at a time. Other files than those of rows are those of the last delta.
+
+    Args:
+        paths: of the deltas, at least one, in their order.
+        target: a new directory.
+
+    Raises:
+        ValueError: one does not go on from the one before, or is none, or the last lacks a file that another has.
+        SchemaMismatchError: a table is not the same in all of them.
+        CorruptionError: one is damaged.
+        OutOfSpaceError, DamoError: the disk is full or refuses; nothing is left behind.
+    """
+    deltas = [Delta.read(path) for path in paths]
+    last = deltas[-1]
+    manifest = _manifest(deltas)
+    if lost := {name for delta in deltas for name in delta.files} - {*last.files}:
+        raise ValueError(f"{last.path} lacks {sorted(lost)}, which deltas before it have")
+
+    def fill(staged: Path) -> None:
+        tables = {name: _fold_table(staged, name, deltas) for name in last.tables}
+        for name in last.files:
+            write_file(staged / name, last.read_file(name))
+        files = {file.name: FileEntry.of(file) for file in sorted(staged.iterdir())}
+        replace(manifest, tables=tables, files=files).write(staged)
+
+    build_directory(target, "delta", fill)
+    _log.info("folded %d deltas, of steps %d to %d, into %s", len(deltas), manifest.since_step, last.step, target)
+    return target
+
+
+def _manifest(deltas: Sequence[Delta]) -> DeltaManifest:
+    """That of the whole, but for tables and files."""
+    first, last = deltas[0], deltas[-1]
+    past, abandoned = list(first.manifest.past()), list(first.manifest.abandoned_states())
+    for before, delta in pairwise(deltas):
+        if before.id not in delta.line or before.manifest.seed != delta.manifest.seed:
+            raise ValueError(f"{delta.path} does not go on from {before.path}")
+        past += [before.id, *delta.manifest.past()]
+        abandoned += delta.manifest.abandoned_states()
+    past = [state for state in dict.fromkeys(past) if state != last.id]
+    abandoned = [state for state in dict.fromkeys(abandoned) if state not in {*past, last.id}]
+    return replace(
+        last.manifest,
+        base=first.base,
+        line=[*past, *abandoned],
+        since_step=min(first.since_step, last.step),
+        abandoned=len(abandoned),
+    )
+
+
+def _fold_table(directory: Path, name: str, deltas: Sequence[Delta]) -> TableChanges:
+    table = deltas[-1].manifest.tables[name]
+    for delta in deltas:
+        other = delta.manifest.tables.get(name, table)
+        if (other.number, other.dim) != (table.number, table.dim):
+            raise SchemaMismatchError(f"table {name!r} is another one in {delta.path} than in {deltas[-1].path}")
+    parts = [delta.tables[name] for delta in deltas if name in delta.tables]
+    ids_file, weights_file, deleted_file = (directory / file for file in array_files(table.number))
+    with (
+        ArrayWriter(ids_file, np.int64) as ids,
+        ArrayWriter(weights_file, np.float32, table.dim) as weights,
+        ArrayWriter(deleted_file, np.int64) as deleted,
+    ):
+        for some in _cut(parts, max(_WORKING_BYTES // (4 * table.dim) // len(parts), 1)):
+            rows = _fold_rows(some)
+            ids.append(rows.ids)
+            weights.append(rows.weights)
+            deleted.append(rows.deleted)
+    return replace(table, changed=ids.rows, deleted=deleted.rows)
+
+
+def _cut(parts: Sequence[DeltaTable], size: int) -> Iterator[list[DeltaTable]]:
+    """The parts, by ascending ranges of ids in which no array of theirs has more than `size`."""
+    arrays = [array for part in parts for array in (part.ids, part.deleted)]
+    ends = np.unique(np.concatenate([array[size - 1 :: size] for array in arrays] + [array[-1:] for array in arrays]))
+    begins = [(0, 0)] * len(parts)
+    for end in ends:
+        some = []
+        for n, part in enumerate(parts):
+            (a, b), (c, d) = begins[n], (_end(part.ids, end), _end(part.deleted, end))
+            some.append(DeltaTable(part.ids[a:c], part.weights[a:c], part.deleted[b:d]))
+            begins[n] = c, d
+        yield some
+
+
+def _end(ascending: npt.NDArray[Any], last: np.int64) -> int:
+    return int(ascending.searchsorted(last, side="right"))
+
+
+def _fold_rows(parts: Sequence[DeltaTable]) -> DeltaTable:
+    """What the changes come to, one after the other."""
+    ids, weights, deleted = parts[0].ids, parts[0].weights, parts[0].deleted
+    for part in parts[1:]:
+        stay = ~_among(ids, part.ids) & ~_among(ids, part.deleted)
+        together = np.concatenate([ids[stay], part.ids])
+        order = together.argsort()
+        weights = np.concatenate([weights[stay], part.weights])[order]
+        ids = together[order]
+        deleted = np.union1d(deleted[~_among(deleted, part.ids)], part.deleted)
+    return DeltaTable(np.ascontiguousarray(ids), np.ascontiguousarray(weights), np.ascontiguousarray(deleted))
+
+
+def _among(ids: _Ids, others: _Ids) -> npt.NDArray[np.bool_]:
+    """Which of the ids are among others, ascending."""
+    if not len(others):
+        return np.zeros(len(ids), dtype=bool)
+    places = np.minimum(others.searchsorted(ids), len(others) - 1)
+    return np.asarray(others[places] == ids)

@@ -1,0 +1,22 @@
+"""Publishing in any order of calls, by trainers that die anywhere: see `publishing_model`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from publishing_model import Run, cheap_exports, dense_graph_of
+from support import directory_in_memory
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[bytes]:
+    graph = dense_graph_of(tmp_path_factory.mktemp("graph"))
+    with cheap_exports(graph):
+        yield graph
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_a_trainer_does_servers_follow(seed: int, graph: bytes) -> None:
+    with directory_in_memory() as path:
+        Run(seed, Path(path), graph).run()
