@@ -35,7 +35,7 @@ def check_dense_graph(content: bytes, file: Path) -> Any:
 
 
 def check_exported_graph(file: Path) -> None:
-    """Checks a graph whose larger tensors may be in files beside it, in its own directory or below.
+    """Checks a graph whose larger tensors may be in files beside it, as `data_file` finds them.
 
     Raises:
         CorruptionError: it is no graph, has tensors elsewhere, or operators of unknown domains.
@@ -45,7 +45,7 @@ def check_exported_graph(file: Path) -> None:
     _check_domains(model, file, _STANDARD | _OF_RUNTIME | {DOMAIN})
     for tensor in _tensors(model):
         try:
-            _check_external(tensor, file.parent)
+            _check_external(tensor, file)
         except (ValueError, OSError) as error:
             raise CorruptionError(f"{file} is refused: tensor {tensor.name!r} {error}") from error
 
@@ -90,26 +90,45 @@ def _tensors(model: Any) -> Iterator[Any]:
             yield tensor
 
 
-def _check_external(tensor: Any, directory: Path) -> None:
-    """Raises ValueError or OSError unless a tensor's values are all in a file in this directory or below."""
+def data_file(file: Path, name: str) -> Path:
+    """The regular file that a graph calls `name`: in the graph's directory or below.
+
+    A link may lead to another place there, as Kubernetes mounts volumes, or into the directory that the graph's own
+    link leads to, as Hugging Face's cache keeps files.
+
+    Args:
+        file: the graph.
+        name: as in the graph.
+
+    Raises:
+        ValueError: it is elsewhere, or no file.
+        OSError: it is not there, or cannot be looked at.
+    """
+    location = PurePosixPath(name)
+    if location.is_absolute() or ".." in location.parts or not location.parts or "\\" in name:
+        raise ValueError(f"is in {name!r:.200}, outside of the graph's directory")
+    path = file.parent / location
+    real = Path(os.path.realpath(path, strict=True))
+    if real != Path(os.path.realpath(file.parent)) / location:
+        roots = [os.path.realpath(file.parent), os.path.dirname(os.path.realpath(file))]
+        if not any(real.is_relative_to(root) for root in roots):
+            raise ValueError(f"is in {path}, which is a link out of the graph's directory, to {real}")
+    if not stat.S_ISREG(os.lstat(real).st_mode):
+        raise ValueError(f"is in {path}, which is no file")
+    return real
+
+
+def _check_external(tensor: Any, file: Path) -> None:
+    """Raises ValueError or OSError unless a tensor's values are all in a file of the graph's."""
     entries = [(entry.key, entry.value) for entry in tensor.external_data]
     where = dict(entries)
     if len(where) < len(entries) or where.keys() - {"location", "offset", "length", "checksum"}:
         raise ValueError(f"is said to be at {entries!s:.200}")
-    location = PurePosixPath(where.get("location", ""))
-    if location.is_absolute() or ".." in location.parts or not location.parts or "\\" in str(location):
-        raise ValueError(f"is in {str(location)!r:.200}, outside of the graph's directory")
-    path = directory
-    for part in location.parts:
-        path = path / part
-        status = os.lstat(path)
-        if stat.S_ISLNK(status.st_mode):
-            raise ValueError(f"is in {path}, which is a link")
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"is in {path}, which is no file")
+    path = data_file(file, where.get("location", ""))
+    size = os.lstat(path).st_size
     offset, length = (_count(key, where[key]) if key in where else None for key in ("offset", "length"))
-    if (offset or 0) + (length or 0) > status.st_size:
-        raise ValueError(f"is beyond the {status.st_size} bytes of {path}: at {offset}, {length} bytes")
+    if (offset or 0) + (length or 0) > size:
+        raise ValueError(f"is beyond the {size} bytes of {path}: at {offset}, {length} bytes")
 
 
 def _count(key: str, text: str) -> int:

@@ -63,6 +63,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="threads of one lookup, and of one run (default: all processors)")
 
     batches = parser.add_argument_group("answering together")
+    batches.add_argument(
+        "--join",
+        choices=["auto", "always", "never"],
+        default="auto",
+        help="which models answer requests of several clients together: auto, those that were found not to compare "
+        f"samples when they were exported {shown}",
+    )
     batches.add_argument("--batch-samples", type=int, default=256, help=f"most samples in one run {shown}")
     batches.add_argument(
         "--batch-ms", type=float, default=1.0, metavar="MS", help=f"how long to wait for others to join {shown}"
@@ -145,6 +152,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         batch_samples=arguments.batch_samples,
         batch_seconds=arguments.batch_ms / 1000,
         workers=arguments.workers,
+        join=arguments.join,
         limits=limits_of(arguments),
         access=access_of(arguments),
     )

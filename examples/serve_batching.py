@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from damo_torchrec.serving import Predictor, Request
 
 Outputs = dict[str, np.ndarray]
+Join = Literal["auto", "always", "never"]
 
 
 class OverloadedError(Exception):
@@ -28,7 +31,9 @@ class Batcher:
 
     A request that comes while others are being answered waits up to `seconds` for more to join it,
     up to `samples` in all. At most `workers` batches are on their way; meanwhile requests gather,
-    up to `waiting` samples.
+    up to `waiting` samples. `join` says which models are asked that way: "auto" those that answer each
+    sample by itself, as far as their export could tell, "always" those of which answers can be told
+    apart, "never" none.
     """
 
     def __init__(
@@ -39,10 +44,12 @@ class Batcher:
         seconds: float,
         workers: int,
         waiting: int,
+        join: Join = "auto",
         answered: Callable[[int], None] = lambda samples: None,
     ) -> None:
         self.predictor = predictor
-        self._most = samples if joinable(predictor) else 1
+        self._samples_together = samples
+        self._join = join
         self._seconds = seconds
         self._most_waiting = waiting
         self._answered = answered
@@ -76,6 +83,11 @@ class Batcher:
         self._threads.shutdown()
         self.predictor.close()
 
+    @property
+    def _most(self) -> int:
+        """Samples in one run; a delta may bring another dense part."""
+        return self._samples_together if joinable(self.predictor, self._join) else 1
+
     def _samples(self) -> int:
         return sum(waiting.request.batch for waiting in self._waiting)
 
@@ -103,7 +115,8 @@ class Batcher:
         requests = [waiting.request for waiting in batch]
         try:
             loop = asyncio.get_running_loop()
-            answers = await loop.run_in_executor(self._threads, predict_together, self.predictor, requests)
+            ask = predict_together if self._join == "auto" else functools.partial(predict_together, join=self._join)
+            answers = await loop.run_in_executor(self._threads, ask, self.predictor, requests)
         except Exception as error:
             answers = [error] * len(batch)
         finally:
@@ -118,35 +131,37 @@ class Batcher:
                 waiting.answer.set_result(answer)
 
 
-def joinable(predictor: Predictor) -> bool:
-    """Whether answers to requests that are put together can be told apart, by sample."""
+def joinable(predictor: Predictor, join: Join = "auto") -> bool:
+    """Whether requests may be put together: answers can be told apart, and are those that each would get alone."""
+    if join == "never" or (join == "auto" and not predictor.by_sample):
+        return False
     by_sample = all(shape[:1] == ("batch",) for shape in predictor.outputs.values())
     of_features = {f"{name}.{part}" for name in predictor.features for part in ("values", "lengths", "weights")}
     plain = [argument for name, argument in predictor.inputs.items() if name not in of_features]
     return by_sample and all(argument.shape is not None and argument.shape[:1] == ("batch",) for argument in plain)
 
 
-def predict_together(predictor: Predictor, requests: Sequence[Request]) -> list[Outputs]:
-    """The answers to requests, as if each was asked alone."""
-    if len(requests) == 1:
-        return [predictor.predict(requests[0].arrays)]
-    outputs = predictor.predict(join(predictor, requests))
+def predict_together(predictor: Predictor, requests: Sequence[Request], join: Join = "auto") -> list[Outputs]:
+    """The answers to requests, as if each was asked alone, unless the model compares samples and `join` is "always"."""
+    if len(requests) == 1 or not joinable(predictor, join):
+        return [predictor.predict(request.arrays) for request in requests]
+    outputs = predictor.predict(joined(predictor, requests))
     ends = np.cumsum([request.batch for request in requests])[:-1]
     parts = {name: np.split(array, ends) for name, array in outputs.items()}
     return [{name: arrays[i] for name, arrays in parts.items()} for i in range(len(requests))]
 
 
-def join(predictor: Predictor, requests: Sequence[Request]) -> Outputs:
+def joined(predictor: Predictor, requests: Sequence[Request]) -> Outputs:
     """One request of many. Values are by key, then sample, so those of a key come together."""
-    joined: Outputs = {}
+    arrays: Outputs = {}
     for name, keys in predictor.features.items():
         lengths = [request.arrays[f"{name}.lengths"] for request in requests]
-        joined[f"{name}.lengths"] = np.concatenate(lengths, axis=1)
+        arrays[f"{name}.lengths"] = np.concatenate(lengths, axis=1)
         ends = [np.cumsum(each.sum(axis=1))[:-1] for each in lengths]
         for part in ("values", "weights"):
             if f"{name}.{part}" in predictor.inputs:
                 split = [np.split(r.arrays[f"{name}.{part}"], e) for r, e in zip(requests, ends, strict=True)]
-                joined[f"{name}.{part}"] = np.concatenate([of[key] for key in range(len(keys)) for of in split])
-    for name in predictor.inputs.keys() - joined.keys():
-        joined[name] = np.concatenate([request.arrays[name] for request in requests])
-    return joined
+                arrays[f"{name}.{part}"] = np.concatenate([of[key] for key in range(len(keys)) for of in split])
+    for name in predictor.inputs.keys() - arrays.keys():
+        arrays[name] = np.concatenate([request.arrays[name] for request in requests])
+    return arrays

@@ -93,8 +93,6 @@ def to_request(predictor: Predictor, content: dict[str, Any], limits: Limits) ->
     request = predictor.check(inputs)
     if request.batch > limits.samples:
         raise TooLargeError(f"the request holds {request.batch} samples; the limit is {limits.samples}")
-    if request.batch == 0:
-        raise ValueError("the request holds no sample")
     for name, array in request.arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{name} holds a number that {array.dtype} cannot")

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 import damo_torchrec as damo
 from damo_torchrec.serving import Predictor
-from serve_batching import Batcher
+from serve_batching import Batcher, Join, joinable
 from serve_gate import Access
 from serve_json import Limits
 
@@ -32,6 +32,7 @@ class Settings:
     batch_seconds: float = 0.001
     workers: int = 2
     waiting_samples: int = 16_384
+    join: Join = "auto"
     limits: Limits = field(default_factory=Limits)
     access: Access = field(default_factory=Access)
 
@@ -53,6 +54,8 @@ class Model:
             before, self.batcher = self.batcher, self._batcher(predictor)
             self.metrics.predictor = predictor
             log.info("serving %s, step %d", predictor.path, predictor.step)
+            if not joinable(predictor, self.settings.join):
+                log.info("requests are answered one by one: %s", self._why_alone(predictor))
             if before is not None:
                 task = asyncio.create_task(before.close())  # when it has answered what it was asked
                 self._ending.add(task)
@@ -78,6 +81,16 @@ class Model:
             predictor.watch(settings.watch, settings.poll_seconds)
         return predictor
 
+    def _why_alone(self, predictor: Predictor) -> str:
+        if self.settings.join == "never":
+            return "--join never"
+        if self.settings.join == "auto" and not predictor.by_sample:
+            found = (
+                "the model compares samples" if predictor.by_sample is False else "its export has not tried the model"
+            )
+            return f"{found}; --join always has them answered together all the same"
+        return "inputs or outputs are not by sample"
+
     def _batcher(self, predictor: Predictor) -> Batcher:
         settings = self.settings
         return Batcher(
@@ -86,6 +99,7 @@ class Model:
             seconds=settings.batch_seconds,
             workers=settings.workers,
             waiting=settings.waiting_samples,
+            join=settings.join,
             answered=self.metrics.batch_samples.observe,
         )
 

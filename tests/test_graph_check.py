@@ -206,3 +206,58 @@ def test_nothing_is_sent_or_stored_about_what_runs(package: str, tmp_path: Path)
     )
     assert done.stdout.split() == ["1"]
     assert not list(tmp_path.rglob("*onnxruntime*"))
+
+
+def linked(tmp_path: Path, layout: str, size: int = BYTES) -> Path:
+    """A graph and its values as they lie in Hugging Face's cache, or in a volume that Kubernetes mounts."""
+    graph_bytes = in_initializer(external("model.data-1/rows")).SerializeToString()
+    if layout == "hugging face":
+        blobs, snapshot = tmp_path / "models--x" / "blobs", tmp_path / "models--x" / "snapshots" / "5b1c"
+        blobs.mkdir(parents=True)
+        (snapshot / "model.data-1").mkdir(parents=True)
+        (blobs / "aa").write_bytes(graph_bytes)
+        (blobs / "bb").write_bytes(b"r" * size)
+        (snapshot / "model.onnx").symlink_to("../../blobs/aa")
+        (snapshot / "model.data-1" / "rows").symlink_to("../../../blobs/bb")
+        return snapshot
+    volume = tmp_path / "volume"
+    (volume / "..2026" / "model.data-1").mkdir(parents=True)
+    (volume / "..2026" / "model.onnx").write_bytes(graph_bytes)
+    (volume / "..2026" / "model.data-1" / "rows").write_bytes(b"r" * size)
+    (volume / "..data").symlink_to("..2026")
+    for name in ("model.onnx", "model.data-1"):
+        (volume / name).symlink_to(f"..data/{name}")
+    return volume
+
+
+@pytest.mark.parametrize("layout", ["hugging face", "kubernetes"])
+def test_links_that_stay_with_the_graph_are_followed(layout: str, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(linked(tmp_path, layout))
+    for path in (linked_path := (tmp_path / "current").resolve(), tmp_path / "current"):
+        (answer,) = damo.onnx.session(path).run(None, {})
+        assert bytes(answer) == b"r" * BYTES
+    (linked_path / "model.data-1" / "rows").resolve().write_bytes(b"r" * 5)
+    with pytest.raises(damo.CorruptionError, match="is beyond the 5 bytes"):
+        damo.onnx.session(linked_path)
+
+
+@pytest.mark.parametrize("target", ["outside", "pipe", "directory"])
+def test_links_that_lead_out_of_a_linked_layout_are_refused(target: str, tmp_path: Path) -> None:
+    snapshot = linked(tmp_path, "hugging face")
+    (tmp_path / "outside").write_bytes(b"x" * BYTES)
+    os.mkfifo(tmp_path / "models--x" / "blobs" / "pipe")
+    (tmp_path / "models--x" / "blobs" / "directory").mkdir()
+    rows = snapshot / "model.data-1" / "rows"
+    rows.unlink()
+    rows.symlink_to(tmp_path / "outside" if target == "outside" else f"../../../blobs/{target}")
+    with pytest.raises(damo.CorruptionError, match="a link out of" if target == "outside" else "which is no file"):
+        damo.onnx.session(snapshot)
+
+
+def test_a_blob_that_is_a_link_itself_is_refused(tmp_path: Path) -> None:
+    snapshot = linked(tmp_path, "hugging face")
+    (tmp_path / "outside").write_bytes(b"x" * BYTES)
+    (tmp_path / "models--x" / "blobs" / "bb").unlink()
+    (tmp_path / "models--x" / "blobs" / "bb").symlink_to(tmp_path / "outside")
+    with pytest.raises(damo.CorruptionError, match="a link out of the graph's directory"):
+        damo.onnx.session(snapshot)

@@ -105,7 +105,8 @@ void RegisterServing(py::module_& m) {
   py::class_<ServingTable>(m, "ServingTable")
       .def_property_readonly("first_bucket", [](const ServingTable& table) { return table.hash.first_bucket; })
       .def_property_readonly("bucket_mask", [](const ServingTable& table) { return table.hash.bucket_mask; })
-      .def_readonly("rows", &ServingTable::rows);
+      .def_readonly("rows", &ServingTable::rows)
+      .def_readonly("faint_rows", &ServingTable::faint_rows);
   py::class_<ServingRows, Held<ServingRows>>(m, "ServingRows")
       .def(py::init([](std::string directory, std::string prefix, int dim, std::string_view dtype, size_t shard_rows,
                        size_t memory_bytes, int num_threads) {

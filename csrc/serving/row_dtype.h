@@ -7,6 +7,7 @@
 //   kOnnxType     of the arrays that hold weights: ONNX's TensorProto.DataType
 //   kWeightBytes  of each weight
 //   kScaled       whether each row has a float32 that its weights are multiplied by
+//   kFaint        bits of the magnitude below which a row's largest weight loses more than rounding takes
 //   Encode(dim, weights, to, scale)
 //                 stores a row; sets the scale if kScaled. Throws kInvalidArgument for a weight that it cannot hold
 //   Row(stored, dim, scale, buffer)

@@ -7,6 +7,7 @@
 
 #include "base/float_environment.h"
 #include "base/status.h"
+#include "row/weight_type.h"
 #include "serving/row_spill.h"
 
 namespace damo {
@@ -61,6 +62,7 @@ struct ServingRows::Source {
   uint64_t found = 0;
   uint64_t taken = 0;
   int64_t smallest_id = 0;  // of those that are taken
+  int64_t faint = 0;        // as ServingTable
 
   const RowSnapshot::Table& table() const { return snapshot.tables().at(position); }
   std::string name() const { return "table \"" + table().name + "\""; }
@@ -145,8 +147,13 @@ ServingTable ServingRows::AddTable(Source* rows, const RowFilter& filter) {
     char* record = spill.Add(table_parts.Of(id) / parts_per_group);
     float scale = 0;
     try {
-      WithRowDtype(options_.dtype,
-                   [&](auto dtype) { dtype.Encode(options_.dim, weights.data(), record + kRecordHeader, &scale); });
+      WithRowDtype(options_.dtype, [&](auto dtype) {
+        dtype.Encode(options_.dim, weights.data(), record + kRecordHeader, &scale);
+        if (dtype.kFaint == 0) return;
+        uint32_t largest = 0;
+        for (const float weight : weights) largest = std::max(largest, MagnitudeBits(weight));
+        if (largest > 0 && largest < dtype.kFaint) ++rows->faint;
+      });
     } catch (const Error& error) {
       throw Error(error.code(), rows->name() + ", id " + std::to_string(id) + ": " + error.what());
     }
@@ -154,9 +161,10 @@ ServingTable ServingRows::AddTable(Source* rows, const RowFilter& filter) {
     std::memcpy(record + sizeof id, &scale, sizeof scale);
   });
 
-  if (rows->taken == 0) return {{}, 0};
+  if (rows->taken == 0) return {{}, 0, 0};
   const ServingTable table{{files_->num_buckets(), static_cast<int64_t>(table_parts.number * table_parts.buckets - 1)},
-                           static_cast<int64_t>(rows->taken)};
+                           static_cast<int64_t>(rows->taken),
+                           rows->faint};
   for (size_t first = 0; first < table_parts.number; first += parts_per_group) {
     const size_t n = std::min(parts_per_group, table_parts.number - first);
     Records records(spill.Take(first / parts_per_group), record_bytes);

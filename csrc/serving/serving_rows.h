@@ -41,7 +41,8 @@ constexpr size_t kLeastServingMemory = size_t{32} << 20;
 // Where a table is in its row group.
 struct ServingTable {
   HashTable hash;
-  int64_t rows;  // of ids
+  int64_t rows;        // of ids
+  int64_t faint_rows;  // of these, those whose weights are so small that the dtype keeps less of them than of others
 };
 
 // Not thread-safe.

@@ -17,6 +17,7 @@ from damo_torchrec.onnx.arguments import read_arguments
 from damo_torchrec.onnx.card import About
 from damo_torchrec.onnx.graph_files import write_graph
 from damo_torchrec.onnx.graphs import DenseGraph, FullGraph, RowOptions
+from damo_torchrec.onnx.lowering import Layout
 from damo_torchrec.onnx.row_dtypes import ROW_DTYPES, DtypeName
 from damo_torchrec.onnx.samples import is_by_sample
 from damo_torchrec.onnx.session import model_file
@@ -52,6 +53,8 @@ def export(
     memory_budget: int | str | None = None,
     progress: Progress | bool | None = None,
     verify: bool = True,
+    single_file: bool = False,
+    inline: bool = False,
 ) -> Path:
     """Exports a model with its rows for serving. Returns the graph's file.
 
@@ -88,6 +91,9 @@ def export(
         verify: run the graph on `args` before it takes its place, and compare its outputs with the model's; where rows
             are left out, their shapes. Whether the model answers each sample by itself is found out, too. False
             does neither.
+        single_file: have all rows in the graph's file, which takes 2 GiB at most.
+        inline: have standard operators alone, and no functions, for tools that do not know those. Kernels of this
+            package are no use then.
 
     Raises:
         ValueError: the model has no collection of this package, or an option is not possible, for example a weight that
@@ -125,6 +131,8 @@ def export(
     by_sample = is_by_sample(traced, arguments) if verify else None
     about = About(store, arguments.features, arguments.jagged, by_sample)
     if dense_only:
+        if single_file or inline:
+            raise ValueError("a graph of dense_only is a single file, and without functions")
         dense = DenseGraph(traced, arguments, about, options)
         write_graph(file, traced.proto, lambda _: dense.make(), dense.check if verify else None)
         return file
@@ -134,7 +142,7 @@ def export(
     write_graph(
         file,
         traced.proto,
-        lambda directory: full.make(directory, memory_bytes, progress),
+        lambda directory: full.make(directory, memory_bytes, progress, Layout(file.parent, single_file, inline)),
         full.check if verify else None,
     )
     _log.info(

@@ -1,14 +1,15 @@
 """What becomes of a traced graph: one with rows, or one that is given what its lookups would find."""
 
 import logging
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from damo_torchrec.onnx.arguments import Arguments
 from damo_torchrec.onnx.card import About, dense_card, full_card, set_card
-from damo_torchrec.onnx.lowering import lower_to_inputs, lower_to_rows
-from damo_torchrec.onnx.rows import RowFilter, RowWriter
+from damo_torchrec.onnx.lowering import Layout, lower_to_inputs, lower_to_rows
+from damo_torchrec.onnx.rows import RowFilter, RowGroup, RowWriter
 from damo_torchrec.onnx.samples import any_rows
 from damo_torchrec.onnx.trace_model import Traced
 from damo_torchrec.onnx.trial import Answers, DifferentAnswerError, ask_model, check_graph, stored_rows
@@ -76,8 +77,12 @@ class FullGraph:
         """Notes what the model answers now, for `check`."""
         self._expected = self._answers()
 
-    def make(self, directory: Path, memory_bytes: int, progress: Progress | bool) -> None:
-        """Writes rows into `directory`, which goes beside the graph."""
+    def make(self, directory: Path, memory_bytes: int, progress: Progress | bool, layout: Layout) -> None:
+        """Writes rows into `directory`, which goes beside the graph; those of a single file into that, then.
+
+        Raises:
+            ValueError: rows are too many for a single file.
+        """
         options, traced = self._options, self._traced
         filters = {
             t.name: RowFilter(options.min_count, options.expire, options.top_n.get(t.name)) for t in self._tables
@@ -88,8 +93,9 @@ class FullGraph:
             writer = RowWriter(directory, options.dtype, filters, options.unseen, memory_bytes, threads, advance)
             groups = writer.write(self._tables)
         jagged = [*self._arguments.features, *self._arguments.jagged]
-        lower_to_rows(traced.proto, jagged, traced.calls, groups, options.unseen, options.max_length, directory.parent)
-        set_card(traced.proto, full_card(self._about, groups, asdict(options), directory.parent))
+        _warn_of_faint_rows(groups.values(), options.dtype)
+        lower_to_rows(traced.proto, jagged, traced.calls, groups, options.unseen, options.max_length, layout)
+        set_card(traced.proto, full_card(self._about, groups, asdict(options), layout.directory))
 
     def check(self, content: bytes, file: Path) -> None:
         """Runs it on the arguments, beside what the model answered before. Errors are of `check_graph`."""
@@ -106,6 +112,16 @@ class FullGraph:
         rows = stored_rows({table.name: table for table in self._tables}, options.unseen, options.dtype)
         inputs = self._arguments.shortened(options.max_length)
         return ask_model(self._traced, inputs, rows, comparable=options.all_rows)
+
+
+def _warn_of_faint_rows(groups: Iterable[RowGroup], dtype: str) -> None:
+    faint = {name: rows for group in groups for name, rows in group.faint_rows.items() if rows}
+    if faint:
+        warnings.warn(
+            f"{dtype} keeps little or nothing of {sum(faint.values())} rows, whose weights are all near zero: by table "
+            f"{faint}. dtype='float32' keeps them",
+            stacklevel=5,
+        )
 
 
 def _tell(differing: Sequence[str], file: Path) -> None:

@@ -1,6 +1,7 @@
 """From a traced graph to one that looks rows up itself, or to one that is given them."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,33 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
+from onnx.inliner import inline_local_functions
 
 from damo_torchrec.graph_check import DOMAIN
 from damo_torchrec.modules.lookup_plan import LookupKind
 from damo_torchrec.onnx.arguments import JaggedInput
 from damo_torchrec.onnx.functions import functions_for
+from damo_torchrec.onnx.graph_files import LARGEST_FILE
 from damo_torchrec.onnx.jagged_functions import CHECK, LIMIT, SELECT
 from damo_torchrec.onnx.names import rename_read
 from damo_torchrec.onnx.rows import RowGroup
 from damo_torchrec.onnx.stand_ins import NODE, NUMBER, LookupCall
 from damo_torchrec.onnx.vocabulary import IR_VERSION, REFUSALS, Lookup
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a graph lies in its files.
+
+    Args:
+        directory: that the graph's file will be in.
+        single_file: whether it has all arrays in itself.
+        inline: whether it has no functions of its own.
+    """
+
+    directory: Path
+    single_file: bool = False
+    inline: bool = False
 
 
 def lower_to_rows(
@@ -27,7 +45,7 @@ def lower_to_rows(
     groups: Mapping[int, RowGroup],
     unseen: Mapping[str, str],
     max_length: Mapping[str, int],
-    directory: Path,
+    layout: Layout,
 ) -> None:
     """Has a graph look up rows in row groups, by functions of standard operators.
 
@@ -38,7 +56,7 @@ def lower_to_rows(
         groups: by dim.
         unseen: by table, what ids without a row read as.
         max_length: by feature, what a longer bag than that is refused at.
-        directory: that the graph's file will be in.
+        layout: of the graph's file.
     """
     used: dict[Lookup, None] = {}
     nodes = _checks(proto.graph, features)
@@ -56,10 +74,18 @@ def lower_to_rows(
             arrays[dim].update(shared)
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
-    for dim, names in arrays.items():
-        proto.graph.initializer.extend(groups[dim].initializers(sorted(names), directory))
     proto.functions.extend(functions_for(used))
     proto.ir_version = IR_VERSION
+    if layout.inline:
+        proto.CopyFrom(inline_local_functions(proto))
+        _remove_domain(proto)
+    size = sum(groups[dim].size(sorted(names)) for dim, names in arrays.items())
+    if layout.single_file and size > LARGEST_FILE:
+        raise ValueError(f"single_file takes at most {LARGEST_FILE} bytes, and these rows have {size}")
+    for dim, names in arrays.items():
+        proto.graph.initializer.extend(
+            groups[dim].initializers(sorted(names), layout.directory, embedded=layout.single_file)
+        )
 
 
 def _checks(graph: onnx.GraphProto, features: Sequence[JaggedInput]) -> list[onnx.NodeProto]:
@@ -245,8 +271,7 @@ def lower_to_inputs(proto: onnx.ModelProto, calls: Sequence[LookupCall]) -> list
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     _remove_unused(proto)
-    for domain in [d for d in proto.opset_import if d.domain == DOMAIN]:
-        proto.opset_import.remove(domain)
+    _remove_domain(proto)
     proto.ir_version = IR_VERSION
     used = {value.name for value in proto.graph.input}
     return [[name if name in used else "" for name in names.get(number, [])] for number in range(len(calls))]
@@ -273,6 +298,12 @@ def _shapes(call: LookupCall, path: str) -> list[list[str | int] | None]:
     if call.plan.kind is LookupKind.ROWS:
         return [None]
     return [[f"{path}.{output.feature}.ids", output.dim] for output in call.plan.outputs]
+
+
+def _remove_domain(proto: onnx.ModelProto) -> None:
+    """Of a graph that has none of this package's operators."""
+    for domain in [d for d in proto.opset_import if d.domain == DOMAIN]:
+        proto.opset_import.remove(domain)
 
 
 def _remove_unused(proto: onnx.ModelProto) -> None:

@@ -61,6 +61,7 @@ class RowGroup:
         arrays: those that are small.
         files: dtype, shape and file of the others, which go into the graph where that is small.
         num_rows: rows of each table.
+        faint_rows: of these, those whose weights are so small that the dtype keeps less of them than of others.
     """
 
     dim: int
@@ -69,21 +70,26 @@ class RowGroup:
     arrays: dict[str, npt.NDArray[Any]]
     files: dict[str, tuple[int, tuple[int, ...], Path]]
     num_rows: dict[str, int]
+    faint_rows: dict[str, int]
 
     def initializer(self, name: str) -> str:
         """What the array `name` is called in a graph."""
         return f"rows/{self.dim}/{name}"
 
-    def initializers(self, names: Sequence[str], directory: Path) -> list[onnx.TensorProto]:
-        """The arrays, for a graph in `directory`."""
-        return [self._initializer(name, directory) for name in names]
+    def initializers(self, names: Sequence[str], directory: Path, embedded: bool) -> list[onnx.TensorProto]:
+        """The arrays, for a graph in `directory`; `embedded` are those with all of their values, whose files go."""
+        return [self._initializer(name, directory, embedded) for name in names]
 
-    def _initializer(self, name: str, directory: Path) -> onnx.TensorProto:
+    def size(self, names: Sequence[str]) -> int:
+        """Bytes of these arrays."""
+        return sum(self.files[name][2].stat().st_size for name in names if name in self.files)
+
+    def _initializer(self, name: str, directory: Path, embedded: bool) -> onnx.TensorProto:
         if name in self.arrays:
             return onnx.numpy_helper.from_array(self.arrays[name], self.initializer(name))
         dtype, shape, file = self.files[name]
         tensor = onnx.TensorProto(name=self.initializer(name), data_type=dtype, dims=shape)
-        if file.stat().st_size <= _SMALL_BYTES:
+        if embedded or file.stat().st_size <= _SMALL_BYTES:
             tensor.raw_data = file.read_bytes()
             file.unlink()
             return tensor
@@ -166,6 +172,7 @@ class RowWriter:
             arrays=arrays,
             files=files,
             num_rows={name: table.rows for name, table in zip(names, written, strict=True)},
+            faint_rows={name: table.faint_rows for name, table in zip(names, written, strict=True)},
         )
 
     def _add(

@@ -77,8 +77,8 @@ def ask_model(
     except Exception as error:  # of whatever kind: it is the model's own code
         raise RuntimeError(f"the model cannot be run with args in eval mode ({_WITHOUT}): {error}") from error
     feed = {name: tensor.numpy() for name, tensor in inputs.items()}
-    for names, given in zip(lookup_inputs, found, strict=False):
-        feed |= {name: tensor.numpy() for name, tensor in zip(names, given, strict=True) if name}
+    for names, given in zip(lookup_inputs, found, strict=False):  # there are no names for what is of no use
+        feed |= {name: tensor.numpy() for name, tensor in zip(names, given, strict=False) if name}
     answers = {name: _array(output) for name, output in zip(traced.outputs, outputs, strict=True)}
     return Answers(feed, answers, found, comparable)
 

@@ -7,7 +7,7 @@ from damo_torchrec.checkpoints.file_entry import FileEntry, Finding
 from damo_torchrec.errors import CorruptionError
 from damo_torchrec.files import os_errors
 from damo_torchrec.graph_card import SEAL, is_sealed
-from damo_torchrec.graph_check import check_exported_graph, external_files
+from damo_torchrec.graph_check import check_exported_graph, data_file, external_files
 from damo_torchrec.onnx.card import model_card
 
 
@@ -31,7 +31,13 @@ def export_findings(file: Path) -> Iterator[Finding]:
         yield Finding(file, f"the graph that was exported, with the SHA-256 {card[SEAL]} in its card", "another one")
     named = card.get("files", {})
     for name, entry in named.items():
-        if (finding := FileEntry(entry["size"], entry["sha256"]).finding(file.parent / name)) is not None:
+        try:
+            path = data_file(file, name)
+        except (ValueError, OSError) as error:
+            found = "none" if isinstance(error, FileNotFoundError) else f"that it {error}"
+            yield Finding(file.parent / name, "a file of the export", found)
+            continue
+        if (finding := FileEntry(entry["size"], entry["sha256"]).finding(path)) is not None:
             yield finding
     for name in sorted(external_files(content, file) - named.keys()):
         yield Finding(file.parent / name, "no file that the card does not name", "values of the graph")

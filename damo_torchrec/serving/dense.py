@@ -64,9 +64,11 @@ class DensePart:
         looked_up = {name for lookup in self.card.lookups for name in lookup.graph_inputs}
         if absent := sorted(looked_up - set(self.inputs)):
             raise CorruptionError(f"{file} says that {absent} are inputs, but they are not")
+        self._dtypes: dict[str, np.dtype[Any]] = {}
         for node in self._session.get_outputs():
             if node.type not in _DTYPES:
                 raise CorruptionError(f"{file}: output {node.name!r} is a {node.type}, which answers cannot have")
+            self._dtypes[node.name] = _DTYPES[node.type]
         self.arguments = self._arguments(looked_up)
 
     def _arguments(self, looked_up: set[str]) -> list[Argument]:
@@ -123,6 +125,16 @@ class DensePart:
         ):
             if mine != wanted:
                 raise SchemaMismatchError(f"{self.file} has other {what} than {other.file}: {mine}, expected {wanted}")
+
+    def of_no_sample(self) -> dict[str, Array] | None:
+        """The outputs for a batch without samples, by name. None if their sizes are for the graph alone to tell."""
+        outputs = {}
+        for name, shape in self.outputs.items():
+            known = [size for size in shape[1:] if isinstance(size, int)]
+            if shape[:1] != (BATCH,) or len(known) < len(shape) - 1:
+                return None
+            outputs[name] = np.empty((0, *known), self._dtypes[name])
+        return outputs
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name.

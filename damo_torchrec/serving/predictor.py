@@ -140,6 +140,11 @@ class Predictor:
         """Shapes of the outputs, by name: sizes, names of sizes as in `inputs`, or None for what is not known."""
         return dict(self._states.current.dense.outputs)
 
+    @property
+    def by_sample(self) -> bool | None:
+        """Whether a sample's answer is the same whatever is asked with it. None if the export did not find out."""
+        return self._states.current.dense.card.by_sample
+
     def check(self, inputs: Mapping[str, Any]) -> Request:
         """Checks the inputs of `predict`, with the same arguments and errors, and returns them as arrays.
 
@@ -171,10 +176,13 @@ class Predictor:
         begin = time.perf_counter()
         request = self.check(inputs)
         with self._states.use() as state:
-            arrays = dict(request.arrays)
-            for lookup in self._lookups:
-                arrays.update(lookup.run(request, state.overlay))
-            outputs = state.dense.run(arrays)
+            # A graph may fail at what has no samples.
+            outputs = state.dense.of_no_sample() if request.batch == 0 else None
+            if outputs is None:
+                arrays = dict(request.arrays)
+                for lookup in self._lookups:
+                    arrays.update(lookup.run(request, state.overlay))
+                outputs = state.dense.run(arrays)
         self._histogram.add(time.perf_counter() - begin)
         return outputs
 

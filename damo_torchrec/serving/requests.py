@@ -72,7 +72,7 @@ class Signature:
     def check(self, inputs: Mapping[str, Any]) -> Request:
         """Makes a request of what `Predictor.predict` was given. Errors are its."""
         given = self._by_name(inputs)
-        arrays = {name: as_array(name, given[name], a.dtype) for name, a in self._arguments.items()}
+        arrays = {name: _as_argument(a, given[name]) for name, a in self._arguments.items()}
         sizes: dict[str, tuple[int, str]] = {}
         for name, argument in self._arguments.items():
             _check_shape(argument, arrays[name].shape, sizes)
@@ -111,6 +111,14 @@ class Signature:
         if missing:
             raise ValueError(f"inputs {missing} are missing; expected {expected}, got {sorted(given)}")
         return given
+
+
+def _as_argument(argument: Argument, value: Any) -> Array:
+    """As an array; a list of no samples, which has one dimension whatever it is a list of, with all of them."""
+    array = as_array(argument.name, value, argument.dtype)
+    if isinstance(value, list) and not value and argument.shape is not None and argument.shape[:1] == (BATCH,):
+        return array.reshape(0, *(size if isinstance(size, int) else 0 for size in argument.shape[1:]))
+    return array
 
 
 def _check_shape(argument: Argument, shape: tuple[int, ...], sizes: dict[str, tuple[int, str]]) -> None:

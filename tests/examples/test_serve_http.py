@@ -90,11 +90,6 @@ BAD: dict[str, tuple[bytes, int, str]] = {
     "infinite": (changed(dense=[[1e39], [0]]), 422, "holds a number that float32 cannot"),
     "columns": (changed(dense=[[1, 2], [3, 4]]), 422, "dense must have the shape (batch, 1), got (2, 2)"),
     "rows": (changed(dense=[[1]]), 422, "batch is 2 in features.lengths"),
-    "no samples": (
-        changed(dense=[], features={k: [] for k in KEYS}, **{"features.weights": {k: [] for k in KEYS}}),
-        422,
-        "",
-    ),
     "too many names": (b"{" + b'"":1' * 10_001 + b"}", 413, "holds 10001 names; the limit is 10000"),
     "too many values": (changed(dense=[[]] * 1500), 413, "values; the limit is 3000"),
     "too many samples": (json.dumps(body(41)).encode(), 413, "holds 41 samples; the limit is 40"),
@@ -239,6 +234,19 @@ def test_health_says_that_the_newest_delta_cannot_be_reached(served: Any, tmp_pa
             assert line in metrics
 
     with_client(served[1] / "one", use, watch=tmp_path)
+
+
+def test_no_sample_has_an_answer(served: Any) -> None:
+    nothing = {key: [] for key in KEYS}
+
+    async def use(client: httpx.AsyncClient) -> None:
+        empty = {"dense": [], "features": nothing, "features.weights": nothing}
+        requests = [client.post("/predict", json=request) for request in (empty, body(3), empty)]
+        responses = await asyncio.gather(*requests)
+        assert [response.status_code for response in responses] == [200] * 3
+        assert [len(response.json()["output"]) for response in responses] == [0, 3, 0]
+
+    with_client(served[1] / "one", use, workers=1)
 
 
 def test_too_many_that_wait_are_told_to_come_again(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,6 +159,20 @@ def test_float16_refuses_what_it_cannot_hold(model: nn.Module, store: damo.Embed
     assert not (tmp_path / "m").exists()
 
 
+def test_float16_warns_of_rows_that_it_keeps_little_of(
+    model: nn.Module, store: damo.EmbeddingStore, tmp_path: Path
+) -> None:
+    table = store.table("secondFalse")
+    table.set(torch.tensor([70, 71, 72]), torch.tensor([[1e-9, 0, 0], [3e-5, -1e-6, 0], [0.0, 0, 0]]))
+    with pytest.warns(UserWarning, match=r"float16 keeps little or nothing of 2 rows, .* {'secondFalse': 2}"):
+        damo.onnx.export(model, REQUEST, tmp_path / "m", dtype="float16")
+    for dtype in ("float32", "int8"):
+        damo.onnx.export(model, REQUEST, tmp_path / "m", dtype=dtype)
+    table.set(torch.tensor([70]), torch.full((1, 3), 1e-40))
+    with pytest.warns(UserWarning, match="int8 keeps little or nothing of 1 rows"):
+        damo.onnx.export(model, REQUEST, tmp_path / "m", dtype="int8")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_rows_over_several_arrays(
     store: damo.EmbeddingStore, tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from torch import nn
 
 import damo_torchrec as damo
 from exported_models import REQUEST, answer, files_in
-from serving_cases import train
+from serving_cases import Pooled, Sequences, feed, random_features, train
 
 
 def test_a_file_with_its_data_beside_it_moves_with_it(model: nn.Module, tmp_path: Path) -> None:
@@ -80,3 +82,54 @@ def test_a_full_disk_is_an_out_of_space_error(model: nn.Module, tmp_path: Path) 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert files_in(tmp_path / "m") == before
+
+
+@pytest.mark.parametrize("options", [{}, {"inline": True}, {"dtype": "int8", "inline": True, "unseen": "initial"}])
+def test_a_single_file_has_everything_in_it(
+    store: damo.EmbeddingStore, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    model = Pooled(store, weighted=True)
+    request = random_features("abc", 33, longest=9, weighted=True)
+    train(model, (request,))
+    plain = damo.onnx.export(model, request, tmp_path / "plain", **{**options, "inline": False})
+    file = damo.onnx.export(model, request, tmp_path / "single" / "ranker.onnx", single_file=True, **options)
+    assert files_in(tmp_path / "single") == ["ranker.onnx"]
+    assert damo.onnx.model_card(file)["files"] == {}
+    moved = file.rename(tmp_path / "elsewhere.onnx")
+    asked = feed(features=request)
+    (expected,) = onnxruntime.InferenceSession(str(plain)).run(None, asked)
+    for opened in (moved, moved.read_bytes()):
+        session = onnxruntime.InferenceSession(opened if isinstance(opened, bytes) else str(opened))
+        np.testing.assert_allclose(session.run(None, asked)[0], expected, atol=1e-6)
+
+
+def test_rows_beyond_what_a_file_holds_are_refused(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("damo_torchrec.onnx.lowering.LARGEST_FILE", 1000)
+    with pytest.raises(ValueError, match=r"single_file takes at most 1000 bytes, and these rows have \d+"):
+        damo.onnx.export(model, REQUEST, tmp_path / "m", single_file=True)
+    assert not (tmp_path / "m").exists()
+    with pytest.raises(ValueError, match="a graph of dense_only is a single file"):
+        damo.onnx.export(model, REQUEST, tmp_path / "m", single_file=True, dense_only=True)
+
+
+@pytest.mark.parametrize("make", [lambda s: Pooled(s, weighted=False), Sequences])
+def test_an_inlined_graph_has_standard_operators_alone(store: damo.EmbeddingStore, tmp_path: Path, make: Any) -> None:
+    model = make(store)
+    request = random_features("abcd", 33, longest=9)
+    train(model, (request,))
+    file = damo.onnx.export(model, request, tmp_path / "m", inline=True)
+    proto = onnx.load(file, load_external_data=False)
+    assert not proto.functions
+    assert {opset.domain for opset in proto.opset_import} <= {"", "ai.onnx"}
+    onnx.checker.check_model(str(file), full_check=True)
+    session = onnxruntime.InferenceSession(str(file))
+    expected = model(request)
+    expected = list(expected.values()) if isinstance(expected, dict) else [expected]
+    for got, wanted in zip(session.run(None, feed(features=request)), expected, strict=True):
+        np.testing.assert_allclose(got, wanted.detach().numpy(), atol=1e-5)
+    wrong = feed(features=request)
+    wrong["features.lengths"][0, 0] = -1
+    with pytest.raises(Exception, match="lengths are negative, beyond max_length, or not in sum the number of values"):
+        session.run(None, wrong)

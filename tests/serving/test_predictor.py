@@ -12,6 +12,7 @@ from torch import nn
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 
 import damo_torchrec as damo
+from damo_torchrec.serving.dense import DensePart
 from served_models import (
     BATCHES,
     exported,
@@ -23,7 +24,18 @@ from served_models import (
     shared_request,
     towers_request,
 )
-from serving_cases import SGD, Groups, Pooled, Sequences, SharedTower, SomeSequences, TwoTowers, feed, random_features
+from serving_cases import (
+    SGD,
+    Groups,
+    Pooled,
+    Sequences,
+    SharedTower,
+    SomeSequences,
+    TwoTowers,
+    bags,
+    feed,
+    random_features,
+)
 
 
 @pytest.mark.parametrize(
@@ -153,3 +165,34 @@ def test_a_closed_predictor_says_so(pooled: Any) -> None:
     for call in (lambda: predictor.predict(inputs()), predictor.stats, lambda: predictor.watch(pooled[1])):
         with pytest.raises(damo.StoreClosedError, match="is closed"):
             call()
+
+
+class Interacting(nn.Module):
+    """Fails at no samples, in torch and in ONNX Runtime."""
+
+    def __init__(self, store: Any) -> None:
+        super().__init__()
+        self.ebc = damo.EmbeddingBagCollection(bags("a", [4]), store=store, **SGD)
+
+    def forward(self, dense: torch.Tensor, features: KeyedJaggedTensor) -> dict[str, torch.Tensor]:
+        pooled = self.ebc(features).values() * dense
+        return {"scores": pooled.reshape(pooled.shape[0], -1, 2).sum(1), "best": pooled.argmax(1)}
+
+
+def test_no_sample_has_an_answer_whatever_the_graph_does(
+    store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = damo.serving.export(Interacting(store), (torch.ones(2, 4), random_features("a", 2)), tmp_path / "served")
+    with predictor_of(path) as predictor:
+        monkeypatch.setattr(DensePart, "run", lambda *_: pytest.fail("it reached the graph"))
+        for inputs in (
+            {"dense": [], "features.values": [], "features.lengths": [[]]},
+            {"dense": np.empty((0, 4)), "features": random_features("a", 0)},
+        ):
+            answer = predictor.predict(inputs)
+            assert {name: (array.shape, array.dtype) for name, array in answer.items()} == {
+                "scores": ((0, 2), np.float32),
+                "best": ((0,), np.int64),
+            }
+        with pytest.raises(ValueError, match="dense must have the shape"):
+            predictor.predict({"dense": np.empty((0, 3)), "features": random_features("a", 0)})

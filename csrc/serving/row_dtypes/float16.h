@@ -19,6 +19,7 @@ struct Float16Rows {
   static constexpr int kOnnxType = 10;
   static constexpr size_t kWeightBytes = 2;
   static constexpr bool kScaled = false;
+  static constexpr uint32_t kFaint = 0x38800000;  // 2^-14: below it, bits are lost, and below 2^-25 all
 
   // Throws kInvalidArgument for what rounding brings beyond the largest float16; NaN stays.
   static void Encode(int dim, const float* weights, char* to, float*) {

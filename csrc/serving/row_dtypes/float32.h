@@ -13,6 +13,7 @@ struct Float32Rows {
   static constexpr int kOnnxType = 1;
   static constexpr size_t kWeightBytes = 4;
   static constexpr bool kScaled = false;
+  static constexpr uint32_t kFaint = 0;
 
   static void Encode(int dim, const float* weights, char* to, float*) {
     EncodeWeights(WeightType::kFloat32, dim, weights, to);

@@ -18,6 +18,7 @@ struct Int8Rows {
   static constexpr int kOnnxType = 3;
   static constexpr size_t kWeightBytes = 1;
   static constexpr bool kScaled = true;
+  static constexpr uint32_t kFaint = 0x04000000;  // 2^-119: below it, the scale is no normal float32
 
   // Throws kInvalidArgument for infinity and NaN.
   static void Encode(int dim, const float* weights, char* to, float* scale) {

@@ -48,6 +48,13 @@ TEST(RowDtypeTest, Float16IsRoundedToEven) {
   }
 }
 
+TEST(RowDtypeTest, FaintRowsAreThoseBelowTheSmallestNormalNumber) {
+  EXPECT_EQ(Float32Rows::kFaint, 0u);
+  EXPECT_EQ(Float16Rows::kFaint, MagnitudeBits(0x1p-14f));
+  EXPECT_EQ(Int8Rows::kFaint, MagnitudeBits(0x1p-119f));
+  EXPECT_GE(0x1p-119f / 127.0f, std::numeric_limits<float>::min());
+}
+
 TEST(RowDtypeTest, Int8HasAScaleForEachRow) {
   const auto encode = [](std::vector<float> weights) {
     std::vector<int8_t> q(weights.size());
