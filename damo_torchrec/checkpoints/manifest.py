@@ -18,14 +18,14 @@ from damo_torchrec.checkpoints.table_entry import TableEntry, check_tables
 from damo_torchrec.errors import CorruptionError
 
 # 2 adds rows of 16-bit weights, 3 logs beside the table files, 4 the SHA-256 of all of these files, 5 tables that have
-# another name than when they were made; it is written where there is one.
+# another name than when they were made, and AMSGrad's corrected maxima; it is written where there is one of these.
 FORMAT_VERSION = 5
 
 # Below it are all sequence numbers, and below the other those of checkpoints that a store may go on from.
 LAST_SEQUENCE = 2**62
 LAST_FOLLOWED_SEQUENCE = LAST_SEQUENCE - 2**32
 _HASHES_ALL = 4
-_WITHOUT_STREAMS = 4
+_BEFORE = 4
 _HASHING_THREADS = 4
 _WORTH_THREADS = 64 << 20  # bytes
 
@@ -92,8 +92,9 @@ class Manifest:
         """
         body = asdict(self)
         version = FORMAT_VERSION
-        if not any(table.schema.stream for table in self.tables.values()):
-            version = _WITHOUT_STREAMS
+        schemas = [table.schema for table in self.tables.values()]
+        if not any(schema.stream or "corrected_max" in schema.optimizer for schema in schemas):
+            version = _BEFORE
             for table in body["tables"].values():
                 del table["schema"]["stream"]
         document = dump_document("manifest", version, body, Manifest, Manifest.check)
