@@ -1,5 +1,6 @@
 """`damo_embedding_init`: Damo-Embedding's start-up."""
 
+import itertools
 import logging
 import os
 import warnings
@@ -89,14 +90,21 @@ def number_groups(model: nn.Module, saved: Mapping[str, Mapping[str, Any]] | Non
 
     Args:
         model: their model.
-        saved: by the name of a module in the model, something by table: those that they had when the model was saved.
+        saved: by the name of a module in the model, something by table: those that they had when the model was saved,
+            which they keep. Others get a group that none of these has.
     """
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, Embedding)]
     numbered = [(place, name, module) for place, (name, module) in enumerate(found) if module.group is None]
+    kept = {name: group for _, name, module in numbered if (group := _saved_group(module, saved, name)) is not None}
+    free = (group for group in itertools.count(len(found)) if group not in kept.values())
     for place, name, module in numbered:
-        groups = [damo_groups.group_of_table(table, module.dim) for table in (saved or {}).get(name, ())]
-        module.number(next((group for group in groups if group is not None), place))
+        module.number(kept[name] if name in kept else next(free) if place in kept.values() else place)
     return [module for _, _, module in numbered]
+
+
+def _saved_group(module: Embedding, saved: Mapping[str, Mapping[str, Any]] | None, name: str) -> int | None:
+    groups = [damo_groups.group_of_table(table, module.dim) for table in (saved or {}).get(name, ())]
+    return next((group for group in groups if group is not None), None)
 
 
 def _by_name(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -208,6 +208,22 @@ def test_a_model_that_was_used_before_it_was_saved_keeps_its_groups(tmp_path):
             assert torch.equal(loaded["v"](torch.tensor([7])).detach(), expected)
 
 
+def test_a_feature_that_is_added_gets_a_group_that_no_other_has(tmp_path):
+    def net(*names):
+        return nn.ModuleDict({name: Embedding(4, optimizer=SGD) for name in names})
+
+    model = net("a", "b")
+    with damo.damo_embedding_init(model, tmp_path / "rows") as store:
+        train(model["b"])
+        saved, expected = damo.save_model(model), model["b"](torch.tensor([5])).detach()
+        more = net("a", "new", "b")
+        damo.load_model(saved, more, strict=False)
+        assert {name: module.group for name, module in more.items()} == {"a": 0, "new": 3, "b": 1}
+        assert torch.equal(more["b"](torch.tensor([5])).detach(), expected)
+        train(more["new"])
+        assert tables(store) == {"group_0_dim_4": 0, "group_1_dim_4": 1, "group_3_dim_4": 1}
+
+
 def test_two_optimizers_of_the_same_rows_are_refused(tmp_path):
     with small_store(tmp_path / "rows") as store:
         first = Embedding(4, 1, optimizer=SGD, store=store)
