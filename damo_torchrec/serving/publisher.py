@@ -171,11 +171,14 @@ class DeltaPublisher:
             return True
         if last is None:
             reached = publication.base is not None and lineage.last.id == publication.base.id
-            before = start.dense()
+            served = [start.dense()]
         else:
-            reached = publication.leads_on and lineage.last.id in (last.id, last.manifest.same_rows)
-            before = (last.path / DENSE_FILE).read_bytes() if DENSE_FILE in last.manifest.files else None
-        return not reached or (dense is not None and (before is None or digest_of(dense) != digest_of(before)))
+            same = (last.id, last.manifest.same_rows)
+            reached = publication.leads_on and lineage.last.id in same
+            served = [(last.path / DENSE_FILE).read_bytes() if DENSE_FILE in last.manifest.files else None]
+            if start.checkpoint is not None and start.states[-1] in same:  # exported since, maybe with other weights
+                served.append(start.dense())
+        return not reached or (dense is not None and any(d is None or digest_of(d) != digest_of(dense) for d in served))
 
     def _write(self, publication: Publication, rows: RowIds, dense: bytes | None) -> Path:
         base, lineage = publication.base, self._store.session.catalog.lineage
