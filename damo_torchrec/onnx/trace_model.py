@@ -65,7 +65,7 @@ def trace_model(model: nn.Module, arguments: Arguments, output_names: Sequence[s
         try:
             program = torch.onnx.export(
                 wrapper,
-                tuple(arguments.samples.values()),
+                (tuple(arguments.samples.values()),),
                 dynamo=True,
                 verbose=False,
                 input_names=list(arguments.samples),
@@ -112,7 +112,8 @@ class _Wrapper(nn.Module):
         self._arguments = arguments
         self._tracer = tracer
 
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    # One argument: torch 2.9 cannot say of several, ``*tensors``, what it assumes of their sizes.
+    def forward(self, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         arguments, inputs = self._arguments.build(tensors)
         self._tracer.begin(inputs)
         outputs = list(_outputs(self.get_submodule(_MODEL)(*arguments), "output"))
@@ -126,7 +127,7 @@ class _Wrapper(nn.Module):
         self._tracer.rows = rows
         try:
             with quiet(), torch.no_grad():
-                outputs = self(*(inputs[name] for name in self._arguments.samples))
+                outputs = self(tuple(inputs[name] for name in self._arguments.samples))
         finally:
             self._tracer.rows = None
         return list(outputs), self._tracer.found
