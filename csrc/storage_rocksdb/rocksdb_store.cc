@@ -50,7 +50,7 @@ constexpr size_t kReadsPerRelease = 100;
 // RocksDB retries by itself what found the disk full: a flush every five seconds, and a second later if another was
 // asked for meanwhile, a compaction every second. Once there is space again, a call that needs it to succeed waits this
 // long.
-constexpr std::chrono::seconds kPatience(10);
+constexpr std::chrono::seconds kPatience(7);
 
 class Listener : public rocksdb::EventListener {
  public:
