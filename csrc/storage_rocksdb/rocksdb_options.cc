@@ -2,6 +2,7 @@
 
 #include <rocksdb/cache.h>
 #include <rocksdb/filter_policy.h>
+#include <rocksdb/merge_operator.h>
 #include <rocksdb/options.h>
 #include <rocksdb/table.h>
 #include <rocksdb/write_buffer_manager.h>
@@ -83,6 +84,14 @@ class NoLog : public rocksdb::Logger {
   void Logv(const char*, va_list) override {}
 };
 
+// Nobody writes records to be merged: those of a forged database are refused. Where there is a merge operator RocksDB
+// does without its mode for compacted databases that are only read, which such a record ends the process in.
+class NoMerges : public rocksdb::MergeOperator {
+ public:
+  bool FullMergeV2(const MergeOperationInput&, MergeOperationOutput*) const override { return false; }
+  const char* Name() const override { return "damo.NoMerges"; }
+};
+
 }  // namespace
 
 size_t ReadaheadBytes(size_t memory_bytes) { return std::clamp(memory_bytes / 64, kMiB / 8, 2 * kMiB); }
@@ -119,6 +128,7 @@ rocksdb::Options MakeOptions(const RocksDbOptions& options) {
   // Nearly all rows are in the last level. Filters for it would take more memory than the index, for new ids alone.
   o.optimize_filters_for_hits = true;
 
+  if (options.read_only) o.merge_operator = std::make_shared<NoMerges>();
   o.table_properties_collector_factories.push_back(StepsCollectorFactory());
 
   o.compression = rocksdb::kNoCompression;  // floats do not compress
