@@ -157,5 +157,7 @@ def load_dense_state(model: nn.Module, saved: dict[str, Any]) -> None:
 
 
 def _of_stores(model: nn.Module) -> set[str]:
-    collections = [name for name, module in model.named_modules() if isinstance(module, Collection)]
+    collections = [
+        name for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, Collection)
+    ]
     return {f"{name}._extra_state" if name else "_extra_state" for name in collections}
