@@ -61,12 +61,13 @@ class Lineage:
             nothing.
 
     Attributes:
+        begun_by: as given.
         unchanged: whether rows are as they were in the last state.
     """
 
     def __init__(self, states: Iterable[StoreState] = (), begun_by: str = "") -> None:
         self._states: list[StoreState] = []
-        self._begun_by = begun_by
+        self.begun_by = begun_by
         self.unchanged = False
         for state in states:
             self.add(state)
@@ -126,7 +127,7 @@ class Lineage:
             if wanted in (state.step, state.id):
                 return state
         known = ", ".join(str(state.step) for state in self._states) or "none"
-        why = f" (since then {self._begun_by})" if self._begun_by else ""
+        why = f" (since then {self.begun_by})" if self.begun_by else ""
         raise ValueError(
             f"since={since!r} is no state of this store that it remembers{why}; those are of the steps {known}. What "
             "serves from another state needs a new base: a checkpoint, or an export, of now"

@@ -68,7 +68,7 @@ def plan(lineage: Lineage, deltas: Sequence[Published], exported: Sequence[str])
     if exported and exported[-1] not in covered | forks.keys():
         begin = max((place for place, state in enumerate(exported) if state in places), default=None)
         if begin is None:
-            raise ValueError("the store has gone back behind it, or has forgotten it")
+            raise ValueError(lineage.begun_by or "the store has gone back behind it, or has forgotten it")
         begins.append(places[exported[begin]])
         if exported[-1] not in places:
             stray = lineage.get(lineage.ids()[begins[-1]])

@@ -12,6 +12,7 @@ from damo_torchrec.checkpoints.delta import Delta
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.temporary_directory import mark_temporary
 from damo_torchrec.serving.published import order_of
+from mixed_run import collection, update
 from served_training import Training, answers_of, check_same, request_of, wait_until
 
 
@@ -255,6 +256,27 @@ def test_a_publisher_refuses_to_begin_from_another_store(training: Training) -> 
 def test_a_publisher_says_what_it_needs(store: Any, tmp_path: Path, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         damo.serving.DeltaPublisher(store, tmp_path / "deltas", **options)
+
+
+def test_servers_need_a_new_export_where_a_table_is_gone(training: Training) -> None:
+    update(collection(training.store, "spare"), {"spare": [[1]]})
+    args = tuple(request_of(3).values())
+    damo.serving.export(training.model, args, training.path / "with")
+    publisher = damo.serving.DeltaPublisher(
+        training.store, training.path / "deltas", model=training.model, args=args, every_steps=1
+    )
+    training.step()
+    assert publisher.publish() is not None
+    training.store.drop_table("spare")
+    with pytest.raises(ValueError, match=r"table 'spare' was dropped\. Export the model anew"):
+        publisher.publish()
+    damo.serving.export(training.model, args, training.path / "without")
+    with damo.serving.Predictor(training.path / "without") as predictor:
+        training.step()
+        path = publisher.publish()
+        assert path is not None
+        predictor.apply_delta(path)
+        check_same(answers_of(predictor), training.answers())
 
 
 def test_a_publisher_removes_deltas_alone(training: Training) -> None:
