@@ -1,7 +1,7 @@
 """What the optimizer state of a row is made of, under the names that torch.optim, TorchRec and the papers have."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -48,3 +48,13 @@ STATE_PARTS: Mapping[str, tuple[StatePart, ...]] = {
     "FTRL": (StatePart("z", "FTRL's linear term"), StatePart("n", "FTRL's sum of squared gradients", squares=True)),
     "LION": (StatePart("exp_avg", "Lion's running mean of gradients"),),
 }
+
+_CORRECTED_MAX = "largest running mean of squared gradients after bias correction"
+
+
+def state_parts(optimizer: Mapping[str, float | str]) -> tuple[StatePart, ...]:
+    """Those of an update rule, as a table's schema has it."""
+    parts = STATE_PARTS[str(optimizer["name"])]
+    if not optimizer.get("corrected_max"):
+        return parts
+    return tuple(replace(part, means=_CORRECTED_MAX) if part.name == "max_exp_avg_sq" else part for part in parts)

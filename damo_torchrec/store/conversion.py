@@ -16,7 +16,7 @@ from damo_torchrec.errors import DamoError
 from damo_torchrec.init import from_description
 from damo_torchrec.optim.rules import optimizer_spec
 from damo_torchrec.optim.spec import OptimizerSpec
-from damo_torchrec.optim.state_parts import STATE_PARTS, StatePart
+from damo_torchrec.optim.state_parts import StatePart, state_parts
 from damo_torchrec.progress import reporting
 from damo_torchrec.store.schemas import differences
 from damo_torchrec.store.session import Session
@@ -36,7 +36,7 @@ class Wanted:
 
     Args:
         optimizer: a class as collections take them, or the name of an update rule.
-        optimizer_kwargs: the class's; with a name, `initial_accumulator_value` alone.
+        optimizer_kwargs: the class's; with a name, `initial_accumulator_value` and `corrected_max` alone.
         row_dtype: of the weights.
         dim: how many there are in a row.
     """
@@ -71,8 +71,10 @@ class Wanted:
         if self.optimizer not in _core.UPDATE_RULES:
             rules = ", ".join(_core.UPDATE_RULES)
             raise ValueError(f"optimizer must be a class or one of {rules}, got {self.optimizer!r}")
-        if others := kwargs.keys() - {"initial_accumulator_value"}:
-            raise ValueError(f"an update rule takes initial_accumulator_value alone, got {sorted(others)}")
+        if others := kwargs.keys() - {"initial_accumulator_value", "corrected_max"}:
+            raise ValueError(
+                f"an update rule takes initial_accumulator_value and corrected_max alone, got {sorted(others)}"
+            )
         spec = OptimizerSpec(self.optimizer, lr=1.0, **kwargs)
         if spec.initial_accumulator_value and not spec.initial_state():
             raise ValueError(f"initial_accumulator_value has no effect on {self.optimizer}")
@@ -127,10 +129,7 @@ def _new_table(session: Session, name: str, entry: TableEntry) -> Iterator[tuple
     """
     engine, catalog = session.engine, session.catalog
     core = entry.to_core(name)
-    initial = float(entry.schema.optimizer["initial_accumulator_value"])
-    core.optimizer = OptimizerSpec(
-        str(entry.schema.optimizer["name"]), lr=1.0, initial_accumulator_value=initial
-    ).to_core()
+    core.optimizer = OptimizerSpec.of_schema(entry.schema.optimizer).to_core()
     core.initializer = catalog.initializer_of(entry.schema, name)
     core.rows = 0
     engine.check_table(core)
@@ -158,8 +157,8 @@ class Conversion:
 
     def __init__(self, old: TableSchema, new: TableSchema) -> None:
         self.old_dim, self.new_dim = old.dim, new.dim
-        self._old = STATE_PARTS[str(old.optimizer["name"])]
-        self._new = STATE_PARTS[str(new.optimizer["name"])]
+        self._old = state_parts(old.optimizer)
+        self._new = state_parts(new.optimizer)
         self._initial = TableDefinition.of_schema("", new).optimizer.initial_state()
         self.old_state = sum(part.width(old.dim) for part in self._old)
         self.new_state = sum(part.width(new.dim) for part in self._new)

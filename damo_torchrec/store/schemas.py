@@ -22,8 +22,8 @@ def call_that_converts(name: str, existing: TableSchema, wanted: TableSchema) ->
     arguments = [repr(name)]
     if wanted.optimizer != existing.optimizer:
         arguments.append(f"optimizer={wanted.optimizer['name']!r}")
-        if initial := wanted.optimizer["initial_accumulator_value"]:
-            arguments.append(f"optimizer_kwargs={ {'initial_accumulator_value': initial} }")
+        if kwargs := {option: value for option, value in wanted.optimizer.items() if option != "name" and value}:
+            arguments.append(f"optimizer_kwargs={kwargs}")
     if wanted.row_dtype != existing.row_dtype:
         arguments.append(f"row_dtype={wanted.row_dtype!r}")
     if wanted.dim != existing.dim:

@@ -127,6 +127,20 @@ def test_training_with_the_new_optimizer_is_that_of_torch_with_the_state_that_it
     torch.testing.assert_close(table.get([7]), peer.detach(), rtol=1e-5, atol=1e-6)
 
 
+def test_maxima_of_another_kind_begin_anew(store):
+    corrected = {"amsgrad": True, "corrected_max": True}
+    train(store, torch.optim.Adam, {"amsgrad": True}, ids=[7])
+    before = store.table("t").get_state([7])
+    with pytest.raises(damo.SchemaMismatchError, match="corrected_max") as refused:
+        collection(store, torch.optim.Adam, corrected)
+    eval(re.search(r"store\.convert_table\(.*\)", str(refused.value))[0], {"store": store})
+    collection(store, torch.optim.Adam, corrected)
+    after = store.table("t").get_state([7])
+    assert all(torch.equal(before[name], after[name]) for name in ("exp_avg", "exp_avg_sq"))
+    assert before["max_exp_avg_sq"].all()
+    assert not after["max_exp_avg_sq"].any()
+
+
 def test_rowwise_sums_are_what_rowwise_adagrad_would_have_come_to(store):
     train(store, torch.optim.Adagrad)
     store.convert_table("t", optimizer=torchrec.optim.RowWiseAdagrad)
