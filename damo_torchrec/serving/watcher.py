@@ -109,6 +109,10 @@ class Watcher:
     def _list(self) -> list[Published]:
         """The deltas that are there. Of those that were refused and have changed nobody knows any more."""
         found = {path: _oddity(path) for path in complete_entries(self._directory)}
+        for path in [path for path, oddity in found.items() if oddity is not None]:
+            found[path] = _oddity(path)  # its publisher may have put one in its place meanwhile, or taken it away
+            if not os.path.lexists(path):
+                del found[path]
         for known in (self._odd, self._manifests, self._refused):
             for gone in known.keys() - found.keys():
                 del known[gone]
@@ -170,7 +174,9 @@ class Watcher:
         temporary = isinstance(error, DamoError | OSError) and not isinstance(
             error, CorruptionError | SchemaMismatchError
         )
-        if not temporary:
+        if not temporary and _files(path) != files:
+            _log.info("reading the delta %s again, which has changed meanwhile", _printable(path))
+        elif not temporary:
             self._refuse(path, files, error)
         elif path not in self._failed:
             _log.error("could not apply the delta %s, and will try again: %s", _printable(path), _printable(error))

@@ -90,7 +90,11 @@ class Catalog:
         for name, table in others.items():
             if table.in_use and name in manifest.tables:
                 now, then = self.schema(table), manifest.tables[name].schema
-                raise SchemaMismatchError(f"table {name!r} is open with {now}, but the checkpoint {source} has {then}")
+                raise SchemaMismatchError(
+                    f"table {name!r} of the checkpoint {source} has {differences(then, now)}. To have its rows go on "
+                    "so, open a store over that checkpoint (restore=) without this table's collection, call "
+                    f"{call_that_converts(name, then, now)} and checkpoint"
+                )
 
     def tables_that_differ(self, manifest: Manifest, engine: _core.Store) -> set[str]:
         """Names of the tables with rows, or updates, that another checkpoint has otherwise, as far as counts tell."""
@@ -198,7 +202,7 @@ class Catalog:
         schema.number = table.number
         schema.iter = entry.iter if entry else 0
         schema.rows = entry.rows if entry else 0
-        table.index = engine.open_table(schema)
+        table.is_at(engine.open_table(schema))
         table.edited_after = OpenTable.edited_after
         self.open[table.name] = table
 

@@ -106,7 +106,8 @@ def convert_table(session: Session, name: str, wanted: Wanted) -> None:
                 tables = {**session.catalog.manifest.tables, name: converted}
                 session.catalog.change_tables(tables, f"table {name!r} was converted")
                 table.define_by(schema)
-                table.number, table.index = number, index
+                table.number = number
+                table.is_at(index)
                 session.engine.drop_table(entry.number)
         session.hyperparameters.forget(name)
         _log.info(

@@ -6,7 +6,28 @@ from typing import Any
 
 from damo_torchrec.checkpoints.table_entry import TableSchema
 from damo_torchrec.optim.spec import OptimizerSpec
+from damo_torchrec.optim.state_parts import STATE_PARTS, StatePart
 from damo_torchrec.store.table_definition import TableDefinition
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an engine has a table. It stays so: a table that is converted, or restored, gets another.
+
+    Args:
+        index: in the engine.
+        dim: weights in a row.
+        state: what a row's optimizer state is made of.
+    """
+
+    index: int
+    dim: int
+    state: tuple[StatePart, ...]
+
+    @property
+    def state_size(self) -> int:
+        """Numbers in a row's optimizer state."""
+        return sum(part.width(self.dim) for part in self.state)
 
 
 @dataclass(eq=False)
@@ -17,7 +38,7 @@ class OpenTable:
         definition: what the first collection that opened it said of it.
         optimizer: as the engine has it.
         number: on disk.
-        index: in the engine that is open now.
+        layout: in the engine that is open now. Whoever needs more than one of its numbers takes it once.
         by_schema: whether no collection has opened it: what it says beyond the stored schema is not known.
         edited_after: the sequence number of the checkpoint after which rows were last set or deleted by their ids.
         earlier_updates: of its rows, when that was started; 0 if there were none.
@@ -28,7 +49,7 @@ class OpenTable:
     definition: TableDefinition
     optimizer: OptimizerSpec
     number: int = 0
-    index: int = -1
+    layout: Layout = Layout(-1, 0, ())
     by_schema: bool = False
     edited_after: int = -2  # earlier than the manifest of a store without checkpoints
     earlier_updates: int = 0
@@ -44,6 +65,15 @@ class OpenTable:
         self.definition = TableDefinition.of_schema(self.name, schema)
         self.optimizer = self.definition.optimizer
         self.by_schema = True
+
+    def is_at(self, index: int) -> None:
+        """Says where an engine has it, by the definition that it has now."""
+        self.layout = Layout(index, self.definition.dim, STATE_PARTS[self.definition.optimizer.kind])
+
+    @property
+    def index(self) -> int:
+        """In the engine that is open now."""
+        return self.layout.index
 
     @property
     def in_use(self) -> bool:

@@ -25,6 +25,7 @@ from damo_torchrec.files import bytes_in, bytes_read, check_space, os_errors, sy
 from damo_torchrec.progress import reporting, watching
 from damo_torchrec.store.catalog import check_seed, empty_manifest
 from damo_torchrec.store.session import Session
+from damo_torchrec.store.tables_changed import TablesChanged
 
 _log = logging.getLogger(__name__)
 
@@ -232,6 +233,17 @@ def restore(session: Session, which: str | int | os.PathLike[str]) -> None:
         session.continued_rows.ask_for()
 
 
+def tables_changed_since(session: Session, checkpoint_id: str) -> TablesChanged | None:
+    """What was done to whole tables since a checkpoint, where whoever loads it means the rows as they are now.
+
+    None if something else was done as well, or a table that was dropped was made anew: the checkpoint has its rows.
+    """
+    changes = session.tables_changed
+    if changes is None or changes.since != checkpoint_id or session.waiting:
+        return None
+    return None if changes.dropped & {*session.catalog.names()} else changes
+
+
 def restore_unless_at(session: Session, checkpoint: Path, tables: Set[str] | None) -> None:
     """Goes back to a checkpoint unless the rows are it already, but for tables dropped, renamed or converted since.
 
@@ -249,8 +261,7 @@ def restore_unless_at(session: Session, checkpoint: Path, tables: Set[str] | Non
         if not (session.changed or session.waiting or session.catalog.manifest.id != manifest.id):
             session.continued_rows.ask_for()
             return
-        changes = session.tables_changed
-        if changes is not None and changes.since == manifest.id and not session.waiting:
+        if tables_changed_since(session, manifest.id) is not None:
             _log.info("the rows of %s are those of %s, and stay as tables were changed since", session.path, checkpoint)
             session.continued_rows.ask_for()
             return

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +14,15 @@ import torch
 from damo_torchrec import _core
 from damo_torchrec.arrays import as_ids, as_numbers
 from damo_torchrec.errors import DamoError
-from damo_torchrec.optim.state_parts import STATE_PARTS, StatePart
-from damo_torchrec.store.open_table import OpenTable
+from damo_torchrec.store.open_table import Layout, OpenTable
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.table_definition import TableDefinition
 from damo_torchrec.tensors import address
 
 IdsLike: TypeAlias = torch.Tensor | npt.NDArray[np.integer[Any]] | Sequence[int]
 NumbersLike: TypeAlias = torch.Tensor | npt.NDArray[np.floating[Any]] | Sequence[float] | Sequence[Sequence[float]]
+
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,38 @@ class Table:
         return self._opened
 
     @property
-    def _index(self) -> int:
-        """In the engine. Raises DamoError if the store has the table no more."""
+    def _layout(self) -> Layout:
+        """In the engine, which is asked for before. Raises DamoError if the store has the table no more."""
         if self._opened.gone:
             raise DamoError(
                 f"the store {self._session.path} has no table {self.name!r} any more: it was dropped, or "
                 "is not in the checkpoint that the store went back to"
             )
-        return self._opened.index
+        return self._opened.layout
+
+    def _reading(self, read: Callable[[_core.Store, Layout], _Read]) -> _Read:
+        """What `read` returns; of the table as it is before or after another call, never of some of both."""
+        while True:
+            engine, layout = self._session.engine, self._layout
+            try:
+                found = read(engine, layout)
+            except ValueError:  # the engine has no table at this index any more
+                if self._layout is layout:
+                    raise
+            else:
+                if self._layout is layout:
+                    return found
+
+    @contextmanager
+    def _changing(self, layout: Layout) -> Iterator[_core.Store]:
+        """As `Session.changing`. Raises DamoError if the table has another layout meanwhile than a call began with."""
+        with self._session.changing(self._opened) as engine:
+            if self._layout is not layout:
+                raise DamoError(
+                    f"table {self.name!r} of the store {self._session.path} was converted, or went back to a "
+                    "checkpoint, in the middle of this call, which did nothing: call again"
+                )
+            yield engine
 
     @property
     def name(self) -> str:
@@ -89,11 +115,11 @@ class Table:
     @property
     def iter(self) -> int:
         """Updates applied to the table so far."""
-        return self._session.engine.iter(self._index)
+        return self._session.engine.iter(self._layout.index)
 
     def __len__(self) -> int:
         """Number of rows."""
-        return self._session.engine.rows(self._index)
+        return self._session.engine.rows(self._layout.index)
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError("a Table cannot be copied or pickled: use save_model and load_model")
@@ -114,15 +140,21 @@ class Table:
         No training: `TableStats` counts it apart.
         """
         ids = as_ids(ids)
-        weights = torch.empty(len(ids), self.dim, dtype=torch.float32, device="cpu")
         unseen = _core.UnseenRows[self._opened.definition.unseen_in_eval.upper()]
-        self._session.engine.get(self._index, address(ids), len(ids), unseen, address(weights))
-        return weights
+
+        def read(engine: _core.Store, layout: Layout) -> torch.Tensor:
+            weights = torch.empty(len(ids), layout.dim, dtype=torch.float32, device="cpu")
+            engine.get(layout.index, address(ids), len(ids), unseen, address(weights))
+            return weights
+
+        return self._reading(read)
 
     def set(self, ids: IdsLike, weights: NumbersLike) -> None:
-        """Sets rows, creating those that are not there, with the optimizer state of new ones.
+        """Sets rows, creating those that are not there.
 
-        Rows are set some thousands at a time, in the order of `ids`: those before an error, as of a full disk, are set.
+        Each is as a new row then: optimizer state and counts begin anew, also of one that was there. `get_state` before
+        and `set_state` afterwards keep the state. Rows are set some thousands at a time, in the order of `ids`: those
+        before an error, as of a full disk, are set.
 
         Args:
             ids: ``(n,)``; the last of equal ids wins.
@@ -132,18 +164,18 @@ class Table:
             ValueError: the shapes do not fit, or a weight is not finite.
         """
         ids = as_ids(ids)
-        weights = as_numbers(weights, "weights")
+        weights, layout = as_numbers(weights, "weights"), self._layout
         if tuple(weights.shape) == (0,):  # an empty list of rows
-            weights = weights.reshape(0, self.dim)
-        if tuple(weights.shape) != (len(ids), self.dim):
+            weights = weights.reshape(0, layout.dim)
+        if tuple(weights.shape) != (len(ids), layout.dim):
             raise ValueError(
-                f"table {self.name!r}: weights must have the shape {(len(ids), self.dim)}, got {tuple(weights.shape)}"
+                f"table {self.name!r}: weights must have the shape {(len(ids), layout.dim)}, got {tuple(weights.shape)}"
             )
         finite = torch.isfinite(weights).all(dim=1)
         if not bool(finite.all()):
             raise ValueError(f"table {self.name!r}: weights must be finite, those of id {ids[~finite][0]} are not")
-        with self._session.changing(self._opened) as engine:
-            engine.set(self._index, address(ids), len(ids), address(weights), 0)
+        with self._changing(layout) as engine:
+            engine.set(layout.index, address(ids), len(ids), address(weights), 0)
 
     def get_state(self, ids: IdsLike) -> dict[str, torch.Tensor]:
         """Optimizer state of rows, float32, by its optimizer's names for it. Ids without a row: that of a new one.
@@ -155,11 +187,12 @@ class Table:
                 with ``amsgrad``; `z` and `n` of FTRL; `exp_avg` of Lion. Empty for SGD.
         """
         ids = as_ids(ids)
-        state = self._read_state(self._session.engine, ids)
-        parts = torch.split(state, [part.width(self.dim) for part in self._parts], dim=1) if self._parts else ()
+        state, layout = self._reading(lambda engine, layout: (_read_state(engine, layout, ids), layout))
+        widths = [part.width(layout.dim) for part in layout.state]
+        parts = torch.split(state, widths, dim=1) if widths else ()
         return {
             part.name: (values[:, 0] if part.rowwise else values).clone()
-            for part, values in zip(self._parts, parts, strict=True)
+            for part, values in zip(layout.state, parts, strict=True)
         }
 
     def set_state(self, ids: IdsLike, state: Mapping[str, NumbersLike]) -> None:
@@ -174,48 +207,42 @@ class Table:
                 or negative where it is made of squares. Nothing was set.
         """
         ids = as_ids(ids)
-        given = self._check_state(len(ids), state)
-        with self._session.changing(self._opened) as engine:
+        layout = self._layout
+        given = self._check_state(layout, len(ids), state)
+        with self._changing(layout) as engine:
             found = torch.empty(len(ids), dtype=torch.bool, device="cpu")
-            engine.contains(self._index, address(ids), len(ids), address(found))
+            engine.contains(layout.index, address(ids), len(ids), address(found))
             if not bool(found.all()):
                 raise ValueError(f"table {self.name!r}: id {ids[~found][0]} has no row whose state could be set")
-            rows, column = self._read_state(engine, ids), 0
-            for part in self._parts:
-                width = part.width(self.dim)
+            rows, column = _read_state(engine, layout, ids), 0
+            for part in layout.state:
+                width = part.width(layout.dim)
                 if part.name in given:
                     rows[:, column : column + width] = given[part.name].reshape(len(ids), width)
                 column += width
-            engine.set_state(self._index, address(ids), len(ids), address(rows))
+            engine.set_state(layout.index, address(ids), len(ids), address(rows))
 
     def metadata(self, ids: IdsLike) -> RowMetadata:
         """What the table knows of rows besides their numbers: how often, and when, they were updated."""
         ids = as_ids(ids)
         headers = torch.empty(len(ids), 2, dtype=torch.int32, device="cpu")
         exists = torch.empty(len(ids), dtype=torch.bool, device="cpu")
-        self._session.engine.describe(
-            self._index, address(ids), len(ids), state=0, headers=address(headers), contains=address(exists)
+        self._reading(
+            lambda engine, layout: engine.describe(
+                layout.index, address(ids), len(ids), state=0, headers=address(headers), contains=address(exists)
+            )
         )
         last_step, updates = (headers.to(torch.int64) & 0xFFFFFFFF).unbind(dim=1)
         return RowMetadata(exists, updates.clone(), last_step.clone())
 
-    @property
-    def _parts(self) -> tuple[StatePart, ...]:
-        return STATE_PARTS[self._opened.optimizer.kind]
-
-    def _read_state(self, engine: _core.Store, ids: torch.Tensor) -> torch.Tensor:
-        state = torch.empty(len(ids), engine.state_size(self._index), dtype=torch.float32, device="cpu")
-        engine.describe(self._index, address(ids), len(ids), state=address(state), headers=0, contains=0)
-        return state
-
-    def _check_state(self, n: int, state: Mapping[str, NumbersLike]) -> dict[str, torch.Tensor]:
+    def _check_state(self, layout: Layout, n: int, state: Mapping[str, NumbersLike]) -> dict[str, torch.Tensor]:
         """The state as tensors. Raises as `set_state`."""
-        parts = {part.name: part for part in self._parts}
+        parts = {part.name: part for part in layout.state}
         given = {name: as_numbers(values, f"state[{name!r}]") for name, values in state.items()}
         for name, values in given.items():
             if name not in parts:
                 raise ValueError(f"table {self.name!r}: the optimizer's state is {list(parts)}, got {name!r}")
-            shape = (n,) if parts[name].rowwise else (n, self.dim)
+            shape = (n,) if parts[name].rowwise else (n, layout.dim)
             if tuple(values.shape) != shape:
                 raise ValueError(f"table {self.name!r}: {name} must have the shape {shape}, got {tuple(values.shape)}")
             if not bool(torch.isfinite(values).all()):
@@ -231,13 +258,13 @@ class Table:
         """
         ids = as_ids(ids)
         with self._session.changing(self._opened) as engine:
-            engine.delete(self._index, address(ids), len(ids))
+            engine.delete(self._layout.index, address(ids), len(ids))
 
     def contains(self, ids: IdsLike) -> torch.Tensor:
         """Whether the ids have rows: bool ``(n,)``."""
         ids = as_ids(ids)
         found = torch.empty(len(ids), dtype=torch.bool, device="cpu")
-        self._session.engine.contains(self._index, address(ids), len(ids), address(found))
+        self._reading(lambda engine, layout: engine.contains(layout.index, address(ids), len(ids), address(found)))
         return found
 
     def items(self, batch_size: int = 65536) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -248,12 +275,13 @@ class Table:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         with self._session.waiting_call("read"):
-            scan = _core.Scan(self._session.engine, self._index)
-        batch_size = min(batch_size, max(len(self), 1))  # no more memory than there are rows
+            engine, layout = self._session.engine, self._layout
+            scan = _core.Scan(engine, layout.index)
+            batch_size = min(batch_size, max(engine.rows(layout.index), 1))  # no more memory than there are rows
         while True:
             _ = self._session.engine  # names the store if it is closed by now
             ids = torch.empty(batch_size, dtype=torch.int64, device="cpu")
-            weights = torch.empty(batch_size, self.dim, dtype=torch.float32, device="cpu")
+            weights = torch.empty(batch_size, layout.dim, dtype=torch.float32, device="cpu")
             n = scan.next(address(ids), address(weights), batch_size)
             if n == 0:
                 return
@@ -266,6 +294,12 @@ class Table:
             return torch.empty(0, dtype=torch.int64), torch.empty(0, self.dim)
         ids, weights = zip(*batches, strict=True)
         return torch.cat(ids), torch.cat(weights)
+
+
+def _read_state(engine: _core.Store, layout: Layout, ids: torch.Tensor) -> torch.Tensor:
+    state = torch.empty(len(ids), layout.state_size, dtype=torch.float32, device="cpu")
+    engine.describe(layout.index, address(ids), len(ids), state=address(state), headers=0, contains=0)
+    return state
 
 
 def open_tables(session: Session, definitions: list[TableDefinition]) -> list[Table]:

@@ -20,9 +20,9 @@ def drop_table(session: Session, name: str) -> None:
         others = {other: stored for other, stored in catalog.manifest.tables.items() if other != name}
         catalog.change_tables(others, f"table {name!r} was dropped")
         table = catalog.open.pop(name, None)
-        session.engine.drop_table(entry.number)
         if table is not None:
-            table.gone = True
+            table.gone = True  # before its rows go: who reads them meanwhile finds out
+        session.engine.drop_table(entry.number)
         session.hyperparameters.forget(name)
         if session.tables_changed is not None:
             session.tables_changed.note_drop(name)

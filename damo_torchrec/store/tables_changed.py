@@ -10,10 +10,12 @@ class TablesChanged:
     Args:
         since: the checkpoint's id.
         renamed: the names that its tables have now, where these are others.
+        dropped: names of tables that went, and that one made since may have.
     """
 
     since: str
     renamed: dict[str, str] = field(default_factory=dict)
+    dropped: set[str] = field(default_factory=set)
 
     def note_rename(self, old: str, new: str) -> None:
         """Says that the table `old` is `new` now."""
@@ -23,3 +25,4 @@ class TablesChanged:
     def note_drop(self, name: str) -> None:
         """Says that the table `name` is gone."""
         self.renamed = {first: now for first, now in self.renamed.items() if now != name}
+        self.dropped.add(name)

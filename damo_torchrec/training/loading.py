@@ -16,7 +16,7 @@ from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.errors import CorruptionError, SchemaMismatchError
 from damo_torchrec.modules import number_groups, store_of, tables_of
 from damo_torchrec.store.embedding_store import EmbeddingStore
-from damo_torchrec.store.opening import restore_unless_at
+from damo_torchrec.store.opening import restore_unless_at, tables_changed_since
 from damo_torchrec.training.dense_parts import NOT_STRICT, DenseParts
 from damo_torchrec.training.fitting import IncompatibleKeys
 from damo_torchrec.training.model_checkpoint import check_optimizer, model_checkpoint_at, read_dense
@@ -137,8 +137,8 @@ def load_model(
 
 def _names_now(store: EmbeddingStore, checkpoint_id: str) -> Mapping[str, str]:
     """The names that tables of a checkpoint have now, of those renamed since, where the store goes on from it."""
-    changes = store.session.tables_changed
-    return changes.renamed if changes is not None and changes.since == checkpoint_id else {}
+    changes = tables_changed_since(store.session, checkpoint_id)
+    return {} if changes is None else changes.renamed
 
 
 def _other_tables(model: nn.Module, path: Path, names: Mapping[str, str]) -> tuple[list[str], list[str]]:

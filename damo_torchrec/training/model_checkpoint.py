@@ -7,7 +7,7 @@ checkpoints are never taken for one.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from damo_torchrec.checkpoints.listing import Listed, is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.modules import Collection
+from damo_torchrec.modules.state import Description
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.training.fitting import IncompatibleKeys
 
@@ -117,16 +118,21 @@ def learning_rates(model: nn.Module) -> dict[str, dict[str, float]]:
     """Those of rows: by the name of a collection in the model, then by table."""
     return {
         name: {table: spec.lr for table, spec in module.fused_optimizer.specs().items()}
-        for name, module in model.named_modules()
-        if isinstance(module, Collection)
+        for name, module in _collections(model)
     }
 
 
 def set_learning_rates(model: nn.Module, saved: dict[str, dict[str, float]]) -> None:
     """Sets what `learning_rates` returned; collections and tables that it does not have keep theirs."""
+    for name, module in _collections(model):
+        module.fused_optimizer.set_learning_rates(saved.get(name, {}))
+
+
+def _collections(model: nn.Module) -> Iterator[tuple[str, Collection]]:
+    """By their names in a state dict, in which TorchRec's DistributedModelParallel is not to be seen."""
     for name, module in model.named_modules():
         if isinstance(module, Collection):
-            module.fused_optimizer.set_learning_rates(saved.get(name, {}))
+            yield name.replace("_dmp_wrapped_module.module.", "").replace("_dmp_wrapped_module.", ""), module
 
 
 def read_dense(path: Path) -> dict[str, Any]:
@@ -145,19 +151,10 @@ def read_dense(path: Path) -> dict[str, Any]:
 
 def dense_state(model: nn.Module) -> dict[str, Any]:
     """A model's state dict without what its collections say of their store: a checkpoint says that by itself."""
-    of_stores = _of_stores(model)
-    return {name: value for name, value in model.state_dict().items() if name not in of_stores}
+    return {name: value for name, value in model.state_dict().items() if not isinstance(value, Description)}
 
 
 def load_dense_state(model: nn.Module, saved: dict[str, Any]) -> None:
     """Loads what `dense_state` returned."""
-    of_stores = _of_stores(model)
-    kept = {name: value for name, value in model.state_dict().items() if name in of_stores}
+    kept = {name: value for name, value in model.state_dict().items() if isinstance(value, Description)}
     model.load_state_dict({**kept, **saved})
-
-
-def _of_stores(model: nn.Module) -> set[str]:
-    collections = [
-        name for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, Collection)
-    ]
-    return {f"{name}._extra_state" if name else "_extra_state" for name in collections}

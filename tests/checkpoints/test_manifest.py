@@ -186,6 +186,8 @@ def check(directory: Path, body: object) -> None:
         for name, table in body["tables"].items():
             if "row_dtype" not in table["schema"]:
                 assert read["tables"][name]["schema"].pop("row_dtype") == "float32"
+            if "stream" not in table["schema"]:
+                assert read["tables"][name]["schema"].pop("stream") == ""
         assert read == body
 
 
