@@ -127,13 +127,14 @@ class Collection(FusedOptimizerModule, nn.Module):
         return self._device.type == "meta"
 
     def requires_grad_(self, requires_grad: bool = True) -> "Self":
-        """Whether gradients update rows. Frozen ones are read as in eval mode, and none is made.
-
-        ``requires_grad_`` of a module around this one does the same. Rows are no parameters: to set ``requires_grad``
-        of each of ``model.parameters()`` does not.
-        """
-        self._frozen = not requires_grad
+        """Whether gradients update rows; also of a module around this one. Frozen ones are read as in eval mode."""
+        self._freeze(not requires_grad)
         return super().requires_grad_(requires_grad)
+
+    def _freeze(self, frozen: bool) -> None:
+        if self._frozen and not frozen:
+            passing_by.warn_of_frozen({output.table for output in self._plan.outputs if not output.trainable})
+        self._frozen = frozen
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
@@ -141,7 +142,7 @@ class Collection(FusedOptimizerModule, nn.Module):
         """As of every module: ``parameters`` of a module around this one asks for it, whoever asks for these."""
         passing_by.check_who_walks(type(self).__name__)
         if (requires_grad := passing_by.requires_grad_of_all()) is not None:
-            self._frozen = not requires_grad
+            self._freeze(not requires_grad)
         return cast("Iterator[tuple[str, nn.Module]]", super().named_modules(memo, prefix, remove_duplicate))
 
     def __setattr__(self, name: str, value: Any) -> None:

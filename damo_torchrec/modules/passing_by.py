@@ -5,7 +5,8 @@ without a word. It asks each module of a model for its modules, or for its ``qco
 """
 
 import inspect
-from collections.abc import Iterator
+import warnings
+from collections.abc import Collection, Iterator
 from types import FrameType
 from typing import Any
 
@@ -48,6 +49,16 @@ def check_qconfig(collection: str, qconfig: object) -> None:
     """
     if qconfig is not None or any(_quantizes_embeddings(frame) for frame in _callers()):
         raise ValueError(_NOT_QUANTIZED.format(collection))
+
+
+def warn_of_frozen(tables: Collection[str]) -> None:
+    """Says which tables of a collection stay frozen where it is thawed."""
+    if tables:
+        warnings.warn(
+            f"the rows of {sorted(tables)} stay as they are: TableOptions(trainable=False) holds for good, and so does "
+            "what swap found frozen beside others that were not",
+            stacklevel=4,
+        )
 
 
 def _callers() -> Iterator[FrameType]:

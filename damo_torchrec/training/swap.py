@@ -43,7 +43,8 @@ def swap(
     TorchRec's `EmbeddingBagCollection`, `FusedEmbeddingBagCollection`, `EmbeddingCollection` and
     `FusedEmbeddingCollection` are replaced, wherever they are, also on the meta device; if the model itself is one, its
     replacement is returned. What was replaced is logged, and what was left alone is warned of: subclasses, and what
-    `DistributedModelParallel` has sharded. Tables whose weights do not require gradients are not trained.
+    `DistributedModelParallel` has sharded. Collections of which no weight requires a gradient are frozen, until
+    ``requires_grad_()``; of others, the tables whose weights do not are not trained.
 
     Args:
         model: any module.
@@ -231,8 +232,9 @@ def _replacement(
         own = of_tables.get(one.names[table], TableOptions())
         if optimizer != (optimizer_type, kwargs) and own.optimizer is None:
             of_tables[one.names[table]] = replace(own, optimizer=optimizer)
+    frozen = not any(weight.requires_grad for weight in one.weights.values())
     for table, weight in one.weights.items():
-        if not weight.requires_grad:
+        if not (frozen or weight.requires_grad):
             _log.info("the weight of table %r requires no gradient: its rows are not trained", table)
             of_tables[one.names[table]] = replace(of_tables.get(one.names[table], TableOptions()), trainable=False)
     device = next(iter(one.weights.values())).device
@@ -249,6 +251,9 @@ def _replacement(
     else:
         made = EmbeddingCollection(need_indices=one.module.need_indices(), **arguments)
     made.train(one.module.training)
+    if frozen:
+        _log.info("no weight of %s requires a gradient: its rows are frozen", one.path or "the model")
+        made.requires_grad_(False)
     return cast("EmbeddingBagCollection | EmbeddingCollection", made)
 
 

@@ -183,6 +183,28 @@ def test_whatever_a_delta_raises_those_after_it_are_applied(tmp_path: Path, capl
     assert caplog.text.count("will try again") == 2
 
 
+def test_a_delta_that_is_replaced_while_it_is_read_is_read_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_delta(tmp_path, "delta-1", [0], 1)
+    calls: list[str] = []
+
+    def apply(path: Path) -> None:
+        calls.append(path.name)
+        if len(calls) == 1:
+            shutil.rmtree(path)
+            make_delta(tmp_path, "delta-1", [0], 1, sequence=9)
+            raise damo.CorruptionError("rows of one delta, and the manifest of another")
+
+    start, end = place_at(0), place_at(1)
+    watcher = Watcher(tmp_path, 0.01, apply, lambda: replace(start, past=end.past) if len(calls) > 1 else start)
+    wait_until(lambda: len(calls) > 1)
+    watcher.stop()
+    watcher.join()
+    assert watcher.passed_over == 0
+    assert "refusing" not in caplog.text
+
+
 def follow(directory: Path, state: int) -> tuple[list[str], Following]:
     """What a watcher applies from a state on, and how far that is behind then."""
     applied: list[str] = []

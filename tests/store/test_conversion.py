@@ -2,6 +2,8 @@
 
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -343,9 +345,44 @@ def test_older_checkpoints_bring_the_table_back_as_it_was(path):
         store.restore(after)
         assert handle.dim == 2
         ebc = collection(store, torch.optim.SGD, dim=2)
-        with pytest.raises(damo.SchemaMismatchError, match="is open with"):
+        with pytest.raises(damo.SchemaMismatchError, match="dim 4, got 2"):
             store.restore(before)
         step(ebc, [1])
+
+
+def test_an_iteration_that_has_begun_goes_on_with_the_rows_of_before(store):
+    train(store)
+    ids, weights = store.table("t").to_torch()
+    for dim in (DIM + 60, 1):
+        batches = store.table("t").items(batch_size=5)
+        first = next(batches)
+        store.convert_table("t", dim=dim)
+        found = [first, *batches]
+        assert torch.equal(torch.cat([one for one, _ in found]), ids)
+        assert torch.equal(torch.cat([rows for _, rows in found]), weights)
+        ids, weights = store.table("t").to_torch()
+
+
+def test_rows_are_read_and_set_whole_while_another_thread_converts(store):
+    train(store, ids=range(300))
+    table, ids = store.table("t"), list(range(300))
+    weights = table.get(ids)
+
+    def convert():
+        for _ in range(15):
+            store.convert_table("t", dim=DIM + 40)
+            store.convert_table("t", dim=DIM)
+
+    with ThreadPoolExecutor(1) as pool:
+        converting = pool.submit(convert)
+        while not converting.done():
+            assert torch.equal(table.get(ids)[:, :DIM], weights)
+            assert all(len(values) == 300 for values in table.get_state(ids).values())
+            wide = torch.cat([weights, weights.new_ones(300, 40)], dim=1)
+            with suppress(ValueError, damo.DamoError):  # another dim meanwhile, or the conversion came in between
+                table.set(ids, wide[:, : table.dim])
+        converting.result()
+    assert torch.equal(table.get(ids)[:, :DIM], weights)
 
 
 def test_deltas_begin_anew(path, tmp_path):

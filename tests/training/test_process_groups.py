@@ -1,5 +1,7 @@
 """`DistributedModelParallel` around a collection of ours, which it does not shard, and process groups of several."""
 
+import warnings
+
 import pytest
 import torch
 import torchrec
@@ -11,7 +13,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 import damo_torchrec as damo
 from mixed_run import collection, look_up, rows_of, update
-from support import config, kjt
+from support import config, kjt, small_store
 
 
 class KeyedTensorValues(nn.Module):
@@ -48,6 +50,24 @@ def test_the_optimizer_of_distributed_model_parallel_has_that_of_rows(memory_sto
         schedule.step()
         moved.append(bool((look_up(model.module.sparse, {"t": [[1]]}) != before).any()))
     assert moved == [False, True]
+
+
+def test_checkpoints_of_a_wrapped_model_are_those_of_the_model(tmp_path, gloo):
+    with small_store(tmp_path / "store") as store:
+        model = Model(store)
+        wrapped = DistributedModelParallel(model, device=torch.device("cpu"))
+        for saved, loaded in ((wrapped, model), (model, wrapped)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                model.sparse.fused_optimizer.param_groups[0]["lr"] = 0.25
+                path = damo.save_model(saved)
+            model.sparse.fused_optimizer.param_groups[0]["lr"] = 0.5
+            weight = model.dense.weight.detach().clone()
+            model.dense.weight.data.zero_()
+            damo.load_model(path, loaded)
+            assert torch.equal(model.dense.weight, weight)
+            assert model.sparse.fused_optimizer.param_groups[0]["lr"] == 0.25
+            update(model.sparse, {"t": [[1]]})
 
 
 def test_a_collection_on_the_meta_device_comes_to_life_in_distributed_model_parallel(memory_store, gloo):

@@ -285,6 +285,21 @@ def test_tables_whose_weights_require_no_gradient_are_not_trained(memory_store):
     model(kjt(FEATURES)).sum().backward()
     assert payloads(memory_store, "a") == before
     assert memory_store.table("b").iter == 1
+    model.requires_grad_(True)
+    model(kjt(FEATURES)).sum().backward()
+    assert payloads(memory_store, "a") != before
+
+
+def test_a_table_that_is_frozen_beside_others_stays_so_and_says_it(memory_store):
+    tables = [config(name, 8) for name in ("t", "u")]
+    ebc = torchrec.EmbeddingBagCollection(tables)
+    ebc.embedding_bags["t"].weight.requires_grad_(False)
+    ebc = damo.swap(ebc, store=memory_store, **SGD)
+    ebc.requires_grad_(False)
+    with pytest.warns(UserWarning, match=r"rows of \['t'\] stay as they are"):
+        ebc.requires_grad_(True)
+    ebc(kjt({"t": [[1]], "u": [[1]]})).values().sum().backward()
+    assert (memory_store.table("t").iter, memory_store.table("u").iter) == (0, 1)
 
 
 def test_rows_that_are_there_are_not_replaced_by_copied_ones(memory_store, caplog):

@@ -92,9 +92,23 @@ def test_once_rows_have_changed_it_goes_back_or_is_refused(saved):
         store.convert_table("old", optimizer="ADAM")
         model, optimizer = resume(store, checkpoint, ["a", "old"], torch.optim.Adam)
         step(model, optimizer)
-        with pytest.raises(damo.SchemaMismatchError, match=r"is open with .*ADAM.*, but the checkpoint .*ADAGRAD"):
+        with pytest.raises(
+            damo.SchemaMismatchError, match=r"optimizer .*ADAGRAD.*, got .*ADAM.*convert_table\('a', optimizer='ADAM'\)"
+        ):
             damo.load_model(checkpoint, model, optimizer=optimizer)
         assert store.step == 3
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_rows_of_a_dropped_table_come_back_to_one_that_was_made_anew(saved, strict):
+    path, checkpoint, _ = saved
+    with small_store(path) as store:
+        before = store.table("old").get([1, 2])
+        store.drop_table("old")
+        model = Model(store, ["a", "old"])
+        damo.load_model(checkpoint, model, strict=strict)
+        assert torch.equal(store.table("old").get([1, 2]), before)
+        assert store.table("old").contains([1, 2]).all()
 
 
 def test_a_state_dict_of_a_renamed_table_is_that_of_its_name(saved):
