@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from damo_torchrec import versions
 from damo_torchrec.cli.command import SOUND, Command, absolute_path
 from damo_torchrec.progress import ProgressBar
 
@@ -56,7 +57,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     # These need torch, which the other commands do not.
-    from damo_torchrec.convert.damo_store import GroupDicts, convert_damo_dump, read_configure
+    with versions.explained():
+        from damo_torchrec.convert.damo_store import GroupDicts, convert_damo_dump, read_configure
 
     with ProgressBar() as bar:
         rows = convert_damo_dump(

@@ -36,7 +36,8 @@ class Accepted(NamedTuple):
 
 def as_keyed_jagged(features: Any) -> KeyedJaggedTensor:
     """What a forward was given, a TensorDict too, as a KeyedJaggedTensor. Raises TypeError for what has no keys."""
-    if features is None or isinstance(features, torch.Tensor | dict | list | tuple):
+    # Torch 2.9's Dynamo cannot trace a union of types here.
+    if features is None or isinstance(features, (torch.Tensor, dict, list, tuple)):
         raise TypeError(
             f"features must be a KeyedJaggedTensor, got {type(features).__name__}: make one of keys, values and lengths"
         )

@@ -48,6 +48,15 @@ def _rename_in_nodes(graph: onnx.GraphProto, renamed: Mapping[str, str], outputs
                 _rename_in_nodes(attribute.g, renamed, outputs=False)
 
 
+def name_inputs(proto: onnx.ModelProto, names: Collection[str]) -> None:
+    """Gives an input its name again that is an output, too: torch 2.9's exporter calls the output so instead."""
+    renamed = {i.name: name for i, name in zip(proto.graph.input, names, strict=True) if i.name != name}
+    renamed |= {name: f"{name}/output" for name in renamed.values()}
+    rename(proto, renamed)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.name = renamed.get(value.name, value.name)
+
+
 def name_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> None:
     """An output that is an input, or another output, is copied; what else has one of these names gets another."""
     own = {name for node in proto.graph.node for name in node.output} | {i.name for i in proto.graph.initializer}

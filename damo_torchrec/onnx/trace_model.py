@@ -21,7 +21,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from damo_torchrec.modules.collection import Collection
 from damo_torchrec.onnx.arguments import Arguments
-from damo_torchrec.onnx.names import check_outputs, name_dimensions, name_outputs, strip_prefix
+from damo_torchrec.onnx.names import check_outputs, name_dimensions, name_inputs, name_outputs, strip_prefix
 from damo_torchrec.onnx.stand_ins import LookupCall, Rows, Tracer, stand_in_for
 from damo_torchrec.onnx.translations import translations
 from damo_torchrec.onnx.vocabulary import OPSET
@@ -82,6 +82,7 @@ def trace_model(model: nn.Module, arguments: Arguments, output_names: Sequence[s
     if len(names) != len(tracer.outputs):
         raise ValueError(f"output_names must name {len(tracer.outputs)} outputs, got {names}")
     check_outputs(names, arguments.samples)
+    name_inputs(proto, arguments.samples)
     strip_prefix(proto, f"{_MODEL}.", names)
     name_outputs(proto, names)
     name_dimensions(proto, arguments)

@@ -65,3 +65,9 @@ def test_the_dense_part_needs_torch_and_says_so(tmp_path):
     status, _, err = run_without_torch("verify", tmp_path / "checkpoint")
     assert status == 2
     assert err.startswith("damo-torchrec: damo_torchrec needs torch, TorchRec and FBGEMM in versions that fit")
+
+
+def test_a_conversion_needs_torch_and_says_so(tmp_path):
+    status, _, err = run_without_torch("convert", "damo-dump", tmp_path / "dump", tmp_path / "store")
+    assert status == 2
+    assert err.startswith("damo-torchrec: damo_torchrec needs torch, TorchRec and FBGEMM in versions that fit")

@@ -57,7 +57,7 @@ def test_outputs_are_torchrecs(memory_store, need_indices):
     assert ours.embedding_names_by_table() == theirs.embedding_names_by_table()
     assert [c.name for c in ours.embedding_configs()] == [c.name for c in theirs.embedding_configs()]
     assert ours.device == theirs.device
-    assert ours.use_gather_select() is theirs.use_gather_select() is False
+    assert ours.use_gather_select() is False  # TorchRec 1.4 has none of these yet
     assert ours.use_gather_select_per_sharding() is None
 
 

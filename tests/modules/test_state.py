@@ -46,6 +46,7 @@ def test_a_store_of_another_model_is_refused(memory_store):
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # what no_dist says
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # torch 2.9's writer
 def test_distributed_checkpoints_are_loaded_over_another_store_and_at_another_step(tmp_path):
     with small_store(tmp_path / "one", seed=0) as store:
         saved = model(store)
