@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from damo_torchrec.cli.command import SOUND, Command, absolute_path
+from damo_torchrec import versions
+from damo_torchrec.cli.command import Command, absolute_path
+from damo_torchrec.cli.ending import SOUND, after
 from damo_torchrec.progress import ProgressBar
 
 
@@ -56,7 +58,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     # These need torch, which the other commands do not.
-    from damo_torchrec.convert.damo_store import GroupDicts, convert_damo_dump, read_configure
+    with versions.explained():
+        from damo_torchrec.convert.damo_store import GroupDicts, convert_damo_dump, read_configure
 
     with ProgressBar() as bar:
         rows = convert_damo_dump(
@@ -68,9 +71,10 @@ def _run(options: argparse.Namespace) -> int:
             seed=options.seed,
             progress=bar,
         )
-    print(f"store {options.store}")
-    for name, count in rows.items():
-        print(f"table {name!r}: {count} rows")
+    with after(f"the store {options.store} is made"):
+        print(f"store {options.store}")
+        for name, count in rows.items():
+            print(f"table {name!r}: {count} rows")
     return SOUND
 
 
