@@ -3,9 +3,11 @@
 import importlib
 import importlib.metadata
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 from damo_torchrec import versions
+from damo_torchrec.cli.ending import ended_imports
 
 # The program imports what it needs by itself: some of its commands need no torch.
 if not versions.is_tool():
@@ -13,14 +15,16 @@ if not versions.is_tool():
         import torch as _torch  # noqa: F401
         import torchrec as _torchrec  # noqa: F401
 
-try:
-    from damo_torchrec import _core as _core
-except ImportError as error:
-    raise ImportError(
-        f"damo_torchrec's compiled part cannot be loaded ({error}). If that names librocksdb, RocksDB's library is "
-        "missing, or of another version than at the build: `apt-get install librocksdb-dev`, and install the package "
-        "anew. In a source tree, was it built? `make venv` does"
-    ) from error
+with ended_imports() if versions.is_tool() else nullcontext():
+    try:
+        from damo_torchrec import _core as _core
+    except ImportError as error:
+        raise ImportError(
+            f"damo_torchrec's compiled part cannot be loaded ({error}). If that names librocksdb, RocksDB's library is "
+            "missing, or of another version than at the build: `apt-get install librocksdb-dev`, and install the "
+            "package anew. In a source tree, was it built? `make venv` does"
+        ) from error
+    __version__ = importlib.metadata.version("damo-torchrec")
 
 if not versions.is_tool():
     with versions.explained():
@@ -63,8 +67,6 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"damo_torchrec.{name}")
     raise AttributeError(f"module 'damo_torchrec' has no attribute {name!r}")
 
-
-__version__ = importlib.metadata.version("damo-torchrec")
 
 __all__ = [
     "CheckpointInfo",

@@ -52,8 +52,10 @@ _FBGEMM = ("fbgemm-gpu-cpu", "fbgemm-gpu")
 
 def is_tool() -> bool:
     """Whether this process runs the program ``damo-torchrec``, which needs torch for some of its work alone."""
-    module = sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1] if "-m" in sys.orig_argv else []
-    return Path(sys.argv[0] if sys.argv else "").name == "damo-torchrec" or module == ["damo_torchrec"]
+    module = sys.orig_argv[-len(sys.argv)] if sys.argv[:1] == ["-m"] else ""  # while its package is imported
+    return Path(sys.argv[0] if sys.argv else "").name == "damo-torchrec" or bool(
+        re.fullmatch(r"(-\w*m)?damo_torchrec", module)
+    )
 
 
 @contextmanager

@@ -100,12 +100,20 @@ def test_what_is_too_old_is_refused_before_anything_is_imported(monkeypatch, nam
     [
         (["/usr/bin/python3", "/home/me/.venv/bin/damo-torchrec", "info", "store"], True),
         (["python", "-W", "ignore", "-m", "damo_torchrec", "info", "store"], True),
+        (["python", "-Im", "damo_torchrec"], True),
+        (["python", "-mdamo_torchrec", "--help"], True),
         (["python", "-m", "pytest", "damo_torchrec"], False),
+        (["python", "-m", "my_damo_torchrec", "-m", "damo_torchrec"], False),
         (["python", "train.py", "damo-torchrec"], False),
         (["python"], False),
     ],
 )
 def test_the_program_is_known_by_its_name(monkeypatch, arguments, whether):
+    """As Python has them when it imports the package: of ``-m``, not yet with the module's path."""
+    option = next((at for at, argument in enumerate(arguments) if argument[:2] in ("-m", "-I")), None)
     monkeypatch.setattr("sys.orig_argv", arguments)
-    monkeypatch.setattr("sys.argv", [arguments[1] if len(arguments) > 1 and "/" in arguments[1] else ""])
+    if option is None:
+        monkeypatch.setattr("sys.argv", arguments[1:] or [""])
+    else:
+        monkeypatch.setattr("sys.argv", ["-m", *arguments[option + (2 if arguments[option].endswith("m") else 1) :]])
     assert is_tool() is whether

@@ -5,13 +5,13 @@ import itertools
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from damo_torchrec.checkpoints.exchange import exchange
-from damo_torchrec.checkpoints.in_use import InUse, is_in_use
-from damo_torchrec.checkpoints.layout import removed_name, staged_name, unfinished_entries
+from damo_torchrec.checkpoints.in_use import InUse, is_in_use, unused
+from damo_torchrec.checkpoints.layout import removed_name, staged_entries, staged_name, unfinished_entries
 from damo_torchrec.checkpoints.regular_file import is_directory
 from damo_torchrec.checkpoints.temporary_directory import is_temporary, mark_temporary, remove_temporary
 from damo_torchrec.files import os_errors, sync_directory
@@ -61,6 +61,7 @@ def build_directory(
     if other_name is None or not target.exists():
         check_target(target, what, may_replace)
     with os_errors(f"cannot write the {what} {target}"):
+        _clear_killed(target)
         staging = _Staging(target)
         try:
             staged = staging.make()
@@ -183,8 +184,21 @@ def clear_unfinished(where: Path) -> None:
 
     What somebody is at work on stays, and so does what only seems to be one of these.
     """
-    for left in unfinished_entries(where):
-        if is_directory(left) and not is_in_use(left):
-            with suppress(FileNotFoundError):  # somebody else removes it, too
-                if _clear(left):
-                    _log.info("removed %s, which was left unfinished", left)
+    _clear_left(unfinished_entries(where))
+
+
+def _clear_killed(target: Path) -> None:
+    """Removes what processes that were killed while they made `target` left beside it, each as large as that."""
+    try:
+        _clear_left(staged_entries(target))
+    except OSError as error:
+        _log.warning("cannot remove what was left when the making of %s was interrupted: %s", target, error)
+
+
+def _clear_left(entries: Iterable[Path]) -> None:
+    for left in entries:
+        with unused(left) as free:
+            if free and is_directory(left):
+                with suppress(FileNotFoundError):  # somebody else removes it, too
+                    if _clear(left):
+                        _log.info("removed %s, which was left unfinished", left)

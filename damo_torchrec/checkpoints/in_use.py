@@ -7,6 +7,8 @@ import fcntl
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
@@ -41,12 +43,20 @@ class InUse:
 
 def is_in_use(path: Path) -> bool:
     """Whether somebody says so of the file or directory `path`; not if it is not there, or a link."""
+    with unused(path) as free:
+        return not free
+
+
+@contextmanager
+def unused(path: Path) -> Iterator[bool]:
+    """Gives whether nobody uses the file or directory `path`, as `is_in_use`; who begins to waits until this ends."""
     try:
         descriptor = _open(path)
     except OSError:
-        return False
+        yield True
+        return
     try:
-        return not lock(descriptor, fcntl.LOCK_EX)
+        yield lock(descriptor, fcntl.LOCK_EX)
     finally:
         os.close(descriptor)
 

@@ -96,6 +96,14 @@ def unfinished_entries(where: Path) -> Iterator[Path]:
             yield path
 
 
+def staged_entries(target: Path) -> Iterator[Path]:
+    """What beside `target` has a name of `staged_name`, whichever process filled it."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.\d+\.\d+{re.escape(_STAGED)}")
+    for path in target.parent.glob(".*"):
+        if pattern.fullmatch(path.name):
+            yield path
+
+
 def is_checkpoint_name(name: str) -> bool:
     """Whether it is a name that checkpoints get: ``step_N`` or ``step_N.M``."""
     return re.fullmatch(r"step_\d+(\.\d+)?", name) is not None

@@ -1,11 +1,9 @@
-"""What a command of the tool is, and what all of them share: exit statuses, and how a path is given."""
+"""What a command of the tool is, and how a path is given."""
 
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-SOUND, DAMAGED, WRONG_USAGE = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -16,7 +14,8 @@ class Command:
         name: as it is typed.
         help: its line in the list of commands.
         add_arguments: tells a parser what it takes.
-        run: does it, prints what came of it and returns the exit status. ValueError is wrong usage, DamoError damage.
+        run: does it, prints what came of it and returns the exit status. ValueError is wrong usage, DamoError damage,
+            OSError of what is no part of a store neither: the system refuses.
         description: what it does, for its own ``--help``.
     """
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from damo_torchrec import versions
-from damo_torchrec.cli.command import SOUND, Command, absolute_path
+from damo_torchrec.cli.command import Command, absolute_path
+from damo_torchrec.cli.ending import SOUND, after
 from damo_torchrec.progress import ProgressBar
 
 
@@ -70,9 +71,10 @@ def _run(options: argparse.Namespace) -> int:
             seed=options.seed,
             progress=bar,
         )
-    print(f"store {options.store}")
-    for name, count in rows.items():
-        print(f"table {name!r}: {count} rows")
+    with after(f"the store {options.store} is made"):
+        print(f"store {options.store}")
+        for name, count in rows.items():
+            print(f"table {name!r}: {count} rows")
     return SOUND
 
 

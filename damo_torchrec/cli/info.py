@@ -7,7 +7,8 @@ from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
 from damo_torchrec.checkpoints.layout import MODEL_FILE
 from damo_torchrec.checkpoints.listing import checkpoints_of
 from damo_torchrec.checkpoints.manifest import Manifest
-from damo_torchrec.cli.command import DAMAGED, SOUND, Command, absolute_path
+from damo_torchrec.cli.command import Command, absolute_path
+from damo_torchrec.cli.ending import DAMAGED, SOUND
 from damo_torchrec.errors import DamoError
 
 

@@ -1,35 +1,71 @@
 """The command-line tool: its commands, and what their errors become."""
 
 import argparse
-import sys
+import errno
 from collections.abc import Sequence
 
-from damo_torchrec.cli import convert, info, repair, verify
-from damo_torchrec.cli.command import DAMAGED, WRONG_USAGE
-from damo_torchrec.errors import DamoError
+from damo_torchrec.cli.ending import (
+    DAMAGED,
+    PIPE_CLOSED,
+    WRONG_USAGE,
+    UnwrittenOutputError,
+    checked_output,
+    end_by_interrupt,
+    ended_imports,
+    say,
+)
+
+with ended_imports():
+    from damo_torchrec.cli import convert, info, repair, verify
+    from damo_torchrec.errors import DamoError, OutOfSpaceError
 
 _COMMANDS = (info.COMMAND, verify.COMMAND, repair.COMMAND, convert.COMMAND)
+
+# What the system says of a disk or a user rather than of the bytes.
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the tool with the arguments of the command line, or these. Returns its exit status."""
+    try:
+        with checked_output():
+            return _run(arguments)
+    except UnwrittenOutputError as error:
+        if isinstance(error.cause, BrokenPipeError):  # who reads it has enough
+            return PIPE_CLOSED
+        say(str(error))
+        return WRONG_USAGE
+    except KeyboardInterrupt:
+        end_by_interrupt()
+        raise
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
     except (ValueError, ImportError) as error:  # ImportError: of what some commands need beside this package
-        print(f"damo-torchrec: {error}", file=sys.stderr)
+        say(str(error))
         return WRONG_USAGE
     except (DamoError, OSError) as error:
-        print(f"damo-torchrec: {error}", file=sys.stderr)
-        return DAMAGED
+        say(str(error))
+        return DAMAGED if _is_damage(error) else WRONG_USAGE
     return status
+
+
+def _is_damage(error: DamoError | OSError) -> bool:
+    if isinstance(error, OSError):  # of a file that the user named
+        return error.errno == errno.EIO
+    cause = error.__cause__
+    return not isinstance(error, OutOfSpaceError) and not (isinstance(cause, OSError) and cause.errno in _REFUSALS)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="damo-torchrec",
         description="Looks after stores of embedding tables and their checkpoints.",
-        epilog="Exit status: 0 sound, 1 damage found or something lost, 2 wrong usage, or a package is missing.",
+        epilog="Exit status: 0 sound, 1 damage found or something lost, 2 wrong usage, a package is missing, or the "
+        "system refuses to read or write.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in _COMMANDS:

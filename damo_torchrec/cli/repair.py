@@ -2,7 +2,8 @@
 
 import argparse
 
-from damo_torchrec.cli.command import DAMAGED, SOUND, Command, absolute_path
+from damo_torchrec.cli.command import Command, absolute_path
+from damo_torchrec.cli.ending import DAMAGED, SOUND, after
 from damo_torchrec.progress import ProgressBar
 from damo_torchrec.rescue.repair import repair
 
@@ -23,12 +24,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     with ProgressBar() as bar:
         done = repair(options.path, options.out, bar, options.schema)
-    for lost in [*done.findings, *done.losses]:
-        print(lost)
-    print(f"{done.source} is repaired in {done.target}")
-    for name, rows in done.rows.items():
-        of = f" of {done.expected[name]}" if name in done.expected else ""
-        print(f"table {name!r}: {rows}{of} rows")
+    with after(f"the checkpoint {done.target} is made"):
+        for lost in [*done.findings, *done.losses]:
+            print(lost)
+        print(f"{done.source} is repaired in {done.target}")
+        for name, rows in done.rows.items():
+            of = f" of {done.expected[name]}" if name in done.expected else ""
+            print(f"table {name!r}: {rows}{of} rows")
     return DAMAGED if done.losses or done.findings else SOUND
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from damo_torchrec.checkpoints.file_entry import Finding
 from damo_torchrec.checkpoints.listing import is_checkpoint
-from damo_torchrec.cli.command import DAMAGED, SOUND, Command, absolute_path
+from damo_torchrec.cli.command import Command, absolute_path
+from damo_torchrec.cli.ending import DAMAGED, SOUND
 from damo_torchrec.progress import ProgressBar
 from damo_torchrec.rescue.deltas import delta_findings, deltas_in
 from damo_torchrec.rescue.verification import Verified, verify

@@ -8,7 +8,9 @@ import pytest
 from damo_torchrec import DamoError
 from damo_torchrec.checkpoints import layout
 from damo_torchrec.checkpoints.atomic_directory import build_directory, clear_unfinished, remove_directory
+from damo_torchrec.checkpoints.in_use import InUse
 from damo_torchrec.checkpoints.temporary_directory import mark_temporary
+from processes import kill_this_process, run_until_killed
 
 
 def writing(name: str, then=lambda: None):
@@ -75,6 +77,49 @@ def test_a_removal_that_is_interrupted_leaves_what_is_cleared(tmp_path, monkeypa
     assert left.name == layout.removed_name("a")
     clear_unfinished(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def where(tmp_path):
+    """A directory without the sockets of other processes."""
+    (tmp_path / "where").mkdir()
+    return tmp_path / "where"
+
+
+def killed_while_it_makes(target: Path) -> None:
+    build_directory(target, "checkpoint", writing("half", kill_this_process))
+
+
+def test_what_a_killed_process_left_goes_when_the_same_is_made_again(where, caplog):
+    run_until_killed(killed_while_it_makes, where / "a")
+    run_until_killed(killed_while_it_makes, where / "b")
+    left_of_a, left_of_b = sorted(where.iterdir())
+    theirs = where / ".a.1.0.damo-staged"
+    theirs.mkdir()
+    (theirs / "thesis").write_text("")
+    in_use = where / ".a.1.1.damo-staged"
+    in_use.mkdir()
+    mark_temporary(in_use)
+    somebody = InUse(in_use)
+    with caplog.at_level("INFO", logger="damo_torchrec"):
+        build_directory(where / "a", "checkpoint", writing("one"))
+    somebody.end()
+    assert set(where.iterdir()) == {where / "a", left_of_b, theirs, in_use}
+    assert f"removed {left_of_a}, which was left unfinished" in caplog.messages
+
+
+def test_what_was_left_and_cannot_be_removed_is_in_nobodys_way(where, monkeypatch, caplog):
+    run_until_killed(killed_while_it_makes, where / "a")
+    (left,) = where.iterdir()
+
+    def refused(path: object) -> None:
+        raise PermissionError(f"not {path}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", lambda path: refused(path) if left in Path(path).parents else None)
+        build_directory(where / "a", "checkpoint", writing("one"))
+    assert "cannot remove what was left when the making of" in caplog.text
+    assert set(where.iterdir()) == {where / "a", left}
 
 
 def test_two_that_make_the_same_one_at_once(tmp_path):

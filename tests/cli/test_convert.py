@@ -40,12 +40,14 @@ def test_options_say_what_a_dump_does_not(call, tmp_path):
     ("arguments", "status", "what"),
     [
         (("{file}", "{tmp}"), 2, "exists already: a store needs a new directory"),
-        (("{tmp}/none", "{tmp}/store"), 1, "No such file"),
+        (("{tmp}/none", "{tmp}/store"), 2, "No such file"),
+        (("{tmp}", "{tmp}/store"), 2, "is no regular file"),
+        (("{file}", "{tmp}/store", "--configure", "{tmp}"), 2, "Is a directory"),
         (("{tmp}/text", "{tmp}/store"), 1, "is no dump of Damo-Embedding"),
         (("{file}", "{tmp}/store", "--optimizer", "rmsprop"), 2, "optimizer's name must be one of"),
         (("{file}", "{tmp}/store", "--memory-budget", "1KiB"), 2, "memory_budget must be at least"),
         (("{file}", "{tmp}/store", "--configure", "{tmp}/text"), 2, "is not what get_damo_embedding_configure gives"),
-        (("{file}", "{tmp}/store", "--configure", "{tmp}/none"), 1, "No such file"),
+        (("{file}", "{tmp}/store", "--configure", "{tmp}/none"), 2, "No such file"),
     ],
 )
 def test_what_cannot_be_converted_says_why(call, tmp_path, arguments, status, what):

@@ -1,5 +1,6 @@
 """`damo-torchrec`: what all of its commands share."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import damo_torchrec as damo
+from convert.dumps import FILE
 from damo_torchrec.cli import main as cli
 
 # The program where torch, TorchRec and FBGEMM are not installed.
@@ -55,6 +57,9 @@ def test_rows_are_looked_after_without_torch(tmp_path):
     assert status == 0
     assert "checkpoints are sound" in out
     assert run_without_torch("repair", tmp_path / "store", tmp_path / "repaired")[0] == 0
+    status, out, err = run_without_torch("convert", "damo-dump", FILE, tmp_path / "converted")
+    assert (status, out) == (2, "")
+    assert err.startswith("damo-torchrec: damo_torchrec needs torch, TorchRec and FBGEMM in versions that fit")
 
 
 def test_the_dense_part_needs_torch_and_says_so(tmp_path):
@@ -71,3 +76,74 @@ def test_a_conversion_needs_torch_and_says_so(tmp_path):
     status, _, err = run_without_torch("convert", "damo-dump", tmp_path / "dump", tmp_path / "store")
     assert status == 2
     assert err.startswith("damo-torchrec: damo_torchrec needs torch, TorchRec and FBGEMM in versions that fit")
+
+
+def program(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "damo_torchrec", *map(str, arguments)]
+
+
+@pytest.mark.parametrize("missing", ["numpy", "tqdm", "damo_torchrec._core"])
+def test_a_package_that_is_missing_ends_the_program_with_a_sentence(missing):
+    command = [sys.executable, "-c", f"import sys; sys.modules[{missing!r}] = None\n{WITHOUT_TORCH}", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("damo-torchrec: ")
+    assert missing in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("verify",), ("info",), ("--help",)])
+def test_a_reader_that_has_enough_is_no_damage(sample, arguments):
+    arguments = arguments if arguments == ("--help",) else (*arguments, sample.store)
+    with subprocess.Popen(program(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        err = process.stderr.read()
+    assert (process.returncode, err) == (128 + signal.SIGPIPE, "")
+
+
+def test_output_that_cannot_be_written_is_no_damage(sample, tmp_path):
+    store = tmp_path / "store"
+    for arguments, done in [
+        (("info", sample.store), ""),
+        (("convert", "damo-dump", FILE, store), f"; the store {store} is made"),
+    ]:
+        with open("/dev/full", "w") as full:
+            ended = subprocess.run(program(*arguments), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert ended.returncode == 2
+        reason = "[Errno 28] No space left on device"
+        assert ended.stderr == f"damo-torchrec: cannot write to standard output: {reason}{done}\n"
+        with open("/dev/full", "w") as full:
+            assert subprocess.run(program("info", tmp_path), stderr=full, check=False).returncode == 2
+    assert store.is_dir()
+
+
+INTERRUPTED = """
+import os, signal, sys
+from damo_torchrec.cli import info, main
+def interrupted(path):
+    os.kill(os.getpid(), signal.SIGINT)
+info.checkpoints_of = interrupted
+sys.exit(main.main(["info", "store"]))
+"""
+
+
+def test_an_interrupt_ends_the_program_without_a_traceback():
+    script = f"import sys; sys.argv[0] = 'damo-torchrec'\n{INTERRUPTED}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "damo-torchrec: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (damo.OutOfSpaceError("full"), 2),
+        (damo.CorruptionError("damaged"), 1),
+        (PermissionError(13, "refused"), 2),
+        (OSError(5, "unreadable"), 1),
+    ],
+)
+def test_only_damage_has_the_status_of_damage(monkeypatch, call, error, status):
+    def fail(path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr("damo_torchrec.cli.info.checkpoints_of", fail)
+    assert call("info", "store") == (status, [], f"damo-torchrec: {error}\n")
