@@ -10,10 +10,12 @@ class TablesChanged:
     Args:
         since: the checkpoint's id.
         renamed: the names that its tables have now, where these are others.
+        some: whether there are such changes.
     """
 
     since: str
     renamed: dict[str, str] = field(default_factory=dict)
+    some: bool = False
 
     def note_rename(self, old: str, new: str) -> None:
         """Says that the table `old` is `new` now."""
