@@ -1,7 +1,8 @@
 """TorchRec's embedding modules over a store."""
 
 from damo_torchrec.modules.collection import Collection, store_of, tables_of
-from damo_torchrec.modules.damo_start import damo_embedding_init, number_groups
+from damo_torchrec.modules.damo_numbering import SavedGroups, groups_numbered
+from damo_torchrec.modules.damo_start import damo_embedding_init
 from damo_torchrec.modules.embedding import Embedding
 from damo_torchrec.modules.embedding_bag_collection import EmbeddingBagCollection
 from damo_torchrec.modules.embedding_collection import EmbeddingCollection
@@ -11,8 +12,9 @@ __all__ = [
     "Embedding",
     "EmbeddingBagCollection",
     "EmbeddingCollection",
+    "SavedGroups",
     "damo_embedding_init",
-    "number_groups",
+    "groups_numbered",
     "store_of",
     "tables_of",
 ]

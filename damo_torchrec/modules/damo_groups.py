@@ -43,10 +43,10 @@ def table_name(group: int | None, dim: int) -> str:
     return f"group_{'of_its_own' if group is None else group}_dim_{dim}"
 
 
-def group_of_table(name: str, dim: int) -> int | None:
+def group_of_table(name: str) -> int | None:
     """The group whose table has this name; None if none's has."""
-    match = re.fullmatch(r"group_(\d{1,5})_dim_(\d+)", name)
-    return int(match[1]) if match and int(match[2]) == dim else None
+    match = re.fullmatch(r"group_(\d{1,5})_dim_\d+", name)
+    return int(match[1]) if match else None
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """`damo_embedding_init`: Damo-Embedding's start-up."""
 
-import itertools
 import logging
 import os
 import warnings
@@ -11,12 +10,16 @@ from typing import Any
 from torch import nn
 
 from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
+from damo_torchrec.checkpoints.dense_part import load_dense
+from damo_torchrec.checkpoints.layout import MODEL_FILE
 from damo_torchrec.checkpoints.listing import is_checkpoint
+from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
-from damo_torchrec.modules import damo_groups
+from damo_torchrec.modules.damo_numbering import SavedGroups, groups_numbered
 from damo_torchrec.modules.embedding import Embedding
 from damo_torchrec.store.default_store import default_store_at, set_default_store
 from damo_torchrec.store.embedding_store import EmbeddingStore
+from damo_torchrec.store.opening import restore_if_saved
 
 _log = logging.getLogger(__name__)
 
@@ -31,8 +34,8 @@ def damo_embedding_init(model: nn.Module, *args: Any, **kwargs: Any) -> Embeddin
     """Opens a store, makes it the default one, and puts the rows of a model's Embeddings there.
 
     As in Damo-Embedding, it comes after the model was made and before it is used. Embeddings without a group get
-    theirs: each its place among the model's Embeddings. A default store that is open in that directory is used as it
-    is, as where a notebook's cell is run again.
+    theirs: each its place among the model's Embeddings, or what it had in the model that ``reload`` has, by its name
+    there. A default store that is open in that directory is used as it is, as where a notebook's cell is run again.
 
     Args:
         model: its Embeddings without a store get this one.
@@ -50,61 +53,53 @@ def damo_embedding_init(model: nn.Module, *args: Any, **kwargs: Any) -> Embeddin
 
     Raises:
         ValueError: an Embedding has been used already, and has its rows elsewhere; a group that is one's place is given
-            to another; there is no directory, or are two; or ``reload`` is no checkpoint.
+            to another; there is no directory, or are two; ``reload`` is no checkpoint; or the store is open and has
+            changes that no checkpoint has, which ``reload`` would undo.
         TypeError: arguments are not those above.
         DamoError: the store cannot be opened.
     """
     given = _by_name(args, kwargs)
     found = [module for module in model.modules() if isinstance(module, Embedding)]
-    for module in found:
-        if module.attached_to is not None:
-            raise ValueError(f"the Embedding of group {module.group} has its rows in {module.attached_to.path} already")
     workdir, source = _directories(given)
+    opened = default_store_at(Path(workdir).absolute())
+    for module in found:
+        if module.attached_to is not None and module.attached_to is not opened:
+            raise ValueError(f"the Embedding of group {module.group} has its rows in {module.attached_to.path} already")
     _warn_of_others(given)
-    numbered = number_groups(model)
-    try:
-        opened = default_store_at(Path(workdir).absolute())
+    awaiting = [module for module in found if module.attached_to is None]
+    with groups_numbered(model, _saved_groups(source, model)):
         if opened is not None and source is not None:
-            opened.restore(source)
+            restore_if_saved(opened.session, source)
         store = opened or EmbeddingStore(workdir, restore=source or "latest")
         try:
-            for module in found:
+            for module in awaiting:
                 module.attach_store(store)
         except BaseException:
-            for module in found:
+            for module in awaiting:
                 module.detach_store()
             if opened is None:
                 store.close()
             raise
-    except BaseException:
-        for module in numbered:
-            module.number(None)
-        raise
     set_default_store(store)
     _log.info("%d embeddings have their rows in %s", len(found), store.path)
     return store
 
 
-def number_groups(model: nn.Module, saved: Mapping[str, Mapping[str, Any]] | None = None) -> list[Embedding]:
-    """Gives Embeddings that have no group theirs: each its place among the model's Embeddings. Returns them.
-
-    Args:
-        model: their model.
-        saved: by the name of a module in the model, something by table: those that they had when the model was saved,
-            which they keep. Others get a group that none of these has.
-    """
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, Embedding)]
-    numbered = [(place, name, module) for place, (name, module) in enumerate(found) if module.group is None]
-    kept = {name: group for _, name, module in numbered if (group := _saved_group(module, saved, name)) is not None}
-    free = (group for group in itertools.count(len(found)) if group not in kept.values())
-    for place, name, module in numbered:
-        module.number(kept[name] if name in kept else next(free) if place in kept.values() else place)
-    return [module for _, _, module in numbered]
-
-
-def _saved_group(module: Embedding, saved: Mapping[str, Mapping[str, Any]] | None, name: str) -> int | None:
-    groups = [damo_groups.group_of_table(table, module.dim) for table in (saved or {}).get(name, ())]
-    return next((group for group in groups if group is not None), None)
+def _saved_groups(source: Path | None, model: nn.Module) -> SavedGroups | None:
+    """Those that the model had when it was saved, where rows begin with its, and it has one of their modules."""
+    manifest = Manifest.read(source) if source is not None else None
+    if source is None or manifest is None or MODEL_FILE not in manifest.files:
+        return None
+    saved = SavedGroups.of(load_dense(source, manifest).get("learning_rates"), manifest.tables)
+    if saved is None:
+        return None
+    names = [name for name, module in model.named_modules() if isinstance(module, Embedding) and module.has_own_group]
+    new = [name for name in names if name not in saved.tables_by_module]
+    if len(new) == len(names):
+        return None
+    if new:
+        _log.warning("the model saved in %s has no %s: these begin without rows", source, ", ".join(new))
+    return saved
 
 
 def _by_name(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -132,7 +132,7 @@ class Embedding(Collection):
             _log.info("an Embedding without a group is over the table %s of %s", self._configs[0].name, store.path)
 
     def number(self, group: int | None) -> None:
-        """Gives it the group, which is its place, or takes it back. REQUIRES: it was made without one, and is unused.
+        """Gives it a group of its own, or takes it back. REQUIRES: it was made without one, and has no store now.
 
         For the modules of this package.
         """
@@ -143,6 +143,12 @@ class Embedding(Collection):
         self._definitions = [replace(self._definitions[0], name=name)]
         self._plan = replace(self._plan, outputs=(replace(self._plan.outputs[0], table=name),))
         self._optimizer.rename_table(before, name)
+        self._features.clear()
+
+    @property
+    def has_own_group(self) -> bool:
+        """Whether it was made without a group."""
+        return self.group is None or self.numbered
 
     @property
     def made_with_optimizer(self) -> OptimizerSpec:

@@ -276,6 +276,26 @@ def restore_unless_at(session: Session, checkpoint: Path, tables: Set[str] | Non
         restore(session, checkpoint)
 
 
+def restore_if_saved(session: Session, checkpoint: Path) -> None:
+    """Goes back to a checkpoint unless the rows are it already, where that undoes nothing that no checkpoint has.
+
+    Raises:
+        ValueError: it would. Nothing was changed.
+    """
+    with session.mutex:
+        session.wait_for_checkpoint()
+        changes = session.tables_changed
+        if session.waiting or (session.changed and (changes is None or changes.some)):
+            raise ValueError(
+                f"the store {session.path} is open and has changes that no checkpoint has: going back to {checkpoint} "
+                "would undo them. Save them first, or close() the store"
+            )
+        if session.catalog.manifest.id == Manifest.read(checkpoint).id:
+            session.continued_rows.ask_for()
+        else:
+            restore(session, checkpoint)
+
+
 def _prepare_live(session: Session, directory: StoreDirectory, source: Path, manifest: Manifest) -> Path:
     """`StoreDirectory.prepare_live`, told of where files are copied, and checked where another store made them."""
     total = bytes_in(source / ROWS) - journal_bytes(source / ROWS)

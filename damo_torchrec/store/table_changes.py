@@ -88,6 +88,8 @@ def changing_table(session: Session, what: str, name: str) -> Iterator[TableEntr
         changes = session.tables_changed
         session.note_change()
         session.tables_changed = changes
+        if changes is not None:
+            changes.some = True
         yield catalog.entry(name, engine)
 
 

@@ -11,11 +11,13 @@ class TablesChanged:
         since: the checkpoint's id.
         renamed: the names that its tables have now, where these are others.
         dropped: names of tables that went, and that one made since may have.
+        some: whether there are such changes.
     """
 
     since: str
     renamed: dict[str, str] = field(default_factory=dict)
     dropped: set[str] = field(default_factory=set)
+    some: bool = False
 
     def note_rename(self, old: str, new: str) -> None:
         """Says that the table `old` is `new` now."""

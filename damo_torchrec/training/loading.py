@@ -14,7 +14,7 @@ from damo_torchrec import pickled_module
 from damo_torchrec.checkpoints.layout import MODULE_FILE
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.errors import CorruptionError, SchemaMismatchError
-from damo_torchrec.modules import number_groups, store_of, tables_of
+from damo_torchrec.modules import SavedGroups, groups_numbered, store_of, tables_of
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.opening import restore_unless_at, tables_changed_since
 from damo_torchrec.training.dense_parts import NOT_STRICT, DenseParts
@@ -74,7 +74,9 @@ def load_model(
 
     Args:
         path: of a checkpoint, or of a store: the newest of its checkpoints that `save_model` made.
-        model: made as it was when it was saved. None: made from the pickle in the checkpoint, over `default_store()`.
+        model: made as it was when it was saved. An `Embedding` without a group has the group that the module of its
+            name in the model had, which counts more than one that it has by its place. None: made from the pickle in
+            the checkpoint, over `default_store()`.
         optimizer: of the dense parameters, if one was saved.
         schedulers: as many as were saved, in the same order.
         allow_pickle: whether that pickle may be read. Doing so runs any code that its author put in: only for
@@ -104,7 +106,6 @@ def load_model(
     dense = read_dense(path)
     if model is None:
         model = _unpickle(path, dense.get("unpicklable"))
-    number_groups(model, dense.get("learning_rates"))
     if optimizer is not None and dense["optimizer"] is None:
         raise ValueError(f"{path} was saved without an optimizer")
     saved_schedulers = dense.get("schedulers", [])
@@ -112,25 +113,27 @@ def load_model(
         raise ValueError(f"{path} was saved with {len(saved_schedulers)} schedulers, got {len(schedulers)}")
     if optimizer is None and dense["optimizer"] is not None and model.training:
         _log.warning("%s was saved with an optimizer, whose state is not loaded: load_model was given none", path)
-    store = store_of(model)
-    parts = DenseParts(model, optimizer, schedulers)
-    names = _names_now(store, dense["checkpoint_id"])
-    rates = {
-        name: {names.get(table, table): rate for table, rate in by_table.items()}
-        for name, by_table in dense.get("learning_rates", {}).items()  # which earlier releases did not save
-    }
-    states = {**dense, "schedulers": saved_schedulers, "learning_rates": rates}
-    if strict:
-        parts.check(states, path)
-        _check_tables(model, path, names)
-        found = IncompatibleKeys()
-    else:
-        states, found = parts.fitting(states, path)
-        found.missing_tables, found.unexpected_tables = _other_tables(model, path, names)
-        _log.info("what of %s does not go with the model: %s", path, found)
-    with parts.all_or_none():
-        parts.load(states, path)
-        restore_unless_at(store.session, path, None if whole_store else tables_of(model))
+    saved = SavedGroups.of(dense.get("learning_rates"), Manifest.read(path).tables)
+    with groups_numbered(model, saved):
+        store = store_of(model)
+        parts = DenseParts(model, optimizer, schedulers)
+        names = _names_now(store, dense["checkpoint_id"])
+        rates = {
+            name: {names.get(table, table): rate for table, rate in by_table.items()}
+            for name, by_table in dense.get("learning_rates", {}).items()  # which earlier releases did not save
+        }
+        states = {**dense, "schedulers": saved_schedulers, "learning_rates": rates}
+        if strict:
+            parts.check(states, path)
+            _check_tables(model, path, names, saved)
+            found = IncompatibleKeys()
+        else:
+            states, found = parts.fitting(states, path)
+            found.missing_tables, found.unexpected_tables = _other_tables(model, path, names)
+            _log.info("what of %s does not go with the model: %s", path, found)
+        with parts.all_or_none():
+            parts.load(states, path)
+            restore_unless_at(store.session, path, None if whole_store else tables_of(model))
     set_random_state(dense["random"])
     return model if strict else found
 
@@ -147,11 +150,16 @@ def _other_tables(model: nn.Module, path: Path, names: Mapping[str, str]) -> tup
     return sorted(now - saved), sorted(saved - now)
 
 
-def _check_tables(model: nn.Module, path: Path, names: Mapping[str, str]) -> None:
+def _check_tables(model: nn.Module, path: Path, names: Mapping[str, str], saved: SavedGroups | None) -> None:
     missing, _ = _other_tables(model, path, names)
     if missing:
         raise SchemaMismatchError(
             f"the model differs from the one saved in {path}, which has no tables {missing}: {NOT_STRICT}"
+        )
+    groups = {names.get(table, table) for table in saved.tables()} if saved is not None else set()
+    if lost := sorted(groups - tables_of(model)):
+        raise SchemaMismatchError(
+            f"the model differs from the one saved in {path}, whose Embeddings had tables {lost}, too: {NOT_STRICT}"
         )
 
 
