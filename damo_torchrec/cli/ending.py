@@ -62,6 +62,8 @@ def after(done: str) -> Iterator[None]:
 
 def say(text: str) -> None:
     """Tells the user why the program ends, if there is anywhere to."""
+    if sys.stderr is None:  # `print` would write it to standard output
+        return
     try:
         print(f"damo-torchrec: {text}", file=sys.stderr, flush=True)
     except OSError:
