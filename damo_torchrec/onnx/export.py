@@ -21,6 +21,7 @@ from damo_torchrec.onnx.lowering import Layout
 from damo_torchrec.onnx.row_dtypes import ROW_DTYPES, DtypeName
 from damo_torchrec.onnx.samples import is_by_sample
 from damo_torchrec.onnx.session import model_file
+from damo_torchrec.onnx.sizes import check_sizes
 from damo_torchrec.onnx.stand_ins import LookupCall
 from damo_torchrec.onnx.trace_model import trace_model
 from damo_torchrec.options import check_progress, parse_bytes
@@ -88,16 +89,17 @@ def export(
         store: where the rows are; None: the model's own. It has the same tables.
         memory_budget: what writing rows may take; None: a sixteenth of the store's, and 32 MiB at least.
         progress: as `StoreOptions.progress`; None: as the store's.
-        verify: run the graph on `args` before it takes its place, and compare its outputs with the model's; where rows
-            are left out, their shapes. Whether the model answers each sample by itself is found out, too. False
-            does neither.
+        verify: run the graph on `args`, and on 1, 2, 3 and 7 samples of those, before it takes its place, and compare
+            its outputs with the model's; where rows are left out, their shapes. Whether the model answers each sample
+            by itself is found out, too. False does neither.
         single_file: have all rows in the graph's file, which takes 2 GiB at most.
         inline: have standard operators alone, and no functions, for tools that do not know those. Kernels of this
             package are no use then.
 
     Raises:
-        ValueError: the model has no collection of this package, or an option is not possible, for example a weight that
-            float16 cannot hold; outputs have the names of others or of inputs.
+        ValueError: the model has no collection of this package, or its forward decides something by the size of a
+            batch; an option is not possible, for example a weight that float16 cannot hold; outputs have the names of
+            others or of inputs.
         TypeError: `args` do not fit the model, or hold what a graph cannot take; a number is not an int.
         RuntimeError: torch.onnx cannot export the dense part, or the graph cannot be loaded, or run, or answers
             otherwise than the model.
@@ -116,6 +118,7 @@ def export(
     warn_of_nonfinite(model, "export")
     arguments = read_arguments(model, args, {k: list(axes) for k, axes in (dynamic_axes or {}).items()}, input_names)
     traced = trace_model(model, arguments, output_names)
+    check_sizes(traced, arguments)
     tables = _tables(model, traced.calls, store)
     outputs = [output for call in traced.calls for output in call.plan.outputs]
     options = RowOptions(
