@@ -23,7 +23,7 @@ from damo_torchrec.modules.collection import Collection
 from damo_torchrec.onnx.arguments import Arguments
 from damo_torchrec.onnx.names import check_outputs, name_dimensions, name_outputs, strip_prefix
 from damo_torchrec.onnx.stand_ins import LookupCall, Rows, Tracer, stand_in_for
-from damo_torchrec.onnx.translations import translations
+from damo_torchrec.onnx.translations import UntranslatableError, translations
 from damo_torchrec.onnx.vocabulary import OPSET
 
 _log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def trace_model(model: nn.Module, arguments: Arguments, output_names: Sequence[s
                 custom_translation_table=translations(),
             )
         except Exception as error:
-            cause = error.__cause__ or error
+            cause = _cause(error)
             raise RuntimeError(f"torch.onnx cannot export the dense part of {type(model).__name__}: {cause}") from error
     assert program is not None
     assert program.exported_program is not None
@@ -105,6 +105,14 @@ def trace_model(model: nn.Module, arguments: Arguments, output_names: Sequence[s
     name_outputs(proto, names)
     name_dimensions(proto, arguments)
     return Traced(proto, tracer.calls, names, wrapper.run, _sizes(program.exported_program, arguments))
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What this package says of it, or torch.onnx."""
+    own: BaseException | None = error
+    while own is not None and not isinstance(own, UntranslatableError):
+        own = own.__cause__
+    return own or error.__cause__ or error
 
 
 def _sizes(program: torch.export.ExportedProgram, arguments: Arguments) -> list[Size]:
