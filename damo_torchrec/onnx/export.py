@@ -13,6 +13,7 @@ from damo_torchrec import _core
 from damo_torchrec.modules import store_of
 from damo_torchrec.modules.collection import Collection
 from damo_torchrec.modules.dense_weights import warn_of_nonfinite
+from damo_torchrec.modules.wrappers import unwrapped
 from damo_torchrec.onnx.arguments import read_arguments
 from damo_torchrec.onnx.card import About
 from damo_torchrec.onnx.graph_files import write_graph
@@ -21,6 +22,7 @@ from damo_torchrec.onnx.lowering import Layout
 from damo_torchrec.onnx.row_dtypes import ROW_DTYPES, DtypeName
 from damo_torchrec.onnx.samples import is_by_sample
 from damo_torchrec.onnx.session import model_file
+from damo_torchrec.onnx.sizes import check_sizes
 from damo_torchrec.onnx.stand_ins import LookupCall
 from damo_torchrec.onnx.trace_model import trace_model
 from damo_torchrec.options import check_progress, parse_bytes
@@ -70,7 +72,8 @@ def export(
     one is whole.
 
     Args:
-        model: with at least one collection of this package; it is left as it is.
+        model: with at least one collection of this package; it is left as it is. That in DistributedModelParallel and
+            `torch.compile`'s module is what is exported.
         args: what its forward is called with, as for `torch.onnx.export`: a tuple, or the only argument. Values do not
             matter, but keys, dtypes and shapes beyond the first dimension.
         path: a file that ends in ``.onnx``, or a directory, which gets a ``model.onnx``.
@@ -88,16 +91,17 @@ def export(
         store: where the rows are; None: the model's own. It has the same tables.
         memory_budget: what writing rows may take; None: a sixteenth of the store's, and 32 MiB at least.
         progress: as `StoreOptions.progress`; None: as the store's.
-        verify: run the graph on `args` before it takes its place, and compare its outputs with the model's; where rows
-            are left out, their shapes. Whether the model answers each sample by itself is found out, too. False
-            does neither.
+        verify: run the graph on `args`, and on 1, 2, 3 and 7 samples of those, before it takes its place, and compare
+            its outputs with the model's; where rows are left out, their shapes. Whether the model answers each sample
+            by itself is found out, too. False does neither.
         single_file: have all rows in the graph's file, which takes 2 GiB at most.
         inline: have standard operators alone, and no functions, for tools that do not know those. Kernels of this
             package are no use then.
 
     Raises:
-        ValueError: the model has no collection of this package, or an option is not possible, for example a weight that
-            float16 cannot hold; outputs have the names of others or of inputs.
+        ValueError: the model has no collection of this package; its forward looks nothing up, or decides something by
+            the size of a batch; an option is not possible, for example a weight that float16 cannot hold; outputs have
+            the names of others or of inputs.
         TypeError: `args` do not fit the model, or hold what a graph cannot take; a number is not an int.
         RuntimeError: torch.onnx cannot export the dense part, or the graph cannot be loaded, or run, or answers
             otherwise than the model.
@@ -110,12 +114,16 @@ def export(
         if number is not None:
             _check_count(name, number, least=0)
     began = time.monotonic()
+    model = unwrapped(model)
     store = store or store_of(model)
     progress = store.session.options.progress if progress is None else progress
     check_progress(progress)
     warn_of_nonfinite(model, "export")
     arguments = read_arguments(model, args, {k: list(axes) for k, axes in (dynamic_axes or {}).items()}, input_names)
     traced = trace_model(model, arguments, output_names)
+    check_sizes(traced, arguments)
+    if not traced.calls:
+        raise ValueError("the model's forward looks nothing up: torch.onnx.export exports such a model")
     tables = _tables(model, traced.calls, store)
     outputs = [output for call in traced.calls for output in call.plan.outputs]
     options = RowOptions(

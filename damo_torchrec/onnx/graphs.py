@@ -2,17 +2,27 @@
 
 import logging
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
 
 from damo_torchrec.onnx.arguments import Arguments
 from damo_torchrec.onnx.card import About, dense_card, full_card, set_card
 from damo_torchrec.onnx.lowering import Layout, lower_to_inputs, lower_to_rows
 from damo_torchrec.onnx.rows import RowFilter, RowGroup, RowWriter
 from damo_torchrec.onnx.samples import any_rows
+from damo_torchrec.onnx.sizes import batches_like
 from damo_torchrec.onnx.trace_model import Traced
-from damo_torchrec.onnx.trial import Answers, DifferentAnswerError, ask_model, check_graph, stored_rows
+from damo_torchrec.onnx.trial import (
+    Answers,
+    DifferentAnswerError,
+    DifferentShapeError,
+    ask_model,
+    check_graph,
+    stored_rows,
+)
 from damo_torchrec.progress import Progress, counting, reporting
 from damo_torchrec.store.table import Table
 
@@ -56,7 +66,8 @@ class DenseGraph:
 
     def check(self, content: bytes, file: Path) -> None:
         """Runs it on the arguments, with rows that are made up. Errors are of `check_graph`."""
-        expected = ask_model(self._traced, self._arguments.given, any_rows, self._inputs)
+        traced, names = self._traced, self._inputs
+        expected = _answers(self._arguments, {}, lambda inputs: ask_model(traced, inputs, any_rows, names))
         _tell(check_graph(content, file, expected), file)
 
 
@@ -71,7 +82,7 @@ class FullGraph:
         self._about = about
         self._options = options
         self._tables = tables
-        self._expected: Answers | None = None
+        self._expected: dict[str, Answers] = {}
 
     def ask_model(self) -> None:
         """Notes what the model answers now, for `check`."""
@@ -99,19 +110,38 @@ class FullGraph:
 
     def check(self, content: bytes, file: Path) -> None:
         """Runs it on the arguments, beside what the model answered before. Errors are of `check_graph`."""
-        assert self._expected is not None
         try:
             _tell(check_graph(content, file, self._expected), file)
+        except DifferentShapeError:
+            raise
         except DifferentAnswerError:
-            if self._answers().is_of_rows_of(self._expected):
+            now = self._answers()
+            if all(now[asked].is_of_rows_of(answers) for asked, answers in self._expected.items()):
                 raise
             _log.warning("%s is not compared with the model, which was trained while it was exported", file)
 
-    def _answers(self) -> Answers:
-        options = self._options
+    def _answers(self) -> dict[str, Answers]:
+        options, traced = self._options, self._traced
         rows = stored_rows({table.name: table for table in self._tables}, options.unseen, options.dtype)
-        inputs = self._arguments.shortened(options.max_length)
-        return ask_model(self._traced, inputs, rows, comparable=options.all_rows)
+        comparable = options.all_rows
+        return _answers(
+            self._arguments,
+            options.max_length,
+            lambda inputs: ask_model(traced, inputs, rows, comparable=comparable),
+        )
+
+
+def _answers(
+    arguments: Arguments, longest: Mapping[str, int], ask: Callable[[Mapping[str, torch.Tensor]], Answers]
+) -> dict[str, Answers]:
+    """What a model answers to its arguments, and to batches of other sizes that it takes: by these, in words."""
+    answers = {"args": ask(arguments.shortened(longest))}
+    for size, inputs in batches_like(arguments, longest):
+        try:
+            answers[f"a batch of {size} of the samples in args"] = ask(inputs)
+        except RuntimeError as error:
+            _log.info("the model does not take %d samples, and its graph is not tried with so many: %s", size, error)
+    return answers
 
 
 def _warn_of_faint_rows(groups: Iterable[RowGroup], dtype: str) -> None:

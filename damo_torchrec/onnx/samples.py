@@ -27,8 +27,8 @@ def is_by_sample(traced: Traced, arguments: Arguments) -> bool | None:
     of the same ones where it takes no others.
     """
     reason: object = None
-    for changes in (_Changes(lengths=True, values=True), _Changes(values=True), _Changes()):
-        batch = _Batch(arguments, changes)
+    for changes in (Changes(lengths=True, values=True), Changes(values=True), Changes()):
+        batch = Batch(arguments, changes, _SAMPLES)
         try:
             whole, first, second = (
                 traced.run(batch.inputs(*span), any_rows)[0] for span in ((0, _SAMPLES), (0, _CUT), (_CUT, _SAMPLES))
@@ -60,22 +60,23 @@ def _same(whole: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> boo
 
 
 @dataclass(frozen=True)
-class _Changes:
-    """What of samples is made up."""
+class Changes:
+    """What of samples is made up; the rest is as the model was called with."""
 
     lengths: bool = False
     values: bool = False
 
 
-class _Batch:
+class Batch:
     """Samples like those that a model was called with."""
 
-    def __init__(self, arguments: Arguments, changes: _Changes) -> None:
+    def __init__(self, arguments: Arguments, changes: Changes, size: int) -> None:
+        self._size = size
         self._arguments = arguments
         self._random = torch.Generator().manual_seed(0)
         self._changes = changes
         given = arguments.given
-        samples = torch.arange(_SAMPLES)
+        samples = torch.arange(size)
         self._tensors = {
             name: self._changed(given[name][samples % len(given[name])]) if self._has_samples(name) else given[name]
             for name in arguments.tensors
@@ -110,7 +111,7 @@ class _Batch:
     def _samples_of(self, bags: Sequence[Bag]) -> list[Bag]:
         source = next((bag for bag in bags if len(bag[0])), bags[0])
         samples = []
-        for i in range(_SAMPLES):
+        for i in range(self._size):
             bag = bags[i % len(bags)]
             if self._changes.lengths and len(source[0]):
                 items = torch.randint(0, len(source[0]), [1 + i % 3], generator=self._random)

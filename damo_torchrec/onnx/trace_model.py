@@ -23,12 +23,13 @@ from damo_torchrec.modules.collection import Collection
 from damo_torchrec.onnx.arguments import Arguments
 from damo_torchrec.onnx.names import check_outputs, name_dimensions, name_inputs, name_outputs, strip_prefix
 from damo_torchrec.onnx.stand_ins import LookupCall, Rows, Tracer, stand_in_for
-from damo_torchrec.onnx.translations import translations
+from damo_torchrec.onnx.translations import UntranslatableError, translations
 from damo_torchrec.onnx.vocabulary import OPSET
 
 _log = logging.getLogger(__name__)
 
 _MODEL = "model"  # what the wrapper calls the model: the prefix of its parameters' names
+_NO_LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,29 @@ class Traced:
         outputs: names of the graph's outputs.
         run: runs the copy that was traced, of inputs by name and with these rows: its outputs, in order, and for each
             lookup what it was given.
+        sizes: the dimensions that may have any size, each with those sizes that the graph was made for.
     """
 
     proto: onnx.ModelProto
     calls: list[LookupCall]
     outputs: list[str]
     run: Callable[[Mapping[str, torch.Tensor], Rows], tuple[list[torch.Tensor], list[list[torch.Tensor]]]]
+    sizes: Sequence[Size]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A dimension, or several that have one size.
+
+    Args:
+        axes: as pairs of an input's name and a dimension of it.
+        least: that the graph was made for.
+        most: likewise; None: no limit.
+    """
+
+    axes: Sequence[tuple[str, int]]
+    least: int
+    most: int | None
 
 
 def trace_model(model: nn.Module, arguments: Arguments, output_names: Sequence[str] | None = None) -> Traced:
@@ -74,9 +92,10 @@ def trace_model(model: nn.Module, arguments: Arguments, output_names: Sequence[s
                 custom_translation_table=translations(),
             )
         except Exception as error:
-            cause = error.__cause__ or error
+            cause = _cause(error)
             raise RuntimeError(f"torch.onnx cannot export the dense part of {type(model).__name__}: {cause}") from error
     assert program is not None
+    assert program.exported_program is not None
     proto = program.model_proto
     names = list(output_names) if output_names is not None else tracer.outputs
     if len(names) != len(tracer.outputs):
@@ -86,7 +105,30 @@ def trace_model(model: nn.Module, arguments: Arguments, output_names: Sequence[s
     strip_prefix(proto, f"{_MODEL}.", names)
     name_outputs(proto, names)
     name_dimensions(proto, arguments)
-    return Traced(proto, tracer.calls, names, wrapper.run)
+    return Traced(proto, tracer.calls, names, wrapper.run, _sizes(program.exported_program, arguments))
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What this package says of it, or torch.onnx."""
+    own: BaseException | None = error
+    while own is not None and not isinstance(own, UntranslatableError):
+        own = own.__cause__
+    return own or error.__cause__ or error
+
+
+def _sizes(program: torch.export.ExportedProgram, arguments: Arguments) -> list[Size]:
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    axes: dict[Any, list[tuple[str, int]]] = {}  # by torch's symbol
+    for name, placeholder in zip(arguments.samples, program.graph_signature.user_inputs, strict=True):
+        shape = placeholders[str(placeholder)].meta["val"].shape
+        for axis in arguments.dynamic[name]:
+            axes.setdefault(shape[axis].node.expr, []).append((name, axis))
+    ranges = {symbol: program.range_constraints.get(symbol) for symbol in axes}
+    return [
+        Size(axes[symbol], int(found.lower), int(found.upper) if found.upper < _NO_LIMIT else None)
+        for symbol, found in ranges.items()
+        if found is not None
+    ]
 
 
 def _copy(model: nn.Module, tracer: Tracer) -> nn.Module:
@@ -155,56 +197,6 @@ def _outputs(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
         raise TypeError(
             f"the model returns a {type(value).__name__}: a graph gives tensors, and lists and dicts of them"
         )
-
-
-# ------------------------------------------------------------------ names
-
-
-def _strip_prefix(proto: onnx.ModelProto, prefix: str) -> None:
-    renamed = {i.name: i.name.removeprefix(prefix) for i in proto.graph.initializer if i.name.startswith(prefix)}
-    _rename(proto, renamed)
-
-
-def _rename(proto: onnx.ModelProto, renamed: dict[str, str]) -> None:
-    for initializer in proto.graph.initializer:
-        initializer.name = renamed.get(initializer.name, initializer.name)
-    for node in proto.graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        node.output[:] = [renamed.get(name, name) for name in node.output]
-    del proto.graph.value_info[:]
-
-
-def _name_outputs(proto: onnx.ModelProto, names: list[str]) -> None:
-    """An output that is an input, or another output, is copied."""
-    taken = {value.name for value in (*proto.graph.input, *proto.graph.initializer)}
-    renamed: dict[str, str] = {}
-    copies = []
-    for output, name in zip(proto.graph.output, names, strict=True):
-        if output.name in taken or output.name in renamed:
-            copies.append((output.name, name))
-        else:
-            renamed[output.name] = name
-        output.name = name
-    _rename(proto, renamed)
-    for source, name in copies:
-        proto.graph.node.append(onnx.helper.make_node("Identity", [renamed.get(source, source)], [name]))
-
-
-def _name_dimensions(proto: onnx.ModelProto, arguments: Arguments) -> None:
-    """Calls sizes what they are instead of torch's ``s37``."""
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.input}
-    renamed: dict[str, str] = {}
-    for feature in arguments.features:
-        values, lengths, *_ = feature.inputs
-        renamed.setdefault(shapes[lengths][1].dim_param, "batch")
-        renamed.setdefault(shapes[values][0].dim_param, f"{feature.name}.ids")
-    for name in arguments.tensors:
-        for axis in arguments.dynamic[name]:
-            renamed.setdefault(shapes[name][axis].dim_param, "batch" if axis == 0 else f"{name}.{axis}")
-    for value in (*proto.graph.input, *proto.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in renamed:
-                dim.dim_param = renamed[dim.dim_param]
 
 
 @contextmanager

@@ -10,6 +10,10 @@ from onnxscript import opset18
 op: Any = opset18  # typed for tensors of one element type alone
 
 
+class UntranslatableError(ValueError):
+    """A call that no graph can make, with what to call in its place."""
+
+
 def translations() -> dict[Any, Callable[..., Any]]:
     """What torch.onnx takes as ``custom_translation_table``."""
     fbgemm = torch.ops.fbgemm
@@ -57,6 +61,8 @@ def _jagged_to_padded_dense(
     """``(N, ...)`` to ``(B, L, ...)``: the first L of each bag, and the padding value beyond its end."""
     if len(offsets) != 1:
         raise NotImplementedError(f"jagged_to_padded_dense of {len(offsets)} jagged dimensions cannot be exported")
+    if not isinstance(max_lengths[0], int):
+        raise UntranslatableError("a padded tensor is as long as its longest bag: give to_padded_dense a length")
     zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
     axis, last = op.Constant(value_ints=[0]), op.Constant(value_ints=[-1])
     start, length = op.Constant(value_ints=[0]), op.Constant(value_int=max_lengths[0])

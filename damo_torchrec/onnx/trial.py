@@ -53,6 +53,10 @@ class DifferentAnswerError(RuntimeError):
     """A graph answers otherwise than its model."""
 
 
+class DifferentShapeError(DifferentAnswerError):
+    """A graph's output has another shape or dtype than its model's, whatever the rows are."""
+
+
 def ask_model(
     traced: Traced,
     inputs: Mapping[str, torch.Tensor],
@@ -83,7 +87,7 @@ def ask_model(
     return Answers(feed, answers, found, comparable)
 
 
-def check_graph(content: bytes, file: Path, expected: Answers) -> list[str]:
+def check_graph(content: bytes, file: Path, expected: Mapping[str, Answers]) -> list[str]:
     """Runs a graph. Returns the names of outputs that are whole numbers or truth values, and differ.
 
     Those may differ where scores are equal, or nearly so: which of two comes first is for the runtime to say.
@@ -91,11 +95,11 @@ def check_graph(content: bytes, file: Path, expected: Answers) -> list[str]:
     Args:
         content: of the graph.
         file: that it will be, beside its data.
-        expected: what the model answers.
+        expected: what the model answers, by what it was asked with, in words.
 
     Raises:
         RuntimeError: ONNX Runtime cannot load or run it, or it has other outputs than the model.
-        DifferentAnswerError: the outputs have other values.
+        DifferentAnswerError: the outputs have other values or shapes.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -104,6 +108,12 @@ def check_graph(content: bytes, file: Path, expected: Answers) -> list[str]:
         session = open_session(content, file, options)
     except CorruptionError as error:
         raise RuntimeError(f"ONNX Runtime cannot load the graph that was made ({_WITHOUT}): {error}") from error
+    odd = [name for asked, answers in expected.items() for name in _check_answer(session, asked, answers)]
+    return list(dict.fromkeys(odd))
+
+
+def _check_answer(session: onnxruntime.InferenceSession, asked: str, expected: Answers) -> list[str]:
+    """As `check_graph`, of one answer."""
     names = [output.name for output in session.get_outputs()]
     if names != list(expected.outputs):
         raise RuntimeError(f"the graph has the outputs {names}, expected {list(expected.outputs)} ({_WITHOUT})")
@@ -111,13 +121,13 @@ def check_graph(content: bytes, file: Path, expected: Answers) -> list[str]:
     try:
         outputs = session.run(None, feed)
     except Exception as error:  # ONNX Runtime's, which have no common base
-        raise RuntimeError(f"ONNX Runtime cannot run the graph with args ({_WITHOUT}): {error}") from error
+        raise RuntimeError(f"ONNX Runtime cannot run the graph with {asked} ({_WITHOUT}): {error}") from error
     odd = []
     for (name, wanted), got in zip(expected.outputs.items(), outputs, strict=True):
         if (got.shape, got.dtype) != (wanted.shape, wanted.dtype):
-            raise RuntimeError(
+            raise DifferentShapeError(
                 f"output {name!r} of the graph is {got.dtype} {got.shape}, but the model's is {wanted.dtype} "
-                f"{wanted.shape} ({_WITHOUT})"
+                f"{wanted.shape}, with {asked} ({_WITHOUT})"
             )
         tolerance = _TOLERANCE_OF_16_BITS if wanted.dtype == np.float16 else _TOLERANCE
         if not expected.comparable or (most := difference(wanted, got, tolerance)) is None:
@@ -127,7 +137,7 @@ def check_graph(content: bytes, file: Path, expected: Answers) -> list[str]:
         else:
             raise DifferentAnswerError(
                 f"output {name!r} of the graph differs from the model's by {most:.3g}, where values are up to "
-                f"{_largest(wanted):.3g}: the model is random, or does not export as it is ({_WITHOUT})"
+                f"{_largest(wanted):.3g}, with {asked}: the model is random, or does not export as it is ({_WITHOUT})"
             )
     return odd
 

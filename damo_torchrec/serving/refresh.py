@@ -18,6 +18,7 @@ from damo_torchrec.graph_check import check_dense_graph
 from damo_torchrec.modules import store_of
 from damo_torchrec.modules.collection import Collection
 from damo_torchrec.modules.dense_weights import warn_of_nonfinite
+from damo_torchrec.modules.wrappers import unwrapped
 from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.dense import DENSE_FILE
 from damo_torchrec.serving.export import dense_graph
@@ -95,6 +96,7 @@ class DenseGraph:
 
 def _state(model: nn.Module) -> dict[str, Array]:
     """Parameters and buffers that a graph may depend on, by name."""
+    model = unwrapped(model)  # as the graph is of it
     own = tuple(f"{name}." if name else "" for name, m in model.named_modules() if isinstance(m, Collection))
     return {
         name: value.detach().cpu().numpy()

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import nn
-from torchrec import EmbeddingBagCollection
+from torch.nn.parallel import DistributedDataParallel
+from torchrec import EmbeddingBagCollection, EmbeddingConfig, KeyedJaggedTensor
 
 import damo_torchrec as damo
 from exported_models import REQUEST
@@ -41,3 +43,53 @@ def test_models_that_cannot_be_exported(store: damo.EmbeddingStore, tmp_path: Pa
     meta = damo.EmbeddingBagCollection(bags("a", [4]), device="meta", **SGD)
     with pytest.raises(ValueError, match="meta"):
         damo.onnx.export(meta, random_features("a", 1), tmp_path / "m", store=store)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_model_inside_of_what_is_put_around_it_is_exported(
+    store: damo.EmbeddingStore, tmp_path: Path, compiled: bool
+) -> None:
+    model = TwoTowers(store)
+    around = torch.compile(model, backend="eager") if compiled else Parallel(model)
+    args = (random_features("u", 2), random_features("i", 2))
+    graphs = [onnx.load(damo.onnx.export(one, args, tmp_path / type(one).__name__)).graph for one in (model, around)]
+    for values in ("input", "output", "initializer"):
+        plain, inside = ([value.name for value in getattr(graph, values)] for graph in graphs)
+        assert inside == plain
+
+
+class Parallel(DistributedDataParallel):
+    """One without a process group."""
+
+    def __init__(self, model: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.module = model
+
+
+class Unasked(nn.Module):
+    def __init__(self, store: damo.EmbeddingStore) -> None:
+        super().__init__()
+        self.ebc = damo.EmbeddingBagCollection(bags("a", [4]), store=store, **SGD)
+
+    def forward(self, dense: torch.Tensor) -> torch.Tensor:
+        return dense * 2
+
+
+class LongestBag(nn.Module):
+    def __init__(self, store: damo.EmbeddingStore) -> None:
+        super().__init__()
+        config = EmbeddingConfig(name="longest", embedding_dim=8, num_embeddings=50, feature_names=["a"])
+        self.ec = damo.EmbeddingCollection([config], store=store, **SGD)
+
+    def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
+        return self.ec(features)["a"].to_padded_dense()
+
+
+@pytest.mark.parametrize("dense_only", [False, True])
+def test_what_no_graph_can_do_is_said_in_one_sentence(
+    store: damo.EmbeddingStore, tmp_path: Path, dense_only: bool
+) -> None:
+    with pytest.raises(ValueError, match=r"^the model's forward looks nothing up: torch\.onnx\.export"):
+        damo.onnx.export(Unasked(store), torch.ones(2, 3), tmp_path / "m", dense_only=dense_only)
+    with pytest.raises(RuntimeError, match=r"dense part of LongestBag: .*give to_padded_dense a length$"):
+        damo.onnx.export(LongestBag(store), random_features("a", 2), tmp_path / "m", dense_only=dense_only)
