@@ -11,6 +11,7 @@ from torch import nn
 from damo_torchrec.errors import SchemaMismatchError
 from damo_torchrec.modules import damo_groups
 from damo_torchrec.modules.embedding import Embedding
+from damo_torchrec.modules.wrappers import unwrapped
 from damo_torchrec.store.embedding_store import EmbeddingStore
 
 
@@ -80,7 +81,7 @@ def groups_numbered(model: nn.Module, saved: SavedGroups | None = None) -> Itera
 
 
 def _numbers(model: nn.Module, saved: SavedGroups | None) -> dict[Embedding, int]:
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, Embedding)]
+    found = [(name, module) for name, module in unwrapped(model).named_modules() if isinstance(module, Embedding)]
     numbers: dict[Embedding, int] = {}
     taken = set(saved.taken) if saved is not None else set()
     awaiting: list[tuple[int, Embedding]] = []

@@ -17,6 +17,7 @@ from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.modules.damo_numbering import SavedGroups, groups_numbered
 from damo_torchrec.modules.embedding import Embedding
+from damo_torchrec.modules.wrappers import unwrapped
 from damo_torchrec.store.default_store import default_store_at, set_default_store
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.opening import restore_if_saved
@@ -93,7 +94,11 @@ def _saved_groups(source: Path | None, model: nn.Module) -> SavedGroups | None:
     saved = SavedGroups.of(load_dense(source, manifest).get("learning_rates"), manifest.tables)
     if saved is None:
         return None
-    names = [name for name, module in model.named_modules() if isinstance(module, Embedding) and module.has_own_group]
+    names = [
+        name
+        for name, module in unwrapped(model).named_modules()
+        if isinstance(module, Embedding) and module.has_own_group
+    ]
     new = [name for name in names if name not in saved.tables_by_module]
     if len(new) == len(names):
         return None

@@ -22,6 +22,7 @@ from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.modules import Collection
 from damo_torchrec.modules.state import Description
+from damo_torchrec.modules.wrappers import unwrapped
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.training.fitting import IncompatibleKeys
 
@@ -129,10 +130,10 @@ def set_learning_rates(model: nn.Module, saved: dict[str, dict[str, float]]) -> 
 
 
 def _collections(model: nn.Module) -> Iterator[tuple[str, Collection]]:
-    """By their names in a state dict, in which TorchRec's DistributedModelParallel is not to be seen."""
-    for name, module in model.named_modules():
+    """By their names in the model itself, whatever is around it."""
+    for name, module in unwrapped(model).named_modules():
         if isinstance(module, Collection):
-            yield name.replace("_dmp_wrapped_module.module.", "").replace("_dmp_wrapped_module.", ""), module
+            yield name, module
 
 
 def read_dense(path: Path) -> dict[str, Any]:
