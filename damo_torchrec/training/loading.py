@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
@@ -113,29 +113,37 @@ def load_model(
         raise ValueError(f"{path} was saved with {len(saved_schedulers)} schedulers, got {len(schedulers)}")
     if optimizer is None and dense["optimizer"] is not None and model.training:
         _log.warning("%s was saved with an optimizer, whose state is not loaded: load_model was given none", path)
+    parts = DenseParts(model, optimizer, schedulers)
+    states = {"learning_rates": {}, **dense, "schedulers": saved_schedulers}  # earlier releases saved no rates
     saved = SavedGroups.of(dense.get("learning_rates"), Manifest.read(path).tables)
     with groups_numbered(model, saved):
-        store = store_of(model)
-        parts = DenseParts(model, optimizer, schedulers)
-        names = _names_now(store, dense["checkpoint_id"])
-        rates = {
-            name: {names.get(table, table): rate for table, rate in by_table.items()}
-            for name, by_table in dense.get("learning_rates", {}).items()  # which earlier releases did not save
-        }
-        states = {**dense, "schedulers": saved_schedulers, "learning_rates": rates}
-        if strict:
-            parts.check(states, path)
-            _check_tables(model, path, names, saved)
-            found = IncompatibleKeys()
-        else:
-            states, found = parts.fitting(states, path)
-            found.missing_tables, found.unexpected_tables = _other_tables(model, path, names)
-            _log.info("what of %s does not go with the model: %s", path, found)
-        with parts.all_or_none():
-            parts.load(states, path)
-            restore_unless_at(store.session, path, None if whole_store else tables_of(model))
+        found = _load(parts, states, path, saved, whole_store=whole_store, strict=strict)
     set_random_state(dense["random"])
     return model if strict else found
+
+
+def _load(
+    parts: DenseParts, states: dict[str, Any], path: Path, saved: SavedGroups | None, *, whole_store: bool, strict: bool
+) -> IncompatibleKeys:
+    """Loads the states and the rows of a checkpoint, all of it or none. Returns what does not go with the model."""
+    model, found = parts.model, IncompatibleKeys()
+    store = store_of(model)
+    names = _names_now(store, states["checkpoint_id"])
+    states["learning_rates"] = {
+        name: {names.get(table, table): rate for table, rate in by_table.items()}
+        for name, by_table in states["learning_rates"].items()
+    }
+    if strict:
+        parts.check(states, path)
+        _check_tables(model, path, names, saved)
+    else:
+        states, found = parts.fitting(states, path)
+        found.missing_tables, found.unexpected_tables = _other_tables(model, path, names)
+        _log.info("what of %s does not go with the model: %s", path, found)
+    with parts.all_or_none():
+        parts.load(states, path)
+        restore_unless_at(store.session, path, None if whole_store else tables_of(model))
+    return found
 
 
 def _names_now(store: EmbeddingStore, checkpoint_id: str) -> Mapping[str, str]:
