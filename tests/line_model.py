@@ -1,12 +1,16 @@
 """A plain model of lines of states: what two runs with one directory of checkpoints have after any sequence of calls.
 
-A state is the set of ids that were trained, each once; so the store's step is their number.
+What a state holds is the set of ids that were trained, each once; so the store's step is their number.
 """
 
 from dataclasses import dataclass, field
 
-State = frozenset[int]
-EMPTY: State = frozenset()
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A moment of a store. Two are one if no row has changed from the one to the other, whatever was made of it."""
+
+    ids: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -49,25 +53,28 @@ class RunModel:
         """The store is removed, and made again."""
         self.line = object()
         self.inside = Shelf()
-        self.state = EMPTY
+        self._now = State()
         self.changed = True
         self.checkpoint()
 
+    @property
+    def state(self) -> frozenset[int]:
+        """The ids that are there."""
+        return self._now.ids
+
     def train(self, i: int) -> None:
-        self.state |= {i}
+        self._now = State(self.state | {i})
         self.changed = True
 
     def checkpoint(self) -> None:
         """By the store, inside it: if there is anything that its newest does not hold."""
         if self.changed:
-            self._at = ("inside", self.inside.put(self.line, len(self.state), self.state, self._keep_inside))
+            self.inside.put(self.line, len(self.state), self._now, self._keep_inside)
             self.changed = False
 
     def save(self, step: int) -> str:
         """By a manager, in the shared directory."""
-        name = self._shared.put(self.line, step, self.state, self._keep)
-        self._at = ("shared", name)
-        return name
+        return self._shared.put(self.line, step, self._now, self._keep)
 
     def shared_names(self) -> list[str]:
         """Of whatever line."""
@@ -79,16 +86,14 @@ class RunModel:
 
     def restore(self, name: str) -> None:
         """Of whatever line."""
-        if self.changed or self._at != ("shared", name):
-            self.state = self._shared.made[name][1]
-            self.changed = True
-        self._at = ("shared", name)
+        state = self._shared.made[name][1]
+        if self.changed or self._now is not state:
+            self._now, self.changed = state, True
 
     def crash(self) -> None:
         """And open again."""
         name = self.inside.names(self.line)[-1]
-        self.state = self.inside.made[name][1]
-        self._at = ("inside", name)
+        self._now = self.inside.made[name][1]
         self.changed = False
 
     def prune(self, keep: int) -> None:
