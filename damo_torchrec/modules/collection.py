@@ -311,7 +311,7 @@ class Collection(FusedOptimizerModule, nn.Module):
     def get_extra_state(self) -> torch.Tensor:
         """Which store the rows are in, at which step and with which schema: uint8 ``(n,)``, some kilobytes."""
         if self._store is None or self._store.closed:
-            return torch.empty(0, dtype=torch.uint8, device="cpu")
+            return state.nothing()
         return state.describe(self._store, self._tables)
 
     def set_extra_state(self, extra: Any) -> None:

@@ -47,6 +47,11 @@ def without_warning(state: torch.Tensor) -> torch.Tensor:
     return state.as_subclass(torch.Tensor)
 
 
+def nothing() -> torch.Tensor:
+    """What is said of rows that are nowhere, or in a store that is closed: uint8 ``(0,)``."""
+    return torch.empty(0, dtype=torch.uint8, device="cpu").as_subclass(Description)
+
+
 def describe(store: EmbeddingStore, tables: Sequence[Table]) -> torch.Tensor:
     """Names the store, its seed and step, and the tables' schemas: JSON in UTF-8 and spaces, uint8 ``(n,)``.
 
