@@ -35,7 +35,7 @@ class RowLookup {
 
 }  // namespace
 
-// Calls f(first, ids) for runs of ids whose rows fit into a part of the cache.
+// Calls f(first, ids) for runs of ids whose rows fit into a part of the cache. Between two the table may be dropped.
 template <class F>
 void Store::InRuns(uint16_t table, std::span<const int64_t> ids, F f) {
   size_t most;
@@ -54,6 +54,7 @@ void Store::Get(uint16_t table, std::span<const int64_t> ids, UnseenRows unseen,
   InRuns(table, ids, [&](size_t first, std::span<const int64_t> run) {
     const RowLookup lookup(table, run, unseen);
     const Call call(this);
+    TableAt(table);
     room_.RaiseTrimError();
     finder_.Pool(lookup.get(), weights + first * dim, dim);
     room_.Trim();
@@ -65,6 +66,7 @@ void Store::Contains(uint16_t table, std::span<const int64_t> ids, uint8_t* cont
   InRuns(table, ids, [&](size_t first, std::span<const int64_t> run) {
     const RowLookup lookup(table, run, UnseenRows::kZeros);
     const Call call(this);
+    TableAt(table);
     cache_.BeginOperation();
     finder_.ResolveAll(lookup.all());
     for (size_t i = 0; i < run.size(); ++i) contains[first + i] = lookup->slots[i] != kZeroSlot;
@@ -79,9 +81,9 @@ void Store::Set(uint16_t table, std::span<const int64_t> ids, const float* weigh
     const Call call(this);
     capture_.AwaitEnd();
     RequireWritable("set");
+    const size_t state_size = static_cast<size_t>(TableAt(table).layout.state_size);
     cache_.BeginOperation();
     finder_.ResolveAll(lookup.all());
-    const size_t state_size = static_cast<size_t>(tables_[table].layout.state_size);
     for (size_t i = 0; i < run.size(); ++i) {
       SetRow(lookup->slots[i], weights == nullptr ? nullptr : weights + (first + i) * dim,
              state == nullptr ? nullptr : state + (first + i) * state_size);
@@ -115,9 +117,9 @@ void Store::SetState(uint16_t table, std::span<const int64_t> ids, const float* 
     const Call call(this);
     capture_.AwaitEnd();
     RequireWritable("set");
+    Table& t = TableAt(table);
     cache_.BeginOperation();
     finder_.ResolveAll(lookup.all());
-    Table& t = tables_[table];
     const auto absent = std::find(lookup->slots.begin(), lookup->slots.end(), kZeroSlot);
     if (absent != lookup->slots.end()) {
       throw Error(ErrorCode::kInvalidArgument,
@@ -141,9 +143,9 @@ void Store::Describe(uint16_t table, std::span<const int64_t> ids, float* state,
   InRuns(table, ids, [&](size_t first, std::span<const int64_t> run) {
     const RowLookup lookup(table, run, UnseenRows::kInitial);
     const Call call(this);
+    const RowLayout& layout = TableAt(table).layout;
     cache_.BeginOperation();
     finder_.ResolveAll(lookup.all());
-    const RowLayout& layout = tables_[table].layout;
     const size_t state_size = static_cast<size_t>(layout.state_size);
     for (size_t i = 0; i < run.size(); ++i) {
       char* row = cache_.Row(lookup->slots[i]);
@@ -196,11 +198,11 @@ void Store::Delete(uint16_t table, std::span<const int64_t> ids) {
     const Call call(this);
     capture_.AwaitEnd();
     RequireWritable("deleted");
+    Table& t = TableAt(table);
     cache_.BeginOperation();
     finder_.ResolveAll(lookup.all());
     // A write that is under way would bring the row back.
     write_back_.WaitIdle();
-    Table& t = tables_[table];
     std::vector<RowWrite> writes;
     for (size_t i = 0; i < distinct.size(); ++i) {
       if (lookup->slots[i] != kZeroSlot) writes.push_back({t.schema.number, distinct[i], nullptr, 0, t.schema.iter});

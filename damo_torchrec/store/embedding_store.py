@@ -166,8 +166,8 @@ class EmbeddingStore:
         Args:
             name: the table's. Whoever holds it as a `Table` goes on with it.
             optimizer: a class as collections take them, or an update rule's name, as "ADAM".
-            optimizer_kwargs: of the class: ``amsgrad``, ``momentum`` and ``initial_accumulator_value`` have an effect.
-                A name takes the latter alone.
+            optimizer_kwargs: of the class: ``amsgrad``, ``momentum``, ``initial_accumulator_value`` and ``corrected_max``
+                have an effect. A name takes the last two alone.
             row_dtype: torch.float32, float16 or bfloat16, or its name.
             dim: weights in a row.
 
