@@ -119,6 +119,7 @@ def test_output_that_cannot_be_written_is_no_damage(sample, tmp_path):
 INTERRUPTED = """
 import os, signal, sys
 from damo_torchrec.cli import info, main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started with it ignored
 def interrupted(path):
     os.kill(os.getpid(), signal.SIGINT)
 info.checkpoints_of = interrupted
