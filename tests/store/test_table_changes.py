@@ -14,10 +14,9 @@ from raw_records import decode_key, opened
 from support import config, kjt, payloads, small_store
 
 
-@pytest.fixture(params=["rocksdb", "memory"])
-def store(request, tmp_path):
-    with small_store(tmp_path / "store" if request.param == "rocksdb" else None) as opened_store:
-        yield opened_store
+@pytest.fixture
+def store(each_store):
+    return each_store
 
 
 @pytest.fixture
