@@ -18,6 +18,7 @@ from damo_torchrec.errors import CorruptionError
 from damo_torchrec.files import os_errors
 from damo_torchrec.modules import store_of, tables_of
 from damo_torchrec.modules.state import Description, without_warning
+from damo_torchrec.store.checkpoint_writer import CheckpointOptions
 from damo_torchrec.store.opening import restore_unless_at
 
 _KEY = "damo_torchrec"
@@ -62,7 +63,7 @@ class StoreCheckpoint(Callback):
         with os_errors(f"cannot make the directory {self._directory}"):
             self._directory.mkdir(parents=True, exist_ok=True)
         session = store_of(pl_module).session
-        path = session.checkpoint(free_name(self._directory, trainer.global_step), keeper=LIGHTNING)
+        path = session.checkpoint(free_name(self._directory, trainer.global_step), CheckpointOptions(keeper=LIGHTNING))
         tensors = checkpoint.get("state_dict", {})
         tensors.update({k: without_warning(v) for k, v in tensors.items() if isinstance(v, Description)})
         checkpoint[_KEY] = {"rows": str(path), "checkpoint_id": Manifest.read(path).id}

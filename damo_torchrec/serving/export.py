@@ -11,6 +11,7 @@ from damo_torchrec.checkpoints.exported import Exported
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.modules import store_of
 from damo_torchrec.serving.dense import DENSE_FILE
+from damo_torchrec.store.checkpoint_writer import CheckpointOptions
 from damo_torchrec.store.embedding_store import EmbeddingStore
 
 
@@ -42,7 +43,7 @@ def export(model: nn.Module, args: Any, path: str | os.PathLike[str] | None = No
 
     store = store_of(model)
     store.flush()  # so that it has no journal, which a server would have to write first
-    return _note_exported(store, store.session.checkpoint(path, files))
+    return _note_exported(store, store.session.checkpoint(path, CheckpointOptions(files)))
 
 
 def _note_exported(store: EmbeddingStore, path: Path) -> Path:

@@ -30,31 +30,37 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class NewCheckpoint:
-    """What checkpoint to write.
+class CheckpointOptions:
+    """What is said of a checkpoint that is to be made, besides where.
 
     Args:
-        path: its new directory.
-        files: more files in it.
+        files: gives the contents of more files in it.
         link: whether to share unchanged files.
         keeper: who may remove it: one of origin.py's. A keeper's checkpoints are newer than all in their directory.
-        may_replace: whether it takes the place of what is at `path`.
+        may_replace: whether it takes the place of what is there.
     """
 
-    path: Path
     files: Files | None = None
     link: bool = True
     keeper: str = NOBODY
     may_replace: MayReplace = never
 
+
+@dataclass(frozen=True)
+class NewCheckpoint:
+    """What checkpoint to write, and the directory that it gets."""
+
+    path: Path
+    options: CheckpointOptions
+
     def other_name(self) -> Path:
-        """The next free name of the same step. REQUIRES: `keeper` has chosen the name."""
+        """The next free name of the same step. REQUIRES: a keeper has chosen the name."""
         return free_name(self.path.parent, step_in(self.path.name) or self.path.name)
 
     def build(self, fill: Callable[[Path], None]) -> Path:
         """Makes the directory that `fill` fills; returns it. It has another name if somebody took that of a keeper."""
-        other_name = self.other_name if self.keeper else None
-        return build_directory(self.path, "checkpoint", fill, other_name, self.may_replace)
+        other_name = self.other_name if self.options.keeper else None
+        return build_directory(self.path, "checkpoint", fill, other_name, self.options.may_replace)
 
 
 class CheckpointWriter:
@@ -85,7 +91,7 @@ class CheckpointWriter:
 
         def fill(staged: Path) -> None:
             nonlocal linked
-            states, linked = engine.checkpoint(str(staged / ROWS), new.link)
+            states, linked = engine.checkpoint(str(staged / ROWS), new.options.link)
             manifest = self._catalog.new_manifest(self._next_sequence(new), states)
             made.append(self._write_beside_rows(staged, manifest, self._beside_rows(manifest, new)))
 
@@ -94,7 +100,7 @@ class CheckpointWriter:
         self.digests.note(path, made[0].files)
         self._catalog.lineage.add(StoreState.of(made[0]))
         _log_checkpoint(path, made[0], linked, began)
-        self._remove_outdated(new.keeper, path)
+        self._remove_outdated(new.options.keeper, path)
         return path
 
     def begin(
@@ -118,7 +124,7 @@ class CheckpointWriter:
 
             def fill(staged: Path) -> None:
                 nonlocal linked
-                linked = engine.write_checkpoint(str(staged / ROWS), new.link)
+                linked = engine.write_checkpoint(str(staged / ROWS), new.options.link)
                 made.append(self._write_beside_rows(staged, manifest, contents))
 
             def write() -> None:
@@ -135,7 +141,7 @@ class CheckpointWriter:
                         engine.abandon_checkpoint()  # if it has not come to the rows
                         _log.exception("the checkpoint %s failed", new.path)
                         raise
-                    self._remove_outdated(new.keeper, path)
+                    self._remove_outdated(new.options.keeper, path)
                 except BaseException as error:  # whatever it is: somebody waits for it
                     done.set_exception(error)
                 else:
@@ -159,8 +165,8 @@ class CheckpointWriter:
     def _beside_rows(self, manifest: Manifest, new: NewCheckpoint) -> Mapping[str, bytes]:
         return {
             LINEAGE_FILE: self._catalog.lineage.dump(manifest.id),
-            ORIGIN_FILE: Origin(self._catalog.checkpoints.line or "", new.keeper).dump(),
-            **(new.files(manifest) if new.files else {}),
+            ORIGIN_FILE: Origin(self._catalog.checkpoints.line or "", new.options.keeper).dump(),
+            **(new.options.files(manifest) if new.options.files else {}),
         }
 
     def _write_beside_rows(self, staged: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Manifest:
@@ -173,7 +179,7 @@ class CheckpointWriter:
 
     def _next_sequence(self, new: NewCheckpoint) -> int:
         """When it was made: the time, unless there are later ones, as where a clock was set back."""
-        beside = [self._catalog.checkpoints.where, *([new.path.parent] if new.keeper else [])]
+        beside = [self._catalog.checkpoints.where, *([new.path.parent] if new.options.keeper else [])]
         others = [checkpoint.manifest.sequence for where in beside for checkpoint in read_directory(where)[0]]
         followed = [sequence for sequence in others if sequence < LAST_FOLLOWED_SEQUENCE]
         return max(time.time_ns() // 1000, 1 + max([self._catalog.manifest.sequence, *followed]))

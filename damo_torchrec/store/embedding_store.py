@@ -19,6 +19,7 @@ from damo_torchrec.progress import reporting
 from damo_torchrec.stats import LookupStats, StoreStats, TableStats
 from damo_torchrec.store import opening
 from damo_torchrec.store.catalog import check_is_seed
+from damo_torchrec.store.checkpoint_writer import CheckpointOptions
 from damo_torchrec.store.conversion import Wanted, convert_table
 from damo_torchrec.store.delta_writer import write_delta
 from damo_torchrec.store.flushing import flush
@@ -108,9 +109,8 @@ class EmbeddingStore:
         """Removes a table with all of its rows: one of a feature that the model does not have any more.
 
         It is a change like any other: the next checkpoint is without the table, those made before keep it, and a crash
-        before the next one brings it back. `step` is the largest of the tables that are left. Deltas begin anew: from
-        states before it there is none. Its space on disk is given back as the checkpoints go that share its files;
-        that of the live rows at once, which takes as long as reading the table does.
+        before it brings it back. `step` is the largest of the tables that are left. Deltas begin anew. Space that older
+        checkpoints share is given back as these go, the rest at once, which takes as long as reading the table does.
 
         Args:
             name: the table's. Whoever holds it as a `Table` gets DamoError from then on.
@@ -125,8 +125,8 @@ class EmbeddingStore:
     def rename_table(self, old: str, new: str) -> None:
         """Gives a table another name. Its rows, and the initial values of rows to come, stay as they are.
 
-        It is a change like any other, as `drop_table` is, and deltas begin anew. Checkpoints with a renamed table are
-        read by this release and later ones. A new table named `old` would draw the same initial values.
+        It is a change like any other, and deltas begin anew. Earlier releases cannot read checkpoints with a renamed
+        table. A new table named `old` would draw the same initial values.
 
         Args:
             old: its name. Whoever holds it as a `Table` goes on with it.
@@ -160,14 +160,14 @@ class EmbeddingStore:
         A larger `dim` appends columns with the weights that new rows have there; a smaller one keeps the first columns.
         Weights of 16 bits are the nearest; what is beyond float16's range becomes its largest number.
 
-        Rows are read and written some at a time, and take as much disk again meanwhile. It is a change like any other:
-        a crash at any moment before the next checkpoint leaves the table as it was. Deltas begin anew.
+        Rows take as much disk again meanwhile. It is a change like any other: a crash before the next checkpoint leaves
+        the table as it was. Deltas begin anew.
 
         Args:
             name: the table's. Whoever holds it as a `Table` goes on with it.
             optimizer: a class as collections take them, or an update rule's name, as "ADAM".
-            optimizer_kwargs: of the class: ``amsgrad``, ``momentum``, ``initial_accumulator_value`` and ``corrected_max``
-                have an effect. A name takes the last two alone.
+            optimizer_kwargs: of the class: ``amsgrad``, ``momentum``, ``initial_accumulator_value``, ``corrected_max``
+                have an effect; a name takes the last two.
             row_dtype: torch.float32, float16 or bfloat16, or its name.
             dim: weights in a row.
 
@@ -291,7 +291,7 @@ class EmbeddingStore:
         session = self._session
         with session.waiting_call("checkpoint"):
             newest = session.newest_if_unchanged() if path is None else None
-            return newest or session.checkpoint(path, link=link)
+            return newest or session.checkpoint(path, CheckpointOptions(link=link))
 
     def checkpoint_async(self, path: str | os.PathLike[str] | None = None, *, link: bool = True) -> Future[Path]:
         """As `checkpoint`, of the rows as they are now, but written by a thread of its own while training goes on.
@@ -311,7 +311,7 @@ class EmbeddingStore:
         with session.waiting_call("checkpoint"):
             newest = session.newest_if_unchanged() if path is None else None
             if newest is None:
-                return session.checkpoint_async(path, link=link)
+                return session.checkpoint_async(path, CheckpointOptions(link=link))
             done: Future[Path] = Future()
             done.set_result(newest)
             return done

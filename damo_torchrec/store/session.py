@@ -12,16 +12,17 @@ import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.atomic_directory import MayReplace, check_target, never
+from damo_torchrec.checkpoints.atomic_directory import check_target
 from damo_torchrec.checkpoints.in_use import InUse
 from damo_torchrec.checkpoints.layout import is_table_file
 from damo_torchrec.checkpoints.lineage import Lineage
 from damo_torchrec.checkpoints.listing import free_name
 from damo_torchrec.checkpoints.manifest import Manifest
-from damo_torchrec.checkpoints.origin import NOBODY, STORE
+from damo_torchrec.checkpoints.origin import STORE
 from damo_torchrec.checkpoints.reading_copy import ReadingCopy
 from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
@@ -29,7 +30,7 @@ from damo_torchrec.errors import DamoError, StoreClosedError
 from damo_torchrec.options import StoreOptions
 from damo_torchrec.progress import Progress, reporting
 from damo_torchrec.store.catalog import Catalog, empty_manifest
-from damo_torchrec.store.checkpoint_writer import CheckpointWriter, Files, NewCheckpoint
+from damo_torchrec.store.checkpoint_writer import CheckpointOptions, CheckpointWriter, NewCheckpoint
 from damo_torchrec.store.continued_rows import ContinuedRows
 from damo_torchrec.store.dense_part import DensePart
 from damo_torchrec.store.flushing import flush
@@ -41,6 +42,7 @@ from damo_torchrec.store.tables_changed import TablesChanged
 from damo_torchrec.store.waiting import WaitingGradients
 
 _log = logging.getLogger(__name__)
+_PLAIN = CheckpointOptions()
 
 
 class _Alone:
@@ -276,41 +278,26 @@ class Session:
         """Waits until none is being written. REQUIRES: the mutex."""
         self._writer.wait()
 
-    def checkpoint(
-        self,
-        path: str | os.PathLike[str] | None = None,
-        files: Files | None = None,
-        *,
-        link: bool = True,
-        keeper: str = NOBODY,
-        may_replace: MayReplace = never,
-    ) -> Path:
-        """What `EmbeddingStore.checkpoint` makes, changed or not, with more files: `files` gives their contents.
+    def checkpoint(self, path: str | os.PathLike[str] | None = None, options: CheckpointOptions = _PLAIN) -> Path:
+        """What `EmbeddingStore.checkpoint` makes, changed or not.
 
-        `keeper`, one of origin.py's, may remove it; the store itself does so where there is no `path`. What is at
-        `path` is replaced where `may_replace` says so.
+        Where there is no `path` the store itself is its keeper.
         """
         with self.alone("checkpoint"):
-            return self._checkpoint(self._new_checkpoint(path, files, link, keeper, may_replace))
+            return self._checkpoint(path, options)
 
-    def _checkpoint(self, new: NewCheckpoint) -> Path:
-        path = self._writer.write(self.engine, new)
+    def _checkpoint(self, path: str | os.PathLike[str] | None, options: CheckpointOptions) -> Path:
+        made = self._writer.write(self.engine, self._new_checkpoint(path, options))
         self.tables_changed = TablesChanged(self.catalog.manifest.id)
-        self.changed &= path.parent != self.catalog.checkpoints.where
-        return path
+        self.changed &= made.parent != self.catalog.checkpoints.where
+        return made
 
     def checkpoint_async(
-        self,
-        path: str | os.PathLike[str] | None = None,
-        files: Files | None = None,
-        *,
-        link: bool = True,
-        keeper: str = NOBODY,
-        may_replace: MayReplace = never,
+        self, path: str | os.PathLike[str] | None = None, options: CheckpointOptions = _PLAIN
     ) -> Future[Path]:
-        """As `checkpoint`, by a thread of its own; what `files` gives is taken now."""
+        """As `checkpoint`, by a thread of its own; what ``options.files`` gives is taken now."""
         with self.alone("checkpoint"):
-            new = self._new_checkpoint(path, files, link, keeper, may_replace)
+            new = self._new_checkpoint(path, options)
             if not self.changed or new.path.parent != self.catalog.checkpoints.where:
                 return self._writer.begin(self.engine, new)
             self.changed = False
@@ -320,25 +307,18 @@ class Session:
                 self.changed = True
                 raise
 
-    def _new_checkpoint(
-        self,
-        path: str | os.PathLike[str] | None = None,
-        files: Files | None = None,
-        link: bool = True,
-        keeper: str = NOBODY,
-        may_replace: MayReplace = never,
-    ) -> NewCheckpoint:
+    def _new_checkpoint(self, path: str | os.PathLike[str] | None, options: CheckpointOptions) -> NewCheckpoint:
         """One that can be made now: at `path`, or at a new name inside the store, which then keeps it."""
         _ = self.engine
         directory = self.writable_directory()
         self.waiting.check_none("checkpoint")
         self.wait_for_checkpoint()
         if path is None:
-            path, keeper = free_name(directory.checkpoints_path, self.step), STORE
+            path, options = free_name(directory.checkpoints_path, self.step), replace(options, keeper=STORE)
         target = Path(path).absolute()
-        if not (keeper and target.exists()):  # else somebody was faster, and it gets another name
-            check_target(target, may_replace=may_replace)
-        return NewCheckpoint(target, files, link, keeper, may_replace)
+        if not (options.keeper and target.exists()):  # else somebody was faster, and it gets another name
+            check_target(target, may_replace=options.may_replace)
+        return NewCheckpoint(target, options)
 
     def prune(self, retention: Retention) -> list[Path]:
         """Removes those of the store's checkpoints that it keeps and that do not stay; returns them."""
@@ -399,7 +379,7 @@ class Session:
         durable = not (self.read_only or self.temporary or self.options.backend == "memory")
         if durable and self.changed:
             flush(self.engine, self.path, progress)  # a checkpoint without a journal is opened faster
-            self._checkpoint(self._new_checkpoint())
+            self._checkpoint(None, _PLAIN)
 
     def _let_go(self) -> None:
         if self.directory is not None:

@@ -21,6 +21,7 @@ from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.errors import DamoError
 from damo_torchrec.files import os_errors
 from damo_torchrec.modules import store_of
+from damo_torchrec.store.checkpoint_writer import CheckpointOptions
 from damo_torchrec.training.loading import load_model
 from damo_torchrec.training.model_checkpoint import CheckpointInfo, checkpoint_info, newest_with_dense_part
 from damo_torchrec.training.saving import Parts
@@ -153,7 +154,7 @@ class CheckpointManager:
         self._line_of(model)
         part = Parts(optimizer, schedulers, step, extra)
         self._saving = store_of(model).session.checkpoint_async(
-            free_name(self._directory, step), part.files(model), keeper=MANAGER
+            free_name(self._directory, step), CheckpointOptions(part.files(model), keeper=MANAGER)
         )
 
     def restore(

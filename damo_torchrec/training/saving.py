@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from damo_torchrec.checkpoints.layout import MODEL_FILE, MODULE_FILE
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.modules import store_of
 from damo_torchrec.modules.dense_weights import warn_of_nonfinite
-from damo_torchrec.store.checkpoint_writer import Files
+from damo_torchrec.store.checkpoint_writer import CheckpointOptions, Files
 from damo_torchrec.store.session import Session
 from damo_torchrec.training.fitting_optimizer import parameter_names
 from damo_torchrec.training.model_checkpoint import check_optimizer, dense_state, learning_rates
@@ -88,7 +88,7 @@ def save_model(
         return export(model, serving.pop("dummy_input"), path, **serving)
     part = Parts(optimizer, schedulers, step, extra)
     session = store_of(model).session
-    return session.checkpoint(path, part.files(model), may_replace=_may_replace(session))
+    return session.checkpoint(path, _options(session, part.files(model)))
 
 
 def save_model_async(
@@ -109,11 +109,11 @@ def save_model_async(
     """
     part = Parts(optimizer, schedulers, step, extra)
     session = store_of(model).session
-    return session.checkpoint_async(path, part.files(model), may_replace=_may_replace(session))
+    return session.checkpoint_async(path, _options(session, part.files(model)))
 
 
-def _may_replace(session: Session) -> Callable[[Path], bool]:
-    return partial(may_replace, line=session.catalog.checkpoints.line)
+def _options(session: Session, files: Files) -> CheckpointOptions:
+    return CheckpointOptions(files, may_replace=partial(may_replace, line=session.catalog.checkpoints.line))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from onnx import helper
 from torchrec import EmbeddingBagConfig
 
 import damo_torchrec as damo
+from damo_torchrec.store.checkpoint_writer import CheckpointOptions
 from served_models import predictor_of
 from serving_cases import SGD
 
@@ -66,7 +67,7 @@ def test_a_dense_part_that_does_not_go_with_the_rows_is_refused(
 ) -> None:
     tables = [EmbeddingBagConfig(name="t", embedding_dim=4, num_embeddings=10, feature_names=["a"])]
     damo.EmbeddingBagCollection(tables, store=store, **SGD)
-    path = store.session.checkpoint(tmp_path / "checkpoint", lambda _: {"dense.onnx": graph})
+    path = store.session.checkpoint(tmp_path / "checkpoint", CheckpointOptions(lambda _: {"dense.onnx": graph}))
     with pytest.raises(error, match=message):
         predictor_of(path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "store"]
