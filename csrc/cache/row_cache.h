@@ -79,8 +79,10 @@ class RowCache {
   uint64_t epoch() const { return epoch_; }
   // Whether a slot found when epoch() was `epoch` still is the same row, unless ErasedSince(epoch).
   bool StillThere(Slot slot, uint64_t epoch) const { return segments_[SegmentOf(slot)].recycled_at <= epoch; }
-  // Whether rows have been erased other than by eviction.
+  // Whether rows have been erased other than by eviction, or InvalidateSlots was called.
   bool ErasedSince(uint64_t epoch) const { return erased_at_ > epoch; }
+  // No slot that was found before is to be trusted.
+  void InvalidateSlots() { erased_at_ = ++epoch_; }
 
   // ---- adding and removing rows
 

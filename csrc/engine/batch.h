@@ -72,8 +72,9 @@ struct Unit {
   size_t missing = 0;  // ids whose row is not in the cache
   size_t loading = 0;  // and whose row is on its way there
   size_t awaited = 0;  // whose row is there, or on its way, for a prefetch
+  size_t dead = 0;     // whose row is there, but no longer lives
 
-  bool complete() const { return missing == 0 && loading == 0; }
+  bool complete() const { return missing == 0 && loading == 0 && dead == 0; }
   const int64_t* ids() const { return lookup->batch.ids + offsets()[bag_begin]; }
   Slot* slots() const {
     const size_t first = lookup->first_slot[static_cast<size_t>(feature - lookup->features.data())];

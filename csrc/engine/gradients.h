@@ -47,7 +47,10 @@ struct RowGradients {
   std::span<const Slot> rows;  // distinct
   const uint32_t* begin;
   const Occurrence* occurrences;
-  float* buffer;  // for the kernels
+  float* buffer;                  // for the kernels
+  const uint32_t* ids = nullptr;  // by row: how many ids those stand for, where it is not one each
+
+  uint32_t ids_of(size_t row) const { return ids == nullptr ? begin[row + 1] - begin[row] : ids[row]; }
 };
 
 // Groups the occurrences of ids by row, where they are. One thread's, in cache lines of its own.

@@ -46,14 +46,14 @@ void JournalLoader::Load(std::span<const RowWrite> rows) {
   for (const RowWrite& row : rows) {
     const std::optional<uint16_t> table = Find(row.table);
     targets_.push_back({table, table ? HashTag(*table, row.id) : 0});
-    if (!table || row.payload == nullptr) continue;
-    CheckSize(row, tables_[*table].layout.payload_size());
+    if (!table || row.deletes()) continue;
+    CheckSize(row, row.sighting ? sizeof(RowHeader) : tables_[*table].layout.payload_size());
     bytes += cache_.stride(*table);
   }
   room_->MakeRoom(bytes);
   Populate();
   cache_.BeginOperation();
-  const auto is_written = [&](size_t i) { return rows[i].payload == nullptr || !targets_[i].table; };
+  const auto is_written = [&](size_t i) { return rows[i].deletes() || !targets_[i].table; };
   for (size_t i = 0; i < rows.size();) {
     size_t end = i;
     while (end < rows.size() && is_written(end)) ++end;
@@ -84,12 +84,18 @@ void JournalLoader::Put(const RowWrite& row, Target to) {
   Slot slot = cache_.Find(to.tag, *to.table, row.id);
   if (slot == kMissingSlot) {
     slot = cache_.Add(*to.table, row.id, to.tag, /*awaited=*/false);
-    SetRowFlags(cache_.Row(slot), 0);
   } else {
     cache_.Touch(slot);
   }
-  std::memcpy(cache_.Row(slot) + kPayloadOffset, row.payload, row.payload_size);
-  table.bounds.Add(compute_.kernels->row_bounds(table.layout, cache_.Row(slot) + kPayloadOffset));
+  char* to_row = cache_.Row(slot);
+  if (row.sighting) {
+    table.DrawPayload(compute_.kernels->draw_row, row.id, InitialState(table.schema.optimizer), to_row);
+    std::memcpy(HeaderOf(to_row, table.layout), row.payload, row.payload_size);
+  } else {
+    std::memcpy(to_row + kPayloadOffset, row.payload, row.payload_size);
+  }
+  SetRowFlags(to_row, row.sighting ? kAbsent : 0);
+  table.bounds.Add(compute_.kernels->row_bounds(table.layout, to_row + kPayloadOffset));
   cache_.MarkDirty(slot);
 }
 

@@ -44,7 +44,7 @@ struct Loader::Rows {
   std::vector<LoadRun> runs;
   std::vector<Slot> slots;
   std::vector<char*> payloads;
-  std::vector<uint8_t> found;      // whether the RowStore had them
+  std::vector<Found> found;        // what the RowStore had
   std::vector<uint32_t> segments;  // one pin for each
   bool awaited;                    // by a call to come
   bool waits;                      // whether reads wait for a disk
@@ -150,9 +150,11 @@ void Loader::Read(Rows* load) {
     blocks.fetch_add(BlocksRead() - blocks_before, std::memory_order_relaxed);
     RowBounds bounds;
     for (size_t i = begin; i < end; ++i) {
-      if (!load->found[run->first + i]) {
-        table.DrawPayload(compute_.kernels->draw_row, run->ids[i], run->initial_state,
-                          RowAt(arena_, load->slots[run->first + i]));
+      if (const Found found = load->found[run->first + i]; found != Found::kRow) {
+        char* row = RowAt(arena_, load->slots[run->first + i]);
+        const RowHeader header = *HeaderOf(row, table.layout);
+        table.DrawPayload(compute_.kernels->draw_row, run->ids[i], run->initial_state, row);
+        if (found == Found::kSighting) *HeaderOf(row, table.layout) = header;
       }
       bounds.Add(compute_.kernels->row_bounds(table.layout, load->payloads[run->first + i]));
     }
@@ -175,7 +177,8 @@ void Loader::End(const Rows& load, bool complete) {
   for (size_t i = 0; i < load.slots.size(); ++i) {
     char* row = cache_.Row(load.slots[i]);
     if (complete) {
-      SetRowFlags(row, static_cast<uint8_t>(RowFlags(row) & ~(load.found[i] ? kLoading | kAbsent : kLoading)));
+      const bool is_row = load.found[i] == Found::kRow;
+      SetRowFlags(row, static_cast<uint8_t>(RowFlags(row) & ~(is_row ? kLoading | kAbsent : kLoading)));
     } else {
       cache_.Erase(HashTag(RowTable(row), RowId(row)), load.slots[i]);
     }

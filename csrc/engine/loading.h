@@ -40,7 +40,8 @@ class Loader {
   // What the rows take in the cache.
   size_t BytesOf(std::span<const LoadRun> runs) const DAMO_REQUIRES(store_mutex);
 
-  // Both take rows from the RowStore or, where they are not, give them their initial values and the flag kAbsent.
+  // Both take rows from the RowStore or, where they are not, give them their initial values and the flag kAbsent. What
+  // they bring may be dead.
   // REQUIRES: none of the rows is in the cache, and there is room for all.
 
   // Returns when they are there; lets go of the mutex meanwhile. If it throws, they are not.

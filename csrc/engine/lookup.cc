@@ -9,23 +9,44 @@ namespace {
 constexpr size_t kLine = 64;
 constexpr size_t kIdsPerCount = size_t{1} << 19;
 
-void Count(const RowCache& cache, Slot slot, Unit* unit) {
-  if (slot == kMissingSlot) {
-    ++unit->missing;
-  } else {
-    unit->loading += RowFlags(cache.Row(slot)) & kLoading ? 1 : 0;
+// Tells rows of a table that are there from those that only seem to be.
+class Census {
+ public:
+  explicit Census(const Table& table)
+      : layout_(table.layout), ladder_(table.life == nullptr ? nullptr : &table.life->ladder()) {}
+
+  bool IsDead(char* row) const {
+    if (ladder_ == nullptr || RowFlags(row) & (kAbsent | kLoading)) return false;
+    const RowHeader header = *HeaderOf(row, layout_);
+    return header.last_step < ladder_->highest() && ladder_->IsDead(header, RowId(row));
   }
-}
+
+  void Count(const RowCache& cache, Slot slot, Unit* unit) const {
+    if (slot == kMissingSlot) {
+      ++unit->missing;
+      return;
+    }
+    char* row = cache.Row(slot);
+    unit->loading += RowFlags(row) & kLoading ? 1 : 0;
+    unit->dead += IsDead(row) ? 1 : 0;
+  }
+
+ private:
+  const RowLayout& layout_;
+  const Ladder* const ladder_;
+};
 
 }  // namespace
 
-RowFinder::RowFinder(CachedTables* rows, const Compute& compute, Loader* loader, RoomMaker* room, size_t work_bytes)
+RowFinder::RowFinder(CachedTables* rows, const Compute& compute, Loader* loader, RoomMaker* room, Capture* capture,
+                     size_t work_bytes)
     : rows_(rows),
       tables_(rows->tables),
       cache_(rows->cache),
       compute_(compute),
       loader_(loader),
       room_(room),
+      capture_(capture),
       most_slots_(work_bytes / 4 / sizeof(Slot)),
       most_ids_per_window_(work_bytes / 128) {}
 
@@ -160,7 +181,8 @@ void RowFinder::Resolve(Unit* unit) {
   const size_t n = unit->num_ids();
   const int64_t* ids = unit->ids();
   Slot* slots = unit->slots();
-  unit->missing = unit->loading = unit->awaited = 0;
+  unit->missing = unit->loading = unit->awaited = unit->dead = 0;
+  const Census census(tables_[table]);
   uint32_t tags[kBlock];
   for (size_t begin = 0; begin < n; begin += kBlock, ids += kBlock, slots += kBlock) {
     const size_t m = std::min(kBlock, n - begin);
@@ -178,7 +200,7 @@ void RowFinder::Resolve(Unit* unit) {
         const char* row = cache.Row(slots[i]);
         if (RowId(row) != ids[i] || RowTable(row) != table) slots[i] = cache.Find(tags[i], table, ids[i]);
       }
-      Count(cache, slots[i], unit);
+      census.Count(cache, slots[i], unit);
       if (kUse && slots[i] != kMissingSlot) {
         const bool first_use = cache.Touch(slots[i]);
         unit->awaited += first_use || (RowFlags(cache.Row(slots[i])) & kLoading) ? 1 : 0;
@@ -192,11 +214,12 @@ void RowFinder::Revalidate(Unit* unit) {
   const uint64_t epoch = unit->lookup->epoch;
   if (epoch == 0 || cache_.ErasedSince(epoch)) return Resolve<true>(unit);
   const uint16_t table = unit->feature->table;
+  const Census census(tables_[table]);
   Slot* slots = unit->slots();
   for (size_t i = 0; i < unit->num_ids(); ++i) {
     if (slots[i] != kMissingSlot && slots[i] != kZeroSlot && cache_.StillThere(slots[i], epoch)) continue;
     slots[i] = cache_.Find(HashTag(table, unit->ids()[i]), table, unit->ids()[i]);
-    Count(cache_, slots[i], unit);
+    census.Count(cache_, slots[i], unit);
   }
 }
 
@@ -206,6 +229,35 @@ void RowFinder::ReadAbsentAsZeros(const Unit& unit) {
   Slot* slots = unit.slots();
   for (size_t i = 0; i < unit.num_ids(); ++i) {
     if (slots[i] != kZeroSlot && (RowFlags(cache_.Row(slots[i])) & kAbsent)) slots[i] = kZeroSlot;
+  }
+}
+
+// Makes rows that are dead absent where they are. What is dirty stays so: the RowStore may have an older version that
+// the ladder lets live, since a row that is set begins its count anew.
+void RowFinder::Bury(std::span<Unit* const> units) {
+  std::vector<Slot> dead;
+  for (const Unit* unit : units) {
+    if (unit->dead == 0) continue;
+    const Census census(tables_[unit->feature->table]);
+    for (size_t i = 0; i < unit->num_ids(); ++i) {
+      const Slot slot = unit->slots()[i];
+      if (slot != kMissingSlot && slot != kZeroSlot && census.IsDead(cache_.Row(slot))) dead.push_back(slot);
+    }
+  }
+  if (dead.empty()) return;
+  std::sort(dead.begin(), dead.end());
+  dead.erase(std::unique(dead.begin(), dead.end()), dead.end());
+  if (capture_->keeps()) {
+    size_t bytes = 0;
+    for (const Slot slot : dead) bytes += tables_[RowTable(cache_.Row(slot))].layout.payload_size() + sizeof(RowWrite);
+    capture_->AwaitRoom(bytes);
+    capture_->Keep(dead);
+  }
+  for (const Slot slot : dead) {
+    char* row = cache_.Row(slot);
+    const Table& table = tables_[RowTable(row)];
+    table.DrawPayload(compute_.kernels->draw_row, RowId(row), InitialState(table.schema.optimizer), row);
+    SetRowFlags(row, RowFlags(row) | kAbsent);
   }
 }
 
@@ -220,14 +272,18 @@ void RowFinder::ResolveMissing(Unit* unit) {
   const auto here = [&](Slot slot) DAMO_REQUIRES(store_mutex) {
     return slot != kMissingSlot && !(RowFlags(cache.Row(slot)) & kDead);
   };
-  unit->missing = unit->loading = 0;
+  const Census census(tables_[table]);
+  unit->missing = unit->loading = unit->dead = 0;
   for (size_t i = 0; i < n; ++i) {
     if (slots[i] == kMissingSlot) cache.PrefetchIndex(HashTag(table, ids[i]));
   }
   for (size_t i = 0; i < n; ++i) {
-    if (here(slots[i])) continue;
+    if (here(slots[i])) {
+      unit->dead += census.IsDead(cache.Row(slots[i])) ? 1 : 0;  // a prefetch may have brought it meanwhile
+      continue;
+    }
     slots[i] = cache.Find(HashTag(table, ids[i]), table, ids[i]);
-    Count(cache, slots[i], unit);
+    census.Count(cache, slots[i], unit);
     if (slots[i] != kMissingSlot) cache.Touch(slots[i]);
   }
 }
@@ -243,8 +299,8 @@ void RowFinder::LoadMissing(std::span<const Unit> units) {
   loader_->AwaitLoading(units);
 }
 
-// Loads what resolved units miss and calls use(unit) for each of these units. Slots of all units are valid at once when
-// it returns.
+// Loads what resolved units miss, buries what is dead, and calls use(unit) for each of these units. Slots of all units
+// are valid at once when it returns.
 template <class F>
 void RowFinder::LoadWaiting(std::vector<Unit>* units, F use) {
   std::vector<Unit*> waiting;
@@ -253,6 +309,7 @@ void RowFinder::LoadWaiting(std::vector<Unit>* units, F use) {
   }
   if (waiting.empty()) forecast_.Note(0);
   while (!waiting.empty()) {
+    Bury(waiting);
     LoadMissing(*units);
     compute_.threads->ParallelFor(waiting.size(), [&](size_t u, int) DAMO_REQUIRES(store_mutex) {
       ResolveMissing(waiting[u]);

@@ -8,6 +8,7 @@
 
 #include "engine/batch.h"
 #include "engine/cached_tables.h"
+#include "engine/capture.h"
 #include "engine/compute.h"
 #include "engine/forecast.h"
 #include "engine/loading.h"
@@ -19,9 +20,11 @@ namespace damo {
 class RowFinder {
  public:
   // `work_bytes`: of memory that a call may work with.
-  RowFinder(CachedTables* rows, const Compute& compute, Loader* loader, RoomMaker* room, size_t work_bytes);
+  RowFinder(CachedTables* rows, const Compute& compute, Loader* loader, RoomMaker* room, Capture* capture,
+            size_t work_bytes);
 
-  // These let go of the mutex while they load rows, and throw what loading them and making room for them throws.
+  // These let go of the mutex while they load rows, and throw what loading them and making room for them throws. Rows
+  // that they find dead are absent from then on.
 
   // See Store::Forward. Leaves slots in lookups that keep them.
   void Pool(Lookup* lookup, float* out, size_t stride) DAMO_REQUIRES(store_mutex);
@@ -58,6 +61,7 @@ class RowFinder {
   void Revalidate(Unit* unit) DAMO_REQUIRES(store_mutex);
   void ResolveMissing(Unit* unit) DAMO_REQUIRES(store_mutex);
   void ReadAbsentAsZeros(const Unit& unit) DAMO_REQUIRES(store_mutex);
+  void Bury(std::span<Unit* const> units) DAMO_REQUIRES(store_mutex);
   void LoadMissing(std::span<const Unit> units) DAMO_REQUIRES(store_mutex);
   template <class F>
   void LoadWaiting(std::vector<Unit>* units, F use) DAMO_REQUIRES(store_mutex);
@@ -68,6 +72,7 @@ class RowFinder {
   const Compute compute_;
   Loader* const loader_;
   RoomMaker* const room_;
+  Capture* const capture_;
   const size_t most_slots_;
   const size_t most_ids_per_window_;
   Forecast forecast_ DAMO_GUARDED_BY(store_mutex);

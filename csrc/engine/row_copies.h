@@ -16,8 +16,16 @@ class RowCopies {
  public:
   static RowWrite WriteOf(const Tables& tables, const char* row) {
     const Table& table = tables[RowTable(row)];
-    return {table.schema.number,         RowId(row), row + kPayloadOffset,
-            table.layout.payload_size(), 0,          (RowFlags(row) & kChanged) != 0};
+    const size_t size = table.layout.payload_size();
+    RowWrite write = {table.schema.number, RowId(row), row + kPayloadOffset, size, 0, (RowFlags(row) & kChanged) != 0};
+    if (!(RowFlags(row) & kAbsent)) return write;
+    // Whatever the RowStore has under the id must not come back.
+    const RowHeader sightings = PayloadHeader(write.payload, size);
+    write.sighting = sightings.count > 0;
+    write.recorded = false;
+    write.payload = write.sighting ? write.payload + size - sizeof(RowHeader) : nullptr;
+    write.payload_size = write.sighting ? sizeof(RowHeader) : 0;
+    return write;
   }
 
   RowCopies(const CachedTables& rows, std::span<const Slot> slots) DAMO_REQUIRES(store_mutex) {
@@ -31,6 +39,7 @@ class RowCopies {
     bytes_ = writes_.capacity() * sizeof(RowWrite) + bytes;
     char* to = payloads_.get();
     for (RowWrite& write : writes_) {
+      if (write.deletes()) continue;
       std::memcpy(to, write.payload, write.payload_size);
       write.payload = to;
       to += write.payload_size;

@@ -25,7 +25,7 @@ Store::Store(std::unique_ptr<RowStore> store, const BudgetShares& shares, const 
       capture_(&journal_, &rows_, shares.reserve),
       room_(&rows_, &write_back_, &capture_, &awaited_, options.memory_budget),
       loader_(&rows_, store_.get(), {&kernels_, &threads_}, options.direct_io),
-      finder_(&rows_, {&kernels_, &threads_}, &loader_, &room_, shares.work),
+      finder_(&rows_, {&kernels_, &threads_}, &loader_, &room_, &capture_, shares.work),
       prefetcher_(&rows_, &finder_, &room_, &loader_, &awaited_),
       updater_(&rows_, {&kernels_, &threads_}, &finder_, &capture_, shares.work) {}
 
@@ -75,6 +75,62 @@ uint16_t Store::OpenTable(const TableSchema& schema) {
   tables_[index].schema = schema;
   unopened_.erase(unopened);
   return index;
+}
+
+uint16_t Store::OpenTable(const TableSchema& schema, const std::string& life, const LifeOptions& options) {
+  std::unique_ptr<TableLife> parsed;
+  try {
+    parsed = std::make_unique<TableLife>(life, options);
+  } catch (const Error& error) {
+    throw Error(error.code(), "table \"" + schema.name + "\": " + error.what());
+  }
+  if (schema.rows != static_cast<int64_t>(parsed->rows())) {
+    throw Error(ErrorCode::kCorruption, "table \"" + schema.name + "\": its life has " +
+                                            std::to_string(parsed->rows()) + " rows, expected " +
+                                            std::to_string(schema.rows));
+  }
+  const uint16_t index = OpenTable(schema);
+  const Call call(this);
+  tables_[index].life = std::move(parsed);
+  return index;
+}
+
+void Store::SetLife(uint16_t table, const LifeOptions& options, double clock) {
+  CheckLifeOptions(options);
+  const Call call(this);
+  capture_.AwaitEnd();
+  RequireWritable("given a life");
+  Table& t = TableAt(table);
+  if (t.life != nullptr) return t.life->SetOptions(options);
+  auto life = std::make_unique<TableLife>(options, t.schema.iter, clock);
+  if (t.schema.rows > 0) {
+    write_back_.WriteAll();
+    const size_t payload_size = t.layout.payload_size();
+    const std::unique_ptr<RowIterator> rows = store_->Scan(t.schema.number, payload_size);
+    int64_t id;
+    for (const char* payload; rows->Next(&id, &payload);) life->Add(PayloadHeader(payload, payload_size), id);
+    if (static_cast<int64_t>(life->rows()) != t.schema.rows) {
+      throw Error(ErrorCode::kCorruption, "table \"" + t.schema.name + "\" has " + std::to_string(life->rows()) +
+                                              " rows, expected " + std::to_string(t.schema.rows));
+    }
+  }
+  t.life = std::move(life);
+}
+
+std::optional<LifeStats> Store::life_stats(uint16_t table) {
+  const Call call(this);
+  TableLife* const life = TableAt(table).life.get();
+  if (life == nullptr) return std::nullopt;
+  return LifeStats{life->rows(),   life->sighted(),      life->counts(),
+                   life->ladder(), life->memory_bytes(), life->TakeClockLeap()};
+}
+
+uint64_t Store::PreviewLife(uint16_t table, const LifeOptions& options) {
+  CheckLifeOptions(options);
+  const Call call(this);
+  const Table& t = TableAt(table);
+  if (t.life != nullptr) return t.life->Preview(options);
+  throw Error(ErrorCode::kInvalidArgument, "table \"" + t.schema.name + "\" has no life that could be foreseen");
 }
 
 uint16_t Store::AddTable(const TableSchema& schema) {
@@ -197,12 +253,12 @@ void Store::Prefetch(Lookup* lookup) {
   write_back_.Wake();
 }
 
-bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonFinite policy) {
+bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonFinite policy, double clock) {
   const Call call(this);
   for (const GradientPart& part : parts) CheckTables(*part.lookup);
   room_.RaiseTrimError();
   RequireWritable("updated");
-  if (!updater_.Update(parts, grad_scale, policy)) return false;
+  if (!updater_.Update(parts, grad_scale, policy, clock)) return false;
   room_.Trim();
   write_back_.Wake();
   return true;
@@ -224,6 +280,7 @@ RowSnapshot Store::TakeSnapshot(std::span<const uint16_t> tables) {
   for (const uint16_t table : tables) {
     const TableSchema& schema = TableAt(table).schema;
     copies.push_back({schema.name, schema.number, schema.layout(), {schema.iter, schema.rows}});
+    if (tables_[table].life != nullptr) copies.back().ladder = tables_[table].life->ladder();
     numbers.push_back(schema.number);
   }
   auto open = std::make_shared<OpenSnapshot>(store_->TakeSnapshot(numbers));
@@ -248,7 +305,10 @@ std::vector<TableState> Store::BeginCheckpoint() {
   const Call call(this);
   capture_.AwaitEnd();
   std::vector<TableState> states;
-  for (const Table& table : tables_) states.push_back({table.schema.iter, table.schema.rows});
+  for (const Table& table : tables_) {
+    states.push_back({table.schema.iter, table.schema.rows});
+    if (table.life != nullptr) states.back().life = table.life->Serialize();
+  }
   write_back_.Hold();
   try {
     capture_.Begin();

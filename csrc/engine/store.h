@@ -24,6 +24,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -49,6 +50,7 @@
 #include "engine/prefetch.h"
 #include "engine/update.h"
 #include "engine/write_back.h"
+#include "life/table_life.h"
 #include "storage/row_snapshot.h"
 #include "storage/row_store.h"
 
@@ -64,6 +66,16 @@ struct LookupStats {
 struct TableStats {
   std::array<LookupStats, kLookupUses> lookups;  // by LookupUse
   uint64_t cached_rows;
+};
+
+// A TableLife at one moment.
+struct LifeStats {
+  uint64_t rows;
+  uint64_t sighted;
+  LifeCounts counts;
+  Ladder ladder;
+  size_t memory_bytes;
+  double clock_leap;  // seconds that the clock leapt ahead and that do not count, since this was last asked
 };
 
 // What has gone between the cache and the RowStore, in rows.
@@ -87,6 +99,11 @@ class Store {
   void CheckTable(const TableSchema& schema);
   // Registers a table for this session and returns its index. Throws kInvalidArgument if a row is too large.
   uint16_t OpenTable(const TableSchema& schema);
+  // The same of a table that has a life, as TableLife::Serialize left it. Throws kCorruption.
+  uint16_t OpenTable(const TableSchema& schema, const std::string& life, const LifeOptions& options);
+  // Begins the life of a table's rows, for which it reads all that there are, or gives it other options. `clock` as in
+  // Backward.
+  void SetLife(uint16_t table, const LifeOptions& options, double clock);
   // Deletes the table with this number on disk: all of its rows, or none if it throws. If it is open, calls with its
   // index throw kInvalidArgument from then on.
   void DropTable(uint32_t number);
@@ -109,8 +126,9 @@ class Store {
 
   // REQUIRES: the parts' features read unseen rows as kInitial; throws kInvalidArgument otherwise.
   // One update of all rows that the parts name, or none: gradients are summed over the parts in their order and divided
-  // by `grad_scale`. Returns false if a gradient was not finite and was skipped.
-  bool Backward(std::span<const GradientPart> parts, float grad_scale, NonFinite policy);
+  // by `grad_scale`. Returns false if a gradient was not finite and was skipped. `clock`, in seconds, is what the lives
+  // of tables measure time by.
+  bool Backward(std::span<const GradientPart> parts, float grad_scale, NonFinite policy, double clock = 0);
 
   // Gradient of the batch's weights, [num_ids]; ids that no feature uses get 0.
   void WeightGradient(Lookup* lookup, const float* grad, size_t stride, float* weight_grad);
@@ -125,12 +143,13 @@ class Store {
   // kInvalidArgument at an id without a row.
   void SetState(uint16_t table, std::span<const int64_t> ids, const float* state);
   // Optimizer state (n, state_size), headers and whether the ids have rows; each may be nullptr. Without a row, as of a
-  // new one.
+  // new one, with the header of the id's sightings.
   void Describe(uint16_t table, std::span<const int64_t> ids, float* state, RowHeader* headers, uint8_t* contains);
   // Rows as they are before their first update, (n, dim), whether there are such rows or not.
   void InitialWeights(uint16_t table, std::span<const int64_t> ids, float* weights);
   // Adds rows to a table of which nobody has asked for any yet, past the cache: weights (n, dim), state (n, state_size)
-  // and headers. REQUIRES: `ids` ascending, and above those added before.
+  // and headers. If the table has a life, they are in it already. REQUIRES: `ids` ascending, and above those added
+  // before.
   void AddRows(uint16_t table, std::span<const int64_t> ids, const float* weights, const float* state,
                const RowHeader* headers);
   void Delete(uint16_t table, std::span<const int64_t> ids);
@@ -167,6 +186,10 @@ class Store {
   // ---- figures
 
   TableStats table_stats(uint16_t table);
+  // Nothing for a table without a life.
+  std::optional<LifeStats> life_stats(uint16_t table);
+  // How many rows these options would have removed by now. Throws kInvalidArgument for a table without a life.
+  uint64_t PreviewLife(uint16_t table, const LifeOptions& options);
   // Begins to count lookups anew, in all tables.
   void ResetLookupStats();
   RowStoreStats row_store_stats();
@@ -200,6 +223,8 @@ class Store {
   Table& TableAt(uint16_t table) DAMO_REQUIRES(store_mutex);
   void CheckTables(const Lookup& lookup) DAMO_REQUIRES(store_mutex);
   void EndCheckpoint(bool complete) DAMO_REQUIRES(store_mutex);
+  void CheckMostRows(uint16_t table, std::span<const int64_t> ids);
+  void RecordReplaced(uint16_t table, std::span<const Slot> slots) DAMO_REQUIRES(store_mutex);
   void SetRow(Slot slot, const float* weights, const float* state) DAMO_REQUIRES(store_mutex);
   template <class F>
   void InRuns(uint16_t table, std::span<const int64_t> ids, F f);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "engine/row_copies.h"
 #include "engine/store.h"
 
 namespace damo {
@@ -32,6 +33,24 @@ class RowLookup {
   std::unique_ptr<Lookup> lookup_;
   Lookup* pointer_;
 };
+
+std::vector<int64_t> DistinctOf(std::span<const int64_t> ids) {
+  std::vector<int64_t> distinct(ids.begin(), ids.end());
+  std::sort(distinct.begin(), distinct.end());
+  distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+  return distinct;
+}
+
+// Takes a row, or what was seen of its id, out of the life of its table. REQUIRES: it is not dead; the table has a
+// life.
+void ForgetRow(Table* table, char* row) {
+  const RowHeader header = *HeaderOf(row, table->layout);
+  if (!(RowFlags(row) & kAbsent)) {
+    table->life->Remove(header, RowId(row));
+  } else if (header.count > 0 && !table->life->ladder().IsDeadSighting(header)) {
+    table->life->RemoveSighting(header);
+  }
+}
 
 }  // namespace
 
@@ -74,7 +93,49 @@ void Store::Contains(uint16_t table, std::span<const int64_t> ids, uint8_t* cont
   });
 }
 
+// Throws kInvalidArgument if the ids, those without a row made rows, are more than the table may have.
+void Store::CheckMostRows(uint16_t table, std::span<const int64_t> ids) {
+  uint64_t most, rows;
+  {
+    const Call call(this);
+    const Table& t = TableAt(table);
+    if (t.life == nullptr) return;
+    most = t.life->options().max_rows;
+    rows = t.life->rows();
+  }
+  if (most == kNoLimit || rows + ids.size() <= most) return;
+  const std::vector<int64_t> distinct = DistinctOf(ids);
+  std::vector<uint8_t> contains(distinct.size());
+  Contains(table, distinct, contains.data());
+  const auto fresh = static_cast<uint64_t>(std::count(contains.begin(), contains.end(), 0));
+  if (rows + fresh <= most) return;
+  const Call call(this);
+  throw Error(ErrorCode::kInvalidArgument, "table \"" + TableAt(table).schema.name + "\" has " + std::to_string(rows) +
+                                               " rows and may have " + std::to_string(most) +
+                                               " (max_rows): " + std::to_string(fresh) + " more were to be set");
+}
+
+// Whoever follows the table's changes may have rows of these ids that a ladder lets live for longer than what they are
+// set to: updates count, and a row that is set begins anew. They are told of a deletion.
+void Store::RecordReplaced(uint16_t table, std::span<const Slot> slots) {
+  const Table& t = TableAt(table);
+  std::vector<RowWrite> replaced;
+  for (Slot slot : slots) {
+    char* row = cache_.Row(slot);
+    if (RowFlags(row) & kAbsent || HeaderOf(row, t.layout)->count == 0) continue;
+    replaced.push_back({t.schema.number, RowId(row), nullptr, 0, t.schema.iter});
+  }
+  if (replaced.empty()) return;
+  RowCopies::SortByKey(&replaced);
+  const auto same = [](const RowWrite& a, const RowWrite& b) { return a.id == b.id; };
+  replaced.erase(std::unique(replaced.begin(), replaced.end(), same), replaced.end());
+  write_back_.WaitIdle();
+  store_->Write(replaced);
+  journal_.NoteWritten(replaced);
+}
+
 void Store::Set(uint16_t table, std::span<const int64_t> ids, const float* weights, const float* state) {
+  CheckMostRows(table, ids);
   const size_t dim = static_cast<size_t>(layout(table).dim);
   InRuns(table, ids, [&](size_t first, std::span<const int64_t> run) {
     const RowLookup lookup(table, run, UnseenRows::kInitial);
@@ -84,6 +145,7 @@ void Store::Set(uint16_t table, std::span<const int64_t> ids, const float* weigh
     const size_t state_size = static_cast<size_t>(TableAt(table).layout.state_size);
     cache_.BeginOperation();
     finder_.ResolveAll(lookup.all());
+    if (TableAt(table).life != nullptr) RecordReplaced(table, lookup->slots);
     for (size_t i = 0; i < run.size(); ++i) {
       SetRow(lookup->slots[i], weights == nullptr ? nullptr : weights + (first + i) * dim,
              state == nullptr ? nullptr : state + (first + i) * state_size);
@@ -103,9 +165,16 @@ void Store::SetRow(Slot slot, const float* weights, const float* state) {
   } else {
     std::fill_n(RowState(row, t.layout), state_size, InitialState(t.schema.optimizer));
   }
-  *HeaderOf(row, t.layout) = {.last_step = t.schema.iter, .count = 0};
+  RowHeader& header = *HeaderOf(row, t.layout);
+  if (t.life == nullptr) {
+    t.schema.rows += RowFlags(row) & kAbsent ? 1 : 0;
+  } else {
+    ForgetRow(&t, row);
+    t.life->Add({t.schema.iter, 0}, RowId(row));
+    t.schema.rows = static_cast<int64_t>(t.life->rows());
+  }
+  header = {.last_step = t.schema.iter, .count = 0};
   t.bounds.Add(kernels_.row_bounds(t.layout, row + kPayloadOffset));
-  t.schema.rows += RowFlags(row) & kAbsent ? 1 : 0;
   SetRowFlags(row, static_cast<uint8_t>(RowFlags(row) & ~kAbsent));
   cache_.MarkDirty(slot);
 }
@@ -143,15 +212,19 @@ void Store::Describe(uint16_t table, std::span<const int64_t> ids, float* state,
   InRuns(table, ids, [&](size_t first, std::span<const int64_t> run) {
     const RowLookup lookup(table, run, UnseenRows::kInitial);
     const Call call(this);
-    const RowLayout& layout = TableAt(table).layout;
+    const Table& t = TableAt(table);
+    const RowLayout& layout = t.layout;
     cache_.BeginOperation();
     finder_.ResolveAll(lookup.all());
     const size_t state_size = static_cast<size_t>(layout.state_size);
     for (size_t i = 0; i < run.size(); ++i) {
       char* row = cache_.Row(lookup->slots[i]);
       if (state != nullptr) std::copy_n(RowState(row, layout), state_size, state + (first + i) * state_size);
-      if (headers != nullptr) headers[first + i] = *HeaderOf(row, layout);
-      if (contains != nullptr) contains[first + i] = !(RowFlags(row) & kAbsent);
+      const bool is_row = !(RowFlags(row) & kAbsent);
+      const RowHeader header = *HeaderOf(row, layout);
+      const bool forgotten = !is_row && t.life != nullptr && t.life->ladder().IsDeadSighting(header);
+      if (headers != nullptr) headers[first + i] = forgotten ? RowHeader{} : header;
+      if (contains != nullptr) contains[first + i] = is_row;
     }
     room_.Trim();
   });
@@ -186,15 +259,13 @@ void Store::AddRows(uint16_t table, std::span<const int64_t> ids, const float* w
   }
   journal_.Clear();
   store_->Write(writes);
-  t.schema.rows += static_cast<int64_t>(ids.size());
+  if (t.life == nullptr) t.schema.rows += static_cast<int64_t>(ids.size());  // else they are in it already
 }
 
 void Store::Delete(uint16_t table, std::span<const int64_t> ids) {
   InRuns(table, ids, [&](size_t, std::span<const int64_t> run) {
-    std::vector<int64_t> distinct(run.begin(), run.end());
-    std::sort(distinct.begin(), distinct.end());
-    distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
-    const RowLookup lookup(table, distinct, UnseenRows::kZeros);
+    const std::vector<int64_t> distinct = DistinctOf(run);
+    const RowLookup lookup(table, distinct, UnseenRows::kInitial);
     const Call call(this);
     capture_.AwaitEnd();
     RequireWritable("deleted");
@@ -204,17 +275,25 @@ void Store::Delete(uint16_t table, std::span<const int64_t> ids) {
     // A write that is under way would bring the row back.
     write_back_.WaitIdle();
     std::vector<RowWrite> writes;
-    for (size_t i = 0; i < distinct.size(); ++i) {
-      if (lookup->slots[i] != kZeroSlot) writes.push_back({t.schema.number, distinct[i], nullptr, 0, t.schema.iter});
+    int64_t rows = 0;
+    for (Slot slot : lookup->slots) {
+      char* row = cache_.Row(slot);
+      const bool is_row = !(RowFlags(row) & kAbsent);
+      if (!is_row && HeaderOf(row, t.layout)->count == 0) continue;
+      writes.push_back({t.schema.number, RowId(row), nullptr, 0, t.schema.iter});
+      writes.back().recorded = is_row;
+      rows += is_row ? 1 : 0;
     }
     if (writes.empty()) return;
     store_->Write(writes);
     journal_.NoteWritten(writes);
     for (const RowWrite& write : writes) {
       const uint32_t tag = HashTag(table, write.id);
-      cache_.Erase(tag, cache_.Find(tag, table, write.id));
+      const Slot slot = cache_.Find(tag, table, write.id);
+      if (t.life != nullptr) ForgetRow(&t, cache_.Row(slot));
+      cache_.Erase(tag, slot);
     }
-    t.schema.rows -= static_cast<int64_t>(writes.size());
+    t.schema.rows -= rows;
   });
 }
 

@@ -17,7 +17,8 @@ struct Arrays {
         buffer(sums + rows * dim),
         slots(reinterpret_cast<Slot*>(buffer + 2 * dim)),
         begin(slots + rows),
-        hash_table(begin + rows + 1) {}
+        ids_of_row(begin + rows + 1),
+        hash_table(ids_of_row + rows) {}
 
   int64_t* ids;
   Occurrence* occurrences;  // each row's sum, as the only one
@@ -25,6 +26,7 @@ struct Arrays {
   float* buffer;
   Slot* slots;
   uint32_t* begin;
+  uint32_t* ids_of_row;
   uint32_t* hash_table;  // row + 1, or 0
 };
 
@@ -33,7 +35,7 @@ struct Arrays {
 size_t SummedGradients::BytesFor(size_t rows, int dim) {
   const size_t floats = (rows + 2) * static_cast<size_t>(dim);
   return rows * (sizeof(int64_t) + sizeof(Occurrence) + sizeof(Slot)) + floats * sizeof(float) +
-         (rows + 1 + HashTableSize(rows)) * sizeof(uint32_t);
+         (2 * rows + 1 + HashTableSize(rows)) * sizeof(uint32_t);
 }
 
 RowGradients SummedGradients::Gather(const TableShare& share, const Gradients& gradients, const CachedTables& rows,
@@ -48,6 +50,7 @@ RowGradients SummedGradients::Gather(const TableShare& share, const Gradients& g
     size_t h = (uint64_t{tag * 0x9E3779B1u} * table_size) >> 32;
     while (to.hash_table[h] != 0 && to.ids[to.hash_table[h] - 1] != id) h = (h + 1) & (table_size - 1);
     if (to.hash_table[h] != 0) {
+      ++to.ids_of_row[to.hash_table[h] - 1];
       float* __restrict sum = to.sums + (to.hash_table[h] - 1) * dim;
       for (size_t j = 0; j < dim; ++j) sum[j] += scale * grad[j];
       return;
@@ -58,6 +61,7 @@ RowGradients SummedGradients::Gather(const TableShare& share, const Gradients& g
     to.slots[n] = cache->Find(tag, share.table, id);
     to.occurrences[n] = {sum, 1};
     to.begin[n] = n;
+    to.ids_of_row[n] = 1;
     to.hash_table[h] = ++n;
   };
   for (const PlacedGradient& part : gradients.parts) {
@@ -77,7 +81,7 @@ RowGradients SummedGradients::Gather(const TableShare& share, const Gradients& g
     }
   }
   to.begin[n] = n;
-  return {{to.slots, n}, to.begin, to.occurrences, to.buffer};
+  return {{to.slots, n}, to.begin, to.occurrences, to.buffer, to.ids_of_row};
 }
 
 }  // namespace damo

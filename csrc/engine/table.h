@@ -5,11 +5,13 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "base/status.h"
 #include "kernels/update_rules.h"
+#include "life/table_life.h"
 #include "row/initializer.h"
 #include "row/row.h"
 #include "row/row_bounds.h"
@@ -74,9 +76,13 @@ struct Table {
   RowLayout layout;
   bool dropped = false;  // its rows are gone, and nobody may ask for them
   std::array<LookupCounts, kLookupUses> lookups;
+  std::unique_ptr<TableLife> life;  // or nullptr: its rows live until they are deleted
 
   // Of every row that has come into the cache or changed there.
   SharedRowBounds bounds;
+
+  // Whether a row that is stored, or in memory, is none: the ladder has risen above it.
+  bool IsDead(RowHeader row, int64_t id) const { return life != nullptr && life->ladder().IsDead(row, id); }
 
   // A row's payload before its first update; every element of its state is `state`.
   void DrawPayload(void (*draw_row)(const Initializer&, int64_t, int, float*), int64_t id, float state,

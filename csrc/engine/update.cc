@@ -6,8 +6,14 @@
 #include <numeric>
 
 #include "base/status.h"
+#include "engine/admission.h"
 
 namespace damo {
+namespace {
+
+constexpr size_t kHeadersAhead = 8;
+
+}  // namespace
 
 Updater::Updater(CachedTables* rows, const Compute& compute, RowFinder* finder, Capture* capture, size_t work_bytes)
     : rows_(rows),
@@ -19,7 +25,7 @@ Updater::Updater(CachedTables* rows, const Compute& compute, RowFinder* finder, 
       work_bytes_(work_bytes),
       groups_(static_cast<size_t>(compute.threads->threads())) {}
 
-bool Updater::Update(std::span<const GradientPart> parts, float grad_scale, NonFinite policy) {
+bool Updater::Update(std::span<const GradientPart> parts, float grad_scale, NonFinite policy, double clock) {
   if (!(std::abs(grad_scale) > 0) || !std::isfinite(grad_scale)) {
     throw Error(ErrorCode::kInvalidArgument, "grad_scale must be finite and not 0, got " + std::to_string(grad_scale));
   }
@@ -27,11 +33,11 @@ bool Updater::Update(std::span<const GradientPart> parts, float grad_scale, NonF
   Plan plan = MakePlan(parts, grad_scale);
   std::vector<Lookup*> lookups;
   for (const GradientPart& part : parts) lookups.push_back(part.lookup);
-  if (PlanGroups(lookups, &plan)) return CheckAndApply(parts, policy, &plan);
+  if (PlanGroups(lookups, &plan)) return CheckAndApply(parts, policy, clock, &plan);
   try {
     finder_->PinAll(lookups);
     PlanSums(&plan);
-    const bool applied = CheckAndApply(parts, policy, &plan);
+    const bool applied = CheckAndApply(parts, policy, clock, &plan);
     cache_.UnpinAll();
     return applied;
   } catch (...) {
@@ -41,12 +47,13 @@ bool Updater::Update(std::span<const GradientPart> parts, float grad_scale, NonF
 }
 
 // All that can fail, and all that allocates, comes before the first row changes.
-bool Updater::CheckAndApply(std::span<const GradientPart> parts, NonFinite policy, Plan* plan) {
+bool Updater::CheckAndApply(std::span<const GradientPart> parts, NonFinite policy, double clock, Plan* plan) {
   const std::string fault = FindFault(parts, plan);
   if (!fault.empty()) {
     if (policy == NonFinite::kSkip) return false;
     throw Error(ErrorCode::kNonFinite, fault);
   }
+  BeginLives(*plan, clock);
   KeepRows(plan);
   Apply(plan);
   return true;
@@ -213,22 +220,58 @@ void Updater::KeepRows(Plan* plan) {
       plan, [&](size_t, const RowGradients& gradients) DAMO_REQUIRES(store_mutex) { capture_->Keep(gradients.rows); });
 }
 
-void Updater::Apply(Plan* plan) {
-  ForEachWork(plan, [&](size_t w, const RowGradients& g) DAMO_REQUIRES(store_mutex) {
-    const auto& [share, size, step] = plan->work[w];
-    const Table& table = tables_[share.table];
-    for (Slot slot : g.rows) cache_.MarkSegmentDirty(slot);
-    const ApplyResult applied = compute_.kernels->apply[static_cast<size_t>(table.schema.optimizer.kind)](
-        {cache_.arena(), g.rows.data(), g.begin, g.occurrences, g.rows.size(), table.layout.dim, step,
-         table.schema.iter + 1, g.buffer, table.layout.weight_type, table.schema.initializer.stream_key});
-    plan->tables[share.table].created.fetch_add(static_cast<int64_t>(applied.created), std::memory_order_relaxed);
-    tables_[share.table].bounds.Add(applied.bounds);
-  });
+void Updater::BeginLives(const Plan& plan, double clock) {
   for (size_t t = 0; t < tables_.size(); ++t) {
-    tables_[t].schema.iter += plan->tables[t].involved ? 1 : 0;
-    cache_.SetIter(static_cast<uint16_t>(t), tables_[t].schema.iter);
-    tables_[t].schema.rows += plan->tables[t].created.load();
+    if (!plan.tables[t].involved || tables_[t].life == nullptr) continue;
+    tables_[t].life->BeginStep(tables_[t].schema.iter + 1, plan.tables[t].ids, clock);
   }
+}
+
+void Updater::Apply(Plan* plan) {
+  ForEachWork(plan, [&](size_t w, const RowGradients& gradients) DAMO_REQUIRES(store_mutex) {
+    ApplyTo(plan->work[w], gradients, &plan->tables[plan->work[w].share.table]);
+  });
+  for (uint16_t t = 0; t < tables_.size(); ++t) {
+    if (plan->tables[t].involved) EndStep(t, plan->tables[t]);
+  }
+}
+
+void Updater::ApplyTo(const Work& work, const RowGradients& g, OfTable* counts) {
+  Table& table = tables_[work.share.table];
+  for (Slot slot : g.rows) cache_.MarkSegmentDirty(slot);
+  const auto apply = [&](size_t begin, size_t end) DAMO_REQUIRES(store_mutex) {
+    if (begin == end) return;
+    const ApplyResult applied = compute_.kernels->apply[static_cast<size_t>(table.schema.optimizer.kind)](
+        {cache_.arena(), g.rows.data() + begin, g.begin + begin, g.occurrences, end - begin, table.layout.dim,
+         work.step, table.schema.iter + 1, g.buffer, table.layout.weight_type, table.schema.initializer.stream_key});
+    counts->created.fetch_add(static_cast<int64_t>(applied.created), std::memory_order_relaxed);
+    table.bounds.Add(applied.bounds);
+  };
+  if (table.life == nullptr) return apply(0, g.rows.size());
+  size_t begin = 0;
+  for (size_t r = 0; r < g.rows.size(); ++r) {
+    if (r + kHeadersAhead < g.rows.size()) {
+      __builtin_prefetch(HeaderOf(cache_.Row(g.rows[r + kHeadersAhead]), table.layout));
+    }
+    if (Admit(&table, cache_.Row(g.rows[r]), g.ids_of(r), table.schema.iter + 1)) continue;
+    apply(begin, r);
+    begin = r + 1;
+  }
+  apply(begin, g.rows.size());
+}
+
+void Updater::EndStep(uint16_t t, const OfTable& counts) {
+  Table& table = tables_[t];
+  ++table.schema.iter;
+  cache_.SetIter(t, table.schema.iter);
+  if (table.life == nullptr) {
+    table.schema.rows += counts.created.load();
+    return;
+  }
+  const Ladder before = table.life->ladder();
+  table.life->EndStep();
+  table.schema.rows = static_cast<int64_t>(table.life->rows());
+  if (!(table.life->ladder() == before)) cache_.InvalidateSlots();  // some may be of rows that are dead now
 }
 
 size_t Updater::memory_bytes() const {

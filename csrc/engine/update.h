@@ -27,7 +27,8 @@ class Updater {
   Updater(CachedTables* rows, const Compute& compute, RowFinder* finder, Capture* capture, size_t work_bytes);
 
   // See Store::Backward. Lets go of the mutex while rows are loaded, or kept for a capture.
-  bool Update(std::span<const GradientPart> parts, float grad_scale, NonFinite policy) DAMO_REQUIRES(store_mutex);
+  bool Update(std::span<const GradientPart> parts, float grad_scale, NonFinite policy, double clock)
+      DAMO_REQUIRES(store_mutex);
 
   // What is kept from call to call.
   size_t memory_bytes() const DAMO_REQUIRES(store_mutex);
@@ -59,7 +60,8 @@ class Updater {
   void PlanSums(Plan* plan) DAMO_REQUIRES(store_mutex);
   void AddWork(uint16_t table, std::span<const size_t> sizes, Plan* plan) DAMO_REQUIRES(store_mutex);
   static void SortWork(Plan* plan);
-  bool CheckAndApply(std::span<const GradientPart> parts, NonFinite policy, Plan* plan) DAMO_REQUIRES(store_mutex);
+  bool CheckAndApply(std::span<const GradientPart> parts, NonFinite policy, double clock, Plan* plan)
+      DAMO_REQUIRES(store_mutex);
   template <class F>
   void ForEachWork(Plan* plan, F f) DAMO_REQUIRES(store_mutex);
   // What would not be finite, in words, or an empty string: a gradient, or a row after the update.
@@ -67,7 +69,10 @@ class Updater {
   std::string FindNonFinite(Plan* plan, float* largest) DAMO_REQUIRES(store_mutex);
   std::string FindOverflow(Plan* plan) DAMO_REQUIRES(store_mutex);
   void KeepRows(Plan* plan) DAMO_REQUIRES(store_mutex);
+  void BeginLives(const Plan& plan, double clock) DAMO_REQUIRES(store_mutex);
   void Apply(Plan* plan) DAMO_REQUIRES(store_mutex);
+  void ApplyTo(const Work& work, const RowGradients& gradients, OfTable* counts) DAMO_REQUIRES(store_mutex);
+  void EndStep(uint16_t table, const OfTable& counts) DAMO_REQUIRES(store_mutex);
 
   CachedTables* const rows_;
   Tables& tables_ DAMO_GUARDED_BY(store_mutex);

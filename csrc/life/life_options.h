@@ -14,6 +14,8 @@ struct IdleRule {
   uint64_t below_count = 0;  // only rows with fewer updates, a power of two; 0 for all
 };
 
+constexpr uint64_t kNoLimit = std::numeric_limits<uint64_t>::max();
+
 struct LifeOptions {
   // An id gets its row at the update by which it was seen so often: its occurrences in applied backwards, each counted
   // with `probability`. What was seen of an id is forgotten when it was not seen for `within_steps`; 0 for never.
@@ -26,8 +28,8 @@ struct LifeOptions {
 
   // A step that leaves more than `max_rows` cuts them to at most `keep_rows`; a row's place in that is its last step
   // and `credit` more for each time that its count has doubled.
-  uint64_t max_rows = std::numeric_limits<uint64_t>::max();
-  uint64_t keep_rows = std::numeric_limits<uint64_t>::max();
+  uint64_t max_rows = kNoLimit;
+  uint64_t keep_rows = kNoLimit;
   uint32_t credit = 0;
 };
 

@@ -55,6 +55,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("BLOCK_BYTES") = damo::kBlockBytes;
   damo::py::register_local_exception_translator(damo::TranslateError);
   damo::RegisterOptions(m);
+  damo::RegisterLife(m);
   damo::RegisterLookup(m);
   damo::RegisterStore(m);
   damo::RegisterSalvage(m);

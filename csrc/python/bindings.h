@@ -68,6 +68,7 @@ template <class T>
 using Held = std::unique_ptr<T, Forget>;
 
 void RegisterOptions(py::module_& m);  // bindings_options.cc
+void RegisterLife(py::module_& m);     // bindings_life.cc
 void RegisterLookup(py::module_& m);   // bindings_store.cc
 void RegisterStore(py::module_& m);    // bindings_store.cc
 void RegisterSalvage(py::module_& m);  // bindings_salvage.cc

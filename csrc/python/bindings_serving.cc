@@ -40,13 +40,14 @@ ServingTable Add(ServingRows& rows, const RowSnapshot& snapshot, size_t position
   });
 }
 
-// Fills at most `n` ids and rows that changed; how many there were.
-size_t NextRows(RowChanges& changes, Address ids, Address weights, size_t n) {
+// Fills at most `n` ids and rows that changed, with their headers, unless those are nullptr; how many there were.
+size_t NextRows(RowChanges& changes, Address ids, Address weights, Address headers, size_t n) {
   const RowLayout& layout = changes.layout();
   size_t i = 0;
   const char* payload;
   for (; i < n && changes.NextRow(At<int64_t>(ids) + i, &payload); ++i) {
     DecodeWeights(layout.weight_type, layout.dim, payload, At<float>(weights) + i * static_cast<size_t>(layout.dim));
+    if (headers != 0) At<RowHeader>(headers)[i] = PayloadHeader(payload, layout);
   }
   return i;
 }
@@ -76,7 +77,9 @@ void RegisterServing(py::module_& m) {
 
   py::class_<RowSnapshot, Held<RowSnapshot>>(m, "RowSnapshot")
       .def(py::init(&TakeSnapshot), py::arg("store"), py::arg("tables"))
-      .def_property_readonly("states", &States);
+      .def_property_readonly("states", &States)
+      .def("ladder",
+           [](const RowSnapshot& snapshot, size_t position) { return snapshot.tables().at(position).ladder; });
 
   py::class_<RowChanges, Held<RowChanges>>(m, "RowChanges")
       .def(py::init([](const RowSnapshot& snapshot, size_t position, uint32_t since) {
@@ -84,7 +87,7 @@ void RegisterServing(py::module_& m) {
              return Held<RowChanges>(new RowChanges(&snapshot, position, since));
            }),
            py::arg("snapshot"), py::arg("position"), py::arg("since"), py::keep_alive<1, 2>())
-      .def("next_rows", &NextRows, py::arg("ids"), py::arg("weights"), py::arg("n"), ReleaseGil())
+      .def("next_rows", &NextRows, py::arg("ids"), py::arg("weights"), py::arg("headers"), py::arg("n"), ReleaseGil())
       .def("next_deleted", &NextDeleted, py::arg("ids"), py::arg("n"), ReleaseGil());
 
   py::class_<RowDtypeFacts>(m, "RowDtype")

@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <tuple>
@@ -136,7 +137,17 @@ static void RegisterResults(py::module_& m) {
       .def_readonly("written", &RowCounts::written);
   py::class_<TableState>(m, "TableState")
       .def_readonly("iter", &TableState::iter)
-      .def_readonly("rows", &TableState::rows);
+      .def_readonly("rows", &TableState::rows)
+      .def_property_readonly("life", [](const TableState& state) -> std::optional<py::bytes> {
+        return state.life ? std::optional(py::bytes(*state.life)) : std::nullopt;
+      });
+  py::class_<LifeStats>(m, "LifeStats")
+      .def_readonly("rows", &LifeStats::rows)
+      .def_readonly("sighted", &LifeStats::sighted)
+      .def_readonly("counts", &LifeStats::counts)
+      .def_readonly("ladder", &LifeStats::ladder)
+      .def_readonly("memory_bytes", &LifeStats::memory_bytes)
+      .def_readonly("clock_leap", &LifeStats::clock_leap);
   py::class_<LookupStats>(m, "LookupStats")
       .def_readonly("hits", &LookupStats::hits)
       .def_readonly("prefetched", &LookupStats::prefetched)
@@ -158,7 +169,13 @@ void RegisterStore(py::module_& m) {
            py::arg("path"), py::arg("create"), py::arg("in_memory"), py::arg("options"),
            py::arg("logs") = std::vector<std::string>(), py::arg("tables") = std::vector<TableSchema>())
       .def("check_table", &Store::CheckTable, ReleaseGil())
-      .def("open_table", &Store::OpenTable, ReleaseGil())
+      .def("open_table", py::overload_cast<const TableSchema&>(&Store::OpenTable), ReleaseGil())
+      .def("open_table",
+           py::overload_cast<const TableSchema&, const std::string&, const LifeOptions&>(&Store::OpenTable),
+           py::arg("schema"), py::arg("life"), py::arg("life_options"), ReleaseGil())
+      .def("set_life", &Store::SetLife, py::arg("table"), py::arg("options"), py::arg("clock"), ReleaseGil())
+      .def("life_stats", &Store::life_stats, ReleaseGil())
+      .def("preview_life", &Store::PreviewLife, py::arg("table"), py::arg("options"), ReleaseGil())
       .def("drop_table", &Store::DropTable, py::arg("number"), ReleaseGil())
       .def("reclaim_table", &Store::ReclaimTable, py::arg("number"), ReleaseGil())
       .def("rename_table", &Store::RenameTable, ReleaseGil())
@@ -175,15 +192,16 @@ void RegisterStore(py::module_& m) {
           ReleaseGil())
       .def(
           "backward",
-          [](Store& s, const std::vector<std::tuple<Lookup*, Address, size_t>>& parts, float grad_scale, bool skip) {
+          [](Store& s, const std::vector<std::tuple<Lookup*, Address, size_t>>& parts, float grad_scale, bool skip,
+             double clock) {
             std::vector<GradientPart> gradients;
             for (const auto& [lookup, grad, stride] : parts) {
               gradients.push_back({lookup, At<const float>(grad), stride});
             }
             const WithoutGil unlocked;
-            return s.Backward(gradients, grad_scale, skip ? NonFinite::kSkip : NonFinite::kRaise);
+            return s.Backward(gradients, grad_scale, skip ? NonFinite::kSkip : NonFinite::kRaise, clock);
           },
-          py::arg("parts"), py::arg("grad_scale"), py::arg("skip_nonfinite"))
+          py::arg("parts"), py::arg("grad_scale"), py::arg("skip_nonfinite"), py::arg("clock") = 0.0)
       .def("prefetch", &Store::Prefetch, ReleaseGil())
       .def(
           "weight_gradient",

@@ -1,5 +1,5 @@
-// The value stored under a key: one byte of format version, then the payload of a row or of a deletion record
-// (docs/format.md).
+// The value stored under a key: one byte that says what it is, then the payload of a row, of sightings of an id that
+// has no row yet, or of a deletion record (docs/format.md).
 #pragma once
 
 #include <array>
@@ -16,22 +16,27 @@
 namespace damo {
 
 inline constexpr char kRecordVersion = 1;
+// What follows is a RowHeader alone: the step of the id's last sighting, and how many there were.
+inline constexpr char kSightingVersion = 2;
 
 // How messages name a row.
 inline std::string RowName(uint32_t table, int64_t id) {
   return "table " + std::to_string(table) + ", id " + std::to_string(id);
 }
 
-// The payload within a row's value. Throws kCorruption, naming the row, unless `value` is one version byte that this
-// release knows and exactly `payload_size` more.
+inline bool IsSighting(std::string_view value) { return !value.empty() && value[0] == kSightingVersion; }
+
+// The payload within the value of a row, or of sightings. Throws kCorruption, naming the row, unless `value` is one
+// byte that this release knows and exactly as many more as go with it: `payload_size`, or a RowHeader.
 inline const char* RowPayload(std::string_view value, size_t payload_size, uint32_t table, int64_t id) {
-  if (value.empty() || value[0] != kRecordVersion) {
+  if (value.empty() || (value[0] != kRecordVersion && value[0] != kSightingVersion)) {
     const std::string got = value.empty() ? "none" : std::to_string(static_cast<unsigned char>(value[0]));
     throw Error(ErrorCode::kCorruption,
                 RowName(table, id) + ": expected format version " + std::to_string(kRecordVersion) + ", found " + got);
   }
-  if (value.size() - 1 != payload_size) {
-    throw Error(ErrorCode::kCorruption, RowName(table, id) + ": expected a row of " + std::to_string(payload_size) +
+  const size_t expected = IsSighting(value) ? sizeof(RowHeader) : payload_size;
+  if (value.size() - 1 != expected) {
+    throw Error(ErrorCode::kCorruption, RowName(table, id) + ": expected a row of " + std::to_string(expected) +
                                             " bytes, found " + std::to_string(value.size() - 1));
   }
   return value.data() + 1;

@@ -25,7 +25,8 @@ constexpr size_t kFlagsOffset = 10;
 constexpr size_t kTouchOffset = 11;
 constexpr size_t kPayloadOffset = 12;
 
-// The row is not stored anywhere: it holds its initial value until the first update makes it real.
+// There is no such row: it holds its initial value until the first update makes it real, and the header of its
+// sightings or zeros. With kDirty, the RowStore may have one, or other sightings.
 constexpr uint8_t kAbsent = 1;
 // The row has changes that the RowStore does not have.
 constexpr uint8_t kDirty = 2;

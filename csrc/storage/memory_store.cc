@@ -27,11 +27,12 @@ Changes ChangesOf(std::span<const RowWrite> rows) {
   Changes changes;
   for (const RowWrite& row : rows) {
     std::optional<std::string>& value = changes[EncodeKey(row.table, row.id)];
-    if (row.payload == nullptr) {
+    if (row.deletes()) {
+      if (!row.recorded) continue;
       const DeletionRecord record = EncodeDeletion(row.step);
       changes[EncodeDeletionKey(row.table, row.id)] = std::string(record.data(), record.size());
     } else {
-      value = std::string(1, kRecordVersion).append(row.payload, row.payload_size);
+      value = std::string(row.version()).append(row.payload, row.payload_size);
     }
   }
   return changes;
@@ -49,6 +50,7 @@ class MemoryIterator : public RowIterator {
       : table_(table), payload_size_(payload_size), rows_(std::move(rows)) {}
 
   bool Next(int64_t* id, const char** payload) override {
+    while (next_ < rows_->size() && IsSighting((*rows_)[next_].second)) ++next_;
     if (next_ == rows_->size()) return false;
     const auto& [row_id, value] = (*rows_)[next_++];
     *id = row_id;
@@ -82,13 +84,12 @@ class MemoryStore : public RowStore {
   explicit MemoryStore(Rows rows) : rows_(std::move(rows)) {}
 
   void MultiGet(uint32_t table, std::span<const int64_t> ids, size_t payload_size, char* const* dst,
-                uint8_t* found) override {
+                Found* found) override {
     CheckTableNumber(table);
     const ReaderLock lock(&mutex_);
     for (size_t i = 0; i < ids.size(); ++i) {
       const auto row = rows_.find(EncodeKey(table, ids[i]));
-      found[i] = row != rows_.end();
-      if (found[i]) std::memcpy(dst[i], RowPayload(row->second, payload_size, table, ids[i]), payload_size);
+      found[i] = row == rows_.end() ? Found::kNothing : TakeRecord(row->second, payload_size, table, ids[i], dst[i]);
     }
   }
 

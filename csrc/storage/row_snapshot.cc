@@ -28,6 +28,24 @@ class SnapshotIterator : public RowIterator {
   const OpenSnapshot::Scan scan_;  // begun last: what throws afterwards would leave it open
 };
 
+class LivingRows : public RowIterator {
+ public:
+  LivingRows(std::unique_ptr<RowIterator> rows, const Ladder& ladder, size_t payload_size)
+      : rows_(std::move(rows)), ladder_(ladder), payload_size_(payload_size) {}
+
+  bool Next(int64_t* id, const char** payload) override {
+    while (rows_->Next(id, payload)) {
+      if (!ladder_.IsDead(PayloadHeader(*payload, payload_size_), *id)) return true;
+    }
+    return false;
+  }
+
+ private:
+  const std::unique_ptr<RowIterator> rows_;
+  const Ladder ladder_;
+  const size_t payload_size_;
+};
+
 // Throws kCorruption for rows that cannot be a table's: a file in place of another, or a block of it, has sound
 // checksums, but shows in the order of rows or their number.
 class CheckedIterator : public RowIterator {
@@ -97,7 +115,9 @@ void OpenSnapshot::Close() {
 
 std::unique_ptr<RowIterator> RowSnapshot::Scan(size_t position, uint64_t since) const {
   const Table& table = tables_.at(position);
-  auto rows = std::make_unique<SnapshotIterator>(rows_, table.number, table.layout.payload_size(), since);
+  const size_t payload_size = table.layout.payload_size();
+  std::unique_ptr<RowIterator> rows = std::make_unique<SnapshotIterator>(rows_, table.number, payload_size, since);
+  if (table.ladder) rows = std::make_unique<LivingRows>(std::move(rows), *table.ladder, payload_size);
   const std::optional<int64_t> expected = since == 0 ? std::optional(table.state.rows) : std::nullopt;
   return std::make_unique<CheckedIterator>(std::move(rows), table.name, expected);
 }

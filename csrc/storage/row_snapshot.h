@@ -5,11 +5,13 @@
 #include <cstdint>
 #include <list>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "base/mutex.h"
+#include "row/ladder.h"
 #include "row/row.h"
 #include "storage/row_store.h"
 
@@ -19,6 +21,7 @@ namespace damo {
 struct TableState {
   uint32_t iter;
   int64_t rows;
+  std::optional<std::string> life = std::nullopt;  // as TableLife::Serialize has it, of a table that has one
 };
 
 // What the store shares with a snapshot and its iterators, so that it can end them when it closes. Thread-safe.
@@ -50,6 +53,7 @@ class RowSnapshot {
     uint32_t number;
     RowLayout layout;
     TableState state;
+    std::optional<Ladder> ladder = std::nullopt;  // rows that are dead by it are passed over
   };
 
   RowSnapshot(std::vector<Table> tables, std::shared_ptr<OpenSnapshot> rows)

@@ -7,24 +7,49 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
+
+#include "row/record.h"
 
 namespace damo {
 
-// One change of one row. `payload == nullptr` deletes the row and records `step` as the step of its deletion, so that a
-// later delta export can name it; a deleted row that comes back keeps that record.
+// One change of one row. `payload == nullptr` deletes the row and, if that is `recorded`, keeps `step` as the step of
+// its deletion, so that a later delta export can name it; a deleted row that comes back keeps that record.
 struct RowWrite {
   uint32_t table;
   int64_t id;
   const char* payload;
   size_t payload_size;
-  uint64_t step;        // of a deletion; unused otherwise
-  bool changed = true;  // since it was last in a checkpoint; for those who call Write
+  uint64_t step;          // of a deletion; unused otherwise
+  bool changed = true;    // since it was last in a checkpoint; for those who call Write
+  bool sighting = false;  // the payload is the RowHeader of an id that has no row
+  bool recorded = true;
+
+  bool deletes() const { return payload == nullptr; }
+  // What a value begins with, before the payload.
+  std::string_view version() const { return {sighting ? &kSightingVersion : &kRecordVersion, 1}; }
 };
 
-// Walks one table's rows in ascending signed id order, as they are in the snapshot that it was made from.
+// What a read has found under an id.
+enum class Found : uint8_t { kNothing, kRow, kSighting };
+
+// Fills `dst` from a value as MultiGet does. Throws as RowPayload.
+inline Found TakeRecord(std::string_view value, size_t payload_size, uint32_t table, int64_t id, char* dst) {
+  const char* payload = RowPayload(value, payload_size, table, id);
+  if (!IsSighting(value)) {
+    std::memcpy(dst, payload, payload_size);
+    return Found::kRow;
+  }
+  std::memcpy(dst + payload_size - sizeof(RowHeader), payload, sizeof(RowHeader));
+  return Found::kSighting;
+}
+
+// Walks one table's rows in ascending signed id order, as they are in the snapshot that it was made from. Sightings are
+// passed over.
 class RowIterator {
  public:
   virtual ~RowIterator() = default;
@@ -61,11 +86,11 @@ class RowStore {
   virtual ~RowStore() = default;
 
   // Reads rows of one table. REQUIRES: `ids` ascending and distinct; `dst[i]` points to `payload_size` writable bytes.
-  // Sets found[i] to 1 and fills dst[i], or sets found[i] to 0 and leaves dst[i] untouched.
+  // Fills dst[i] with a row, or the end of it with the RowHeader of a sighting, or leaves it untouched.
   // Throws kCorruption (a checksum, a wrong size, an unknown format version) or kIo, naming the table number and the
   // id.
   virtual void MultiGet(uint32_t table, std::span<const int64_t> ids, size_t payload_size, char* const* dst,
-                        uint8_t* found) = 0;
+                        Found* found) = 0;
 
   // Whether a MultiGet has many reads under way at a time, where reads wait for a disk. Otherwise each of them waits
   // for the one before, and only many calls at a time keep a disk busy.

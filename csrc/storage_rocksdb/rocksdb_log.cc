@@ -33,12 +33,13 @@ void AppendPut(const Key& key, std::string_view value_begin, std::string_view va
 
 // Returns how many changes the row took.
 uint32_t AppendRow(const RowWrite& row, std::string* to) {
-  if (row.payload != nullptr) {
-    AppendPut(EncodeKey(row.table, row.id), {&kRecordVersion, 1}, {row.payload, row.payload_size}, to);
+  if (!row.deletes()) {
+    AppendPut(EncodeKey(row.table, row.id), row.version(), {row.payload, row.payload_size}, to);
     return 1;
   }
   to->push_back(kDeletionTag);
   AppendKey(EncodeKey(row.table, row.id), to);
+  if (!row.recorded) return 1;
   const DeletionRecord record = EncodeDeletion(row.step);
   AppendPut(EncodeDeletionKey(row.table, row.id), {record.data(), record.size()}, {}, to);
   return 2;

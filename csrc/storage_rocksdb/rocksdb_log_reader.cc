@@ -103,22 +103,23 @@ std::optional<std::string_view> TakeKey(std::string_view* from) {
   return key;
 }
 
-// The record that follows a row's deletion.
+// The record that follows a row's deletion, if it left one. Returns whether what follows is known.
 bool TakeDeletionRecord(std::string_view* from, RowWrite* row) {
   std::string_view rest = *from;
   const std::optional<char> tag = TakeByte(&rest);
-  const std::optional<std::string_view> key = TakeKey(&rest), value = key ? TakeBytes(&rest) : std::nullopt;
+  const std::optional<std::string_view> key = tag ? TakeKey(&rest) : std::nullopt;
+  if (!key) return false;
+  row->recorded = *tag == kValueTag && *key == EncodeDeletionKey(row->table, row->id).view();
+  if (!row->recorded) return true;
+  const std::optional<std::string_view> value = TakeBytes(&rest);
   if (!value) return false;
-  if (*tag != kValueTag || *key != EncodeDeletionKey(row->table, row->id).view()) {
-    throw Error(ErrorCode::kCorruption, RowName(row->table, row->id) + ": no record of its deletion");
-  }
   row->step = DecodeDeletion(RowPayload(*value, kDeletionSize, row->table, row->id));
   *from = rest;
   return true;
 }
 
-// Returns of how many changes the row was made; 0: nothing is taken.
-uint32_t TakeRow(std::string_view* from, RowWrite* row) {
+// Returns of how many changes the row was made; 0: nothing is taken. `changes_left`: of the batch.
+uint32_t TakeRow(std::string_view* from, uint32_t changes_left, RowWrite* row) {
   std::string_view rest = *from;
   const std::optional<char> tag = TakeByte(&rest);
   const std::optional<std::string_view> key = tag ? TakeKey(&rest) : std::nullopt;
@@ -129,15 +130,17 @@ uint32_t TakeRow(std::string_view* from, RowWrite* row) {
                                             std::to_string(static_cast<unsigned char>(*tag)) + " that no journal has");
   }
   if (*tag == kDeletionTag) {
-    if (!TakeDeletionRecord(&rest, row)) return 0;
+    row->recorded = false;
+    if (changes_left > 1 && !TakeDeletionRecord(&rest, row)) return 0;
   } else {
     const std::optional<std::string_view> value = TakeBytes(&rest);
     if (!value) return 0;
     row->payload = RowPayload(*value, value->size() - 1, row->table, row->id);
     row->payload_size = value->size() - 1;
+    row->sighting = IsSighting(*value);
   }
   *from = rest;
-  return *tag == kDeletionTag ? 2 : 1;
+  return row->deletes() && row->recorded ? 2 : 1;
 }
 
 // Hands on the rows of batches whose bytes come in parts.
@@ -167,7 +170,7 @@ class BatchReader {
     }
     rows_.clear();
     RowWrite row;
-    while (const uint32_t changes = changes_left_ ? TakeRow(&left, &row) : 0) {
+    while (const uint32_t changes = changes_left_ ? TakeRow(&left, *changes_left_, &row) : 0) {
       if (changes > *changes_left_) throw Error(ErrorCode::kCorruption, "a batch of more changes than it says");
       *changes_left_ -= changes;
       rows_.push_back(row);

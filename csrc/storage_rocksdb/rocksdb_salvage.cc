@@ -198,9 +198,14 @@ bool RecordReader::Accept(std::string_view key, std::string_view value) {
     const bool is_row = number == table;
     const size_t payload_size = is_row ? size->second : kDeletionSize;
     const char* payload = RowPayload(value, payload_size, table, DecodeId(key));
+    if (!is_row && IsSighting(value)) throw Error(ErrorCode::kCorruption, "sightings in place of a deletion record");
     RecordTally& tally = tallies_[number];
-    ++tally.records;
-    if (is_row) tally.last_step = std::max(tally.last_step, PayloadHeader(payload, payload_size).last_step);
+    if (is_row && IsSighting(value)) {
+      ++tally.sightings;
+    } else {
+      ++tally.records;
+      if (is_row) tally.last_step = std::max(tally.last_step, PayloadHeader(payload, payload_size).last_step);
+    }
     in_malformed_ = false;
     return true;
   } catch (const Error& error) {

@@ -74,6 +74,7 @@ struct MalformedRecords {
 // What was read of a table's rows, or of its deletion records.
 struct RecordTally {
   uint64_t records = 0;
+  uint64_t sightings = 0;  // of ids without a row, beside those
   uint32_t last_step = 0;  // the largest of any row
 };
 

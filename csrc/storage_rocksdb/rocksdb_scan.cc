@@ -67,6 +67,7 @@ class RocksDbIterator : public RowIterator {
 
   bool Next(int64_t* id, const char** payload) override {
     if (!std::exchange(at_first_, false) && rows_->Valid()) rows_->Next();
+    while (rows_->Valid() && IsSighting(rows_->value().ToStringView())) rows_->Next();
     if (!rows_->Valid()) {
       CheckRead(rows_->status(), "scan of table " + std::to_string(table_));
       return false;

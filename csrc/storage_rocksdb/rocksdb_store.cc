@@ -111,7 +111,7 @@ class RocksDbStore : public RowStore {
   ~RocksDbStore() override { Close(); }
 
   void MultiGet(uint32_t table, std::span<const int64_t> ids, size_t payload_size, char* const* dst,
-                uint8_t* found) override {
+                Found* found) override {
     CheckTableNumber(table);
     assert(std::is_sorted(ids.begin(), ids.end()));
     rows_since_release_.fetch_add(ids.size(), std::memory_order_relaxed);
@@ -129,10 +129,10 @@ class RocksDbStore : public RowStore {
                     statuses.data(), /*sorted_input=*/true);
       for (size_t i = 0; i < n; ++i) {
         const int64_t id = ids[begin + i];
-        found[begin + i] = !statuses[i].IsNotFound();
-        if (!found[begin + i]) continue;
+        found[begin + i] = Found::kNothing;
+        if (statuses[i].IsNotFound()) continue;
         if (!statuses[i].ok()) CheckRead(statuses[i], "read of " + RowName(table, id));
-        std::memcpy(dst[begin + i], RowPayload(values[i].ToStringView(), payload_size, table, id), payload_size);
+        found[begin + i] = TakeRecord(values[i].ToStringView(), payload_size, table, id, dst[begin + i]);
         values[i].Reset();
       }
     }
@@ -143,7 +143,7 @@ class RocksDbStore : public RowStore {
     size_t bytes = 16;
     for (const RowWrite& row : rows) {
       CheckTableNumber(row.table);
-      bytes += row.payload == nullptr ? 2 * kFraming + sizeof(DeletionRecord) : kFraming + row.payload_size;
+      bytes += row.deletes() ? 2 * kFraming + sizeof(DeletionRecord) : kFraming + row.payload_size;
     }
     rocksdb::WriteBatch batch(bytes);
     rocksdb::Status added;
@@ -239,13 +239,14 @@ class RocksDbStore : public RowStore {
   static rocksdb::Status Add(const RowWrite& row, rocksdb::WriteBatch* batch) {
     const Key key = EncodeKey(row.table, row.id);
     const Slice key_slice = key.view();
-    if (row.payload == nullptr) {
+    if (row.deletes() && !row.recorded) return batch->Delete(key_slice);
+    if (row.deletes()) {
       const Key deletion_key = EncodeDeletionKey(row.table, row.id);
       const DeletionRecord record = EncodeDeletion(row.step);
       const rocksdb::Status deleted = batch->Delete(key_slice);
       return deleted.ok() ? batch->Put(deletion_key.view(), Slice(record.data(), record.size())) : deleted;
     }
-    const Slice value[] = {Slice(&kRecordVersion, 1), Slice(row.payload, row.payload_size)};
+    const Slice value[] = {row.version(), Slice(row.payload, row.payload_size)};
     return batch->Put(rocksdb::SliceParts(&key_slice, 1), rocksdb::SliceParts(value, 2));
   }
 

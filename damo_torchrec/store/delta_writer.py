@@ -176,7 +176,7 @@ class _Rows:
         ids = np.empty(self._batch, dtype=np.int64)
         weights = np.empty((self._batch, self._table.definition.dim), dtype=np.float32)
         begin = 0
-        while n := self._scan.next_rows(ids.ctypes.data, weights.ctypes.data, self._batch):
+        while n := self._scan.next_rows(ids.ctypes.data, weights.ctypes.data, 0, self._batch):
             end = begin + int(self._wanted[begin:].searchsorted(ids[n - 1], side="right"))
             yield from self._merge(ids[:n], weights[:n], self._wanted[begin:end])
             begin = end

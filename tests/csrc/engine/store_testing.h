@@ -90,7 +90,7 @@ class HookedStore : public RowStore {
       : before_read_(std::move(before_read)), before_write_(std::move(before_write)) {}
 
   void MultiGet(uint32_t table, std::span<const int64_t> ids, size_t payload_size, char* const* dst,
-                uint8_t* found) override {
+                Found* found) override {
     before_read_();
     rows_->MultiGet(table, ids, payload_size, dst, found);
   }

@@ -38,14 +38,14 @@ inline Table Get(RowStore* store, uint32_t table, const std::vector<int64_t>& id
   std::vector<std::string> rows(ids.size(), std::string(payload_size, '?'));
   std::vector<char*> dst;
   for (std::string& row : rows) dst.push_back(row.data());
-  std::vector<uint8_t> found(ids.size(), 7);
+  std::vector<Found> found(ids.size());
   store->MultiGet(table, ids, payload_size, dst.data(), found.data());
   Table result;
   for (size_t i = 0; i < ids.size(); ++i) {
-    if (found[i] == 1) {
+    if (found[i] == Found::kRow) {
       result[ids[i]] = rows[i];
     } else {
-      EXPECT_EQ(found[i], 0);
+      EXPECT_EQ(found[i], Found::kNothing);
       EXPECT_EQ(rows[i], std::string(payload_size, '?')) << "a row that was not found was written to";
     }
   }
