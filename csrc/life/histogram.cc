@@ -161,8 +161,10 @@ void Histogram::Apply(const std::vector<uint16_t>& becomes) noexcept {
       cells[b].store(0, std::memory_order_relaxed);
     }
   }
-  for (size_t b = before; b-- > 0;) buckets_[becomes[b]] = buckets_[b];
-  buckets_.resize(size_t{becomes[before - 1]} + 1);
+  for (size_t b = 1; b < before; ++b) {
+    if (becomes[b] != becomes[b - 1]) buckets_[becomes[b]] = buckets_[b];
+  }
+  buckets_.erase(buckets_.begin() + becomes[before - 1] + 1, buckets_.end());
   NoteRecent();
 }
 
