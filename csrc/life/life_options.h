@@ -7,11 +7,14 @@
 
 namespace damo {
 
+constexpr uint64_t kMostBelowCount = uint64_t{1} << 32;  // more updates than any row counts
+
 // Rows that have not been updated for so long go.
 struct IdleRule {
   uint32_t steps = 0;        // of the table, or, if 0,
   double seconds = 0;        // of its clock
   uint64_t below_count = 0;  // only rows with fewer updates, a power of two; 0 for all
+  bool operator==(const IdleRule&) const = default;
 };
 
 constexpr uint64_t kNoLimit = std::numeric_limits<uint64_t>::max();

@@ -7,56 +7,65 @@
 // ladder. Cells of two tables with the same edges may be added up.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "life/histogram.h"
+#include "life/life_bytes.h"
+#include "life/life_counts.h"
 #include "life/life_options.h"
+#include "life/resolution.h"
+#include "life/set_steps.h"
 #include "row/ladder.h"
 
 namespace damo {
 
-// What has left, and come, since the life began.
-struct LifeCounts {
-  uint64_t created = 0;           // by updates and sets
-  std::vector<uint64_t> expired;  // by each rule of LifeOptions::idle, as they are now
-  uint64_t cut = 0;               // by max_rows
-  uint64_t forgotten_sightings = 0;
-  bool operator==(const LifeCounts&) const = default;
+// How much a life may remember.
+struct LifeLimits {
+  size_t buckets = kMostBuckets;  // at least 4
+  size_t set_steps = 64;          // by the parts of their ids
 };
 
 class TableLife {
  public:
   // Of a table that has had `iter` updates and whose rows, if any, are Added next. `clock`: seconds, of any origin.
-  TableLife(const LifeOptions& options, uint32_t iter, double clock);
-  // As Serialize left it. Throws kCorruption.
-  TableLife(std::string_view bytes, const LifeOptions& options);
+  // Throws kInvalidArgument.
+  TableLife(const LifeOptions& options, uint32_t iter, double clock, const LifeLimits& limits = {});
+  // As Serialize left it. Throws kCorruption, or kInvalidArgument for the options.
+  TableLife(std::string_view bytes, const LifeOptions& options, const LifeLimits& limits = {});
   std::string Serialize() const;
 
-  // Holds from the next EndStep on. Never lowers the ladder. Throws kInvalidArgument.
+  // Holds from the next EndStep on. Never lowers the ladder. Throws kInvalidArgument; then nothing has changed.
   void SetOptions(const LifeOptions& options);
-  const LifeOptions& options() const;
+  const LifeOptions& options() const { return options_; }
 
-  const Ladder& ladder() const;
-  uint64_t rows() const;     // that live
-  uint64_t sighted() const;  // ids that have been seen, and have no row
-  const LifeCounts& counts() const;
+  const Ladder& ladder() const { return ladder_; }
+  uint64_t rows() const { return rows_.load(std::memory_order_relaxed); }  // that live
+  uint64_t sighted() const {
+    return sighted_.load(std::memory_order_relaxed);
+  }  // ids that have been seen, without a row
+  const LifeCounts& counts() const { return counts_; }
   size_t memory_bytes() const;
 
   // ---- rows and sightings that come and go. Thread-safe. REQUIRES: they live, and their last step is at most that of
-  // BeginStep, or, between steps, the table's iteration; what is removed was added.
+  // BeginStep, or, between steps, the table's iteration; what is removed was added. An update's rows allocate nothing.
 
-  void Add(RowHeader row, int64_t id);
-  void Remove(RowHeader row, int64_t id);
-  void AddSighting(RowHeader sighting);
-  void RemoveSighting(RowHeader sighting);
+  void Add(RowHeader row, int64_t id) { Count(PlaceOfNew(row, id), &rows_, 1); }
+  void Remove(RowHeader row, int64_t id) { Count(Place(row, id), &rows_, kMinusOne); }
+  void AddSighting(RowHeader sighting) { Count(PlaceOfSighting(sighting), &sighted_, 1); }
+  void RemoveSighting(RowHeader sighting) { Count(PlaceOfSighting(sighting), &sighted_, kMinusOne); }
+  // Rows that `set` has made are counted as created here; of those of updates the life knows.
+  void CountCreated(uint64_t rows) { counts_.created += rows; }
 
   // ---- an update of the table
 
   // `step`: its iteration afterwards. `ids`: at most so many rows and sightings are going to have it as their last
-  // step. Allocates all that the step needs: when it throws, nothing has changed.
+  // step. Allocates all that the step needs: when it throws, nothing has changed. Without an EndStep it was none: the
+  // next has the same step.
   void BeginStep(uint32_t step, size_t ids, double clock);
   // Raises the ladder as far as the options want it.
   void EndStep() noexcept;
@@ -64,8 +73,79 @@ class TableLife {
   // asked; 0 if it did not.
   double TakeClockLeap();
 
-  // How many rows options would have had removed by now, had they held in this EndStep.
+  // How many rows options would have had removed by now, had they held in this EndStep. Throws kInvalidArgument.
   uint64_t Preview(const LifeOptions& options) const;
+
+ private:
+  friend class LifeTally;
+
+  TableLife(const LifeState& state, const LifeOptions& options, const LifeLimits& limits);
+  LifeState State() const;
+
+  static constexpr uint64_t kAfterAll = uint64_t{1} << 32;  // steps
+  static constexpr uint64_t kMinusOne = ~uint64_t{0};       // of numbers that wrap
+
+  // Where rows are counted.
+  Counter* Place(RowHeader row, int64_t id) {
+    if (row.count == 0) {
+      if (Counter* part = set_steps_.Find(row.last_step, id)) return part;
+    }
+    return &histogram_.Cell(CountClass(row.count), histogram_.Find(row.last_step));
+  }
+  Counter* PlaceOfNew(RowHeader row, int64_t id) {
+    if (row.count == 0) {
+      if (Counter* part = set_steps_.FindOrAdd(row.last_step, id)) return part;
+    }
+    return Place(row, id);
+  }
+  Counter* PlaceOfSighting(RowHeader sighting) {
+    return &histogram_.Cell(kSightingClass, histogram_.Find(sighting.last_step));
+  }
+  static void Count(Counter* place, Counter* all, uint64_t n) {
+    place->fetch_add(n, std::memory_order_relaxed);
+    all->fetch_add(n, std::memory_order_relaxed);
+  }
+
+  // Those from `begin` up to `end`.
+  struct Classes {
+    size_t begin, end;
+  };
+  static Classes ClassesOf(const IdleRule& rule);
+
+  Bucket now() const { return {iter_, time_}; }
+  uint32_t EndOf(size_t b) const { return histogram_.bucket(b + 1).first; }  // REQUIRES: not the last
+  double CountedOf(double ahead) const;
+  bool Opens(uint32_t step, size_t ids, double time) const;
+  void PrepareToOpen(const Bucket& next);
+  std::vector<uint64_t> RowsOfBuckets() const;
+  uint64_t RowsOf(Classes classes, size_t b) const;
+  uint64_t Take(Classes classes, size_t from, size_t to) noexcept;
+  uint64_t Expire(const IdleRule& rule, Classes classes, uint64_t floor, uint32_t* passed) noexcept;
+
+  // ---- cut.cc
+
+  uint64_t Cut() noexcept;
+  uint64_t CutAt(uint64_t cut) noexcept;
+  size_t EndedBy(uint64_t cut, size_t count_class) const;
+  void FoldSetSteps() noexcept;
+  void FoldMixedSetSteps() noexcept;
+  void FoldSetStepsOf(size_t b) noexcept;
+
+  const LifeLimits limits_;
+  LifeOptions options_;
+  Resolution resolution_;
+  Histogram histogram_;
+  SetSteps set_steps_;
+  Ladder ladder_;
+  LifeCounts counts_;
+  Counter rows_{0}, sighted_{0};
+  uint64_t rows_before_ = 0;      // at BeginStep
+  std::vector<uint32_t> passed_;  // by each rule: no row of its classes lives before this step
+  uint32_t forgotten_ = 0;        // the same of sightings
+
+  uint32_t iter_;
+  double time_ = 0, clock_;  // the life's own, which never leaps; the last that was read
+  double leap_ = 0;
 };
 
 }  // namespace damo

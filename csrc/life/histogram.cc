@@ -1,0 +1,171 @@
+#include "life/histogram.h"
+
+#include <algorithm>
+#include <bit>
+#include <limits>
+#include <utility>
+
+namespace damo {
+namespace {
+
+constexpr size_t kFirstCapacity = 64;
+
+std::unique_ptr<Counter[]> Zeros(size_t n) { return std::make_unique<Counter[]>(n); }
+
+void Copy(const Counter* from, size_t n, Counter* to) {
+  for (size_t i = 0; i < n; ++i) to[i].store(from[i].load(std::memory_order_relaxed), std::memory_order_relaxed);
+}
+
+}  // namespace
+
+Histogram::Cells::~Cells() {
+  for (std::atomic<Counter*>& cells : of_class) delete[] cells.load();
+}
+
+Histogram::Histogram(std::vector<Bucket> buckets, size_t most)
+    : most_(most), capacity_(std::bit_ceil(std::max(kFirstCapacity, buckets.size()))), buckets_(std::move(buckets)) {
+  buckets_.reserve(capacity_);
+  NoteRecent();
+}
+
+size_t Histogram::memory_bytes() const {
+  size_t classes = 0;
+  for (size_t c = 0; c < kLadderClasses; ++c) classes += Has(c) ? 1 : 0;
+  return sizeof *this + buckets_.capacity() * sizeof(Bucket) + classes * capacity_ * sizeof(Counter);
+}
+
+size_t Histogram::FindOld(uint32_t step) const {
+  const auto after = std::upper_bound(buckets_.begin(), buckets_.end(), step,
+                                      [](uint32_t s, const Bucket& bucket) { return s < bucket.first; });
+  return static_cast<size_t>(after - buckets_.begin()) - 1;
+}
+
+// Two threads may make the same: one of them is used.
+Counter* Histogram::MakeCells(size_t count_class) {
+  std::unique_ptr<Counter[]> cells = Zeros(capacity_);
+  Counter* there = nullptr;
+  if (!cells_[count_class].compare_exchange_strong(there, cells.get(), std::memory_order_acq_rel)) return there;
+  return cells.release();
+}
+
+uint64_t Histogram::Rows(size_t count_class, size_t from, size_t to) const {
+  const Counter* cells = cells_[count_class].load(std::memory_order_relaxed);
+  uint64_t rows = 0;
+  if (cells == nullptr) return rows;
+  for (size_t b = from; b < to; ++b) rows += cells[b].load(std::memory_order_relaxed);
+  return rows;
+}
+
+uint64_t Histogram::Take(size_t count_class, size_t from, size_t to) noexcept {
+  Counter* cells = cells_[count_class].load(std::memory_order_relaxed);
+  uint64_t rows = 0;
+  if (cells == nullptr) return rows;
+  for (size_t b = from; b < to; ++b) {
+    rows += cells[b].load(std::memory_order_relaxed);
+    cells[b].store(0, std::memory_order_relaxed);
+  }
+  return rows;
+}
+
+void Histogram::PrepareClasses() {
+  Cell(kSightingClass, 0);
+  for (size_t c = kCountClasses - 1; c > 0; --c) {
+    if (!Has(c) && (Has(c - 1) || c <= 2)) MakeCells(c);
+  }
+}
+
+void Histogram::Reserve(size_t buckets) {
+  if (buckets <= capacity_) return;
+  const size_t capacity = std::bit_ceil(buckets);
+  std::array<std::unique_ptr<Counter[]>, kLadderClasses> grown;
+  for (size_t c = 0; c < kLadderClasses; ++c) {
+    if (Has(c)) grown[c] = Zeros(capacity);
+  }
+  buckets_.reserve(capacity);
+  for (size_t c = 0; c < kLadderClasses; ++c) {
+    if (!grown[c]) continue;
+    Copy(cells_[c].load(), size(), grown[c].get());
+    delete[] cells_[c].exchange(grown[c].release());
+  }
+  capacity_ = capacity;
+}
+
+void Histogram::Open(uint32_t step, double time) noexcept {
+  const size_t ended = size() - 1;
+  const uint32_t from = std::max<uint32_t>(last_first_, step > kRecent ? step - kRecent : 0);
+  for (uint32_t s = from; s < step; ++s) recent_[s % kRecent] = static_cast<uint16_t>(ended);
+  recent_from_ = std::max<uint32_t>(recent_from_, step > kRecent ? step - kRecent : 0);
+  buckets_.push_back({step, time});
+  last_first_ = step;
+}
+
+void Histogram::NoteRecent() noexcept {
+  last_first_ = buckets_.back().first;
+  recent_from_ = last_first_ > kRecent ? last_first_ - static_cast<uint32_t>(kRecent) : 0;
+  size_t b = FindOld(recent_from_);
+  for (uint32_t s = recent_from_; s < last_first_; ++s) {
+    if (s == buckets_[b + 1].first) ++b;
+    recent_[s % kRecent] = static_cast<uint16_t>(b);
+  }
+}
+
+void Histogram::Merge(size_t most, const std::vector<uint64_t>& rows,
+                      const std::function<double(const Neighbours&)>& cost) {
+  if (size() <= most) return;
+  Apply(PlanMerge(most, rows, cost));
+}
+
+// Goes through them with a limit to what a merger may cost, which rises until enough are merged.
+std::vector<uint16_t> Histogram::PlanMerge(size_t most, const std::vector<uint64_t>& rows,
+                                           const std::function<double(const Neighbours&)>& cost) const {
+  const size_t last = size() - 1;
+  std::vector<uint16_t> becomes(size());
+  std::vector<double> costs;
+  for (size_t b = 0; b + 1 < last; ++b) {
+    costs.push_back(cost({buckets_[b], buckets_[b + 2], rows[b], rows[b + 1]}));
+  }
+  std::sort(costs.begin(), costs.end());
+  size_t cheap = size() - most;
+  for (double limit = 0;;) {
+    Neighbours merged{buckets_[0], {}, rows[0], 0};
+    uint16_t n = 0;
+    for (size_t b = 1; b < last; ++b) {
+      merged.end = buckets_[b + 1];
+      merged.later = rows[b];
+      const bool merges = size_t{n} + 1 + size() - b > most && cost(merged) <= limit;
+      if (merges) {
+        merged.earlier += merged.later;
+      } else {
+        ++n;
+        merged = {buckets_[b], {}, rows[b], 0};
+      }
+      becomes[b] = n;
+    }
+    becomes[last] = last == 0 ? 0 : ++n;
+    if (size_t{n} + 1 <= most || last < 2 || limit == std::numeric_limits<double>::infinity()) return becomes;
+    limit = cheap < costs.size() ? std::max(costs[cheap], limit) : std::numeric_limits<double>::infinity();
+    cheap = cheap * 2;
+  }
+}
+
+void Histogram::Apply(const std::vector<uint16_t>& becomes) noexcept {
+  const size_t before = size();
+  for (size_t c = 0; c < kLadderClasses; ++c) {
+    Counter* cells = cells_[c].load();
+    if (cells == nullptr) continue;
+    for (size_t b = 1; b < before; ++b) {
+      if (becomes[b] == b) continue;
+      Counter& to = cells[becomes[b]];
+      to.store(to.load(std::memory_order_relaxed) + cells[b].load(std::memory_order_relaxed),
+               std::memory_order_relaxed);
+      cells[b].store(0, std::memory_order_relaxed);
+    }
+  }
+  for (size_t b = 1; b < before; ++b) {
+    if (becomes[b] != becomes[b - 1]) buckets_[becomes[b]] = buckets_[b];
+  }
+  buckets_.erase(buckets_.begin() + becomes[before - 1] + 1, buckets_.end());
+  NoteRecent();
+}
+
+}  // namespace damo

@@ -1,0 +1,37 @@
+// How fine a histogram has to be, so that the options of a life take effect when they say: to a 256th of an idle rule's
+// time, and to a 1,024th of the rows that there may be.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "life/histogram.h"
+#include "life/life_options.h"
+
+namespace damo {
+
+class Resolution {
+ public:
+  explicit Resolution(const LifeOptions& options);
+
+  // A bucket ends when it has lasted for so long, of either, or would get more rows.
+  uint64_t steps() const { return steps_; }
+  double seconds() const { return seconds_; }
+  uint64_t rows() const { return rows_; }
+  // The least time of an idle rule; infinite if there is none.
+  double least_time() const { return seconds_ * kIdleParts; }
+
+  // How much is lost if two buckets become one: at most 1 if the options take effect as finely as they should.
+  double CostOf(const Histogram::Neighbours& buckets, const Bucket& now) const;
+  // Buckets of the steps before `end`, at most `most`.
+  std::vector<Bucket> Divide(uint64_t end, size_t most, double time) const;
+
+ private:
+  static constexpr double kIdleParts = 256, kRowParts = 1024;
+
+  std::vector<double> idle_steps_, idle_seconds_;  // of the rules, ascending
+  uint64_t steps_, rows_;
+  double seconds_;
+};
+
+}  // namespace damo

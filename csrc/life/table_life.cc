@@ -1,0 +1,239 @@
+#include "life/table_life.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "base/status.h"
+
+namespace damo {
+namespace {
+
+// No clock of anybody's goes on by more seconds at once, where no rule says what is too much: 30 years.
+constexpr double kLongestLeap = 1e9;
+
+// Fewer buckets take little memory, whether they have rows or not.
+constexpr size_t kLeastMerged = 64;
+
+const LifeOptions& Checked(const LifeOptions& options) {
+  CheckLifeOptions(options);
+  return options;
+}
+
+double Checked(double clock) {
+  if (std::isfinite(clock)) return clock;
+  throw Error(ErrorCode::kInvalidArgument, "clock: expected a finite number of seconds, got " + std::to_string(clock));
+}
+
+}  // namespace
+
+TableLife::TableLife(const LifeOptions& options, uint32_t iter, double clock, const LifeLimits& limits)
+    : limits_(limits),
+      options_(Checked(options)),
+      resolution_(options),
+      histogram_(resolution_.Divide(uint64_t{iter} + 1, limits.buckets / 2, 0), limits.buckets),
+      passed_(options.idle.size()),
+      iter_(iter),
+      clock_(Checked(clock)) {
+  counts_.expired.resize(options.idle.size());
+}
+
+TableLife::TableLife(std::string_view bytes, const LifeOptions& options, const LifeLimits& limits)
+    : TableLife(DecodeLife(bytes), options, limits) {}
+
+TableLife::TableLife(const LifeState& state, const LifeOptions& options, const LifeLimits& limits)
+    : limits_(limits),
+      options_(Checked(options)),
+      resolution_(options),
+      histogram_(state.buckets, limits.buckets),
+      set_steps_(state.first_set_step, state.too_many_set_steps),
+      ladder_(state.ladder),
+      counts_(state.counts),
+      iter_(state.iter),
+      time_(state.time),
+      clock_(state.clock) {
+  for (const LifeState::Cell& cell : state.cells) {
+    Count(&histogram_.Cell(cell.count_class, cell.bucket), cell.count_class == kSightingClass ? &sighted_ : &rows_,
+          cell.rows);
+  }
+  for (const LifeState::Part& part : state.parts) Count(set_steps_.Part(part.step, part.part), &rows_, part.rows);
+  options_.idle = state.rules;  // which the counts are of
+  SetOptions(options);
+}
+
+std::string TableLife::Serialize() const { return EncodeLife(State()); }
+
+LifeState TableLife::State() const {
+  LifeState state;
+  state.iter = iter_;
+  state.time = time_;
+  state.clock = clock_;
+  state.ladder = ladder_;
+  state.counts = counts_;
+  state.rules = options_.idle;
+  for (size_t b = 0; b < histogram_.size(); ++b) state.buckets.push_back(histogram_.bucket(b));
+  for (uint32_t c = 0; c < kLadderClasses; ++c) {
+    for (uint32_t b = 0; b < histogram_.size() && histogram_.Has(c); ++b) {
+      const uint64_t rows = histogram_.Rows(c, b, b + 1);
+      if (rows > 0) state.cells.push_back({c, b, rows});
+    }
+  }
+  set_steps_.ForEachPart(
+      [&](uint32_t step, uint32_t part, uint64_t rows) { state.parts.push_back({step, part, rows}); });
+  state.first_set_step = set_steps_.first();
+  state.too_many_set_steps = set_steps_.overflowed();
+  return state;
+}
+
+void TableLife::SetOptions(const LifeOptions& options) {
+  CheckLifeOptions(options);
+  LifeOptions changed = options;
+  Resolution resolution(options);
+  std::vector<uint32_t> passed(options.idle.size());
+  std::vector<uint64_t> expired;
+  std::vector<IdleRule> before = options_.idle;
+  std::vector<uint64_t> counts = counts_.expired;
+  for (const IdleRule& rule : options.idle) {
+    const auto same = std::find(before.begin(), before.end(), rule);
+    const auto i = same - before.begin();
+    expired.push_back(same == before.end() ? 0 : counts[static_cast<size_t>(i)]);
+    if (same == before.end()) continue;
+    before.erase(same);
+    counts.erase(counts.begin() + i);
+  }
+  options_ = std::move(changed);
+  resolution_ = std::move(resolution);
+  passed_ = std::move(passed);
+  forgotten_ = 0;
+  counts_.expired = std::move(expired);
+}
+
+size_t TableLife::memory_bytes() const {
+  return sizeof *this - sizeof histogram_ + histogram_.memory_bytes() + set_steps_.memory_bytes();
+}
+
+// ---- a step
+
+double TableLife::TakeClockLeap() { return std::exchange(leap_, 0); }
+
+// Of so many seconds that have passed by the clock those that do by the life's time.
+double TableLife::CountedOf(double ahead) const {
+  return std::clamp(ahead, 0.0, std::min(resolution_.least_time() / 2, kLongestLeap));
+}
+
+bool TableLife::Opens(uint32_t step, size_t ids, double time) const {
+  const size_t last = histogram_.size() - 1;
+  const Bucket& bucket = histogram_.bucket(last);
+  if (step == bucket.first) return false;
+  if (step - bucket.first >= resolution_.steps() || time - bucket.time >= resolution_.seconds()) return true;
+  if (resolution_.rows() == kNoLimit) return false;
+  return ids > resolution_.rows() || RowsOf({0, kCountClasses}, last) + ids > resolution_.rows();
+}
+
+// Merges buckets if an eighth has no rows, or there can be no more, else makes room for twice as many. That is a matter
+// of how many there are, not of how many there is room for, which a life that is read again does not know.
+void TableLife::PrepareToOpen(const Bucket& next) {
+  const size_t n = histogram_.size(), spare = std::max<size_t>(n / 8, 1);
+  if (histogram_.is_full() || (std::has_single_bit(n) && n >= kLeastMerged)) {
+    const std::vector<uint64_t> rows = RowsOfBuckets();
+    const auto empty = static_cast<size_t>(std::count(rows.begin(), rows.end() - 1, 0));
+    if (histogram_.is_full() || empty > spare) {
+      return histogram_.Merge(std::min(n, limits_.buckets) - spare, rows,
+                              [&](const Histogram::Neighbours& buckets) { return resolution_.CostOf(buckets, next); });
+    }
+  }
+  histogram_.Reserve(n + 1);
+}
+
+void TableLife::BeginStep(uint32_t step, size_t ids, double clock) {
+  Checked(clock);
+  if (step < iter_) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "step: expected none before " + std::to_string(iter_) + ", got " + std::to_string(step));
+  }
+  const double ahead = clock - clock_, counted = CountedOf(ahead), time = time_ + counted;
+  const bool opens = Opens(step, ids, time);
+  histogram_.PrepareClasses();
+  if (set_steps_.size() > 0) histogram_.Cell(0, 0);
+  if (opens) PrepareToOpen({step, time_});
+  // Nothing fails from here on.
+  if (opens) histogram_.Open(step, time_);
+  time_ = time;
+  if (std::isfinite(resolution_.least_time())) leap_ += std::max(ahead - counted, 0.0);
+  // A clock may go back a little, as the times of events do, and then counts again when it is where it was. If it goes
+  // back further, it has been set right.
+  if (ahead > 0 || CountedOf(-ahead) < -ahead) clock_ = clock;
+  iter_ = step;
+  rows_before_ = rows();
+  FoldSetSteps();
+}
+
+void TableLife::EndStep() noexcept {
+  counts_.created += rows() - std::min(rows(), rows_before_);
+  for (size_t i = 0; i < options_.idle.size(); ++i) {
+    const IdleRule& rule = options_.idle[i];
+    counts_.expired[i] += Expire(rule, ClassesOf(rule), options_.min_rows, &passed_[i]);
+  }
+  if (rows() > options_.max_rows) counts_.cut += Cut();
+  if (options_.within_steps > 0) {
+    const IdleRule rule{.steps = options_.within_steps};
+    counts_.forgotten_sightings += Expire(rule, {kSightingClass, kLadderClasses}, 0, &forgotten_);
+  }
+}
+
+uint64_t TableLife::Preview(const LifeOptions& options) const {
+  TableLife foreseen(State(), options, limits_);
+  foreseen.EndStep();
+  return rows() - foreseen.rows();
+}
+
+// ---- idle rules
+
+TableLife::Classes TableLife::ClassesOf(const IdleRule& rule) {
+  return {0, rule.below_count == 0 ? kCountClasses : static_cast<size_t>(std::countr_zero(rule.below_count)) + 1};
+}
+
+// Has the rows of buckets go that end so long ago, the oldest first, as long as `floor` are left. `*passed`: before it,
+// none of the classes live.
+uint64_t TableLife::Expire(const IdleRule& rule, Classes classes, uint64_t floor, uint32_t* passed) noexcept {
+  const auto is_due = [&](const Bucket& end) {
+    return rule.steps > 0 ? uint64_t{end.first} + rule.steps <= iter_ : time_ - end.time >= rule.seconds;
+  };
+  uint64_t gone = 0;
+  const uint32_t before = *passed;
+  for (size_t b = histogram_.Find(before); b + 1 < histogram_.size() && is_due(histogram_.bucket(b + 1)); ++b) {
+    const uint64_t rows_here = RowsOf(classes, b);
+    if (floor > 0 && rows_here > rows() - std::min(floor, rows())) break;
+    if (rows_here > 0) gone += Take(classes, b, b + 1);
+    *passed = EndOf(b);
+  }
+  for (size_t c = classes.begin; c < classes.end && *passed > before; ++c) ladder_.Raise(c, *passed);
+  return gone;
+}
+
+std::vector<uint64_t> TableLife::RowsOfBuckets() const {
+  std::vector<uint64_t> rows(histogram_.size());
+  for (size_t b = 0; b < rows.size(); ++b) rows[b] = RowsOf({0, kLadderClasses}, b);
+  return rows;
+}
+
+uint64_t TableLife::RowsOf(Classes classes, size_t b) const {
+  uint64_t rows = 0;
+  for (size_t c = classes.begin; c < classes.end; ++c) rows += histogram_.Rows(c, b, b + 1);
+  if (classes.begin > 0) return rows;
+  const bool is_last = b + 1 == histogram_.size();
+  return rows + set_steps_.Rows(histogram_.bucket(b).first, is_last ? kAfterAll : EndOf(b));
+}
+
+// REQUIRES: the last bucket is not among them.
+uint64_t TableLife::Take(Classes classes, size_t from, size_t to) noexcept {
+  uint64_t gone = 0;
+  for (size_t c = classes.begin; c < classes.end; ++c) gone += histogram_.Take(c, from, to);
+  if (classes.begin == 0) gone += set_steps_.Take(histogram_.bucket(from).first, histogram_.bucket(to).first);
+  (classes.begin == kSightingClass ? sighted_ : rows_).fetch_sub(gone, std::memory_order_relaxed);
+  return gone;
+}
+
+}  // namespace damo
