@@ -48,6 +48,12 @@ Counter* Histogram::MakeCells(size_t count_class) {
   return cells.release();
 }
 
+// For the first row of a class, whose next update may take it to the class above.
+Counter* Histogram::MakeClass(size_t count_class) {
+  if (count_class + 1 < kCountClasses && !Has(count_class + 1)) MakeCells(count_class + 1);
+  return MakeCells(count_class);
+}
+
 uint64_t Histogram::Rows(size_t count_class, size_t from, size_t to) const {
   const Counter* cells = cells_[count_class].load(std::memory_order_relaxed);
   uint64_t rows = 0;
@@ -67,10 +73,11 @@ uint64_t Histogram::Take(size_t count_class, size_t from, size_t to) noexcept {
   return rows;
 }
 
-void Histogram::PrepareClasses() {
-  Cell(kSightingClass, 0);
-  for (size_t c = kCountClasses - 1; c > 0; --c) {
-    if (!Has(c) && (Has(c - 1) || c <= 2)) MakeCells(c);
+void Histogram::PrepareClasses(bool sightings) {
+  if (sightings && !Has(kSightingClass)) MakeCells(kSightingClass);
+  for (size_t c = 1; c < kCountClasses; ++c) {
+    const bool rises = c <= 2 || Rows(c - 1, size() - 1, size()) > 0;
+    if (rises && !Has(c)) MakeCells(c);
   }
 }
 

@@ -45,7 +45,7 @@ class Histogram {
   // Thread-safe. Allocates only for the first row of a class, unless PrepareClasses has.
   Counter& Cell(size_t count_class, size_t b) {
     Counter* cells = cells_[count_class].load(std::memory_order_acquire);
-    return (cells != nullptr ? cells : MakeCells(count_class))[b];
+    return (cells != nullptr ? cells : MakeClass(count_class))[b];
   }
   bool Has(size_t count_class) const { return cells_[count_class].load(std::memory_order_relaxed) != nullptr; }
   // Of the buckets `from` up to `to`.
@@ -53,8 +53,8 @@ class Histogram {
   // The same, and has none there afterwards.
   uint64_t Take(size_t count_class, size_t from, size_t to) noexcept;
 
-  // Allocates what rows take whose counts rise by 1, and sightings.
-  void PrepareClasses();
+  // Before each update: allocates what its rows take, whose counts rise by 1, and its sightings.
+  void PrepareClasses(bool sightings);
   // Allocates what so many buckets take.
   void Reserve(size_t buckets);
   // Ends the last bucket. REQUIRES: there is room; `step` is above the last first.
@@ -82,6 +82,7 @@ class Histogram {
 
   size_t FindOld(uint32_t step) const;
   Counter* MakeCells(size_t count_class);
+  Counter* MakeClass(size_t count_class);
   void NoteRecent() noexcept;
   // Of each bucket which it becomes.
   std::vector<uint16_t> PlanMerge(size_t most, const std::vector<uint64_t>& rows,

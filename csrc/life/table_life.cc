@@ -155,7 +155,7 @@ void TableLife::BeginStep(uint32_t step, size_t ids, double clock) {
   }
   const double ahead = clock - clock_, counted = CountedOf(ahead), time = time_ + counted;
   const bool opens = Opens(step, ids, time);
-  histogram_.PrepareClasses();
+  histogram_.PrepareClasses(options_.sightings > 1);
   if (set_steps_.size() > 0) histogram_.Cell(0, 0);
   if (opens) PrepareToOpen({step, time_});
   // Nothing fails from here on.
@@ -215,7 +215,10 @@ uint64_t TableLife::Expire(const IdleRule& rule, Classes classes, uint64_t floor
 
 std::vector<uint64_t> TableLife::RowsOfBuckets() const {
   std::vector<uint64_t> rows(histogram_.size());
-  for (size_t b = 0; b < rows.size(); ++b) rows[b] = RowsOf({0, kLadderClasses}, b);
+  for (size_t c = 0; c < kLadderClasses; ++c) {
+    for (size_t b = 0; b < rows.size() && histogram_.Has(c); ++b) rows[b] += histogram_.Rows(c, b, b + 1);
+  }
+  for (size_t i = 0; i < set_steps_.size(); ++i) rows[histogram_.Find(set_steps_[i].step)] += set_steps_[i].rows();
   return rows;
 }
 

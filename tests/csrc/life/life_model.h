@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <map>
+#include <set>
 #include <vector>
 
 #include "life/life_options.h"
@@ -15,10 +16,12 @@ namespace damo::testing {
 
 class LifeModel {
  public:
-  explicit LifeModel(const LifeOptions& options) : options_(options), expired(options.idle.size()) {}
+  explicit LifeModel(const LifeOptions& options) : expired(options.idle.size()), options_(options) {}
 
   std::map<int64_t, RowHeader> rows, sightings;
   uint32_t iter = 0;
+  std::vector<uint64_t> expired;
+  uint64_t cut = 0;
 
   const LifeOptions& options() const { return options_; }
   void SetOptions(const LifeOptions& options) {
@@ -66,38 +69,41 @@ class LifeModel {
     return gone;
   }
 
+  uint64_t PlaceOf(RowHeader row) const { return row.last_step + uint64_t{options_.credit} * CountClass(row.count); }
   bool GoesWith(uint64_t cut, uint32_t part, int64_t id, RowHeader row) const {
-    const uint64_t place = row.last_step + uint64_t{options_.credit} * CountClass(row.count);
+    const uint64_t place = PlaceOf(row);
     return row.last_step < iter && (place < cut || (place == cut && row.count == 0 && IdPart(id) < part));
   }
 
-  // Tries one cut after the other.
+  // Tries one cut after the other: at the place of each row.
   uint64_t Cut() {
-    const uint64_t last = iter + uint64_t{options_.credit} * kCountClasses;
-    uint64_t before = rows.size();
-    for (uint64_t cut = 0;; ++cut) {
-      std::vector<uint64_t> parts(kIdParts);
-      uint64_t gone = 0;
-      for (const auto& [id, row] : rows) {
-        gone += GoesWith(cut, 0, id, row) ? 1 : 0;
-        if (row.count == 0 && row.last_step == cut && row.last_step < iter) ++parts[IdPart(id)];
-      }
-      uint32_t part = 0;
-      for (; part < kIdParts && before - gone > options_.keep_rows; ++part) gone += parts[part];
-      if (before - gone > options_.keep_rows && cut < last) continue;
-      if (part == kIdParts) part = 0, ++cut;  // all of the step
-      std::erase_if(rows, [&](const auto& row) { return GoesWith(cut, part, row.first, row.second); });
-      return before - rows.size();
+    const uint64_t before = rows.size();
+    std::set<uint64_t> places;
+    for (const auto& [id, row] : rows) places.insert(PlaceOf(row));
+    for (uint64_t place : places) {
+      if (CutAt(place, false) || CutAt(place, true)) return before - rows.size();
     }
+    std::erase_if(rows, [&](const auto& row) { return row.second.last_step < iter; });
+    return before - rows.size();
+  }
+
+  // Whether it does to have go what is before a place, and of rows there, that were set, some, or, if `all`, all rows.
+  bool CutAt(uint64_t place, bool all) {
+    for (uint32_t part = all ? kIdParts : 0; part < kIdParts + (all ? 1 : 0); ++part) {
+      const auto goes = [&](const auto& row) {
+        return GoesWith(place + (all ? 1 : 0), all ? 0 : part, row.first, row.second);
+      };
+      if (rows.size() - static_cast<size_t>(std::count_if(rows.begin(), rows.end(), goes)) > options_.keep_rows)
+        continue;
+      std::erase_if(rows, goes);
+      return true;
+    }
+    return false;
   }
 
   LifeOptions options_;
   double time_ = 0, clock_ = 0;
   std::map<uint32_t, double> times_{{0, 0.0}};
-
- public:
-  std::vector<uint64_t> expired;
-  uint64_t cut = 0;
 };
 
 }  // namespace damo::testing
