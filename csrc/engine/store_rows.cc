@@ -169,6 +169,7 @@ void Store::SetRow(Slot slot, const float* weights, const float* state) {
   if (t.life == nullptr) {
     t.schema.rows += RowFlags(row) & kAbsent ? 1 : 0;
   } else {
+    t.life->CountCreated(RowFlags(row) & kAbsent ? 1 : 0);
     ForgetRow(&t, row);
     t.life->Add({t.schema.iter, 0}, RowId(row));
     t.schema.rows = static_cast<int64_t>(t.life->rows());
