@@ -27,32 +27,31 @@ uint32_t AddSaturated(uint32_t a, uint32_t b) { return a + std::min(b, UINT32_MA
 
 }  // namespace
 
-bool Admit(Table* table, char* row, uint32_t occurrences, uint32_t iter) {
-  TableLife& life = *table->life;
-  RowHeader& header = *HeaderOf(row, table->layout);
+bool Admit(const Table& table, char* row, uint32_t occurrences, uint32_t iter, LifeTally* tally) {
+  RowHeader& header = *HeaderOf(row, table.layout);
   if (!(RowFlags(row) & kAbsent)) {
-    life.Remove(header, RowId(row));
-    life.Add({iter, AddSaturated(header.count, 1)}, RowId(row));
+    tally->Remove(header, RowId(row));
+    tally->Add({iter, AddSaturated(header.count, 1)}, RowId(row));
     return true;
   }
-  const LifeOptions& options = life.options();
-  const bool sighted = header.count > 0 && !life.ladder().IsDeadSighting(header);
+  const LifeOptions& options = table.life->options();
+  const bool sighted = header.count > 0 && !table.life->ladder().IsDeadSighting(header);
   if (options.sightings > 1 || sighted) {
     const uint32_t counted =
-        Draw(options.probability, table->schema.initializer.stream_key, RowId(row), iter, occurrences);
+        Draw(options.probability, table.schema.initializer.stream_key, RowId(row), iter, occurrences);
     const uint32_t sightings = AddSaturated(sighted ? header.count : 0, counted);
     if (sightings < options.sightings) {
       if (counted == 0) return false;
-      if (sighted) life.RemoveSighting(header);
+      if (sighted) tally->RemoveSighting(header);
       header = {iter, sightings};
-      life.AddSighting(header);
+      tally->AddSighting(header);
       SetRowFlags(row, RowFlags(row) | kDirty | kChanged);
       return false;
     }
-    if (sighted) life.RemoveSighting(header);
+    if (sighted) tally->RemoveSighting(header);
   }
   header = {};
-  life.Add({iter, 1}, RowId(row));
+  tally->Add({iter, 1}, RowId(row));
   return true;
 }
 

@@ -248,12 +248,13 @@ void Updater::ApplyTo(const Work& work, const RowGradients& g, OfTable* counts) 
     table.bounds.Add(applied.bounds);
   };
   if (table.life == nullptr) return apply(0, g.rows.size());
+  LifeTally tally(table.life.get());
   size_t begin = 0;
   for (size_t r = 0; r < g.rows.size(); ++r) {
     if (r + kHeadersAhead < g.rows.size()) {
       __builtin_prefetch(HeaderOf(cache_.Row(g.rows[r + kHeadersAhead]), table.layout));
     }
-    if (Admit(&table, cache_.Row(g.rows[r]), g.ids_of(r), table.schema.iter + 1)) continue;
+    if (Admit(table, cache_.Row(g.rows[r]), g.ids_of(r), table.schema.iter + 1, &tally)) continue;
     apply(begin, r);
     begin = r + 1;
   }
