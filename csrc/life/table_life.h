@@ -51,8 +51,9 @@ class TableLife {
   const LifeCounts& counts() const { return counts_; }
   size_t memory_bytes() const;
 
-  // ---- rows and sightings that come and go. Thread-safe. REQUIRES: they live, and their last step is at most that of
-  // BeginStep, or, between steps, the table's iteration; what is removed was added. An update's rows allocate nothing.
+  // ---- rows and sightings that come and go. A row's time is that of its last step, also if it was set later.
+  // Thread-safe. REQUIRES: they live, and their last step is at most that of BeginStep, or, between steps, the table's
+  // iteration; what is removed was added. An update's rows allocate nothing.
 
   void Add(RowHeader row, int64_t id) { Count(PlaceOfNew(row, id), &rows_, 1); }
   void Remove(RowHeader row, int64_t id) { Count(Place(row, id), &rows_, kMinusOne); }
