@@ -118,7 +118,7 @@ class TableLife {
   double CountedOf(double ahead) const;
   bool Opens(uint32_t step, size_t ids, double time) const;
   void PrepareToOpen(const Bucket& next);
-  std::vector<uint64_t> RowsOfBuckets() const;
+  std::vector<Histogram::Contents> ContentsOfBuckets() const;
   uint64_t RowsOf(Classes classes, size_t b) const;
   uint64_t Take(Classes classes, size_t from, size_t to) noexcept;
   uint64_t Expire(const IdleRule& rule, Classes classes, uint64_t floor, uint32_t* passed) noexcept;
