@@ -7,6 +7,8 @@ namespace damo {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+// Rows that no rule waits for are as if one did at so many times their age: a later one may.
+constexpr double kLaterRule = 4;
 constexpr uint64_t kLongestBucket = uint64_t{1} << 20;
 
 // The next rule that rows of such an age are subject to; `otherwise` beyond the last.
@@ -40,11 +42,11 @@ double Resolution::CostOf(const Histogram::Neighbours& buckets, const Bucket& no
       buckets.earlier.rows == 0 ? 0 : static_cast<double>(buckets.earlier.rows + buckets.later.rows) / most_rows;
   if (!idle_steps_.empty()) {
     const double span = buckets.end.first - buckets.first.first, age = now.first - buckets.end.first;
-    cost = std::max(cost, kIdleParts * span / NextRule(idle_steps_, age, std::max(age, 1.0)));
+    cost = std::max(cost, kIdleParts * span / NextRule(idle_steps_, age, kLaterRule * std::max(age, 1.0)));
   }
   if (!idle_seconds_.empty()) {
     const double span = buckets.end.time - buckets.first.time, age = now.time - buckets.end.time;
-    cost = std::max(cost, kIdleParts * span / NextRule(idle_seconds_, age, std::max(age, seconds_)));
+    cost = std::max(cost, kIdleParts * span / NextRule(idle_seconds_, age, kLaterRule * std::max(age, seconds_)));
   }
   return cost;
 }
