@@ -9,6 +9,7 @@ namespace damo {
 namespace {
 
 constexpr size_t kFirstCapacity = 64;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 std::unique_ptr<Counter[]> Zeros(size_t n) { return std::make_unique<Counter[]>(n); }
 
@@ -116,43 +117,45 @@ void Histogram::NoteRecent() noexcept {
   }
 }
 
-void Histogram::Merge(size_t most, const std::vector<uint64_t>& rows,
-                      const std::function<double(const Neighbours&)>& cost) {
-  if (size() <= most) return;
-  Apply(PlanMerge(most, rows, cost));
-}
-
-// Goes through them with a limit to what a merger may cost, which rises until enough are merged.
-std::vector<uint16_t> Histogram::PlanMerge(size_t most, const std::vector<uint64_t>& rows,
-                                           const std::function<double(const Neighbours&)>& cost) const {
-  const size_t last = size() - 1;
-  std::vector<uint16_t> becomes(size());
+// With a limit to what a merger may cost, which rises until enough are merged.
+bool Histogram::Merge(size_t most, const std::vector<Contents>& contents, const Cost& cost, double dearest) {
   std::vector<double> costs;
-  for (size_t b = 0; b + 1 < last; ++b) {
-    costs.push_back(cost({buckets_[b], buckets_[b + 2], rows[b], rows[b + 1]}));
+  for (size_t b = 0; b + 2 < size(); ++b) {
+    costs.push_back(cost({buckets_[b], buckets_[b + 2], contents[b], contents[b + 1]}));
   }
   std::sort(costs.begin(), costs.end());
-  size_t cheap = size() - most;
-  for (double limit = 0;;) {
-    Neighbours merged{buckets_[0], {}, rows[0], 0};
-    uint16_t n = 0;
-    for (size_t b = 1; b < last; ++b) {
-      merged.end = buckets_[b + 1];
-      merged.later = rows[b];
-      const bool merges = size_t{n} + 1 + size() - b > most && cost(merged) <= limit;
-      if (merges) {
-        merged.earlier += merged.later;
-      } else {
-        ++n;
-        merged = {buckets_[b], {}, rows[b], 0};
-      }
-      becomes[b] = n;
+  double limit = 0;
+  for (size_t cheap = size() - most;; cheap *= 2) {
+    const std::vector<uint16_t> becomes = PlanMerge(most, contents, cost, limit);
+    if (becomes.back() < most) {
+      Apply(becomes);
+      return true;
     }
-    becomes[last] = last == 0 ? 0 : ++n;
-    if (size_t{n} + 1 <= most || last < 2 || limit == std::numeric_limits<double>::infinity()) return becomes;
-    limit = cheap < costs.size() ? std::max(costs[cheap], limit) : std::numeric_limits<double>::infinity();
-    cheap = cheap * 2;
+    if (limit >= dearest || size() <= 2) return false;
+    limit = std::min(cheap < costs.size() ? std::max(costs[cheap], limit) : kInfinity, dearest);
   }
+}
+
+std::vector<uint16_t> Histogram::PlanMerge(size_t most, const std::vector<Contents>& contents, const Cost& cost,
+                                           double limit) const {
+  const size_t last = size() - 1;
+  std::vector<uint16_t> becomes(size());
+  Neighbours merged{buckets_[0], {}, contents[0], {}};
+  uint16_t n = 0;
+  for (size_t b = 1; b < last; ++b) {
+    merged.end = buckets_[b + 1];
+    merged.later = contents[b];
+    if (size_t{n} + 1 + size() - b > most && cost(merged) <= limit) {
+      merged.earlier.rows += merged.later.rows;
+      merged.earlier.sightings += merged.later.sightings;
+    } else {
+      ++n;
+      merged = {buckets_[b], {}, contents[b], {}};
+    }
+    becomes[b] = n;
+  }
+  becomes[last] = static_cast<uint16_t>(last == 0 ? 0 : n + 1);
+  return becomes;
 }
 
 void Histogram::Apply(const std::vector<uint16_t>& becomes) noexcept {

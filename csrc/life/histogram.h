@@ -60,14 +60,20 @@ class Histogram {
   // Ends the last bucket. REQUIRES: there is room; `step` is above the last first.
   void Open(uint32_t step, double time) noexcept;
 
-  // Two neighbours that could be one. Its rows' end would be that of the second.
+  // What lives of the steps of a bucket.
+  struct Contents {
+    uint64_t rows = 0, sightings = 0;
+    bool empty() const { return rows == 0 && sightings == 0; }
+  };
+  // Two neighbours that could be one. What is in the first would go with the second.
   struct Neighbours {
     Bucket first, end;  // begin of the first, and of what follows the second
-    uint64_t earlier, later;
+    Contents earlier, later;
   };
-  // Merges those with the lowest costs, until at most `most` are left, the last of which stays as it is; all costs are
-  // at least 0. `rows`: of each bucket. When it throws, nothing has changed.
-  void Merge(size_t most, const std::vector<uint64_t>& rows, const std::function<double(const Neighbours&)>& cost);
+  using Cost = std::function<double(const Neighbours&)>;  // at least 0
+  // Merges those with the lowest costs, until at most `most` are left, the last of which stays as it is. Does nothing,
+  // and returns false, if that takes costs above `dearest`, and when it throws.
+  bool Merge(size_t most, const std::vector<Contents>& contents, const Cost& cost, double dearest);
 
  private:
   static constexpr size_t kRecent = 4096;
@@ -84,9 +90,9 @@ class Histogram {
   Counter* MakeCells(size_t count_class);
   Counter* MakeClass(size_t count_class);
   void NoteRecent() noexcept;
-  // Of each bucket which it becomes.
-  std::vector<uint16_t> PlanMerge(size_t most, const std::vector<uint64_t>& rows,
-                                  const std::function<double(const Neighbours&)>& cost) const;
+  // Of each bucket which it becomes, if no merger may cost more than `limit`.
+  std::vector<uint16_t> PlanMerge(size_t most, const std::vector<Contents>& contents, const Cost& cost,
+                                  double limit) const;
   void Apply(const std::vector<uint16_t>& becomes) noexcept;
 
   const size_t most_;

@@ -7,12 +7,14 @@ namespace damo {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+// Rows that no rule waits for are as if one did at so many times their age: a later one may.
+constexpr double kLaterRule = 4;
 constexpr uint64_t kLongestBucket = uint64_t{1} << 20;
 
-// The next rule that rows of such an age are subject to; beyond the last, their age.
-double NextRule(const std::vector<double>& rules, double age, double least) {
+// The next rule that rows of such an age are subject to; `otherwise` beyond the last.
+double NextRule(const std::vector<double>& rules, double age, double otherwise) {
   const auto next = std::upper_bound(rules.begin(), rules.end(), age);
-  return next != rules.end() ? *next : std::max(age, least);
+  return next != rules.end() ? *next : otherwise;
 }
 
 }  // namespace
@@ -33,39 +35,35 @@ Resolution::Resolution(const LifeOptions& options) {
               : std::min(options.max_rows / static_cast<uint64_t>(kRowParts), options.keep_rows);
 }
 
-double Resolution::CostOf(const Histogram::Neighbours& buckets, const Bucket& now) const {
-  if (buckets.earlier == 0) return 0;
-  double cost = 0;
-  if (!idle_steps_.empty() || (idle_seconds_.empty() && rows_ == kNoLimit)) {
+double Resolution::CostOf(const Histogram::Neighbours& buckets, const Bucket& now, uint64_t rows) const {
+  if (buckets.earlier.empty()) return 0;
+  const double most_rows = static_cast<double>(std::max<uint64_t>(RowsOf(rows), 1));
+  double cost =
+      buckets.earlier.rows == 0 ? 0 : static_cast<double>(buckets.earlier.rows + buckets.later.rows) / most_rows;
+  if (!idle_steps_.empty()) {
     const double span = buckets.end.first - buckets.first.first, age = now.first - buckets.end.first;
-    cost = std::max(cost, kIdleParts * span / NextRule(idle_steps_, age, 1));
+    cost = std::max(cost, kIdleParts * span / NextRule(idle_steps_, age, kLaterRule * std::max(age, 1.0)));
   }
   if (!idle_seconds_.empty()) {
     const double span = buckets.end.time - buckets.first.time, age = now.time - buckets.end.time;
-    cost = std::max(cost, kIdleParts * span / NextRule(idle_seconds_, age, seconds_));
-  }
-  if (rows_ != kNoLimit) {
-    cost = std::max(
-        cost, static_cast<double>(buckets.earlier + buckets.later) / static_cast<double>(std::max<uint64_t>(rows_, 1)));
+    cost = std::max(cost, kIdleParts * span / NextRule(idle_seconds_, age, kLaterRule * std::max(age, seconds_)));
   }
   return cost;
 }
 
-// From the newest step back: as fine as the next rule wants it, and those behind all rules evenly.
+// From the newest step back, each as long as a part of its age, or of the next rule, if that is less.
 std::vector<Bucket> Resolution::Divide(uint64_t end, size_t most, double time) const {
   std::vector<Bucket> buckets;
-  const double oldest = idle_steps_.empty() ? 0 : idle_steps_.back();
-  for (double coarser = 1;; coarser *= 2) {
+  for (double coarser = 1;; coarser *= 1.25) {
     buckets.clear();
     uint64_t step = end;
-    while (step > 0 && static_cast<double>(end - step) < oldest && buckets.size() <= most / 2) {
-      const double wanted = coarser * NextRule(idle_steps_, static_cast<double>(end - step), 1) / kIdleParts;
+    while (step > 0 && buckets.size() <= most) {
+      const double age = static_cast<double>(end - step), rule = NextRule(idle_steps_, age, kInfinity);
+      const double wanted = std::min(age * coarser, rule * std::max(1.0, coarser / 64)) / kIdleParts;
       step -= std::min(step, std::max<uint64_t>(1, static_cast<uint64_t>(wanted)));
       buckets.push_back({static_cast<uint32_t>(step), time});
     }
-    if (buckets.size() > most / 2) continue;
-    const uint64_t n = std::min<uint64_t>(most - buckets.size(), step);
-    for (uint64_t i = n; i-- > 0;) buckets.push_back({static_cast<uint32_t>(i * step / n), time});
+    if (buckets.size() > most) continue;
     std::reverse(buckets.begin(), buckets.end());
     return buckets;
   }

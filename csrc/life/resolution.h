@@ -1,5 +1,6 @@
 // How fine a histogram has to be, so that the options of a life take effect when they say: to a 256th of an idle rule's
-// time, and to a 1,024th of the rows that there may be.
+// time, and to a 1,024th of the rows that there may be. Without a limit to rows, to a 256th of those that there are:
+// one may come.
 #pragma once
 
 #include <cstdint>
@@ -14,16 +15,16 @@ class Resolution {
  public:
   explicit Resolution(const LifeOptions& options);
 
-  // A bucket ends when it has lasted for so long, of either, or would get more rows.
+  // A bucket ends when it has lasted for so long, of either, or would get more rows, of a table that has `rows`.
   uint64_t steps() const { return steps_; }
   double seconds() const { return seconds_; }
-  uint64_t rows() const { return rows_; }
+  uint64_t RowsOf(uint64_t rows) const { return rows_ == kNoLimit ? rows / static_cast<uint64_t>(kIdleParts) : rows_; }
   // The least time of an idle rule; infinite if there is none.
   double least_time() const { return seconds_ * kIdleParts; }
 
   // How much is lost if two buckets become one: at most 1 if the options take effect as finely as they should.
-  double CostOf(const Histogram::Neighbours& buckets, const Bucket& now) const;
-  // Buckets of the steps before `end`, at most `most`.
+  double CostOf(const Histogram::Neighbours& buckets, const Bucket& now, uint64_t rows) const;
+  // Buckets of the steps before `end`, at most `most`, of a table whose rows are not known: the later, the finer.
   std::vector<Bucket> Divide(uint64_t end, size_t most, double time) const;
 
  private:

@@ -128,21 +128,21 @@ bool TableLife::Opens(uint32_t step, size_t ids, double time) const {
   const Bucket& bucket = histogram_.bucket(last);
   if (step == bucket.first) return false;
   if (step - bucket.first >= resolution_.steps() || time - bucket.time >= resolution_.seconds()) return true;
-  if (resolution_.rows() == kNoLimit) return false;
-  return ids > resolution_.rows() || RowsOf({0, kCountClasses}, last) + ids > resolution_.rows();
+  const uint64_t most = resolution_.RowsOf(rows());
+  return ids > most || RowsOf({0, kCountClasses}, last) + ids > most;
 }
 
-// Merges buckets if an eighth has no rows, or there can be no more, else makes room for twice as many. That is a matter
-// of how many there are, not of how many there is room for, which a life that is read again does not know.
+// Merges an eighth of the buckets, if they may be as coarse as that or there can be no more, else makes room for twice
+// as many. That is a matter of how many there are, not of how many there is room for, which a life that is read again
+// does not know.
 void TableLife::PrepareToOpen(const Bucket& next) {
-  const size_t n = histogram_.size(), spare = std::max<size_t>(n / 8, 1);
-  if (histogram_.is_full() || (std::has_single_bit(n) && n >= kLeastMerged)) {
-    const std::vector<uint64_t> rows = RowsOfBuckets();
-    const auto empty = static_cast<size_t>(std::count(rows.begin(), rows.end() - 1, 0));
-    if (histogram_.is_full() || empty > spare) {
-      return histogram_.Merge(std::min(n, limits_.buckets) - spare, rows,
-                              [&](const Histogram::Neighbours& buckets) { return resolution_.CostOf(buckets, next); });
-    }
+  const size_t n = histogram_.size();
+  const bool is_full = histogram_.is_full();
+  if (is_full || (std::has_single_bit(n) && n >= kLeastMerged)) {
+    const auto cost = [&](const Histogram::Neighbours& buckets) { return resolution_.CostOf(buckets, next, rows()); };
+    const size_t most = std::min(n, limits_.buckets) - std::max<size_t>(std::min(n, limits_.buckets) / 8, 1);
+    if (histogram_.Merge(most, ContentsOfBuckets(), cost, is_full ? std::numeric_limits<double>::infinity() : 1))
+      return;
   }
   histogram_.Reserve(n + 1);
 }
@@ -213,13 +213,17 @@ uint64_t TableLife::Expire(const IdleRule& rule, Classes classes, uint64_t floor
   return gone;
 }
 
-std::vector<uint64_t> TableLife::RowsOfBuckets() const {
-  std::vector<uint64_t> rows(histogram_.size());
+std::vector<Histogram::Contents> TableLife::ContentsOfBuckets() const {
+  std::vector<Histogram::Contents> contents(histogram_.size());
   for (size_t c = 0; c < kLadderClasses; ++c) {
-    for (size_t b = 0; b < rows.size() && histogram_.Has(c); ++b) rows[b] += histogram_.Rows(c, b, b + 1);
+    for (size_t b = 0; b < contents.size() && histogram_.Has(c); ++b) {
+      (c == kSightingClass ? contents[b].sightings : contents[b].rows) += histogram_.Rows(c, b, b + 1);
+    }
   }
-  for (size_t i = 0; i < set_steps_.size(); ++i) rows[histogram_.Find(set_steps_[i].step)] += set_steps_[i].rows();
-  return rows;
+  for (size_t i = 0; i < set_steps_.size(); ++i) {
+    contents[histogram_.Find(set_steps_[i].step)].rows += set_steps_[i].rows();
+  }
+  return contents;
 }
 
 uint64_t TableLife::RowsOf(Classes classes, size_t b) const {

@@ -51,8 +51,9 @@ class TableLife {
   const LifeCounts& counts() const { return counts_; }
   size_t memory_bytes() const;
 
-  // ---- rows and sightings that come and go. Thread-safe. REQUIRES: they live, and their last step is at most that of
-  // BeginStep, or, between steps, the table's iteration; what is removed was added. An update's rows allocate nothing.
+  // ---- rows and sightings that come and go. A row's time is that of its last step, also if it was set later.
+  // Thread-safe. REQUIRES: they live, and their last step is at most that of BeginStep, or, between steps, the table's
+  // iteration; what is removed was added. An update's rows allocate nothing.
 
   void Add(RowHeader row, int64_t id) { Count(PlaceOfNew(row, id), &rows_, 1); }
   void Remove(RowHeader row, int64_t id) { Count(Place(row, id), &rows_, kMinusOne); }
@@ -117,7 +118,7 @@ class TableLife {
   double CountedOf(double ahead) const;
   bool Opens(uint32_t step, size_t ids, double time) const;
   void PrepareToOpen(const Bucket& next);
-  std::vector<uint64_t> RowsOfBuckets() const;
+  std::vector<Histogram::Contents> ContentsOfBuckets() const;
   uint64_t RowsOf(Classes classes, size_t b) const;
   uint64_t Take(Classes classes, size_t from, size_t to) noexcept;
   uint64_t Expire(const IdleRule& rule, Classes classes, uint64_t floor, uint32_t* passed) noexcept;

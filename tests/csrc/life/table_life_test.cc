@@ -258,6 +258,31 @@ TEST(TableLife, TakesItsLimitsFromTheRowsThatATableHadBefore) {
   EXPECT_EQ(life.rows(), 11u);  // of 999,910 to 1,000,000, and the new one
 }
 
+// Whatever the options were before: a cut takes about as many as it should.
+TEST(TableLife, CutsNoMoreThanItShouldIfALimitComesLater) {
+  const auto cut = [](TableLife* life, uint32_t step) {
+    const uint64_t before = life->rows(), keep = before / 2;
+    life->SetOptions(MostRows(before - 10, keep));
+    NewIds(life, step, 1);
+    EXPECT_LE(life->rows(), keep);
+    EXPECT_GE(life->rows(), keep - before / 64);
+  };
+  TableLife old(IdleSteps(100'000), 1'000'000, 0);  // all of whose rows are in use
+  for (int64_t id = 0; id < 100'000; ++id) old.Add({static_cast<uint32_t>(1'000'000 - id % 400), 2}, id);
+  cut(&old, 1'000'001);
+  TableLife life(IdleSteps(100'000), 0, 0);
+  for (uint32_t step = 1; step <= 20'000; ++step) {
+    life.BeginStep(step, 10, 0);
+    for (int64_t i = 0; i < 10; ++i) {
+      const int64_t id = (step * 10 + i) % 2000;
+      if (step > 200) life.Remove({step - 200, 1}, id);
+      life.Add({step, 1}, id);
+    }
+    life.EndStep();
+  }
+  cut(&life, 20'001);
+}
+
 TEST(TableLife, SumsWhatThreadsTallied) {
   TableLife life(IdleSteps(100), 0, 0), expected(IdleSteps(100), 0, 0);
   NewIds(&life, 1, 500);
