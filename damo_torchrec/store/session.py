@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,6 +27,7 @@ from damo_torchrec.checkpoints.reading_copy import ReadingCopy
 from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import DamoError, StoreClosedError
+from damo_torchrec.life import AskedLife
 from damo_torchrec.options import StoreOptions
 from damo_torchrec.progress import Progress, reporting
 from damo_torchrec.store.catalog import Catalog, empty_manifest
@@ -149,18 +150,26 @@ class Session:
         return options
 
     def start(
-        self, manifest: Manifest, lineage: Lineage, rows: Path, *, create: bool = False, journal: Sequence[Path] = ()
+        self,
+        manifest: Manifest,
+        lineage: Lineage,
+        rows: Path,
+        *,
+        create: bool = False,
+        journal: Sequence[Path] = (),
+        lives: Mapping[str, bytes] | None = None,
     ) -> None:
         """Starts an engine over `rows`, and the logs `journal` over them, that holds what `manifest` says.
 
-        `manifest` is the end of `lineage`. What of the journal does not fit into memory is written to `rows`.
+        `manifest` is the end of `lineage`, and `lives` what the engine knew of the lives of its rows. What of the
+        journal does not fit into memory is written to `rows`.
         """
         in_memory = self.options.backend == "memory"
         options = self.engine_options(self.read_only)
         logs, tables = [str(log) for log in journal], manifest.core_tables() if journal else []
         core = _core.Store("" if in_memory else str(rows), create, in_memory, options, logs, tables)
         try:
-            self.catalog.adopt(manifest, lineage, core)
+            self.catalog.adopt(manifest, lineage, core, lives)
         except BaseException:
             core.close()
             raise
@@ -194,8 +203,19 @@ class Session:
             for definition in definitions:
                 self.catalog.check(definition, engine)
             tables = [self.catalog.open_table(definition, engine) for definition in definitions]
+            self.changed |= self.catalog.lives_changed()
             self.continued_rows.note_open(max((table.earlier_updates for table in tables), default=0))
             return tables
+
+    def ask_life(self, table: OpenTable, asked: AskedLife) -> None:
+        """Has a table's rows live as long as is asked from the next update on, as where a collection asks it.
+
+        Raises:
+            ValueError: what is asked contradicts itself, or what collections that live ask.
+        """
+        with self.waiting_call("change options of"):
+            self.catalog.ask_life(table, asked, self.engine)
+            self.changed |= self.catalog.lives_changed()
 
     def stored_table(self, name: str) -> OpenTable:
         """The table of this name, opened as it is stored if no collection has opened it. Raises KeyError."""

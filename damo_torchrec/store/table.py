@@ -305,6 +305,6 @@ def _read_state(engine: _core.Store, layout: Layout, ids: torch.Tensor) -> torch
 def open_tables(session: Session, definitions: list[TableDefinition]) -> list[Table]:
     """As `Session.open_tables`. The tables can be neither dropped nor changed while what is returned lives."""
     tables = [Table(session, opened) for opened in session.open_tables(definitions)]
-    for table in tables:
-        table.opened.note_user(table)
+    for table, definition in zip(tables, definitions, strict=True):
+        table.opened.note_user(table, definition.life)
     return tables
