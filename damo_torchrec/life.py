@@ -149,6 +149,10 @@ class Life:
             return None
         return self.max_rows - self.max_rows // 16 if self.keep_rows is None else self.keep_rows
 
+    def narrowest_time(self) -> float | None:
+        """The least time of the rules that go by time, in seconds; None if there are none."""
+        return min((rule.seconds for rule in self.expire if rule.seconds is not None), default=None)
+
     def to_core(self) -> _core.LifeOptions:
         """The engine's form of it."""
         return _core.LifeOptions(

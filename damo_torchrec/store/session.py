@@ -238,6 +238,24 @@ class Session:
             self.continued_rows.note_update()
         self.note_change()
 
+    def read_clock(self) -> float:
+        """What the lives of rows go by in the update that comes; 0 where no table's rows have one.
+
+        Raises:
+            TypeError, ValueError: the user's clock says no time. So does whatever that raises.
+        """
+        return self.catalog.clock.read() if self.catalog.with_lives() else 0.0
+
+    def note_clock(self, seconds: float) -> None:
+        """Says that an update went by that. Warns if the clock has gone back, or leapt ahead."""
+        with_times = [(table, table.life.narrowest_time()) for table in self.catalog.with_lives() if table.life]
+        times = {table: time for table, time in with_times if time is not None}
+        if self.catalog.clock.note(seconds, min(times.values(), default=None)):
+            for table in times:
+                stats = self.engine.life_stats(table.index)
+                if stats is not None and stats.clock_leap > 0:
+                    self.catalog.clock.warn_of_leap(table.name, stats.clock_leap)
+
     @contextmanager
     def waiting_call(self, what: str) -> Iterator[None]:
         """Takes the mutex for a call that waits for the checkpoint that is being written. Says `what` in errors.
