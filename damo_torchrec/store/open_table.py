@@ -62,7 +62,8 @@ class OpenTable:
 
     def note_user(self, user: object, asked: AskedLife) -> None:
         """Says that `user` cannot do without the table for as long as it lives, and what it asks."""
-        self.users = [*((one, its) for one, its in self.users if one() is not None), (weakref.ref(user), asked)]
+        others = ((one, its) for one, its in self.users if one() is not None and one() is not user)
+        self.users = [*others, (weakref.ref(user), asked)]
 
     def asked(self) -> list[AskedLife]:
         """What those of its users that live ask of how long rows do."""
