@@ -36,6 +36,7 @@ from damo_torchrec.store.continued_rows import ContinuedRows
 from damo_torchrec.store.dense_part import DensePart
 from damo_torchrec.store.flushing import flush
 from damo_torchrec.store.hyperparameters import Hyperparameters
+from damo_torchrec.store.life_log import LifeLog
 from damo_torchrec.store.open_table import OpenTable
 from damo_torchrec.store.process_end import close_at_end, leave_at_end
 from damo_torchrec.store.table_definition import TableDefinition
@@ -110,6 +111,7 @@ class Session:
         self.owns_live = False
         self.reading_copy: ReadingCopy | None = None
         self.checkpoint_in_use: InUse | None = None
+        self._life_log = LifeLog(path)
         self._writer = CheckpointWriter(path, self.catalog, Retention(options.keep_checkpoints))
 
     # ------------------------------------------------------------------ the engine
@@ -174,6 +176,7 @@ class Session:
             core.close()
             raise
         self._core = core
+        self._watch_lives(anew=True)
         self.tables_changed = TablesChanged(manifest.id)
         self.generation += 1
 
@@ -204,6 +207,7 @@ class Session:
                 self.catalog.check(definition, engine)
             tables = [self.catalog.open_table(definition, engine) for definition in definitions]
             self.changed |= self.catalog.lives_changed()
+            self._watch_lives()
             self.continued_rows.note_open(max((table.earlier_updates for table in tables), default=0))
             return tables
 
@@ -216,6 +220,7 @@ class Session:
         with self.waiting_call("change options of"):
             self.catalog.ask_life(table, asked, self.engine)
             self.changed |= self.catalog.lives_changed()
+            self._watch_lives()
 
     def stored_table(self, name: str) -> OpenTable:
         """The table of this name, opened as it is stored if no collection has opened it. Raises KeyError."""
@@ -237,6 +242,16 @@ class Session:
         if not self.read_only:
             self.continued_rows.note_update()
         self.note_change()
+
+    def _watch_lives(self, *, anew: bool = False) -> None:
+        """Has the log tell what comes and goes in tables from now on."""
+        for table in self.catalog.with_lives():
+            self._life_log.begin(table, self.engine, anew=anew)
+
+    def tell_lives(self) -> None:
+        """Logs what came and went in tables since this was last done."""
+        for table in self.catalog.with_lives():
+            self._life_log.tell(table, self.engine)
 
     def read_clock(self) -> float:
         """What the lives of rows go by in the update that comes; 0 where no table's rows have one.
@@ -326,6 +341,7 @@ class Session:
 
     def _checkpoint(self, path: str | os.PathLike[str] | None, options: CheckpointOptions) -> Path:
         made = self._writer.write(self.engine, self._new_checkpoint(path, options))
+        self.tell_lives()
         self.tables_changed = TablesChanged(self.catalog.manifest.id)
         self.changed &= made.parent != self.catalog.checkpoints.where
         return made
@@ -336,6 +352,7 @@ class Session:
         """As `checkpoint`, by a thread of its own; what ``options.files`` gives is taken now."""
         with self.alone("checkpoint"):
             new = self._new_checkpoint(path, options)
+            self.tell_lives()
             if not self.changed or new.path.parent != self.catalog.checkpoints.where:
                 return self._writer.begin(self.engine, new)
             self.changed = False

@@ -15,7 +15,8 @@ from damo_torchrec import _core
 from damo_torchrec.arrays import as_ids, as_numbers
 from damo_torchrec.errors import DamoError
 from damo_torchrec.life import AskedLife, Idle
-from damo_torchrec.stats import LifeStats, LookupStats, TableStats
+from damo_torchrec.stats import LookupStats, TableStats
+from damo_torchrec.store.life_log import life_stats
 from damo_torchrec.store.open_table import Layout, OpenTable
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.table_definition import TableDefinition
@@ -128,26 +129,10 @@ class Table:
 
     def stats(self) -> TableStats:
         """Figures since the store was opened; of what came and went, since that has been counted."""
-        counted, lives = self._reading(lambda engine, layout: (engine.table_stats(layout.index), self._life(engine)))
+        counted = self._reading(lambda engine, layout: engine.table_stats(layout.index))
+        lives = self._reading(lambda engine, layout: life_stats(self._opened, engine))
         training, evaluation, by_id = (LookupStats(c.hits, c.prefetched, c.misses) for c in counted.lookups)
         return TableStats(len(self), counted.cached_rows, training, evaluation, by_id, lives)
-
-    def _life(self, engine: _core.Store) -> LifeStats | None:
-        life = self._opened.life
-        stats = engine.life_stats(self._layout.index) if life is not None else None
-        if life is None or stats is None:
-            return None
-        return LifeStats(
-            rows=stats.rows,
-            sighted=stats.sighted,
-            created=stats.counts.created,
-            expired=dict(zip(life.expire, stats.counts.expired, strict=True)),
-            cut=stats.counts.cut,
-            forgotten_sightings=stats.counts.forgotten_sightings,
-            ladder=tuple(stats.ladder.steps),
-            ladder_part=stats.ladder.part,
-            memory_bytes=stats.memory_bytes,
-        )
 
     def preview(
         self,
@@ -159,6 +144,9 @@ class Table:
         credit: int | None = None,
     ) -> int:
         """How many rows would go by other options, at once. Nothing changes.
+
+        Rows are counted by their age as finely as the options need that the table has: by far finer ones more rows may
+        go in the end than this says, as none goes before its time.
 
         Args:
             expire: as of `TableOptions`, like the others: None is for what the table has.

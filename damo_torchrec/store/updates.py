@@ -94,7 +94,7 @@ def _apply(session: Session, gradients: Sequence[Gradient], scale: float) -> boo
             [(g.lookup, address(g.grad), g.grad.stride(0)) for g in gradients],
             grad_scale=scale,
             skip_nonfinite=skip,
-            **({"clock": clock} if session.catalog.with_lives() else {}),
+            clock=clock,
         )
     except NonFiniteGradientError as error:
         advice = "with a torch.amp.GradScaler, damo.follow_grad_scaler has rows skip the steps that it skips"
