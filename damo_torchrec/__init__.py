@@ -31,6 +31,7 @@ if not versions.is_tool():
         from damo_torchrec import init, optim
         from damo_torchrec.checkpoints.delta import Delta
         from damo_torchrec.errors import (
+            ClockWarning,
             ContinuedRowsWarning,
             CorruptionError,
             DamoError,
@@ -41,6 +42,7 @@ if not versions.is_tool():
             StoreLockedError,
             UncleanStoreError,
         )
+        from damo_torchrec.life import Admit, Idle
         from damo_torchrec.modules import Embedding, EmbeddingBagCollection, EmbeddingCollection, damo_embedding_init
         from damo_torchrec.options import StoreOptions, TableOptions
         from damo_torchrec.stats import LookupStats, StoreStats, TableStats
@@ -69,8 +71,10 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "Admit",
     "CheckpointInfo",
     "CheckpointManager",
+    "ClockWarning",
     "ContinuedRowsWarning",
     "CorruptionError",
     "DamoError",
@@ -79,6 +83,7 @@ __all__ = [
     "EmbeddingBagCollection",
     "EmbeddingCollection",
     "EmbeddingStore",
+    "Idle",
     "IncompatibleKeys",
     "LookupStats",
     "NonFiniteGradientError",

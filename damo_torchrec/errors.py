@@ -33,5 +33,9 @@ class NonFiniteGradientError(DamoError, ValueError):
     """A gradient is NaN or infinite. No table was updated."""
 
 
+class ClockWarning(UserWarning):
+    """`EmbeddingStore.clock` has gone back, or leapt ahead by more than counts for rules that go by time."""
+
+
 class ContinuedRowsWarning(UserWarning):
     """Rows of an earlier run are trained on, without what `load_model` or `EmbeddingStore.restore` brings back."""

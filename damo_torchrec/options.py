@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import torch
 
 from damo_torchrec import _core
 from damo_torchrec.init import Initializer
+from damo_torchrec.life import Admit, AskedLife, Idle
 from damo_torchrec.progress import Progress
 
 _UNITS = {
@@ -135,6 +136,10 @@ class StoreOptions:
 class TableOptions:
     """What a table has beyond its TorchRec config.
 
+    How long rows live may change whenever a table is opened, and is kept with it: None is for what the table has, which
+    for a new one is no rule. Two collections that live and ask differently are refused. Rows that have gone stay gone.
+    docs/tables.md tells more.
+
     Args:
         optimizer: ``(optimizer_type, optimizer_kwargs)`` of this table; None takes the collection's.
         clip_grad_value: the largest absolute value of a row's gradient, as with `torch.nn.utils.clip_grad_value_`.
@@ -150,6 +155,14 @@ class TableOptions:
             train mode always reads.
         trainable: whether this collection trains the table. Rows of one that it does not train stay as they are, ids
             without one get none, and train mode reads it as eval mode does.
+        admit: which ids get a row: by how often they were seen. ``Admit(sightings=1)``: all.
+        expire: when rows go: a list of `Idle`, each of which is enough. ``[]``: never.
+        min_rows: `expire` leaves so many rows.
+        max_rows: an update that leaves more rows cuts them to `keep_rows`: those stay that were updated last. The rows
+            of that update stay in any case. ``float("inf")``: any number of rows.
+        keep_rows: at most `max_rows`; where that is given without it, 15/16 of it.
+        credit: with `max_rows`, how many updates of the table each doubling of a row's count makes up for: 0 keeps the
+            rows updated last, a large one those updated most frequently.
     """
 
     optimizer: tuple[type[torch.optim.Optimizer], Mapping[str, Any]] | None = None
@@ -159,6 +172,12 @@ class TableOptions:
     row_dtype: torch.dtype | None = None
     unseen_in_eval: Literal["zeros", "initial"] = "zeros"
     trainable: bool = True
+    admit: Admit | None = None
+    expire: Sequence[Idle] | None = None
+    min_rows: int | None = None
+    max_rows: int | float | None = None
+    keep_rows: int | None = None
+    credit: int | None = None
 
     def __post_init__(self) -> None:
         optimizer: object = self.optimizer
@@ -178,3 +197,16 @@ class TableOptions:
             raise ValueError(f"unseen_in_eval must be 'zeros' or 'initial', got {self.unseen_in_eval!r}")
         if not isinstance(self.trainable, bool):
             raise TypeError(f"trainable must be True or False, got {self.trainable!r}")
+        _ = self.life  # raises for what is wrong with it
+
+    @property
+    def life(self) -> AskedLife:
+        """What they ask of how long rows live."""
+        return AskedLife(
+            admit=self.admit,
+            expire=self.expire,
+            min_rows=self.min_rows,
+            max_rows=self.max_rows,
+            keep_rows=self.keep_rows,
+            credit=self.credit,
+        )

@@ -1,6 +1,9 @@
 """What `EmbeddingStore.stats` returns."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from damo_torchrec.life import Idle
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,35 @@ class LookupStats:
 
 
 @dataclass(frozen=True)
+class LifeStats:
+    """What came and went in a table whose rows have a life, since that began; checkpoints keep it.
+
+    Args:
+        rows: that live.
+        sighted: ids that were seen and have no row yet; None of them are among `rows`.
+        created: rows that updates and `Table.set` have made.
+        expired: rows that went by each rule of `TableOptions.expire` as these are now. A rule that is given up takes
+            its number with it.
+        cut: rows that went as there were more than `max_rows`.
+        forgotten_sightings: ids that were seen and had no row yet, and were not seen again in time.
+        ladder: a row is dead if the step of its last update is below the one that this has for its count: of counts 0,
+            1, 2 to 3, 4 to 7 and so on; the last one is for sightings.
+        ladder_part: of rows with the first one's step itself, the share that is dead, by a hash of the id, in 1/256.
+        memory_bytes: what the engine keeps for it.
+    """
+
+    rows: int
+    sighted: int
+    created: int
+    expired: Mapping[Idle, int]
+    cut: int
+    forgotten_sightings: int
+    ladder: tuple[int, ...]
+    ladder_part: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
 class TableStats:
     """Figures of a table.
 
@@ -39,6 +71,7 @@ class TableStats:
         training: what forwards in train mode looked up.
         evaluation: what forwards in eval mode, of frozen tables, and of predictors did.
         by_id: what `Table.get` did.
+        life: what came and went; None if nothing has ever been said of how long rows live.
     """
 
     rows: int
@@ -46,6 +79,7 @@ class TableStats:
     training: LookupStats = LookupStats()
     evaluation: LookupStats = LookupStats()
     by_id: LookupStats = LookupStats()
+    life: LifeStats | None = None
 
     @property
     def hits(self) -> int:

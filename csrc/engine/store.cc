@@ -125,6 +125,13 @@ std::optional<LifeStats> Store::life_stats(uint16_t table) {
                    life->ladder(), life->memory_bytes(), life->TakeClockLeap()};
 }
 
+std::optional<std::string> Store::life_bytes(uint16_t table) {
+  const Call call(this);
+  const TableLife* const life = TableAt(table).life.get();
+  if (life == nullptr) return std::nullopt;
+  return life->Serialize();
+}
+
 uint64_t Store::PreviewLife(uint16_t table, const LifeOptions& options) {
   CheckLifeOptions(options);
   const Call call(this);

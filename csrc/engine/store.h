@@ -188,6 +188,8 @@ class Store {
   TableStats table_stats(uint16_t table);
   // Nothing for a table without a life.
   std::optional<LifeStats> life_stats(uint16_t table);
+  // As TableLife::Serialize has it now, of a table that has a life.
+  std::optional<std::string> life_bytes(uint16_t table);
   // How many rows these options would have removed by now. Throws kInvalidArgument for a table without a life.
   uint64_t PreviewLife(uint16_t table, const LifeOptions& options);
   // Begins to count lookups anew, in all tables.

@@ -175,6 +175,14 @@ void RegisterStore(py::module_& m) {
            py::arg("schema"), py::arg("life"), py::arg("life_options"), ReleaseGil())
       .def("set_life", &Store::SetLife, py::arg("table"), py::arg("options"), py::arg("clock"), ReleaseGil())
       .def("life_stats", &Store::life_stats, ReleaseGil())
+      .def("life_bytes",
+           [](Store& s, uint16_t table) -> std::optional<py::bytes> {
+             const std::optional<std::string> life = [&] {
+               const WithoutGil unlocked;
+               return s.life_bytes(table);
+             }();
+             return life ? std::optional(py::bytes(*life)) : std::nullopt;
+           })
       .def("preview_life", &Store::PreviewLife, py::arg("table"), py::arg("options"), ReleaseGil())
       .def("drop_table", &Store::DropTable, py::arg("number"), ReleaseGil())
       .def("reclaim_table", &Store::ReclaimTable, py::arg("number"), ReleaseGil())

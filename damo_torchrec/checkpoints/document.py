@@ -149,6 +149,8 @@ def parse(value: Any, kind: Any, where: str) -> Any:
         ValueError: it is of another type or out of range, or lacks fields, or has others.
     """
     origin, args = get_origin(kind), get_args(kind)
+    if isinstance(kind, UnionType) and value is not None and (objects := [k for k in args if is_dataclass(k)]):
+        return parse(value, objects[0], where)
     if isinstance(value, dict) and isinstance(kind, type) and is_dataclass(kind):
         kinds = get_type_hints(kind, include_extras=True)
         required = {f.name for f in fields(kind) if f.default is MISSING}

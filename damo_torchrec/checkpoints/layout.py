@@ -14,6 +14,7 @@
         origin.json        whose line of states it is of, and who may remove it
         model.pt           the dense part     } what save_model adds
         module.pickle      the model's pickle }
+        N.life.bin         of table number N, where its rows have a life: how many live, and which are dead
         rows/              a database of RocksDB: *.sst, table files; *.log, the journal; CURRENT, MANIFEST-N, OPTIONS-N
 
 Whatever is being written, or removed, has a name that begins with a dot: a directory that can be seen is complete.
@@ -167,6 +168,14 @@ def table_file_in(message: str) -> str | None:
     # RocksDB looks for a missing .sst under the suffix that LevelDB gave it as well, and names that.
     match = re.search(r"(\d+)\.(?:sst|ldb)", message)
     return f"{match[1]}{_TABLE_FILE}" if match else None
+
+
+# ------------------------------------------------------------------ lives of rows
+
+
+def life_file(number: int) -> str:
+    """The file of what the engine knows of the life of the rows of table `number`."""
+    return f"{number}.life.bin"
 
 
 # ------------------------------------------------------------------ deltas

@@ -11,21 +11,30 @@ from typing import Annotated
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.document import dump_document, parse_versioned, read_document, shown
 from damo_torchrec.checkpoints.file_entry import EarlierLogEntry, FileEntry, Finding
-from damo_torchrec.checkpoints.layout import MANIFEST_FILE, ROWS, holds_rows, is_log, is_table_file, read_by_rocksdb
+from damo_torchrec.checkpoints.layout import (
+    MANIFEST_FILE,
+    ROWS,
+    holds_rows,
+    is_log,
+    is_table_file,
+    life_file,
+    read_by_rocksdb,
+)
 from damo_torchrec.checkpoints.regular_file import is_directory
 from damo_torchrec.checkpoints.rules import check_files, check_id
 from damo_torchrec.checkpoints.table_entry import TableEntry, check_tables
 from damo_torchrec.errors import CorruptionError
 
 # 2 adds rows of 16-bit weights, 3 logs beside the table files, 4 the SHA-256 of all of these files, 5 tables that have
-# another name than when they were made, and AMSGrad's corrected maxima; it is written where there is one of these.
-FORMAT_VERSION = 5
+# another name than when they were made, and AMSGrad's corrected maxima, 6 tables whose rows have a life; the last two
+# are written where there is one of these.
+FORMAT_VERSION = 6
 
 # Below it are all sequence numbers, and below the other those of checkpoints that a store may go on from.
 LAST_SEQUENCE = 2**62
 LAST_FOLLOWED_SEQUENCE = LAST_SEQUENCE - 2**32
 _HASHES_ALL = 4
-_BEFORE = 4
+_STREAMS = 5
 _HASHING_THREADS = 4
 _WORTH_THREADS = 64 << 20  # bytes
 
@@ -66,6 +75,9 @@ class Manifest:
         check_tables(self.tables, self.next_table_number)
         if self.step != (largest := max((table.iter for table in self.tables.values()), default=0)):
             raise ValueError(f"step is {self.step}, but the largest iter of a table is {largest}")
+        for name, table in self.tables.items():
+            if table.life is not None and life_file(table.number) not in self.files:
+                raise ValueError(f"table {shown(name)} has a life, but the files lack {life_file(table.number)}")
         if over := self.impossible_counts():
             raise ValueError(f"the files are too small for the rows of {over}")
 
@@ -91,14 +103,23 @@ class Manifest:
             DamoError: `read` would refuse it.
         """
         body = asdict(self)
-        version = FORMAT_VERSION
-        schemas = [table.schema for table in self.tables.values()]
-        if not any(schema.stream or "corrected_max" in schema.optimizer for schema in schemas):
-            version = _BEFORE
-            for table in body["tables"].values():
+        version = self.format_version()
+        for table in body["tables"].values():
+            if version < _STREAMS:
                 del table["schema"]["stream"]
+            if table["life"] is None:
+                del table["life"]
         document = dump_document("manifest", version, body, Manifest, Manifest.check)
         (directory / MANIFEST_FILE).write_text(document)
+
+    def format_version(self) -> int:
+        """The lowest that can say all of it."""
+        tables = self.tables.values()
+        if any(table.life is not None for table in tables):
+            return FORMAT_VERSION
+        if any(table.schema.stream or "corrected_max" in table.schema.optimizer for table in tables):
+            return _STREAMS
+        return _HASHES_ALL
 
     def core_tables(self) -> list[_core.TableSchema]:
         """The tables as the engine takes them."""
@@ -174,6 +195,15 @@ class Manifest:
         if name not in self.files:
             raise CorruptionError(f"{file} is no file of the checkpoint: its manifest does not name it")
         return self.files[name].read(file)
+
+    def read_lives(self, directory: Path) -> dict[str, bytes]:
+        """What the engine knows of the lives of rows in the checkpoint `directory`, by table.
+
+        Raises:
+            CorruptionError: a file of it is not as it was written.
+        """
+        lives = {name: life_file(table.number) for name, table in self.tables.items() if table.life is not None}
+        return {name: self.read_file(directory, file) for name, file in lives.items()}
 
     @staticmethod
     def read(directory: Path) -> "Manifest":

@@ -10,6 +10,7 @@ import numpy as np
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.document import shown
 from damo_torchrec.init import TruncatedNormal, describe, from_description
+from damo_torchrec.life import Life
 
 # Numbers are given out from 1 on, and this one is the last that there is.
 NEVER_GIVEN = 2**31 - 1
@@ -55,12 +56,17 @@ class TableSchema:
 
 @dataclass(frozen=True)
 class TableEntry:
-    """A table as a checkpoint holds it. `number` is its key on disk and never given to another table."""
+    """A table as a checkpoint holds it. `number` is its key on disk and never given to another table.
+
+    `life` is what decides how long rows live, where that has ever been said: some that are stored may be dead then, and
+    `layout.life_file` tells which.
+    """
 
     number: Annotated[int, range(1, NEVER_GIVEN)]
     schema: TableSchema
     iter: _Step
     rows: _Count
+    life: Life | None = None
 
     def to_core(self, name: str) -> _core.TableSchema:
         """The engine's schema of the table `name`: what its rows are, without what a collection says of them."""

@@ -43,12 +43,25 @@ def _print_checkpoint(checkpoint: Path, manifest: Manifest) -> None:
     size = sum(file.size for file in manifest.files.values())
     dense = "with" if MODEL_FILE in manifest.files else "without"
     print(f"step {manifest.step}, seed {manifest.seed}, {size} bytes, {dense} a dense part")
-    lines = [("table", "rows", "dim", "weights", "optimizer", "updates")]
+    lines: list[tuple[str, ...]] = [("table", "rows", "dim", "weights", "optimizer", "updates")]
     for table_name, table in manifest.tables.items():
-        name = table_name if table_name.isprintable() else repr(table_name)  # a terminal obeys some characters
         schema = table.schema
         optimizer = str(schema.optimizer["name"])
-        lines.append((name, str(table.rows), str(schema.dim), schema.row_dtype, optimizer, str(table.iter)))
+        lines.append(
+            (_printable(table_name), str(table.rows), str(schema.dim), schema.row_dtype, optimizer, str(table.iter))
+        )
+    _print_columns(lines)
+    for table_name, table in manifest.tables.items():
+        if table.life is not None:
+            print(f"rows of {_printable(table_name)} live by: {table.life}")
+
+
+def _printable(name: str) -> str:
+    """A table's name as a terminal may have it, which obeys some characters."""
+    return name if name.isprintable() else repr(name)
+
+
+def _print_columns(lines: list[tuple[str, ...]]) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())

@@ -4,6 +4,7 @@ import abc
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
@@ -13,6 +14,7 @@ from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from damo_torchrec import _core
+from damo_torchrec.life import ASKS_NOTHING, AskedLife
 from damo_torchrec.modules import passing_by, state
 from damo_torchrec.modules.autograd import Batch, Call, lookup, make_lookup
 from damo_torchrec.modules.definitions import check_options, definition_of, outputs_of, spec_of
@@ -93,6 +95,19 @@ class Collection(FusedOptimizerModule, nn.Module):
             return
         store = store if store is not None else default_store()
         self._tables, self._store = open_tables(store.session, self._definitions), store
+
+    def ask_life(self, asked: AskedLife) -> None:
+        """Asks this of how long rows live in place of what was asked before. For the modules of this package.
+
+        Raises:
+            ValueError: it contradicts what the tables have, or what other collections ask.
+        """
+        self._definitions = [replace(definition, life=asked) for definition in self._definitions]
+        for table in self._tables:
+            table.opened.note_user(table, ASKS_NOTHING)
+        for table in self._tables:
+            table.session.ask_life(table.opened, asked)
+            table.opened.note_user(table, asked)
 
     def detach_store(self) -> None:
         """Undoes `attach_store`. For the modules of this package."""

@@ -1,5 +1,6 @@
 """Damo-Embedding's dicts that name an optimizer or an initializer, in this package's terms."""
 
+import logging
 import math
 import warnings
 from collections.abc import Mapping
@@ -8,6 +9,9 @@ from typing import Any
 import torch
 
 from damo_torchrec import init, optim
+from damo_torchrec.life import Admit
+
+_log = logging.getLogger(__name__)
 
 # name: (class, keywords that are always given, {key of the dict: (keyword, default)})
 _ADAM = {"gamma": ("lr", 1e-3), "beta1": ("beta1", 0.9), "beta2": ("beta2", 0.999), "epsilon": ("eps", 1e-8)}
@@ -124,6 +128,23 @@ def initializer(given: Mapping[str, Any] | init.Initializer | None, dim: int) ->
             raise ValueError(f"an initializer's name must be one of {names}, got {name!r}")
     _warn_of_others("initializer", given, {"name", *known})
     return result
+
+
+def admission(given: Mapping[str, Any]) -> Admit:
+    """What a counting filter, as ``{"count": 15, "capacity": 1 << 28, "fpr": 0.001}``, lets in.
+
+    An id gets its row once it was seen `count` times. Sightings are counted exactly here, of any number of ids, and not
+    forgotten: `capacity` and `fpr`, by which a filter is as large as it is, have no effect, nor has where its file is.
+    """
+    if not isinstance(given, Mapping):
+        raise TypeError(f"filter must be a dict of count, capacity and fpr, got {given!r}")
+    count = given.get("count", 15)
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 15:
+        raise ValueError(f"a filter's count must be an int in 1..15, got {count!r}")
+    if sized := sorted(given.keys() & {"capacity", "fpr", "ffp"}):
+        _log.info("a filter's %s: sightings are counted exactly here, of any number of ids", ", ".join(sized))
+    _warn_of_others("filter", {"name": "count", **given}, {"name", "count", "capacity", "fpr", "ffp"})
+    return Admit(sightings=count, within_steps=None)
 
 
 def _number(key: str, value: Any) -> float:

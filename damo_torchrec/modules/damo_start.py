@@ -15,6 +15,8 @@ from damo_torchrec.checkpoints.layout import MODEL_FILE
 from damo_torchrec.checkpoints.listing import is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
+from damo_torchrec.life import AskedLife, Idle
+from damo_torchrec.modules import damo_dicts
 from damo_torchrec.modules.damo_numbering import SavedGroups, groups_numbered
 from damo_torchrec.modules.embedding import Embedding
 from damo_torchrec.modules.wrappers import unwrapped
@@ -45,8 +47,10 @@ def damo_embedding_init(model: nn.Module, *args: Any, **kwargs: Any) -> Embeddin
             ``workdir`` or ``dir``: where the store is, new or one that was closed.
             ``reload``: a checkpoint, as of `save_model`, or a store, whose newest one counts: the rows to begin with.
             ``model_dir``: the same beside a ``workdir`` or ``dir``; else another name of these.
-            ``ttl``: Damo-Embedding lets rows expire that have not been updated for so many seconds. Rows do not expire
-            here: a number other than 0 warns.
+            ``ttl``: rows go that have not been updated for so many seconds, as by ``Idle(seconds=ttl)``; 0: never.
+            Without it, what the tables have stays in force.
+            ``filter``: which ids get rows, as ``{"count": 15, "capacity": 1 << 28, "fpr": 0.001}``: those that were
+            seen `count` times, counted exactly. Without it, what the tables have.
             ``port``, ``mode``, ``run_service``: have no effect here, and warn.
 
     Returns:
@@ -63,6 +67,7 @@ def damo_embedding_init(model: nn.Module, *args: Any, **kwargs: Any) -> Embeddin
     found = [module for module in model.modules() if isinstance(module, Embedding)]
     workdir, source = _directories(given)
     opened = default_store_at(Path(workdir).absolute())
+    asked = _life_asked(given)
     for module in found:
         if module.attached_to is not None and module.attached_to is not opened:
             raise ValueError(f"the Embedding of group {module.group} has its rows in {module.attached_to.path} already")
@@ -73,6 +78,8 @@ def damo_embedding_init(model: nn.Module, *args: Any, **kwargs: Any) -> Embeddin
             restore_if_saved(opened.session, source)
         store = opened or EmbeddingStore(workdir, restore=source or "latest")
         try:
+            for module in found:
+                module.ask_life(asked)
             for module in awaiting:
                 module.attach_store(store)
         except BaseException:
@@ -110,7 +117,7 @@ def _saved_groups(source: Path | None, model: nn.Module) -> SavedGroups | None:
 def _by_name(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     before = len(args) > 0 and isinstance(args[0], int)
     names = _BEFORE_1_1_13 if before else _SINCE_1_1_13
-    known = {*_BEFORE_1_1_13, *_SINCE_1_1_13, "model_dir"}
+    known = {*_BEFORE_1_1_13, *_SINCE_1_1_13, "model_dir", "filter"}
     if len(args) > len(names):
         raise TypeError(f"damo_embedding_init takes model, {', '.join(names)} by their place, got {1 + len(args)}")
     given = dict(zip(names, args, strict=False))
@@ -153,11 +160,17 @@ def _checkpoint_at(path: Path) -> Path:
     )
 
 
-def _warn_of_others(given: Mapping[str, Any]) -> None:
-    ttl = given.get("ttl") or 0
+def _life_asked(given: Mapping[str, Any]) -> AskedLife:
+    """What ``ttl`` and ``filter`` ask. Raises TypeError or ValueError for what they cannot be."""
+    ttl, counting = given.get("ttl"), given.get("filter")
+    admit = damo_dicts.admission(counting) if counting is not None else None
+    if ttl is None:
+        return AskedLife(admit=admit)
     if isinstance(ttl, bool) or not isinstance(ttl, int | float):
         raise TypeError(f"ttl must be a number of seconds, got {ttl!r}")
-    if ttl != 0:
-        warnings.warn(f"ttl={ttl} has no effect: rows do not expire here", stacklevel=3)
+    return AskedLife(admit=admit, expire=[Idle(seconds=ttl)] if ttl != 0 else [])
+
+
+def _warn_of_others(given: Mapping[str, Any]) -> None:
     if others := [name for name in _NO_EFFECT if name in given]:
         warnings.warn(f"damo_embedding_init: {', '.join(others)} has no effect here", stacklevel=3)

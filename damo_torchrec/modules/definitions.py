@@ -8,6 +8,7 @@ import torch
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, DataType, EmbeddingBagConfig, PoolingType
 
 from damo_torchrec.init import from_config
+from damo_torchrec.modules.eviction_policies import life_of
 from damo_torchrec.modules.lookup_plan import LookupOutput
 from damo_torchrec.optim.rules import optimizer_spec
 from damo_torchrec.optim.spec import OptimizerSpec
@@ -79,8 +80,6 @@ def definition_of(config: BaseEmbeddingConfig, options: TableOptions, spec: Opti
         raise ValueError(f"table {config.name!r}: pooling must be SUM or MEAN, got {_pooling_of(config)}")
     if config.data_type not in _ROW_DTYPES:
         raise ValueError(f"table {config.name!r}: data_type must be FP32, FP16 or BF16, got {config.data_type}")
-    if config.virtual_table_eviction_policy is not None:
-        raise ValueError(f"table {config.name!r}: virtual_table_eviction_policy is not supported: rows never expire")
     if isinstance(config.num_embeddings, bool) or not isinstance(config.num_embeddings, int):
         raise TypeError(f"table {config.name!r}: num_embeddings must be an int, got {config.num_embeddings!r}")
     if config.num_embeddings < 1:
@@ -94,6 +93,7 @@ def definition_of(config: BaseEmbeddingConfig, options: TableOptions, spec: Opti
         optimizer=spec,
         initializer=options.initializer or from_config(config),
         unseen_in_eval=options.unseen_in_eval,
+        life=life_of(config, options.life),
         row_dtype=str(options.row_dtype).removeprefix("torch.") if options.row_dtype else _ROW_DTYPES[config.data_type],
     )
 

@@ -9,13 +9,15 @@ from pathlib import Path
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
-from damo_torchrec.checkpoints.layout import CHECKPOINTS
+from damo_torchrec.checkpoints.layout import CHECKPOINTS, life_file
 from damo_torchrec.checkpoints.lineage import Lineage
 from damo_torchrec.checkpoints.manifest import Manifest, new_id
 from damo_torchrec.checkpoints.table_entry import NEVER_GIVEN, TableEntry, TableSchema
 from damo_torchrec.errors import DamoError, SchemaMismatchError
 from damo_torchrec.init import from_description
+from damo_torchrec.life import ASKS_NOTHING, AskedLife, Life
 from damo_torchrec.optim.spec import OptimizerSpec
+from damo_torchrec.store.clock import Clock
 from damo_torchrec.store.open_table import OpenTable
 from damo_torchrec.store.schemas import call_that_converts, differ, differences
 from damo_torchrec.store.table_definition import TableDefinition
@@ -31,6 +33,7 @@ class Catalog:
         manifest: of the checkpoint that the store goes on from.
 
     Attributes:
+        clock: what tables' lives go by.
         manifest: of the checkpoint that was made last, or that the store goes on from.
         lineage: the states that led here.
         checkpoints: those of the store's own line of states, inside the store.
@@ -39,6 +42,7 @@ class Catalog:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self._path = path
+        self.clock = Clock(path)
         self.manifest = manifest
         self.lineage = Lineage()
         self.checkpoints = CheckpointLine(path / CHECKPOINTS, None, with_unknown=True)
@@ -49,8 +53,9 @@ class Catalog:
 
         Raises:
             SchemaMismatchError: the store has a table of this name with another schema.
-            ValueError: its rows are too large for the memory budget.
+            ValueError: its rows are too large for the memory budget, or how long they are to live is contradictory.
         """
+        self._check_life(definition)
         if definition.name in self.open:
             existing = self.schema(self.open[definition.name])
         elif definition.name in self.manifest.tables:
@@ -76,6 +81,25 @@ class Catalog:
                 existing.initializer,
                 wanted.initializer,
             )
+
+    def _check_life(self, definition: TableDefinition) -> None:
+        """Raises ValueError if what is asked fits neither what the table has, nor what other collections ask."""
+        name, asked = definition.name, definition.life
+        try:
+            _ = asked.over(self.life(name) or Life())
+        except ValueError as error:
+            raise ValueError(f"table {name!r}: {error}") from None
+        table = self.open.get(name)
+        if table is None or asked.asks_nothing:
+            return
+        if any(other.difference(asked) for other in table.asked()):
+            gc.collect()  # what a notebook's cell has replaced may still await that
+        for other in table.asked():
+            if difference := other.difference(asked):
+                raise ValueError(
+                    f"table {name!r} of the store {self._path} is open in another collection whose TableOptions have "
+                    f"{difference}. Give both the same, or none in one of them, or delete the one not used any more"
+                )
 
     def check_restorable(self, manifest: Manifest, source: Path) -> None:
         """Raises SchemaMismatchError if a table that is in use, or the seed, is another in `manifest`."""
@@ -121,8 +145,14 @@ class Catalog:
         self.manifest = replace(self.manifest, next_table_number=number + 1)
         return number
 
-    def adopt(self, manifest: Manifest, lineage: Lineage, engine: _core.Store) -> None:
-        """Goes on from `manifest`, the end of `lineage`, whose rows `engine` holds, with the tables that are open."""
+    def adopt(
+        self, manifest: Manifest, lineage: Lineage, engine: _core.Store, lives: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Goes on from `manifest`, the end of `lineage`, whose rows `engine` holds, with the tables that are open.
+
+        And with those whose rows have a life, what the engine knew of which is in `lives`: every checkpoint has to say.
+        """
+        lives = lives or {}
         self.manifest = manifest
         self.lineage = lineage
         tables = list(self.open.values())
@@ -130,18 +160,23 @@ class Catalog:
         for table in tables:
             entry = manifest.tables.get(table.name)
             if table.in_use or (entry and not differ(table.definition.schema(), entry.schema)):
-                self._add(table, engine)
+                self._add(table, engine, lives.get(table.name))
+                for asked in table.asked():
+                    self._change_life(table, asked, engine)
             elif entry:
                 table.define_by(entry.schema)
-                self._add(table, engine)
+                self._add(table, engine, lives.get(table.name))
             else:
                 table.gone = True
+        for name in lives.keys() - self.open.keys():
+            self._open_by_schema(name, engine, lives[name])
 
     def entry(self, name: str, engine: _core.Store) -> TableEntry:
         """The table of this name as a checkpoint of now would have it. Raises KeyError."""
         if (table := self.open.get(name)) is None:
             return self.manifest.tables[name]
-        return TableEntry(table.number, self.schema(table), engine.iter(table.index), engine.rows(table.index))
+        iteration, rows = engine.iter(table.index), engine.rows(table.index)
+        return TableEntry(table.number, self.schema(table), iteration, rows, table.life)
 
     def change_tables(self, tables: Mapping[str, TableEntry], why: str) -> None:
         """Goes on with other stored tables, of numbers that it has given out. Deltas begin anew, as `why` says.
@@ -158,6 +193,7 @@ class Catalog:
         table = self.open[definition.name]
         if table.by_schema:
             table.definition, table.by_schema = definition, False
+        self._change_life(table, definition.life, engine)
         return table
 
     def open_stored(self, name: str, engine: _core.Store) -> OpenTable:
@@ -168,12 +204,54 @@ class Catalog:
             ValueError: this version does not know its initializer.
         """
         if name not in self.open:
-            definition = TableDefinition.of_schema(name, self.manifest.tables[name].schema)
-            self._add(OpenTable(definition, definition.optimizer, by_schema=True), engine)
+            self._open_by_schema(name, engine)
         return self.open[name]
 
+    def _open_by_schema(self, name: str, engine: _core.Store, life: bytes | None = None) -> None:
+        definition = TableDefinition.of_schema(name, self.manifest.tables[name].schema)
+        self._add(OpenTable(definition, definition.optimizer, by_schema=True), engine, life)
+
+    def life(self, name: str) -> Life | None:
+        """What decides how long the rows of the table `name` live; None if that has never been said."""
+        if (table := self.open.get(name)) is not None:
+            return table.life
+        return self.manifest.tables[name].life if name in self.manifest.tables else None
+
+    def with_lives(self) -> list[OpenTable]:
+        """The tables whose rows have a life: they are open."""
+        return [table for table in list(self.open.values()) if table.life is not None]
+
+    def lives_changed(self) -> bool:
+        """Whether a table's rows live by other rules than the manifest says."""
+        stored = self.manifest.tables
+        return any(table.name not in stored or table.life != stored[table.name].life for table in self.with_lives())
+
+    def _change_life(self, table: OpenTable, asked: AskedLife, engine: _core.Store) -> None:
+        """Has a table's rows live as long as is asked, from the next update on. REQUIRES: `check` has passed."""
+        before = table.life or Life()
+        life = asked.over(before)
+        if life == before:
+            return
+        engine.set_life(table.index, life.to_core(), self.clock.read())
+        table.life = life
+        _log.info("rows of table %r of the store %s live by: %s; before: %s", table.name, self._path, life, before)
+
+    def ask_life(self, table: OpenTable, asked: AskedLife, engine: _core.Store) -> None:
+        """As where a collection that asks this opens the table. Raises ValueError if that contradicts itself."""
+        definition = replace(table.definition, life=asked)
+        self._check_life(definition)
+        self._change_life(table, asked, engine)
+
     def to_be_read(self, definition: TableDefinition) -> TableDefinition:
-        """The same with the optimizer that the stored table has, which nothing is trained with."""
+        """The same with the optimizer that the stored table has, which nothing is trained with, and its life."""
+        if not definition.life.asks_nothing:
+            _log.info(
+                "table %r of the store %s is only read: how long rows live is as it is stored, and %s is ignored",
+                definition.name,
+                self._path,
+                definition.life,
+            )
+            definition = replace(definition, life=ASKS_NOTHING)
         entry = self.manifest.tables.get(definition.name)
         if entry is None:
             return definition
@@ -193,8 +271,8 @@ class Catalog:
                 engine.set_optimizer(table.index, spec.to_core())
                 table.optimizer = spec
 
-    def _add(self, table: OpenTable, engine: _core.Store) -> None:
-        """Makes `table` known to an engine that holds the manifest's rows."""
+    def _add(self, table: OpenTable, engine: _core.Store, life: bytes | None = None) -> None:
+        """Makes `table` known to an engine that holds the manifest's rows, with what one knew of their life."""
         entry = self.manifest.tables.get(table.name)
         table.number = entry.number if entry else self._new_number()
         table.earlier_updates = entry.iter if entry and entry.rows else 0
@@ -202,7 +280,11 @@ class Catalog:
         schema.number = table.number
         schema.iter = entry.iter if entry else 0
         schema.rows = entry.rows if entry else 0
-        table.is_at(engine.open_table(schema))
+        table.life = entry.life if entry else None
+        if life is not None and table.life is not None:
+            table.is_at(engine.open_table(schema, life=life, life_options=table.life.to_core()))
+        else:
+            table.is_at(engine.open_table(schema))
         table.edited_after = OpenTable.edited_after
         self.open[table.name] = table
 
@@ -251,6 +333,7 @@ class Catalog:
                 schema=self.schema(table),
                 iter=states[table.index].iter,
                 rows=states[table.index].rows,
+                life=table.life,
             )
             for name, table in self.open.items()
         }
@@ -264,6 +347,15 @@ class Catalog:
             next_table_number=self.next_number(),
             tables=tables,
         )
+
+    def life_files(self, states: Sequence[_core.TableState]) -> dict[str, bytes]:
+        """What the engine's `states` know of the lives of rows, by the file of a checkpoint that has it."""
+        files = {}
+        for table in self.with_lives():
+            life = states[table.index].life
+            assert life is not None, f"the engine knows no life of table {table.name!r}"
+            files[life_file(table.number)] = life
+        return files
 
 
 def _initializer(schema: TableSchema) -> _core.Initializer:

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +93,8 @@ class CheckpointWriter:
             nonlocal linked
             states, linked = engine.checkpoint(str(staged / ROWS), new.options.link)
             manifest = self._catalog.new_manifest(self._next_sequence(new), states)
-            made.append(self._write_beside_rows(staged, manifest, self._beside_rows(manifest, new)))
+            contents = self._beside_rows(manifest, states, new)
+            made.append(self._write_beside_rows(staged, manifest, contents))
 
         path = new.build(fill)
         self._catalog.manifest = made[0]
@@ -119,7 +120,7 @@ class CheckpointWriter:
         try:
             states = engine.begin_checkpoint()
             manifest = self._catalog.new_manifest(self._next_sequence(new), states)
-            contents = self._beside_rows(manifest, new)
+            contents = self._beside_rows(manifest, states, new)
             self._catalog.lineage.add(StoreState.of(manifest))
 
             def fill(staged: Path) -> None:
@@ -162,8 +163,11 @@ class CheckpointWriter:
                 engine.abandon_checkpoint()
             raise
 
-    def _beside_rows(self, manifest: Manifest, new: NewCheckpoint) -> Mapping[str, bytes]:
+    def _beside_rows(
+        self, manifest: Manifest, states: Sequence[_core.TableState], new: NewCheckpoint
+    ) -> Mapping[str, bytes]:
         return {
+            **self._catalog.life_files(states),
             LINEAGE_FILE: self._catalog.lineage.dump(manifest.id),
             ORIGIN_FILE: Origin(self._catalog.checkpoints.line or "", new.options.keeper).dump(),
             **(new.options.files(manifest) if new.options.files else {}),

@@ -18,6 +18,7 @@ from damo_torchrec.optim.rules import optimizer_spec
 from damo_torchrec.optim.spec import OptimizerSpec
 from damo_torchrec.optim.state_parts import StatePart, state_parts
 from damo_torchrec.progress import reporting
+from damo_torchrec.store.open_table import OpenTable
 from damo_torchrec.store.schemas import differences
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.table_changes import changing_table, reclaim, undone_unless_done
@@ -97,12 +98,12 @@ def convert_table(session: Session, name: str, wanted: Wanted) -> None:
             _log.info("table %r of the store %s is as it is to be already", name, session.path)
             return
         table = session.catalog.open_stored(name, session.engine)
-        with _new_table(session, name, replace(entry, schema=schema)) as (number, index):
+        with _new_table(session, table, replace(entry, schema=schema)) as (number, index):
             conversion = Conversion(entry.schema, schema)
             _copy_rows(session, conversion, table.index, index, f"rows of table {name!r}")
             rows = session.engine.rows(index)
             with undone_unless_done(session):
-                converted = TableEntry(number, schema, entry.iter, rows)
+                converted = TableEntry(number, schema, entry.iter, rows, entry.life)
                 tables = {**session.catalog.manifest.tables, name: converted}
                 session.catalog.change_tables(tables, f"table {name!r} was converted")
                 table.define_by(schema)
@@ -122,21 +123,27 @@ def convert_table(session: Session, name: str, wanted: Wanted) -> None:
 
 
 @contextmanager
-def _new_table(session: Session, name: str, entry: TableEntry) -> Iterator[tuple[int, int]]:
-    """A table of its own for the converted rows: its number and its index. It is removed if what follows fails.
+def _new_table(session: Session, table: OpenTable, entry: TableEntry) -> Iterator[tuple[int, int]]:
+    """A table of its own for the rows of `table`, converted: its number and its index. It goes if what follows fails.
+
+    Where rows have a life, it goes on there, and has counted them already.
 
     Raises:
         ValueError: its rows are too large for the memory budget.
     """
-    engine, catalog = session.engine, session.catalog
+    engine, catalog, name = session.engine, session.catalog, table.name
+    life = engine.life_bytes(table.index)
     core = entry.to_core(name)
     core.optimizer = OptimizerSpec.of_schema(entry.schema.optimizer).to_core()
     core.initializer = catalog.initializer_of(entry.schema, name)
-    core.rows = 0
+    core.rows = entry.rows if life is not None else 0
     engine.check_table(core)
     core.number = number = catalog.take_number()
     try:
-        yield number, engine.open_table(core)
+        if life is not None and entry.life is not None:
+            yield number, engine.open_table(core, life=life, life_options=entry.life.to_core())
+        else:
+            yield number, engine.open_table(core)
     except BaseException:
         stored = catalog.manifest.tables.get(name)
         if stored is None or stored.number != number:  # else an interrupt came when it was done

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -16,12 +16,13 @@ from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.files import make_temporary_directory, on_tmpfs
 from damo_torchrec.options import StoreOptions, parse_budget
 from damo_torchrec.progress import reporting
-from damo_torchrec.stats import LookupStats, StoreStats, TableStats
+from damo_torchrec.stats import StoreStats
 from damo_torchrec.store import opening
 from damo_torchrec.store.catalog import check_is_seed
 from damo_torchrec.store.checkpoint_writer import CheckpointOptions
 from damo_torchrec.store.conversion import Wanted, convert_table
 from damo_torchrec.store.delta_writer import write_delta
+from damo_torchrec.store.expiring import Condition, Where, expire
 from damo_torchrec.store.flushing import flush
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.table import Table
@@ -179,6 +180,41 @@ class EmbeddingStore:
         """
         convert_table(self._session, name, Wanted(optimizer, optimizer_kwargs, row_dtype, dim))
 
+    def expire(
+        self,
+        tables: str | Iterable[str] | None = None,
+        *,
+        below_norm: float | None = None,
+        idle_steps: int = 1,
+        where: Where | None = None,
+    ) -> dict[str, int]:
+        """Deletes rows by what is in them: those with small weights, or that a function chooses.
+
+        Reads every row, some at a time, and deletes as `Table.delete` does: some million rows a second. Training in
+        other threads waits until it returns, so that no row goes that an update has come to meanwhile. What
+        `TableOptions` say of how long rows live needs no call: this is for what only weights tell.
+
+        Args:
+            tables: names of those whose rows may go; None for all.
+            below_norm: the L2 norm of a row's weights that it needs to stay. Exactly one of this and `where` is given.
+            idle_steps: with `below_norm`, rows stay that were updated within the table's last so many updates: a new
+                row's weights are small.
+            where: called with ids int64 ``(n,)``, weights float32 ``(n, dim)``, last_steps int64 ``(n,)`` and counts
+                int64 ``(n,)`` (as `Table.metadata` has them) of some rows; returns which of them go, a bool tensor or
+                array ``(n,)``. It may read the store and must not change it.
+
+        Returns:
+            dict: how many rows went, by table. If an error comes in the middle, those before it have gone.
+
+        Raises:
+            KeyError: there is no such table.
+            ValueError: none or both of `below_norm` and `where` are given, a number is out of its range, what `where`
+                returns does not fit, or the store is read-only.
+            OutOfSpaceError, DamoError: the disk is full or refuses.
+        """
+        names = [tables] if isinstance(tables, str) else tables
+        return expire(self._session, names, Condition(below_norm, idle_steps, where))
+
     # ------------------------------------------------------------------ state
 
     @property
@@ -212,6 +248,22 @@ class EmbeddingStore:
             raise ValueError(f"grad_scale must be positive and finite, got {scale}")
         self._session.grad_scale = float(scale)
 
+    @property
+    def clock(self) -> Callable[[], float]:
+        """What tells the time that rules like ``Idle(days=30)`` go by, in seconds from any origin: `time.time`.
+
+        It is read once for each update, by the thread that makes it. With the time of a stream's events, a run can be
+        repeated: set it before the first collection is made. A table's time is the latest that it has said; of a leap
+        ahead, no more than half of the table's narrowest rule counts, and `ClockWarning` tells of the rest.
+        """
+        return self._session.catalog.clock.function
+
+    @clock.setter
+    def clock(self, function: Callable[[], float]) -> None:
+        if not callable(function):
+            raise TypeError(f"clock must be a function that returns seconds, got {function!r}")
+        self._session.catalog.clock.function = function
+
     def accumulate(self, n: int) -> None:
         """From now on, every `n` backward passes make one update with the sum of their gradients.
 
@@ -243,11 +295,6 @@ class EmbeddingStore:
         """Figures since the store was opened."""
         engine = self._session.engine
         rows, counts = engine.row_store_stats(), engine.row_counts()
-        tables = {}
-        for name, table in self.tables().items():
-            stats = engine.table_stats(table.opened.index)
-            lookups = (LookupStats(counts.hits, counts.prefetched, counts.misses) for counts in stats.lookups)
-            tables[name] = TableStats(len(table), stats.cached_rows, *lookups)
         return StoreStats(
             memory_bytes=engine.cache_memory_bytes() + engine.work_memory_bytes() + rows.memory_bytes,
             memory_budget=self._session.memory_budget,
@@ -256,7 +303,7 @@ class EmbeddingStore:
             rows_read=counts.read,
             rows_written=counts.written,
             skipped_backwards=self._session.skipped_backwards,
-            tables=tables,
+            tables={name: table.stats() for name, table in self.tables().items()},
         )
 
     def reset_stats(self) -> None:

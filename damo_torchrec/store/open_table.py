@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from damo_torchrec.checkpoints.table_entry import TableSchema
+from damo_torchrec.life import AskedLife, Life
 from damo_torchrec.optim.spec import OptimizerSpec
 from damo_torchrec.optim.state_parts import STATE_PARTS, StatePart
 from damo_torchrec.store.table_definition import TableDefinition
@@ -42,7 +43,9 @@ class OpenTable:
         by_schema: whether no collection has opened it: what it says beyond the stored schema is not known.
         edited_after: the sequence number of the checkpoint after which rows were last set or deleted by their ids.
         earlier_updates: of its rows, when that was started; 0 if there were none.
-        users: those that cannot do without it, such as collections: while one lives, the table stays as it is.
+        life: what decides how long its rows live; None if that has never been said.
+        users: those that cannot do without it, such as collections, and what each asks of that. While one lives, the
+            table stays as it is.
         gone: whether the store has it no more.
     """
 
@@ -53,12 +56,18 @@ class OpenTable:
     by_schema: bool = False
     edited_after: int = -2  # earlier than the manifest of a store without checkpoints
     earlier_updates: int = 0
-    users: list[weakref.ref[Any]] = field(default_factory=list)
+    life: Life | None = None
+    users: list[tuple[weakref.ref[Any], AskedLife]] = field(default_factory=list)
     gone: bool = False
 
-    def note_user(self, user: object) -> None:
-        """Says that `user` cannot do without the table for as long as it lives."""
-        self.users = [*(reference for reference in self.users if reference() is not None), weakref.ref(user)]
+    def note_user(self, user: object, asked: AskedLife) -> None:
+        """Says that `user` cannot do without the table for as long as it lives, and what it asks."""
+        others = ((one, its) for one, its in self.users if one() is not None and one() is not user)
+        self.users = [*others, (weakref.ref(user), asked)]
+
+    def asked(self) -> list[AskedLife]:
+        """What those of its users that live ask of how long rows do."""
+        return [its for user, its in self.users if user() is not None]
 
     def define_by(self, schema: TableSchema) -> None:
         """Takes a stored table's schema for what a collection said of it. REQUIRES: it is not in use."""
@@ -78,7 +87,7 @@ class OpenTable:
     @property
     def in_use(self) -> bool:
         """Whether a user lives."""
-        return any(reference() is not None for reference in self.users)
+        return any(reference() is not None for reference, _ in self.users)
 
     @property
     def name(self) -> str:

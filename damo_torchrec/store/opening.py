@@ -89,7 +89,10 @@ def _start_live(
     session.note_rows(manifest)
     told = _telling("opened", session, source, manifest)
     with _naming(source, manifest), told, _hashing_logs(source, manifest):
-        session.start(manifest, Lineage.read(source, manifest), directory.live, journal=logs(source / ROWS))
+        lives = manifest.read_lives(source)
+        session.start(
+            manifest, Lineage.read(source, manifest), directory.live, journal=logs(source / ROWS), lives=lives
+        )
     if not latest:
         session.continued_rows.ask_for()
     if own:
@@ -160,7 +163,7 @@ def _start_reading(session: Session, seed: int | None, restore: str | int | os.P
             return
         if large:
             manifest.check_files(source, tables=False)  # RocksDB takes some damage of a log for its end
-        session.start(manifest, lineage, source / ROWS)
+        session.start(manifest, lineage, source / ROWS, lives=manifest.read_lives(source))
 
 
 def _start_on_copy(session: Session, source: Path, manifest: Manifest, lineage: Lineage) -> bool:
@@ -171,7 +174,8 @@ def _start_on_copy(session: Session, source: Path, manifest: Manifest, lineage: 
     try:
         session.reading_copy = ReadingCopy(source, manifest.files)
         with _hashing_logs(source, manifest):
-            session.start(manifest, lineage, session.reading_copy.path, journal=logs(source / ROWS))
+            journal, lives = logs(source / ROWS), manifest.read_lives(source)
+            session.start(manifest, lineage, session.reading_copy.path, journal=journal, lives=lives)
         return True
     except CorruptionError:
         raise
@@ -207,6 +211,7 @@ def restore(session: Session, which: str | int | os.PathLike[str]) -> None:
         manifest.check_can_be_followed(source)
         session.catalog.check_restorable(manifest, source)
         manifest.check_files(source, tables=False)
+        lives = manifest.read_lives(source)
         fresh = _prepare_live(session, directory, source, manifest)
         # What cannot be opened is found before the rows of now are given up.
         try:
@@ -224,12 +229,14 @@ def restore(session: Session, which: str | int | os.PathLike[str]) -> None:
             directory.start_live(fresh)
             session.note_rows(manifest)
             with _telling("restored", session, source, manifest):
-                session.start(manifest, Lineage.read(source, manifest), directory.live, journal=logs(source / ROWS))
+                session.start(
+                    manifest, Lineage.read(source, manifest), directory.live, journal=logs(source / ROWS), lives=lives
+                )
         except BaseException:
             # The rows of before are gone, the others not in use: the next opening goes to a checkpoint.
             session.give_up_rows()
             raise
-        session.changed = source not in session.checkpoints()[-1:]
+        session.changed = source not in session.checkpoints()[-1:] or session.catalog.lives_changed()
         session.continued_rows.ask_for()
 
 

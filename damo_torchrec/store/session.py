@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,6 +27,7 @@ from damo_torchrec.checkpoints.reading_copy import ReadingCopy
 from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.errors import DamoError, StoreClosedError
+from damo_torchrec.life import AskedLife
 from damo_torchrec.options import StoreOptions
 from damo_torchrec.progress import Progress, reporting
 from damo_torchrec.store.catalog import Catalog, empty_manifest
@@ -35,6 +36,7 @@ from damo_torchrec.store.continued_rows import ContinuedRows
 from damo_torchrec.store.dense_part import DensePart
 from damo_torchrec.store.flushing import flush
 from damo_torchrec.store.hyperparameters import Hyperparameters
+from damo_torchrec.store.life_log import LifeLog
 from damo_torchrec.store.open_table import OpenTable
 from damo_torchrec.store.process_end import close_at_end, leave_at_end
 from damo_torchrec.store.table_definition import TableDefinition
@@ -109,6 +111,7 @@ class Session:
         self.owns_live = False
         self.reading_copy: ReadingCopy | None = None
         self.checkpoint_in_use: InUse | None = None
+        self._life_log = LifeLog(path)
         self._writer = CheckpointWriter(path, self.catalog, Retention(options.keep_checkpoints))
 
     # ------------------------------------------------------------------ the engine
@@ -149,22 +152,31 @@ class Session:
         return options
 
     def start(
-        self, manifest: Manifest, lineage: Lineage, rows: Path, *, create: bool = False, journal: Sequence[Path] = ()
+        self,
+        manifest: Manifest,
+        lineage: Lineage,
+        rows: Path,
+        *,
+        create: bool = False,
+        journal: Sequence[Path] = (),
+        lives: Mapping[str, bytes] | None = None,
     ) -> None:
         """Starts an engine over `rows`, and the logs `journal` over them, that holds what `manifest` says.
 
-        `manifest` is the end of `lineage`. What of the journal does not fit into memory is written to `rows`.
+        `manifest` is the end of `lineage`, and `lives` what the engine knew of the lives of its rows. What of the
+        journal does not fit into memory is written to `rows`.
         """
         in_memory = self.options.backend == "memory"
         options = self.engine_options(self.read_only)
         logs, tables = [str(log) for log in journal], manifest.core_tables() if journal else []
         core = _core.Store("" if in_memory else str(rows), create, in_memory, options, logs, tables)
         try:
-            self.catalog.adopt(manifest, lineage, core)
+            self.catalog.adopt(manifest, lineage, core, lives)
         except BaseException:
             core.close()
             raise
         self._core = core
+        self._watch_lives(anew=True)
         self.tables_changed = TablesChanged(manifest.id)
         self.generation += 1
 
@@ -194,8 +206,21 @@ class Session:
             for definition in definitions:
                 self.catalog.check(definition, engine)
             tables = [self.catalog.open_table(definition, engine) for definition in definitions]
+            self.changed |= self.catalog.lives_changed()
+            self._watch_lives()
             self.continued_rows.note_open(max((table.earlier_updates for table in tables), default=0))
             return tables
+
+    def ask_life(self, table: OpenTable, asked: AskedLife) -> None:
+        """Has a table's rows live as long as is asked from the next update on, as where a collection asks it.
+
+        Raises:
+            ValueError: what is asked contradicts itself, or what collections that live ask.
+        """
+        with self.waiting_call("change options of"):
+            self.catalog.ask_life(table, asked, self.engine)
+            self.changed |= self.catalog.lives_changed()
+            self._watch_lives()
 
     def stored_table(self, name: str) -> OpenTable:
         """The table of this name, opened as it is stored if no collection has opened it. Raises KeyError."""
@@ -217,6 +242,34 @@ class Session:
         if not self.read_only:
             self.continued_rows.note_update()
         self.note_change()
+
+    def _watch_lives(self, *, anew: bool = False) -> None:
+        """Has the log tell what comes and goes in tables from now on."""
+        for table in self.catalog.with_lives():
+            self._life_log.begin(table, self.engine, anew=anew)
+
+    def tell_lives(self) -> None:
+        """Logs what came and went in tables since this was last done."""
+        for table in self.catalog.with_lives():
+            self._life_log.tell(table, self.engine)
+
+    def read_clock(self) -> float:
+        """What the lives of rows go by in the update that comes; 0 where no table's rows have one.
+
+        Raises:
+            TypeError, ValueError: the user's clock says no time. So does whatever that raises.
+        """
+        return self.catalog.clock.read() if self.catalog.with_lives() else 0.0
+
+    def note_clock(self, seconds: float) -> None:
+        """Says that an update went by that. Warns if the clock has gone back, or leapt ahead."""
+        with_times = [(table, table.life.narrowest_time()) for table in self.catalog.with_lives() if table.life]
+        times = {table: time for table, time in with_times if time is not None}
+        if self.catalog.clock.note(seconds, min(times.values(), default=None)):
+            for table in times:
+                stats = self.engine.life_stats(table.index)
+                if stats is not None and stats.clock_leap > 0:
+                    self.catalog.clock.warn_of_leap(table.name, stats.clock_leap)
 
     @contextmanager
     def waiting_call(self, what: str) -> Iterator[None]:
@@ -288,6 +341,7 @@ class Session:
 
     def _checkpoint(self, path: str | os.PathLike[str] | None, options: CheckpointOptions) -> Path:
         made = self._writer.write(self.engine, self._new_checkpoint(path, options))
+        self.tell_lives()
         self.tables_changed = TablesChanged(self.catalog.manifest.id)
         self.changed &= made.parent != self.catalog.checkpoints.where
         return made
@@ -298,6 +352,7 @@ class Session:
         """As `checkpoint`, by a thread of its own; what ``options.files`` gives is taken now."""
         with self.alone("checkpoint"):
             new = self._new_checkpoint(path, options)
+            self.tell_lives()
             if not self.changed or new.path.parent != self.catalog.checkpoints.where:
                 return self._writer.begin(self.engine, new)
             self.changed = False

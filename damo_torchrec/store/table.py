@@ -14,6 +14,9 @@ import torch
 from damo_torchrec import _core
 from damo_torchrec.arrays import as_ids, as_numbers
 from damo_torchrec.errors import DamoError
+from damo_torchrec.life import AskedLife, Idle
+from damo_torchrec.stats import LookupStats, TableStats
+from damo_torchrec.store.life_log import life_stats
 from damo_torchrec.store.open_table import Layout, OpenTable
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.table_definition import TableDefinition
@@ -32,12 +35,15 @@ class RowMetadata:
     Args:
         exists: bool ``(n,)``: whether the id has a row. The others are 0 where it has none.
         updates: int64 ``(n,)``: how many updates the row has had since it was made or set; at most 2^32 - 1.
-        last_step: int64 ``(n,)``: the table's `iter` at the last of them, or when the row was set.
+        last_step: int64 ``(n,)``: the table's `iter` at the last of them, or when the row was set; of an id that has
+            no row, when it was last seen, where `TableOptions.admit` counts that.
+        sightings: int64 ``(n,)``: how often an id that has no row was seen.
     """
 
     exists: torch.Tensor
     updates: torch.Tensor
     last_step: torch.Tensor
+    sightings: torch.Tensor
 
 
 class Table:
@@ -120,6 +126,47 @@ class Table:
     def __len__(self) -> int:
         """Number of rows."""
         return self._session.engine.rows(self._layout.index)
+
+    def stats(self) -> TableStats:
+        """Figures since the store was opened; of what came and went, since that has been counted."""
+        counted = self._reading(lambda engine, layout: engine.table_stats(layout.index))
+        lives = self._reading(lambda engine, layout: life_stats(self._opened, engine))
+        training, evaluation, by_id = (LookupStats(c.hits, c.prefetched, c.misses) for c in counted.lookups)
+        return TableStats(len(self), counted.cached_rows, training, evaluation, by_id, lives)
+
+    def preview(
+        self,
+        *,
+        expire: Sequence[Idle] | None = None,
+        min_rows: int | None = None,
+        max_rows: int | float | None = None,
+        keep_rows: int | None = None,
+        credit: int | None = None,
+    ) -> int:
+        """How many rows would go by other options, at once. Nothing changes.
+
+        Rows are counted by their age as finely as the options need that the table has: by far finer ones more rows may
+        go in the end than this says, as none goes before its time.
+
+        Args:
+            expire: as of `TableOptions`, like the others: None is for what the table has.
+            min_rows: likewise.
+            max_rows: likewise.
+            keep_rows: likewise.
+            credit: likewise.
+
+        Raises:
+            ValueError: the options contradict themselves; or the table's rows have had no option so far, so that
+                nothing counts them by their age.
+        """
+        asked = AskedLife(expire=expire, min_rows=min_rows, max_rows=max_rows, keep_rows=keep_rows, credit=credit)
+        if self._opened.life is None:
+            raise ValueError(
+                f"table {self.name!r}: its rows are not counted by their age before TableOptions say how long they "
+                "live. Open it with what removes nothing at first, such as max_rows beyond the rows that it has"
+            )
+        options = asked.over(self._opened.life).to_core()
+        return self._reading(lambda engine, layout: engine.preview_life(layout.index, options))
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError("a Table cannot be copied or pickled: use save_model and load_model")
@@ -232,8 +279,16 @@ class Table:
                 layout.index, address(ids), len(ids), state=0, headers=address(headers), contains=address(exists)
             )
         )
-        last_step, updates = (headers.to(torch.int64) & 0xFFFFFFFF).unbind(dim=1)
-        return RowMetadata(exists, updates.clone(), last_step.clone())
+        last_step, counts = (headers.to(torch.int64) & 0xFFFFFFFF).unbind(dim=1)
+        return RowMetadata(exists, counts * exists, last_step.clone(), counts * ~exists)
+
+    def counters(self, ids: IdsLike) -> tuple[torch.Tensor, torch.Tensor]:
+        """What decides which rows live: `last_step` and count, int64 ``(n,)`` each.
+
+        The count is of a row's updates, or of the sightings of an id that has none: `metadata` tells which.
+        """
+        known = self.metadata(ids)
+        return known.last_step, known.updates + known.sightings
 
     def _check_state(self, layout: Layout, n: int, state: Mapping[str, NumbersLike]) -> dict[str, torch.Tensor]:
         """The state as tensors. Raises as `set_state`."""
@@ -305,6 +360,6 @@ def _read_state(engine: _core.Store, layout: Layout, ids: torch.Tensor) -> torch
 def open_tables(session: Session, definitions: list[TableDefinition]) -> list[Table]:
     """As `Session.open_tables`. The tables can be neither dropped nor changed while what is returned lives."""
     tables = [Table(session, opened) for opened in session.open_tables(definitions)]
-    for table in tables:
-        table.opened.note_user(table)
+    for table, definition in zip(tables, definitions, strict=True):
+        table.opened.note_user(table, definition.life)
     return tables

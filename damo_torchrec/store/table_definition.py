@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.table_entry import InitializerNumbers, TableSchema
 from damo_torchrec.init import Initializer, describe, from_description
+from damo_torchrec.life import ASKS_NOTHING, AskedLife
 from damo_torchrec.optim.spec import OptimizerSpec
 
 
@@ -26,6 +27,7 @@ class TableDefinition:
     initializer: Initializer
     unseen_in_eval: str = "zeros"
     row_dtype: str = "float32"
+    life: AskedLife = ASKS_NOTHING
 
     def __post_init__(self) -> None:
         if isinstance(self.dim, bool) or not isinstance(self.dim, int):

@@ -88,11 +88,13 @@ def _apply(session: Session, gradients: Sequence[Gradient], scale: float) -> boo
     _set_optimizers(session, gradients)
     session.note_update()
     skip = session.options.on_nonfinite == "skip" or dense is not None
+    clock = session.read_clock()
     try:
         applied = (dense is None or not dense.overflows()) and engine.backward(
             [(g.lookup, address(g.grad), g.grad.stride(0)) for g in gradients],
             grad_scale=scale,
             skip_nonfinite=skip,
+            clock=clock,
         )
     except NonFiniteGradientError as error:
         advice = "with a torch.amp.GradScaler, damo.follow_grad_scaler has rows skip the steps that it skips"
@@ -101,6 +103,7 @@ def _apply(session: Session, gradients: Sequence[Gradient], scale: float) -> boo
         dense.skip()
     if applied:
         session.skipped_in_a_row = 0
+        session.note_clock(clock)
     else:
         _count_skipped(session)
     return applied

@@ -188,6 +188,8 @@ def check(directory: Path, body: object) -> None:
                 assert read["tables"][name]["schema"].pop("row_dtype") == "float32"
             if "stream" not in table["schema"]:
                 assert read["tables"][name]["schema"].pop("stream") == ""
+            if "life" not in table:
+                assert read["tables"][name].pop("life") is None
         assert read == body
 
 
@@ -208,7 +210,9 @@ def test_what_would_not_be_read_is_not_written(manifest, tmp_path, data):
     except damo.DamoError as error:
         assert re.search(r"the manifest is not written, .*: ", str(error))  # noqa: PT017
         assert not (directory / MANIFEST_FILE).exists()
-        assert not is_valid(json.loads(json.dumps(asdict(written))))
+        body = json.loads(json.dumps(asdict(written)))
+        assert body["tables"]["t"].pop("life") is None
+        assert not is_valid(body)
     else:
         assert Manifest.read(directory) == written
 

@@ -52,16 +52,28 @@ TABLES = {
         "rowwise": (4, torchrec.optim.RowWiseAdagrad, {"lr": 0.05}, damo.init.Uniform(-0.25, 0.5)),
         "adam": (3, torch.optim.Adam, {"lr": 0.01}, damo.init.Normal(0.5, 0.1)),
     },
+    6: {  # tables whose rows have a life
+        "rowwise": (4, torchrec.optim.RowWiseAdagrad, {"lr": 0.05}, damo.init.Uniform(-0.25, 0.5)),
+        "adam": (3, torch.optim.Adam, {"lr": 0.01}, damo.init.Normal(0.5, 0.1)),
+    },
     3: {  # a journal
         "rowwise": (4, torchrec.optim.RowWiseAdagrad, {"lr": 0.05}, damo.init.Uniform(-0.25, 0.5)),
         "adam": (3, torch.optim.Adam, {"lr": 0.01}, damo.init.Normal(0.5, 0.1)),
     },
 }
+# What they are made with, by format; whoever opens them later asks for nothing.
+LIVES = {
+    6: {
+        "rowwise": {"expire": [damo.Idle(steps=1)]},
+        "adam": {"admit": damo.Admit(sightings=2, within_steps=None), "expire": [damo.Idle(days=30)], "max_rows": 100},
+    }
+}
 ROW_DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
 
 
 def make_model(store: damo.EmbeddingStore, version: int, prefix: str = "") -> nn.ModuleDict:
-    """A collection for each table, and a dense layer."""
+    """A collection for each table, and a dense layer. With a prefix, the tables are made."""
+    store.clock = lambda: 1e9  # however much later a reader is
     model = nn.ModuleDict({"dense": nn.Linear(2, 1)})
     for key, (dim, optimizer, hyperparameters, initializer) in TABLES[version].items():
         name = prefix + key
@@ -70,7 +82,13 @@ def make_model(store: damo.EmbeddingStore, version: int, prefix: str = "") -> nn
             optimizer,
             hyperparameters,
             store=store,
-            table_options={name: damo.TableOptions(initializer=initializer, row_dtype=ROW_DTYPES.get(key))},
+            table_options={
+                name: damo.TableOptions(
+                    initializer=initializer,
+                    row_dtype=ROW_DTYPES.get(key),
+                    **(LIVES.get(version, {}).get(key, {}) if prefix else {}),
+                )
+            },
         )
     return model
 

@@ -92,6 +92,9 @@ def test_damo_embedding_init_takes_the_calls_of_all_releases(tmp_path, args, kwa
         ((), {"workdir": "a", "reload": "b", "model_dir": "c"}, ValueError, "from reload or model_dir, got both"),
         ((), {"workdir": 3}, TypeError, "workdir must be a path, got 3"),
         ((), {"workdir": "a", "ttl": "x"}, TypeError, "ttl must be a number of seconds, got 'x'"),
+        ((), {"workdir": "a", "ttl": -1}, ValueError, "seconds must be positive, and at most a hundred years, got -1"),
+        ((), {"workdir": "a", "filter": 3}, TypeError, "filter must be a dict of count, capacity and fpr, got 3"),
+        ((), {"workdir": "a", "filter": {"count": 16}}, ValueError, r"count must be an int in 1\.\.15, got 16"),
         ((), {"workdir": "a", "wrkdir": "b"}, TypeError, "has no argument wrkdir"),
         (("a",), {"workdir": "b"}, TypeError, "got workdir by place and by name"),
         (("a", 1, 2), {}, TypeError, "takes model, workdir, ttl by their place, got 4"),
@@ -109,9 +112,8 @@ def test_calls_that_say_nothing_or_too_much_are_refused(tmp_path, monkeypatch, a
 
 def test_what_has_no_effect_warns(tmp_path):
     with pytest.warns(UserWarning, match="has no effect") as told:
-        damo.damo_embedding_init(three(), 86400, str(tmp_path / "a"), "", 9275, run_service=False).close()
+        damo.damo_embedding_init(three(), 0, str(tmp_path / "a"), "", 9275, run_service=False).close()
     assert [str(warning.message) for warning in told] == [
-        "ttl=86400 has no effect: rows do not expire here",
         "damo_embedding_init: port, run_service has no effect here",
     ]
 

@@ -165,10 +165,9 @@ def test_damo_embedding_init_puts_the_rows_into_workdir(default, tmp_path):
         assert torch.equal(again.v(torch.tensor([1])).detach(), expected)
 
 
-def test_damo_embedding_init_warns_of_a_ttl_and_refuses_a_model_in_use(default, tmp_path):
+def test_damo_embedding_init_refuses_a_model_in_use(default, tmp_path):
     model = Model()
-    with pytest.warns(UserWarning, match="ttl=3600 has no effect"):
-        store = damo.damo_embedding_init(model, tmp_path / "a", 3600)
+    store = damo.damo_embedding_init(model, tmp_path / "a")
     with store, pytest.raises(ValueError, match=r"has its rows in .*a already"):
         damo.damo_embedding_init(model, tmp_path / "b")
     assert not (tmp_path / "b").exists()

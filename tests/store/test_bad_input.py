@@ -116,7 +116,7 @@ TABLES = {
     ),
     "an eviction policy": (
         config("new", use_virtual_table=True, virtual_table_eviction_policy=CountBasedEvictionPolicy()),
-        "table 'new': virtual_table_eviction_policy",
+        "table 'new': its CountBasedEvictionPolicy removes rows by their count alone",
     ),
     "no columns": (config("new", 0), "table 'new': embedding_dim must be positive, got 0"),
     "more columns than an int has room for": (
