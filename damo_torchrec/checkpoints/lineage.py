@@ -8,10 +8,10 @@ goes on where a store does; going back to a checkpoint drops what came after it.
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from damo_torchrec.checkpoints.delta import DeltaManifest
 from damo_torchrec.checkpoints.document import load_json, parse, shown
@@ -33,12 +33,14 @@ class StoreState:
         step: the store's.
         iters: updates of each table, by name.
         landmark: whether deltas are likely to go on from it: it was published, or a session began there.
+        lives: names of the tables whose rows died then: what is served from there knows when each was updated.
     """
 
     id: str
     step: Annotated[int, range(2**32)]
     iters: dict[str, Annotated[int, range(2**32)]]
     landmark: bool = False
+    lives: list[str] = field(default_factory=list)
 
     def check(self) -> None:
         """Raises ValueError if its parts contradict each other."""
@@ -140,7 +142,7 @@ class Lineage:
 
     def dump(self, checkpoint: str) -> bytes:
         """What `read` reads beside the checkpoint of that id, which may be of the last state."""
-        return json.dumps([asdict(state) for state in self._states if state.id != checkpoint]).encode()
+        return json.dumps([_body(state) for state in self._states if state.id != checkpoint]).encode()
 
     @staticmethod
     def read(checkpoint: Path, manifest: Manifest) -> "Lineage":
@@ -158,6 +160,12 @@ class Lineage:
         except (ValueError, RecursionError) as error:
             raise CorruptionError(f"{checkpoint / LINEAGE_FILE} is damaged: {error}") from error
         return Lineage([*states, replace(StoreState.of(manifest), landmark=True)])
+
+
+def _body(state: StoreState) -> dict[str, Any]:
+    """As earlier releases have it, where no rows die."""
+    body = asdict(state)
+    return body if state.lives else {name: value for name, value in body.items() if name != "lives"}
 
 
 def _check_states(states: Sequence[StoreState], last: StoreState) -> None:
