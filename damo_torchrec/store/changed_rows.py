@@ -146,7 +146,8 @@ class ChangedRows:
         """Rows that are there, in ascending order of ids, some at a time. What it yields is overwritten."""
         rows = self._empty(self._batch)
         begin = 0
-        while n := self._scan.next_rows(*(array.ctypes.data for array in rows), self._batch):
+        ids, weights, headers = (array.ctypes.data for array in rows)
+        while n := self._scan.next_rows(ids, weights, headers, self._batch):
             end = begin + int(self._wanted[begin:].searchsorted(rows.ids[n - 1], side="right"))
             yield from self._merge(self._among_these(rows.at(slice(n))), self._wanted[begin:end])
             begin = end
