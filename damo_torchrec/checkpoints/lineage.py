@@ -51,7 +51,9 @@ class StoreState:
     @staticmethod
     def of(manifest: Manifest) -> "StoreState":
         """That of a checkpoint."""
-        return StoreState(manifest.id, manifest.step, {name: table.iter for name, table in manifest.tables.items()})
+        iters = {name: table.iter for name, table in manifest.tables.items()}
+        lives = [name for name, table in manifest.tables.items() if table.life is not None]
+        return StoreState(manifest.id, manifest.step, iters, lives=lives)
 
 
 class Lineage:

@@ -45,11 +45,11 @@ class TableOverlay:
             rows[changed] = self.weights[place[changed]]
 
     def _gone(self, ids: Array) -> Array:
-        """Which ids are deleted, or have a dead row in the store: bool ``(k,)``. It may be replaced by another."""
+        """Which ids are deleted, or have a dead row in the store, or none: bool ``(k,)``. Some may be new ones."""
         _, gone = _find(self.deleted, ids)
         if self.ladder is not None and self.stored is not None:
-            there, headers = self.stored(ids)
-            gone = gone | (there & self.ladder.dead(headers, ids))
+            there, headers = self.stored(ids)  # the store may have come to follow the ladder since it was looked up
+            gone = gone | ~there | self.ladder.dead(headers, ids)
         return gone
 
 
