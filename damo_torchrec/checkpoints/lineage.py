@@ -47,6 +47,8 @@ class StoreState:
         check_id("the id of a state", self.id)
         if self.step != (largest := max(self.iters.values(), default=0)):
             raise ValueError(f"the step of a state is {self.step}, but its largest iter is {largest}")
+        if unknown := sorted({*self.lives} - self.iters.keys()):
+            raise ValueError(f"rows of {shown(unknown)} die, which are no tables of the state")
 
     @staticmethod
     def of(manifest: Manifest) -> "StoreState":
@@ -94,12 +96,13 @@ class Lineage:
         """Has a state of it be a landmark, which is remembered for longer than others."""
         self._states = [replace(s, landmark=True) if s.id == state.id else s for s in self._states]
 
-    def unchanged_id(self, iters: Mapping[str, int]) -> str | None:
+    def unchanged_id(self, iters: Mapping[str, int], lives: Iterable[str]) -> str | None:
         """The id of the last state, if the store is in it still and its tables have had these updates.
 
-        Tables that were made since, and have no rows, make no difference.
+        Tables that were made since, and have no rows, make no difference. Those whose rows die, `lives`, do where they
+        did not die then: from there they are served without what it takes to know which are dead.
         """
-        if not (self._states and self.unchanged):
+        if not (self._states and self.unchanged and {*lives} <= {*self.last.lives}):
             return None
         before, now = ({name: n for name, n in of.items() if n} for of in (self.last.iters, iters))
         return self.last.id if before == now else None

@@ -92,7 +92,7 @@ def write_delta(
             tables=changes,
             files={file.name: FileEntry.of(file) for file in sorted(staged.iterdir())},
             sequence=max(time.time_ns() // 1000, additions.after + 1),
-            same_rows=catalog.lineage.unchanged_id(iters) or "",
+            same_rows=catalog.lineage.unchanged_id(iters, lives) or "",
             abandoned=len(abandoned),
         )
         manifest.write(staged)

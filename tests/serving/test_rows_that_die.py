@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torchrec import KeyedJaggedTensor
 
@@ -45,7 +46,8 @@ def test_many_rows_that_expire_cost_a_ladder(tmp_path: Path) -> None:
             assert np.flatnonzero(predictor.predict(every_id)["output"][:, 0]).tolist() == [1]
 
 
-def test_rows_begin_to_die_while_a_server_follows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sessions_without_a_step", [0, 1])
+def test_rows_begin_to_die_while_a_server_follows(sessions_without_a_step: int, tmp_path: Path) -> None:
     """It was given rows before that without when they were updated."""
     store_path = tmp_path / "store"
     with damo.EmbeddingStore(store_path, memory_budget="64MiB") as store:
@@ -56,6 +58,9 @@ def test_rows_begin_to_die_while_a_server_follows(tmp_path: Path) -> None:
             train(model, [5, 6])
         train(model, [6])
         first = store.export_delta(tmp_path / "first", since=base)
+    for _ in range(sessions_without_a_step):
+        with damo.EmbeddingStore(store_path, memory_budget="64MiB") as store:
+            Model(store, expire=[damo.Idle(steps=3)])
     with (
         damo.serving.Predictor(base, memory_budget="64MiB", num_threads=1) as predictor,
         damo.EmbeddingStore(store_path, memory_budget="64MiB") as store,
