@@ -1,5 +1,6 @@
 """Servers drop what a store dropped: the engine's own ladder, deltas, and the predictor's rows."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,15 @@ from torchrec import KeyedJaggedTensor
 
 import damo_torchrec as damo
 from damo_torchrec import Delta
-from publishing_model import ARGUMENTS, REQUEST, WEIGHT, Model
+from publishing_model import ARGUMENTS, REQUEST, WEIGHT, Model, cheap_exports, dense_graph_of
 
 MANY = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with cheap_exports(dense_graph_of(tmp_path_factory.mktemp("graph"))):
+        yield
 
 
 def train(model: Model, ids: list[int]) -> None:
@@ -79,7 +86,7 @@ def test_rows_begin_to_die_while_a_server_follows(sessions_without_a_step: int, 
             assert len(Delta.read(path).tables["t"].ids) <= 2
             predictor.apply_delta(path)
             check(predictor, store)
-        assert store.table("t").to_torch()[0].tolist() == [7, 8, 9]
+        assert store.table("t").to_torch()[0].tolist() == [3, 7, 8, 9]
 
 
 def test_a_server_has_what_lives_again_in_a_store_that_went_back(tmp_path: Path) -> None:
