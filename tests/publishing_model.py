@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -48,10 +49,10 @@ class Answers:
 
 
 class Model(nn.Module):
-    def __init__(self, store: damo.EmbeddingStore, bias: float = 0.0) -> None:
+    def __init__(self, store: damo.EmbeddingStore, bias: float = 0.0, **life: Any) -> None:
         super().__init__()
         config = EmbeddingBagConfig(name="t", embedding_dim=2, num_embeddings=IDS, feature_names=["f"])
-        options = {"t": damo.TableOptions(initializer=damo.init.Constant(0.0))}
+        options = {"t": damo.TableOptions(initializer=damo.init.Constant(0.0), **life)}
         self.bags = damo.EmbeddingBagCollection(
             [config], torch.optim.SGD, {"lr": 0.5}, store=store, table_options=options
         )
@@ -97,10 +98,13 @@ class Run:
         seed: of what is random.
         path: an empty directory.
         graph: the dense part of any model.
+        rows_die: whether the table's options say so, from any session on.
     """
 
-    def __init__(self, seed: int, path: Path, graph: bytes) -> None:
+    def __init__(self, seed: int, path: Path, graph: bytes, rows_die: bool = False) -> None:
         self.random = random.Random(seed)
+        self.sessions_until_rows_die = self.random.randrange(3) if rows_die else 1000
+        self.life: dict[str, Any] = {}
         self.path = path
         self.graph = graph
         self.keep = self.random.choice([None, 1, 2, 3])
@@ -122,7 +126,10 @@ class Run:
         self.store = damo.EmbeddingStore(self.path / "store", memory_budget="64MiB")
         self.now = self.inside.get(self.store.checkpoints()[-1].name, Answers())
         self.note_inside()
-        self.model = Model(self.store, self.now.bias)
+        if self.sessions_until_rows_die <= 0:
+            self.life = self.any_life()
+        self.sessions_until_rows_die -= 1
+        self.model = Model(self.store, self.now.bias, **self.life)
         self.publisher: damo.serving.DeltaPublisher | None = None
         self.history.append(f"open at step {self.store.step}")
         actions = [self.train, self.train, self.set, self.delete, self.edit_dense, self.checkpoint, self.save]
@@ -136,6 +143,7 @@ class Run:
                         action()
                 else:
                     action()
+                self.note_expired()
                 if action == self.publish:
                     self.look(current=True)
             if self.random.random() < 0.3:
@@ -148,6 +156,20 @@ class Run:
             self.store.session.give_up_rows()
             self.note_inside()
         self.note_deltas()
+
+    def any_life(self) -> dict[str, Any]:
+        """Options by which rows die, often more than one at a time."""
+        expire = [damo.Idle(steps=self.random.choice([1, 3, 8]))]
+        if self.random.random() < 0.5:
+            expire.append(damo.Idle(steps=1, below_count=2))
+        most = self.random.choice([None, 5, 8])
+        return {"expire": expire, "max_rows": most, "credit": self.random.choice([0, 2]) if most else 0}
+
+    def note_expired(self) -> None:
+        """Notes what the store holds, where that is for its options to say: servers have to hold the same."""
+        if self.life:
+            ids, weights = self.store.table("t").to_torch()
+            self.now = self.now.changed({int(i): (w[0], w[1]) for i, w in zip(ids, weights.tolist(), strict=True)})
 
     def note_inside(self) -> None:
         """Notes what checkpoints inside the store hold, which have been made since."""
@@ -177,7 +199,10 @@ class Run:
 
     def set(self) -> None:
         rows = {i: (self.random.randrange(9) / 4, 1.0) for i in self.some_ids()}
-        self.store.table("t").set(torch.tensor([*rows]), torch.tensor([*rows.values()]))
+        try:
+            self.store.table("t").set(torch.tensor([*rows]), torch.tensor([*rows.values()]))
+        except ValueError:  # beyond max_rows
+            return
         self.now = self.now.changed({**dict(self.now.rows), **rows})
 
     def delete(self) -> None:

@@ -12,8 +12,7 @@ constexpr size_t kIdsPerCount = size_t{1} << 19;
 // Tells rows of a table that are there from those that only seem to be.
 class Census {
  public:
-  explicit Census(const Table& table)
-      : layout_(table.layout), ladder_(table.life == nullptr ? nullptr : &table.life->ladder()) {}
+  explicit Census(const Table& table) : layout_(table.layout), ladder_(table.ladder()) {}
 
   bool IsDead(char* row) const {
     if (ladder_ == nullptr || RowFlags(row) & (kAbsent | kLoading)) return false;

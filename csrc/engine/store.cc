@@ -117,6 +117,16 @@ void Store::SetLife(uint16_t table, const LifeOptions& options, double clock) {
   t.life = std::move(life);
 }
 
+void Store::Follow(uint16_t table, const Ladder& ladder) {
+  const Call call(this);
+  capture_.AwaitEnd();
+  RequireWritable("given a ladder");
+  Table& t = TableAt(table);
+  t.life = nullptr;
+  t.followed = ladder;
+  cache_.InvalidateSlots();  // some may be of rows that are dead now
+}
+
 std::optional<LifeStats> Store::life_stats(uint16_t table) {
   const Call call(this);
   TableLife* const life = TableAt(table).life.get();
@@ -287,7 +297,7 @@ RowSnapshot Store::TakeSnapshot(std::span<const uint16_t> tables) {
   for (const uint16_t table : tables) {
     const TableSchema& schema = TableAt(table).schema;
     copies.push_back({schema.name, schema.number, schema.layout(), {schema.iter, schema.rows}});
-    if (tables_[table].life != nullptr) copies.back().ladder = tables_[table].life->ladder();
+    if (const Ladder* ladder = tables_[table].ladder()) copies.back().ladder = *ladder;
     numbers.push_back(schema.number);
   }
   auto open = std::make_shared<OpenSnapshot>(store_->TakeSnapshot(numbers));

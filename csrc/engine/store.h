@@ -104,6 +104,9 @@ class Store {
   // Begins the life of a table's rows, for which it reads all that there are, or gives it other options. `clock` as in
   // Backward.
   void SetLife(uint16_t table, const LifeOptions& options, double clock);
+  // Has the table's rows be dead by another store's ladder, which may be lower than the one before, and by nothing of
+  // its own: its rows come by SetCopies, and its life, if it has one, is over.
+  void Follow(uint16_t table, const Ladder& ladder);
   // Deletes the table with this number on disk: all of its rows, or none if it throws. If it is open, calls with its
   // index throw kInvalidArgument from then on.
   void DropTable(uint32_t number);
@@ -139,6 +142,9 @@ class Store {
   // Sets weights (n, dim), and state (n, state_size) or, with nullptr, that of new rows. With nullptr for weights,
   // state alone. Of equal ids the last one wins.
   void Set(uint16_t table, std::span<const int64_t> ids, const float* weights, const float* state = nullptr);
+  // Sets weights (n, dim) and headers of rows that another store has updated, with the state of new rows. Throws
+  // kInvalidArgument for a table that has a life of its own.
+  void SetCopies(uint16_t table, std::span<const int64_t> ids, const float* weights, const RowHeader* headers);
   // Sets the optimizer state (n, state_size) of rows and nothing else of them. Of equal ids the last one wins. Throws
   // kInvalidArgument at an id without a row.
   void SetState(uint16_t table, std::span<const int64_t> ids, const float* state);
@@ -227,6 +233,8 @@ class Store {
   void EndCheckpoint(bool complete) DAMO_REQUIRES(store_mutex);
   void CheckMostRows(uint16_t table, std::span<const int64_t> ids);
   void RecordReplaced(uint16_t table, std::span<const Slot> slots) DAMO_REQUIRES(store_mutex);
+  void SetRows(uint16_t table, std::span<const int64_t> ids, const float* weights, const float* state,
+               const RowHeader* headers);
   void SetRow(Slot slot, const float* weights, const float* state) DAMO_REQUIRES(store_mutex);
   template <class F>
   void InRuns(uint16_t table, std::span<const int64_t> ids, F f);

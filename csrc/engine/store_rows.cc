@@ -136,19 +136,39 @@ void Store::RecordReplaced(uint16_t table, std::span<const Slot> slots) {
 
 void Store::Set(uint16_t table, std::span<const int64_t> ids, const float* weights, const float* state) {
   CheckMostRows(table, ids);
+  SetRows(table, ids, weights, state, nullptr);
+}
+
+void Store::SetCopies(uint16_t table, std::span<const int64_t> ids, const float* weights, const RowHeader* headers) {
+  {
+    const Call call(this);
+    const Table& t = TableAt(table);
+    if (t.life != nullptr) {
+      throw Error(ErrorCode::kInvalidArgument, "table \"" + t.schema.name + "\" has a life of its own: it cannot get " +
+                                                   "another store's rows before it follows that store's ladder");
+    }
+  }
+  SetRows(table, ids, weights, nullptr, headers);
+}
+
+// With headers as given, or those of rows that were set now.
+void Store::SetRows(uint16_t table, std::span<const int64_t> ids, const float* weights, const float* state,
+                    const RowHeader* headers) {
   const size_t dim = static_cast<size_t>(layout(table).dim);
   InRuns(table, ids, [&](size_t first, std::span<const int64_t> run) {
     const RowLookup lookup(table, run, UnseenRows::kInitial);
     const Call call(this);
     capture_.AwaitEnd();
     RequireWritable("set");
-    const size_t state_size = static_cast<size_t>(TableAt(table).layout.state_size);
+    const RowLayout& layout = TableAt(table).layout;
+    const size_t state_size = static_cast<size_t>(layout.state_size);
     cache_.BeginOperation();
     finder_.ResolveAll(lookup.all());
     if (TableAt(table).life != nullptr) RecordReplaced(table, lookup->slots);
     for (size_t i = 0; i < run.size(); ++i) {
       SetRow(lookup->slots[i], weights == nullptr ? nullptr : weights + (first + i) * dim,
              state == nullptr ? nullptr : state + (first + i) * state_size);
+      if (headers != nullptr) *HeaderOf(cache_.Row(lookup->slots[i]), layout) = headers[first + i];
     }
     room_.Trim();
     write_back_.Wake();

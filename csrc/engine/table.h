@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -77,12 +78,18 @@ struct Table {
   bool dropped = false;  // its rows are gone, and nobody may ask for them
   std::array<LookupCounts, kLookupUses> lookups;
   std::unique_ptr<TableLife> life;  // or nullptr: its rows live until they are deleted
+  std::optional<Ladder> followed;   // in the place of a life: that of another store, whose rows the table gets
 
   // Of every row that has come into the cache or changed there.
   SharedRowBounds bounds;
 
+  // By which rows that are stored, or in memory, are none; nullptr if all live.
+  const Ladder* ladder() const {
+    if (life != nullptr) return &life->ladder();
+    return followed ? &*followed : nullptr;
+  }
   // Whether a row that is stored, or in memory, is none: the ladder has risen above it.
-  bool IsDead(RowHeader row, int64_t id) const { return life != nullptr && life->ladder().IsDead(row, id); }
+  bool IsDead(RowHeader row, int64_t id) const { return ladder() != nullptr && ladder()->IsDead(row, id); }
 
   // A row's payload before its first update; every element of its state is `state`.
   void DrawPayload(void (*draw_row)(const Initializer&, int64_t, int, float*), int64_t id, float state,

@@ -2,6 +2,7 @@
 #include <pybind11/native_enum.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -17,6 +18,13 @@
 
 namespace damo {
 namespace {
+
+Ladder MakeLadder(const std::array<uint32_t, kLadderClasses>& steps, uint32_t part) {
+  Ladder ladder;
+  for (size_t i = 0; i < steps.size(); ++i) ladder.Raise(i, steps[i]);
+  ladder.RaiseFirst(steps[0], part);
+  return ladder;
+}
 
 std::span<const int64_t> Ids(Address address, size_t n) { return {At<const int64_t>(address), n}; }
 
@@ -174,6 +182,12 @@ void RegisterStore(py::module_& m) {
            py::overload_cast<const TableSchema&, const std::string&, const LifeOptions&>(&Store::OpenTable),
            py::arg("schema"), py::arg("life"), py::arg("life_options"), ReleaseGil())
       .def("set_life", &Store::SetLife, py::arg("table"), py::arg("options"), py::arg("clock"), ReleaseGil())
+      .def(
+          "follow",
+          [](Store& s, uint16_t table, const std::array<uint32_t, kLadderClasses>& steps, uint32_t part) {
+            s.Follow(table, MakeLadder(steps, part));
+          },
+          py::arg("table"), py::arg("steps"), py::arg("part"), ReleaseGil())
       .def("life_stats", &Store::life_stats, ReleaseGil())
       .def("life_bytes",
            [](Store& s, uint16_t table) -> std::optional<py::bytes> {
@@ -229,6 +243,12 @@ void RegisterStore(py::module_& m) {
             s.Set(table, Ids(ids, n), At<const float>(weights), At<const float>(state));
           },
           ReleaseGil())
+      .def(
+          "set_copies",
+          [](Store& s, uint16_t table, Address ids, size_t n, Address weights, Address headers) {
+            s.SetCopies(table, Ids(ids, n), At<const float>(weights), At<const RowHeader>(headers));
+          },
+          py::arg("table"), py::arg("ids"), py::arg("n"), py::arg("weights"), py::arg("headers"), ReleaseGil())
       .def(
           "set_state",
           [](Store& s, uint16_t table, Address ids, size_t n, Address state) {

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,16 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from damo_torchrec.checkpoints.array_file import map_array
-from damo_torchrec.checkpoints.document import dump_document, parse_document, shown
+from damo_torchrec.checkpoints.document import dump_document, parse_versioned, shown
 from damo_torchrec.checkpoints.file_entry import FileEntry
-from damo_torchrec.checkpoints.layout import DELTA_FILE, array_files
+from damo_torchrec.checkpoints.ladder import Headers, Ladder
+from damo_torchrec.checkpoints.layout import DELTA_FILE, array_files, header_file
 from damo_torchrec.checkpoints.manifest import LAST_SEQUENCE
 from damo_torchrec.checkpoints.regular_file import NotRegularError, check_regular, read_regular
 from damo_torchrec.checkpoints.rules import check_id
 from damo_torchrec.errors import CorruptionError, DamoError
 from damo_torchrec.files import os_errors
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_WITHOUT_LADDERS = 1  # the version of a delta in which no table has one
 _LARGEST_MANIFEST = 64 << 20  # bytes
 _BLOCK_BYTES = 1 << 22
 _FILE_NAME = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]{0,200}")  # none that leads out of a directory
@@ -38,12 +40,23 @@ class TableChanges:
         dim: weights in a row.
         changed: rows that are new or have changed.
         deleted: rows that are gone.
+        ladder: where its rows die, `Ladder.numbers`; else nothing.
     """
 
     number: Annotated[int, range(2**31)]
     dim: Annotated[int, range(1, 2**31)]
     changed: _Count
     deleted: _Count
+    ladder: list[_Step] = field(default_factory=list)
+
+    def files(self) -> list[str]:
+        """Its arrays' files."""
+        return [*array_files(self.number), *([header_file(self.number)] if self.ladder else [])]
+
+    def check(self, step: int) -> None:
+        """Raises ValueError if it contradicts itself, in a delta that leads to `step`."""
+        if self.ladder and (highest := max(Ladder.of_numbers(self.ladder).steps)) > step:
+            raise ValueError(f"a ladder stands at step {highest}, but the delta leads to {step}")
 
 
 @dataclass(frozen=True)
@@ -92,11 +105,22 @@ class DeltaManifest:
             raise ValueError(f"step {self.step} is before since_step {self.since_step}")
         if odd := [name for name in self.files if not _FILE_NAME.fullmatch(name) or name == DELTA_FILE]:
             raise ValueError(f"files are called {odd}")
+        for table in self.tables.values():
+            table.check(self.step)
         numbers = [table.number for table in self.tables.values()]
         if len(set(numbers)) != len(numbers):
             raise ValueError(f"tables share the numbers {sorted(numbers)}")
-        if absent := {name for number in numbers for name in array_files(number)} - self.files.keys():
+        if absent := self.arrays() - self.files.keys():
             raise ValueError(f"files lack {sorted(absent)}")
+
+    @property
+    def version(self) -> int:
+        """Of the format: the lowest that has all that it says."""
+        return FORMAT_VERSION if any(table.ladder for table in self.tables.values()) else _WITHOUT_LADDERS
+
+    def arrays(self) -> set[str]:
+        """Names of the files that rows are in."""
+        return {name for table in self.tables.values() for name in table.files()}
 
     def abandoned_states(self) -> list[str]:
         """Their ids."""
@@ -119,12 +143,19 @@ class DeltaManifest:
         except OSError as error:
             raise DamoError(f"{file} cannot be read: {error}") from error
         versions = range(1, FORMAT_VERSION + 1)
-        return parse_document(content, file, "delta", versions, DeltaManifest, DeltaManifest.check)
+        version, manifest = parse_versioned(content, file, "delta", versions, DeltaManifest, DeltaManifest.check)
+        if version < manifest.version:
+            raise CorruptionError(f"{file} is damaged: it has ladders, which format version {version} has not")
+        return manifest
 
     def write(self, directory: Path) -> None:
         """Writes ``delta.json``."""
+        body = asdict(self)
+        for table in body["tables"].values():
+            if not table["ladder"]:
+                del table["ladder"]
         (directory / DELTA_FILE).write_text(
-            dump_document("delta", FORMAT_VERSION, asdict(self), DeltaManifest, DeltaManifest.check)
+            dump_document("delta", self.version, body, DeltaManifest, DeltaManifest.check)
         )
 
 
@@ -136,11 +167,15 @@ class DeltaTable:
         ids: int64 ``(n,)``, ascending, of rows that are new or have changed.
         weights: float32 ``(n, dim)``, theirs.
         deleted: int64 ``(m,)``, ascending, of rows that are gone. Some may never have been there.
+        headers: uint32 ``(n, 2)``, when and how often the rows were updated; None where rows of the table do not die.
+        ladder: all rows that it has dead are gone, whether the delta names them or not; None in the same case.
     """
 
     ids: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32]
     deleted: npt.NDArray[np.int64]
+    headers: Headers | None = None
+    ladder: Ladder | None = None
 
 
 @dataclass(frozen=True)
@@ -189,8 +224,7 @@ class Delta:
     @property
     def files(self) -> Sequence[str]:
         """What it carries besides rows."""
-        arrays = {name for table in self.manifest.tables.values() for name in array_files(table.number)}
-        return sorted(set(self.manifest.files) - arrays)
+        return sorted(self.manifest.files.keys() - self.manifest.arrays())
 
     def follows(self, history: Sequence[str]) -> bool:
         """Whether what is at the last state of `history`, ids of states, gets to this one by applying the delta.
@@ -217,7 +251,7 @@ class Delta:
         with os_errors(f"cannot read the delta {path}"):
             for name, expected in manifest.files.items():
                 _check_file(path / name, expected)
-            tables = {name: _read_table(path, table, private) for name, table in manifest.tables.items()}
+            tables = {name: _read_table(path, table, manifest.step, private) for name, table in manifest.tables.items()}
         return Delta(path, manifest, tables)
 
 
@@ -234,7 +268,7 @@ def _check_file(file: Path, expected: FileEntry) -> None:
         raise CorruptionError(f"{file} is damaged: expected the SHA-256 {expected.sha256}, found {found.sha256}")
 
 
-def _read_table(path: Path, table: TableChanges, private: Path | None) -> DeltaTable:
+def _read_table(path: Path, table: TableChanges, step: int, private: Path | None) -> DeltaTable:
     files = [path / name for name in array_files(table.number)]
     ids = map_array(files[0], np.int64, (table.changed,), private)
     weights = map_array(files[1], np.float32, (table.changed, table.dim), private)
@@ -246,7 +280,16 @@ def _read_table(path: Path, table: TableChanges, private: Path | None) -> DeltaT
         raise CorruptionError(f"{files[1]} is damaged: it has weights that are NaN or infinite")
     if len(ids) and any(bool((ids[_places(ids, block)] == block).any()) for block in _blocks(deleted)):
         raise CorruptionError(f"{files[2]} is damaged: it has ids that {files[0].name} has, too")
-    return DeltaTable(ids, weights, deleted)
+    if not table.ladder:
+        return DeltaTable(ids, weights, deleted)
+    file, ladder = path / header_file(table.number), Ladder.of_numbers(table.ladder)
+    headers = map_array(file, np.uint32, (table.changed, 2), private)
+    for first, block in _blocks_with_places(headers):
+        if bool((block[:, 0] > step).any()):
+            raise CorruptionError(f"{file} is damaged: it has rows of steps after {step}, where the delta leads")
+        if bool(ladder.dead(block, ids[first : first + len(block)]).any()):
+            raise CorruptionError(f"{file} is damaged: it has rows that are dead by the delta's own ladder")
+    return DeltaTable(ids, weights, deleted, headers, ladder)
 
 
 def _places(ascending: npt.NDArray[Any], values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -256,6 +299,12 @@ def _places(ascending: npt.NDArray[Any], values: npt.NDArray[Any]) -> npt.NDArra
 
 def _blocks(array: npt.NDArray[Any], overlap: int = 0) -> Iterator[npt.NDArray[Any]]:
     """Parts of an array, so that what is computed of one needs little memory. Each begins with the end of the last."""
+    for first, block in _blocks_with_places(array):
+        yield array[max(first - overlap, 0) : first + len(block)]
+
+
+def _blocks_with_places(array: npt.NDArray[Any]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """The same, and where each begins."""
     rows = max(_BLOCK_BYTES // array[:1].nbytes, 1) if len(array) else 1
     for first in range(0, len(array), rows):
-        yield array[max(first - overlap, 0) : first + rows]
+        yield first, array[first : first + rows]

@@ -153,7 +153,7 @@ def parse(value: Any, kind: Any, where: str) -> Any:
         return parse(value, objects[0], where)
     if isinstance(value, dict) and isinstance(kind, type) and is_dataclass(kind):
         kinds = get_type_hints(kind, include_extras=True)
-        required = {f.name for f in fields(kind) if f.default is MISSING}
+        required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
         if odd := required - value.keys() | value.keys() - kinds.keys():
             raise ValueError(f"{where} lacks these fields, or should not have them: {shown(sorted(odd))}")
         return kind(**{name: parse(item, kinds[name], f"{where}.{name}") for name, item in value.items()})

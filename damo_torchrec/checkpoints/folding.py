@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,8 @@ from damo_torchrec.checkpoints.array_file import ArrayWriter
 from damo_torchrec.checkpoints.atomic_directory import build_directory
 from damo_torchrec.checkpoints.delta import Delta, DeltaManifest, DeltaTable, TableChanges
 from damo_torchrec.checkpoints.file_entry import FileEntry
-from damo_torchrec.checkpoints.layout import array_files
+from damo_torchrec.checkpoints.ladder import Headers
+from damo_torchrec.checkpoints.layout import array_files, header_file
 from damo_torchrec.errors import SchemaMismatchError
 from damo_torchrec.files import write_file
 
@@ -26,7 +28,8 @@ _Ids = npt.NDArray[np.int64]
 def fold_deltas(paths: Sequence[Path], target: Path) -> Path:
     """Makes one delta of several; returns it. It leads to the state of the last, from wherever any of them leads from.
 
-    Arrays are merged some rows at a time. Other files than those of rows are those of the last delta.
+    Arrays are merged some rows at a time. Ladders, and other files than those of rows, are those of the last delta;
+    rows that are dead by these ladders are among the deleted ones.
 
     Args:
         paths: of the deltas, at least one, in their order.
@@ -82,19 +85,29 @@ def _fold_table(directory: Path, name: str, deltas: Sequence[Delta]) -> TableCha
         other = delta.manifest.tables.get(name, table)
         if (other.number, other.dim) != (table.number, table.dim):
             raise SchemaMismatchError(f"table {name!r} is another one in {delta.path} than in {deltas[-1].path}")
-    parts = [delta.tables[name] for delta in deltas if name in delta.tables]
+    ladder = deltas[-1].tables[name].ladder
+    found = [delta.tables[name] for delta in deltas if name in delta.tables]
+    parts = [replace(part, headers=_headers(part) if ladder else None, ladder=ladder) for part in found]
     ids_file, weights_file, deleted_file = (directory / file for file in array_files(table.number))
-    with (
-        ArrayWriter(ids_file, np.int64) as ids,
-        ArrayWriter(weights_file, np.float32, table.dim) as weights,
-        ArrayWriter(deleted_file, np.int64) as deleted,
-    ):
+    with ExitStack() as files:
+        ids = files.enter_context(ArrayWriter(ids_file, np.int64))
+        weights = files.enter_context(ArrayWriter(weights_file, np.float32, table.dim))
+        deleted = files.enter_context(ArrayWriter(deleted_file, np.int64))
+        if ladder:
+            headers = files.enter_context(ArrayWriter(directory / header_file(table.number), np.uint32, 2))
         for some in _cut(parts, max(_WORKING_BYTES // (4 * table.dim) // len(parts), 1)):
             rows = _fold_rows(some)
-            ids.append(rows.ids)
-            weights.append(rows.weights)
-            deleted.append(rows.deleted)
+            ids.append(np.ascontiguousarray(rows.ids))
+            weights.append(np.ascontiguousarray(rows.weights))
+            deleted.append(np.ascontiguousarray(rows.deleted))
+            if rows.headers is not None:
+                headers.append(np.ascontiguousarray(rows.headers))
     return replace(table, changed=ids.rows, deleted=deleted.rows)
+
+
+def _headers(part: DeltaTable) -> Headers:
+    """Those of its rows; of the time before rows died, the oldest there can be, as the next delta has all that live."""
+    return np.zeros((len(part.ids), 2), np.uint32) if part.headers is None else part.headers
 
 
 def _cut(parts: Sequence[DeltaTable], size: int) -> Iterator[list[DeltaTable]]:
@@ -106,7 +119,8 @@ def _cut(parts: Sequence[DeltaTable], size: int) -> Iterator[list[DeltaTable]]:
         some = []
         for n, part in enumerate(parts):
             (a, b), (c, d) = begins[n], (_end(part.ids, end), _end(part.deleted, end))
-            some.append(DeltaTable(part.ids[a:c], part.weights[a:c], part.deleted[b:d]))
+            headers = None if part.headers is None else part.headers[a:c]
+            some.append(DeltaTable(part.ids[a:c], part.weights[a:c], part.deleted[b:d], headers, part.ladder))
             begins[n] = c, d
         yield some
 
@@ -117,15 +131,27 @@ def _end(ascending: npt.NDArray[Any], last: np.int64) -> int:
 
 def _fold_rows(parts: Sequence[DeltaTable]) -> DeltaTable:
     """What the changes come to, one after the other."""
-    ids, weights, deleted = parts[0].ids, parts[0].weights, parts[0].deleted
+    whole = parts[0]
     for part in parts[1:]:
-        stay = ~_among(ids, part.ids) & ~_among(ids, part.deleted)
-        together = np.concatenate([ids[stay], part.ids])
-        order = together.argsort()
-        weights = np.concatenate([weights[stay], part.weights])[order]
-        ids = together[order]
-        deleted = np.union1d(deleted[~_among(deleted, part.ids)], part.deleted)
-    return DeltaTable(np.ascontiguousarray(ids), np.ascontiguousarray(weights), np.ascontiguousarray(deleted))
+        stay = ~_among(whole.ids, part.ids) & ~_among(whole.ids, part.deleted)
+        ids = np.concatenate([whole.ids[stay], part.ids])
+        order = ids.argsort()
+        weights = np.concatenate([whole.weights[stay], part.weights])[order]
+        headers = None
+        if whole.headers is not None and part.headers is not None:
+            headers = np.concatenate([whole.headers[stay], part.headers])[order]
+        deleted = np.union1d(whole.deleted[~_among(whole.deleted, part.ids)], part.deleted)
+        whole = DeltaTable(ids[order], weights, deleted, headers, whole.ladder)
+    return _without_dead(whole)
+
+
+def _without_dead(rows: DeltaTable) -> DeltaTable:
+    """The same with rows that died later deleted: whoever has an older one may not know that it is dead."""
+    if rows.headers is None or rows.ladder is None:
+        return rows
+    dead = rows.ladder.dead(rows.headers, rows.ids)
+    deleted = np.union1d(rows.deleted, rows.ids[dead])
+    return replace(rows, ids=rows.ids[~dead], weights=rows.weights[~dead], deleted=deleted, headers=rows.headers[~dead])
 
 
 def _among(ids: _Ids, others: _Ids) -> npt.NDArray[np.bool_]:

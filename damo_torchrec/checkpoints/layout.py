@@ -184,3 +184,8 @@ def life_file(number: int) -> str:
 def array_files(number: int) -> tuple[str, str, str]:
     """A delta's files of the ids, weights and deleted ids of the table `number`."""
     return f"{number}.ids.npy", f"{number}.weights.npy", f"{number}.deleted.npy"
+
+
+def header_file(number: int) -> str:
+    """A delta's file of the headers of the rows of the table `number`, if its rows die."""
+    return f"{number}.headers.npy"

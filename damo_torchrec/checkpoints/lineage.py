@@ -8,10 +8,10 @@ goes on where a store does; going back to a checkpoint drops what came after it.
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from damo_torchrec.checkpoints.delta import DeltaManifest
 from damo_torchrec.checkpoints.document import load_json, parse, shown
@@ -33,23 +33,29 @@ class StoreState:
         step: the store's.
         iters: updates of each table, by name.
         landmark: whether deltas are likely to go on from it: it was published, or a session began there.
+        lives: names of the tables whose rows died then: what is served from there knows when each was updated.
     """
 
     id: str
     step: Annotated[int, range(2**32)]
     iters: dict[str, Annotated[int, range(2**32)]]
     landmark: bool = False
+    lives: list[str] = field(default_factory=list)
 
     def check(self) -> None:
         """Raises ValueError if its parts contradict each other."""
         check_id("the id of a state", self.id)
         if self.step != (largest := max(self.iters.values(), default=0)):
             raise ValueError(f"the step of a state is {self.step}, but its largest iter is {largest}")
+        if unknown := sorted({*self.lives} - self.iters.keys()):
+            raise ValueError(f"rows of {shown(unknown)} die, which are no tables of the state")
 
     @staticmethod
     def of(manifest: Manifest) -> "StoreState":
         """That of a checkpoint."""
-        return StoreState(manifest.id, manifest.step, {name: table.iter for name, table in manifest.tables.items()})
+        iters = {name: table.iter for name, table in manifest.tables.items()}
+        lives = [name for name, table in manifest.tables.items() if table.life is not None]
+        return StoreState(manifest.id, manifest.step, iters, lives=lives)
 
 
 class Lineage:
@@ -90,12 +96,13 @@ class Lineage:
         """Has a state of it be a landmark, which is remembered for longer than others."""
         self._states = [replace(s, landmark=True) if s.id == state.id else s for s in self._states]
 
-    def unchanged_id(self, iters: Mapping[str, int]) -> str | None:
+    def unchanged_id(self, iters: Mapping[str, int], lives: Iterable[str]) -> str | None:
         """The id of the last state, if the store is in it still and its tables have had these updates.
 
-        Tables that were made since, and have no rows, make no difference.
+        Tables that were made since, and have no rows, make no difference. Those whose rows die, `lives`, do where they
+        did not die then: from there they are served without what it takes to know which are dead.
         """
-        if not (self._states and self.unchanged):
+        if not (self._states and self.unchanged and {*lives} <= {*self.last.lives}):
             return None
         before, now = ({name: n for name, n in of.items() if n} for of in (self.last.iters, iters))
         return self.last.id if before == now else None
@@ -140,7 +147,7 @@ class Lineage:
 
     def dump(self, checkpoint: str) -> bytes:
         """What `read` reads beside the checkpoint of that id, which may be of the last state."""
-        return json.dumps([asdict(state) for state in self._states if state.id != checkpoint]).encode()
+        return json.dumps([_body(state) for state in self._states if state.id != checkpoint]).encode()
 
     @staticmethod
     def read(checkpoint: Path, manifest: Manifest) -> "Lineage":
@@ -158,6 +165,12 @@ class Lineage:
         except (ValueError, RecursionError) as error:
             raise CorruptionError(f"{checkpoint / LINEAGE_FILE} is damaged: {error}") from error
         return Lineage([*states, replace(StoreState.of(manifest), landmark=True)])
+
+
+def _body(state: StoreState) -> dict[str, Any]:
+    """As earlier releases have it, where no rows die."""
+    body = asdict(state)
+    return body if state.lives else {name: value for name, value in body.items() if name != "lives"}
 
 
 def _check_states(states: Sequence[StoreState], last: StoreState) -> None:

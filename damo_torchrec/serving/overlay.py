@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from damo_torchrec.checkpoints.ladder import Ladder
 from damo_torchrec.serving.arrays import Array
 
 
@@ -17,25 +18,39 @@ class TableOverlay:
         weights: float32 ``(n, dim)``: what they are now.
         deleted: int64 ``(m,)``, ascending: of rows that are gone.
         unseen_rows: float32 ``(k, dim)`` of k ids: what they read as without rows.
+        headers: uint32 ``(n, 2)``, of `ids`, when and how often the rows were updated; None where rows do not die.
+        ladder: by which rows of the store die that have lived until now; None if it is as it was.
+        stored: of k ids, whether the store has rows, bool ``(k,)``, and their headers, uint32 ``(k, 2)``.
     """
 
     ids: Array
     weights: Array
     deleted: Array
     unseen_rows: Callable[[Array], Array]
+    headers: Array | None = None
+    ladder: Ladder | None = None
+    stored: Callable[[Array], tuple[Array, Array]] | None = None
 
     def touches(self, ids: Array) -> Array:
-        """Which ids are changed or deleted: bool ``(k,)``."""
-        return _find(self.ids, ids)[1] | _find(self.deleted, ids)[1]
+        """Which ids are changed, deleted, or of rows that are dead: bool ``(k,)``."""
+        return _find(self.ids, ids)[1] | self._gone(ids)
 
     def patch(self, ids: Array, rows: Array) -> None:
         """Puts changes in the place of what the store has: in `rows`, float32 ``(k, dim)``, of `ids`."""
-        _, deleted = _find(self.deleted, ids)
-        if deleted.any():
-            rows[deleted] = self.unseen_rows(ids[deleted])
+        gone = self._gone(ids)
+        if gone.any():
+            rows[gone] = self.unseen_rows(ids[gone])
         place, changed = _find(self.ids, ids)
         if changed.any():
             rows[changed] = self.weights[place[changed]]
+
+    def _gone(self, ids: Array) -> Array:
+        """Which ids are deleted, or have a dead row in the store, or none: bool ``(k,)``. Some may be new ones."""
+        _, gone = _find(self.deleted, ids)
+        if self.ladder is not None and self.stored is not None:
+            there, headers = self.stored(ids)  # the store may have come to follow the ladder since it was looked up
+            gone = gone | ~there | self.ladder.dead(headers, ids)
+        return gone
 
 
 # By table.

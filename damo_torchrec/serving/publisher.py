@@ -16,7 +16,8 @@ from damo_torchrec.serving.publication import Publication, plan
 from damo_torchrec.serving.published import Published
 from damo_torchrec.serving.refresh import DenseGraph, digest_of
 from damo_torchrec.serving.served_start import Start
-from damo_torchrec.store.delta_writer import Additions, RowIds, united, write_delta
+from damo_torchrec.store.changed_rows import Differences
+from damo_torchrec.store.delta_writer import Additions, write_delta
 from damo_torchrec.store.embedding_store import EmbeddingStore
 
 _log = logging.getLogger(__name__)
@@ -120,11 +121,11 @@ class DeltaPublisher:
         self._steps = 0
         self._last = time.monotonic()
         with self._store.session.mutex:
-            publication, rows, start = self._settle_and_read()
+            publication, otherwise, start = self._settle_and_read()
             dense = None if self._dense is None else self._dense.now()
             if not self._is_due(publication, start, dense):
                 return None
-            path = self._write(publication, rows, dense)
+            path = self._write(publication, otherwise, dense)
             for delta in publication.pending:
                 self._shelf.remove(delta)
         if self._keep is not None:
@@ -149,20 +150,22 @@ class DeltaPublisher:
             ) from None
         return self._shelf.settle(publication), start or Start("the deltas that are there", [])
 
-    def _settle_and_read(self) -> tuple[Publication, RowIds, Start]:
-        """The same, with ids of the rows that may be otherwise in the states that the next delta leads back from."""
+    def _settle_and_read(self) -> tuple[Publication, Differences, Start]:
+        """The same, with the rows that may be otherwise in the states that the next delta leads back from."""
         while True:
             publication, start = self._settle()
-            rows: RowIds = {} if publication.stray is None else start.rows_since(publication.stray)
+            otherwise = Differences()
+            if publication.stray is not None:
+                otherwise = start.differences_since(publication.stray)
             for delta in publication.pending:
                 try:
-                    rows = united(rows, _rows_in(delta))
+                    otherwise = otherwise.united(_differences_in(delta))
                 except (DamoError, ValueError) as error:
                     _log.error("servers that have applied %s need a new export: %s", delta.path, error)
                     self._shelf.remove(delta)
                     break
             else:
-                return publication, rows, start
+                return publication, otherwise, start
 
     def _is_due(self, publication: Publication, start: Start, dense: bytes | None) -> bool:
         """Whether the next delta brings anything to anybody."""
@@ -180,7 +183,7 @@ class DeltaPublisher:
                 served.append(start.dense())
         return not reached or (dense is not None and any(d is None or digest_of(d) != digest_of(dense) for d in served))
 
-    def _write(self, publication: Publication, rows: RowIds, dense: bytes | None) -> Path:
+    def _write(self, publication: Publication, otherwise: Differences, dense: bytes | None) -> Path:
         base, lineage = publication.base, self._store.session.catalog.lineage
         assert base is not None
         abandoned = [state for delta in publication.pending for state in (delta.id, *delta.line)]
@@ -190,14 +193,16 @@ class DeltaPublisher:
             files={} if dense is None else {DENSE_FILE: dense},
             states=publication.states(lineage),
             abandoned=abandoned,
-            rows=rows,
+            otherwise=otherwise,
             after=max([self._store.session.catalog.manifest.sequence, *known]),
         )
         lineage.mark(base)
         return write_delta(self._store.session, self._shelf.free_name(self._store.step), base, additions)
 
 
-def _rows_in(published: Published) -> RowIds:
-    delta = Delta.read(published.path)
-    changed = {name: table.ids for name, table in delta.tables.items()}
-    return united(changed, {name: table.deleted for name, table in delta.tables.items()})
+def _differences_in(published: Published) -> Differences:
+    tables = Delta.read(published.path).tables
+    changed = Differences({name: table.ids for name, table in tables.items()})
+    deleted = Differences({name: table.deleted for name, table in tables.items()})
+    dead = Differences(ladders={name: table.ladder for name, table in tables.items() if table.ladder is not None})
+    return changed.united(deleted).united(dead)

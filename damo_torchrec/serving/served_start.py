@@ -14,7 +14,7 @@ from damo_torchrec.checkpoints.listing import is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.errors import CorruptionError, DamoError
 from damo_torchrec.serving.dense import DENSE_FILE
-from damo_torchrec.store.delta_writer import RowIds, changed_rows
+from damo_torchrec.store.changed_rows import Differences
 from damo_torchrec.store.embedding_store import EmbeddingStore
 
 _log = logging.getLogger(__name__)
@@ -85,8 +85,8 @@ class Start:
         manifest = Manifest.read(self.checkpoint)
         return manifest.read_file(self.checkpoint, DENSE_FILE) if DENSE_FILE in manifest.files else None
 
-    def rows_since(self, state: StoreState) -> RowIds:
-        """Ids of rows that are otherwise in it than in a state before it.
+    def differences_since(self, state: StoreState) -> Differences:
+        """Rows that are otherwise in it than in a state before it.
 
         Raises:
             ValueError: it is no longer where it was made, or cannot be read.
@@ -95,6 +95,6 @@ class Start:
             raise ValueError(f"the store has gone back behind {self}, and it cannot be read: export the model anew")
         try:
             with EmbeddingStore(self.checkpoint, read_only=True, memory_budget=_READING_BUDGET) as store:
-                return changed_rows(store.session, state)
+                return Differences.since(store.session, state)
         except DamoError as error:
             raise ValueError(f"the store has gone back behind {self}, and it cannot be read: {error}") from error

@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from damo_torchrec.checkpoints.delta import Delta
+from damo_torchrec.checkpoints.ladder import Ladder
 from damo_torchrec.errors import CorruptionError, SchemaMismatchError, StoreClosedError
 from damo_torchrec.modules.lookup_plan import LookupOutput
 from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.dense import DENSE_FILE, DensePart
 from damo_torchrec.serving.overlay import Overlay, TableOverlay
 from damo_torchrec.serving.states import State, States
-from damo_torchrec.serving.working_copy import UnseenRows
+from damo_torchrec.serving.working_copy import CopiedTable, UnseenRows
 from damo_torchrec.store.embedding_store import EmbeddingStore
 
 _log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Updates:
         self._outputs = outputs
         self._states = states
         self._num_threads = num_threads
+        self._tables = {name: CopiedTable(store, name) for name in outputs}
         self._unseen: dict[str, UnseenRows] = {}
         self._one_at_a_time = threading.Lock()
         self._stopped = threading.Event()
@@ -126,12 +128,17 @@ class Updates:
                 raise SchemaMismatchError(
                     f"table {name!r} has dim {dim}, but rows of the shape {changes.weights.shape[1:]} in {delta.path}"
                 )
-            if len(changes.ids) or len(changes.deleted):
+            ladder = changes.ladder or Ladder()  # by which none is dead
+            same = ladder == self._tables[name].ladder
+            if len(changes.ids) or len(changes.deleted) or not same:
                 overlay[name] = TableOverlay(
                     ids=changes.ids.view(np.ndarray),  # which costs less to index than np.memmap
                     weights=changes.weights.view(np.ndarray),
                     deleted=changes.deleted.view(np.ndarray),
                     unseen_rows=self._unseen_rows(name),
+                    headers=None if changes.headers is None else changes.headers.view(np.ndarray),
+                    ladder=None if same else ladder,
+                    stored=self._tables[name].stored,
                 )
         dense = state.dense
         if DENSE_FILE in delta.files:
@@ -149,19 +156,17 @@ class Updates:
         return self._unseen[table]
 
     def _write(self, overlay: Overlay) -> None:
-        engine = self._store.session.engine
+        for name, changes in overlay.items():
+            if changes.ladder is not None:
+                self._tables[name].follow(changes.ladder)
         # Deletions wait for rows that are on their way to the disk: before anything else there are none.
         for name, changes in overlay.items():
-            index = self._store.table(name).opened.index
             for part in self._parts(len(changes.deleted)):
-                ids = np.array(changes.deleted[part], dtype=np.int64)
-                engine.delete(index, ids.ctypes.data, len(ids))
+                self._tables[name].delete(changes.deleted[part])
         for name, changes in overlay.items():
-            index = self._store.table(name).opened.index
             for part in self._parts(len(changes.ids)):
-                ids = np.array(changes.ids[part], dtype=np.int64)
-                weights = np.array(changes.weights[part], dtype=np.float32, order="C")
-                engine.set(index, ids.ctypes.data, len(ids), weights.ctypes.data, 0)
+                headers = None if changes.headers is None else changes.headers[part]
+                self._tables[name].set(changes.ids[part], changes.weights[part], headers)
 
     def _parts(self, n: int) -> Iterator[slice]:
         """Few rows at a time, with as much time between them for requests."""

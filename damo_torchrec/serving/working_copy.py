@@ -12,6 +12,7 @@ import numpy as np
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.in_use import holders, lock
+from damo_torchrec.checkpoints.ladder import Ladder
 from damo_torchrec.checkpoints.layout import CHECKPOINTS
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.regular_file import is_directory
@@ -62,6 +63,57 @@ def open_tables(store: EmbeddingStore, manifest: Manifest, outputs: Iterable[Loo
     unseen = {output.table: output.unseen for output in outputs}
     definitions = [TableDefinition.of_schema(name, manifest.tables[name].schema, how) for name, how in unseen.items()]
     store.session.open_tables(definitions)
+
+
+class CopiedTable:
+    """A table of a working copy, into which another store's changes are written.
+
+    Its rows die by the ladder that it is given, whatever made them die in the store that they are from.
+
+    Args:
+        store: a working copy with its tables open.
+        name: of the table.
+
+    Attributes:
+        ladder: by which rows are dead.
+    """
+
+    def __init__(self, store: EmbeddingStore, name: str) -> None:
+        self._engine = store.session.engine
+        self._index = store.table(name).opened.index
+        stored = _core.RowSnapshot(self._engine, [self._index]).ladder(0)
+        self.ladder = Ladder() if stored is None else Ladder(tuple(stored.steps), stored.part)
+        if stored is not None:
+            self.follow(self.ladder)
+
+    def follow(self, ladder: Ladder) -> None:
+        """Has rows be dead by `ladder` from now on, and by no other."""
+        self._engine.follow(self._index, list(ladder.steps), ladder.part)
+        self.ladder = ladder
+
+    def stored(self, ids: Array) -> tuple[Array, Array]:
+        """Whether ids, int64 ``(n,)``, have rows, bool ``(n,)``, and their headers, uint32 ``(n, 2)``."""
+        ids = np.ascontiguousarray(ids)
+        there, headers = np.empty(len(ids), dtype=bool), np.empty((len(ids), 2), dtype=np.uint32)
+        self._engine.describe(
+            self._index, ids.ctypes.data, len(ids), state=0, headers=headers.ctypes.data, contains=there.ctypes.data
+        )
+        return there, headers
+
+    def delete(self, ids: Array) -> None:
+        """Deletes rows, int64 ``(n,)``."""
+        ids = np.array(ids, dtype=np.int64)
+        self._engine.delete(self._index, ids.ctypes.data, len(ids))
+
+    def set(self, ids: Array, weights: Array, headers: Array | None) -> None:
+        """Sets rows to float32 ``(n, dim)``, and what is known of their updates to uint32 ``(n, 2)``."""
+        ids = np.array(ids, dtype=np.int64)
+        weights = np.array(weights, dtype=np.float32, order="C")
+        if headers is None:
+            self._engine.set(self._index, ids.ctypes.data, len(ids), weights.ctypes.data, 0)
+        else:
+            headers = np.array(headers, dtype=np.uint32, order="C")
+            self._engine.set_copies(self._index, ids.ctypes.data, len(ids), weights.ctypes.data, headers.ctypes.data)
 
 
 class UnseenRows:

@@ -338,7 +338,9 @@ class Catalog:
             for name, table in self.open.items()
         }
         tables = {**self.manifest.tables, **live}
-        unchanged = self.lineage.unchanged_id({name: table.iter for name, table in tables.items()})
+        iters = {name: table.iter for name, table in tables.items()}
+        lives = [name for name, table in tables.items() if table.life is not None]
+        unchanged = self.lineage.unchanged_id(iters, lives)
         return Manifest(
             id=unchanged or new_id(),
             seed=self.manifest.seed,

@@ -20,3 +20,9 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[bytes]:
 def test_whatever_a_trainer_does_servers_follow(seed: int, graph: bytes) -> None:
     with directory_in_memory() as path:
         Run(seed, Path(path), graph).run()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_servers_drop_what_training_dropped(seed: int, graph: bytes) -> None:
+    with directory_in_memory() as path:
+        Run(seed, Path(path), graph, rows_die=True).run()
