@@ -8,6 +8,7 @@
 #include <rocksdb/version.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
@@ -16,6 +17,7 @@
 #include <optional>
 #include <random>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -28,6 +30,7 @@
 #include "storage_rocksdb/rocksdb_reclaimer.h"
 #include "storage_rocksdb/rocksdb_scan.h"
 #include "storage_rocksdb/rocksdb_store_testing.h"
+#include "testing/system_calls.h"
 
 namespace damo {
 namespace {
@@ -377,6 +380,23 @@ TEST_F(ReclaimTest, CompactsColdFilesOfWhichAThirdIsDead) {
   EXPECT_EQ(database_.Rows().size(), static_cast<size_t>(kRows * 3 / 2));
   EXPECT_EQ(database_.reclaimer->Run(), 0u);
   EXPECT_FALSE(database_.reclaimer->lacks_space());
+}
+
+TEST_F(ReclaimTest, StopsWhereTheDiskIsFullAndGoesOnOnceItIsNot) {
+  for (int64_t id = 0; id < 1000; ++id) database_.Put(id, RowOf({id % 2 == 0 ? 1u : 2u, 1}, id));
+  database_.Flush();
+  database_.CompactAll();
+  database_.reclaimable->Add(kTable, AllBelow(2));
+  testing::system_call_hook = [](const char* call) { return std::string_view(call) == "write" ? ENOSPC : 0; };
+  EXPECT_EQ(database_.reclaimer->Run(), 0u);
+  testing::system_call_hook = nullptr;
+  EXPECT_TRUE(database_.reclaimer->lacks_space());
+  EXPECT_GT(database_.reclaimer->dead_bytes(), 0u);
+  EXPECT_EQ(database_.Rows().size(), 1000u);
+  EXPECT_EQ(database_.reclaimer->Run(), 1u);
+  EXPECT_FALSE(database_.reclaimer->lacks_space());
+  EXPECT_EQ(database_.reclaimer->dead_bytes(), 0u);
+  EXPECT_EQ(database_.Rows().size(), 500u);
 }
 
 }  // namespace
