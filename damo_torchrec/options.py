@@ -76,6 +76,11 @@ class StoreOptions:
         keep_checkpoints: how many of the checkpoints that `checkpoint`, `save_model` and `close` make inside the store,
             where they are given no path, to keep: the newest ones, and the newest of `save_model`. The others are
             removed when there is a new one. None for all of them.
+        disk_budget: bytes, or a text like ``"200GiB"``, that the files in the store's directory may take: live rows and
+            their journal, checkpoints, and what crashes left behind; hard links count once. At 90 % of it a warning
+            says so. Once it is reached, what would make new rows raises OutOfSpaceError before anything has changed,
+            and so does a checkpoint, but that of `close`; reads, updates of rows that are there and deletions go on.
+            None for no limit.
         copy_restored: whether the files of a checkpoint elsewhere that the store goes back to are copied, even where
             hard links could share them. Those of another user, or that others may write, always are.
         progress: told how far operations of some seconds are (opening with a journal, restoring, closing, exporting):
@@ -94,6 +99,7 @@ class StoreOptions:
     instruction_set: str = "auto"
     keep_unclean: int = 1
     keep_checkpoints: int | None = 7
+    disk_budget: int | str | None = None
     copy_restored: bool = False
     progress: Progress | bool = True
     cache_bytes: int = 0
@@ -116,11 +122,19 @@ class StoreOptions:
             raise ValueError(f"max_skipped_in_a_row must be an int from 1 on, or None, got {limit!r}")
         if self.backend not in ("rocksdb", "memory"):
             raise ValueError(f"backend must be 'rocksdb' or 'memory', got {self.backend!r}")
+        if self.disk_budget is not None and not 1 <= parse_bytes(self.disk_budget) < 2**63:
+            raise ValueError(f"disk_budget must be in 1..{2**63 - 1} bytes or None, got {self.disk_budget!r}")
+        if self.disk_budget is not None and self.backend == "memory":
+            raise ValueError('backend="memory" keeps nothing on disk: it takes no disk_budget')
         if not isinstance(self.copy_restored, bool):
             raise TypeError(f"copy_restored must be a bool, got {self.copy_restored!r}")
         check_progress(self.progress)
         if not 0 <= self.cache_bytes <= _core.MOST_MEMORY_BUDGET:
             raise ValueError(f"cache_bytes must be in 0..{_core.MOST_MEMORY_BUDGET}, got {self.cache_bytes}")
+
+    def disk_limit(self) -> int:
+        """`disk_budget` in bytes; 0 for None."""
+        return 0 if self.disk_budget is None else parse_bytes(self.disk_budget)
 
     def threads(self) -> int:
         """The number of threads to use."""

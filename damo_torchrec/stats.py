@@ -110,6 +110,14 @@ class StoreStats:
         memory_bytes: memory that the cache, its index and RocksDB use now, and what forwards keep for their backwards.
         memory_budget: what they may use.
         disk_bytes: bytes of the live rows' files; checkpoints share them.
+        disk_used: bytes of all files in the store's directory, hard links once, when they were last looked at, which is
+            the more often the nearer they come to `StoreOptions.disk_budget`; 0 without one.
+        disk_budget: what they may take; None for no limit.
+        dead_bytes: about how many of `disk_bytes` are of rows that have expired and records of deletions that no delta
+            needs, when that was last looked at. Files of which a third is dead are compacted in the background.
+        reclaimed_records: rows, sightings of ids and records of deletions that have gone from the disk in this way.
+        reclaimed_bytes: theirs.
+        reclaim_lacks_space: whether the disk was too full the last time that some could have gone.
         bytes_written: bytes that RocksDB wrote, by flushes and compactions.
         rows_read: rows that RocksDB was asked for, whether it had them or not; each once in a batch.
         rows_written: changed rows that went to RocksDB.
@@ -120,6 +128,12 @@ class StoreStats:
     memory_bytes: int
     memory_budget: int
     disk_bytes: int
+    disk_used: int
+    disk_budget: int | None
+    dead_bytes: int
+    reclaimed_records: int
+    reclaimed_bytes: int
+    reclaim_lacks_space: bool
     bytes_written: int
     rows_read: int
     rows_written: int

@@ -10,8 +10,10 @@
 #include <cstring>
 #include <filesystem>
 #include <new>
+#include <set>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "base/status.h"
@@ -195,6 +197,26 @@ bool HasSpace(const std::string& path, uint64_t bytes) {
   }
   ::unlink(path.c_str());
   return fits;
+}
+
+uint64_t BytesOfFiles(const std::string& directory) {
+  std::set<std::pair<dev_t, ino_t>> shared;
+  uint64_t bytes = 0;
+  std::vector<std::string> directories = {directory};
+  while (!directories.empty()) {
+    std::error_code error;
+    std::filesystem::directory_iterator file(directories.back(), error);
+    directories.pop_back();
+    for (; !error && file != std::filesystem::directory_iterator(); file.increment(error)) {
+      struct stat status;
+      if (::lstat(file->path().c_str(), &status) != 0) continue;
+      if (S_ISDIR(status.st_mode)) directories.push_back(file->path().string());
+      if (!S_ISREG(status.st_mode)) continue;
+      if (status.st_nlink > 1 && !shared.emplace(status.st_dev, status.st_ino).second) continue;
+      bytes += static_cast<uint64_t>(status.st_size);
+    }
+  }
+  return bytes;
 }
 
 bool LinkFile(const std::string& from, const std::string& to) {

@@ -99,6 +99,10 @@ void CopyFile(const std::string& from, const std::string& to, uint64_t size);
 // Whether a file of `bytes` can be made at `path`; leaves none. REQUIRES: `path` does not exist.
 bool HasSpace(const std::string& path, uint64_t bytes);
 
+// What the regular files in a directory and those below it hold, those with several names there once. What cannot be
+// looked at, or is removed meanwhile, is nothing.
+uint64_t BytesOfFiles(const std::string& directory);
+
 // Makes `to` a second name of the file `from`. False if the file system cannot: another device, no hard links, too
 // many.
 bool LinkFile(const std::string& from, const std::string& to);

@@ -2,6 +2,7 @@
 // touched only by those that hold it. For other compilers the annotations are nothing.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <shared_mutex>
@@ -74,6 +75,14 @@ class CondVar {
     std::unique_lock lock(mutex->mutex_, std::adopt_lock);
     condition_.wait(lock, std::move(done));
     lock.release();
+  }
+  // The same, but gives up after so long; returns whether done() holds.
+  template <class F>
+  bool WaitFor(Mutex* mutex, std::chrono::nanoseconds most, F done) DAMO_REQUIRES(mutex) {
+    std::unique_lock lock(mutex->mutex_, std::adopt_lock);
+    const bool is_done = condition_.wait_for(lock, most, std::move(done));
+    lock.release();
+    return is_done;
   }
   void NotifyOne() { condition_.notify_one(); }
   void NotifyAll() { condition_.notify_all(); }

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <span>
 
+#include "engine/disk_budget.h"
 #include "storage/row_store.h"
 
 namespace damo {
@@ -17,13 +18,16 @@ namespace damo {
 // One call at a time.
 class Journal {
  public:
-  explicit Journal(RowStore* rows) : rows_(rows) {}
+  Journal(RowStore* rows, DiskBudget* disk) : rows_(rows), disk_(disk) {}
 
   // A checkpoint begins: returns the flag of the rows to Add, kChanged or, for a new journal, kDirty. From then on no
   // row is written until End.
   uint8_t Begin();
   // Throws kOutOfSpace or kIo.
-  void Add(std::span<const RowWrite> rows) { rows_->AddToJournal(rows); }
+  void Add(std::span<const RowWrite> rows) {
+    disk_->RequireRoom();
+    rows_->AddToJournal(rows);
+  }
   // Whether all rows of the flag were added, and are no longer kChanged.
   void End(bool complete);
 
@@ -36,6 +40,7 @@ class Journal {
   bool TooLarge() const;
 
   RowStore* const rows_;
+  DiskBudget* const disk_;
   // Dirty rows that are not kChanged are in it.
   bool whole_ = true;
   uint64_t first_bytes_ = 0;  // of its first checkpoint

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 
 namespace damo {
@@ -12,6 +13,9 @@ struct StoreOptions {
   std::string instruction_set = "auto";
   bool direct_io = false;
   bool read_only = false;
+  // For the files in `directory`, bytes; 0 for no limit.
+  uint64_t disk_budget = 0;
+  std::string directory = {};
   // For tests: a cache that never holds more than so many bytes of rows between operations; 0 for the budget's share.
   size_t cache_bytes = 0;
 };

@@ -16,7 +16,8 @@ Store::Store(std::unique_ptr<RowStore> store, const BudgetShares& shares, const 
       kernels_(SelectKernels(options.instruction_set)),
       process_(getpid()),
       store_(std::move(store)),
-      journal_(store_.get()),
+      disk_(options.disk_budget, options.directory, store_.get()),
+      journal_(store_.get(), &disk_),
       rows_({shares.cache, 0, options.cache_bytes}),
       threads_(options.num_threads, ThreadPool::Kind::kOpenMp),
       outputs_(std::make_shared<BufferPool>(shares.outputs)),
@@ -227,6 +228,12 @@ void Store::ReclaimTable(uint32_t number) {
   store_->ReclaimTable(number);
 }
 
+void Store::SetReclaimableDeletions(uint32_t number, uint64_t before) {
+  const Call call(this);
+  capture_.AwaitEnd();
+  store_->SetReclaimable(number, {{}, before});
+}
+
 void Store::RenameTable(uint16_t table, const std::string& name) {
   const Call call(this);
   TableAt(table).schema.name = name;
@@ -275,10 +282,29 @@ bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonF
   for (const GradientPart& part : parts) CheckTables(*part.lookup);
   room_.RaiseTrimError();
   RequireWritable("updated");
+  if (disk_.IsFull()) RequireRows(parts);
   if (!updater_.Update(parts, grad_scale, policy, clock)) return false;
   room_.Trim();
   write_back_.Wake();
   return true;
+}
+
+void Store::RequireRows(std::span<const Slot> slots) {
+  const auto absent = [&](Slot slot) DAMO_REQUIRES(store_mutex) { return RowFlags(cache_.Row(slot)) & kAbsent; };
+  if (std::any_of(slots.begin(), slots.end(), absent)) disk_.Refuse();
+}
+
+void Store::RequireRows(std::span<const GradientPart> parts) {
+  cache_.BeginOperation();
+  for (const GradientPart& part : parts) {
+    for (size_t f = 0; f < part.lookup->features.size(); ++f) {
+      finder_.InWindows(*part.lookup, f, [&](const Window& window) DAMO_REQUIRES(store_mutex) {
+        finder_.ResolveAll({&window.lookup, 1});
+        RequireRows(window.lookup->slots);
+        return true;
+      });
+    }
+  }
 }
 
 void Store::WeightGradient(Lookup* lookup, const float* grad, size_t stride, float* weight_grad) {
@@ -425,6 +451,11 @@ RowStoreStats Store::row_store_stats() {
 RowCounts Store::row_counts() {
   const Call call(this);
   return {loader_.rows_read(), write_back_.rows_written() + capture_.rows_written()};
+}
+
+void Store::RequireDisk() {
+  const Call call(this);
+  disk_.RequireRoom();
 }
 
 size_t Store::cache_memory_bytes() {

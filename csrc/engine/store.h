@@ -41,6 +41,7 @@
 #include "engine/cached_tables.h"
 #include "engine/capture.h"
 #include "engine/compute.h"
+#include "engine/disk_budget.h"
 #include "engine/journal.h"
 #include "engine/journal_loading.h"
 #include "engine/loading.h"
@@ -112,6 +113,9 @@ class Store {
   void DropTable(uint32_t number);
   // See RowStore. REQUIRES: DropTable.
   void ReclaimTable(uint32_t number);
+  // Has records of the table's deletions at steps below go. REQUIRES: nobody asks for them, nor does the checkpoint
+  // that is next, or is being written.
+  void SetReclaimableDeletions(uint32_t number, uint64_t before);
   // Another name, for messages.
   void RenameTable(uint16_t table, const std::string& name);
   // REQUIRES: the same kind of optimizer. Holds from the next Backward.
@@ -205,6 +209,9 @@ class Store {
   size_t cache_memory_bytes();
   // What calls have left for those to come: forwards for their backwards, and memory that will be used again.
   size_t work_memory_bytes();
+  // Of StoreOptions::disk_budget. The former throws kOutOfSpace if it is used up, as calls that make new rows do.
+  void RequireDisk();
+  uint64_t disk_used() const { return disk_.used(); }
   const char* instruction_set() const { return kernels_.name; }
 
  private:
@@ -230,6 +237,9 @@ class Store {
   // Throw kInvalidArgument for a table that was dropped.
   Table& TableAt(uint16_t table) DAMO_REQUIRES(store_mutex);
   void CheckTables(const Lookup& lookup) DAMO_REQUIRES(store_mutex);
+  // Throw kOutOfSpace if one of the slots, or of the ids, has no row.
+  void RequireRows(std::span<const Slot> slots) DAMO_REQUIRES(store_mutex);
+  void RequireRows(std::span<const GradientPart> parts) DAMO_REQUIRES(store_mutex);
   void EndCheckpoint(bool complete) DAMO_REQUIRES(store_mutex);
   void CheckMostRows(uint16_t table, std::span<const int64_t> ids);
   void RecordReplaced(uint16_t table, std::span<const Slot> slots) DAMO_REQUIRES(store_mutex);
@@ -245,6 +255,7 @@ class Store {
   Mutex calls_mutex_;    // taken before `store_mutex`: calls run one after the other
   std::atomic<bool> closed_ = false;  // written by one call
   const std::unique_ptr<RowStore> store_;
+  DiskBudget disk_;
   Journal journal_;
   CachedTables rows_;
   Tables& tables_ DAMO_GUARDED_BY(store_mutex) = rows_.tables;

@@ -164,6 +164,7 @@ void Store::SetRows(uint16_t table, std::span<const int64_t> ids, const float* w
     const size_t state_size = static_cast<size_t>(layout.state_size);
     cache_.BeginOperation();
     finder_.ResolveAll(lookup.all());
+    if (disk_.IsFull()) RequireRows(lookup->slots);
     if (TableAt(table).life != nullptr) RecordReplaced(table, lookup->slots);
     for (size_t i = 0; i < run.size(); ++i) {
       SetRow(lookup->slots[i], weights == nullptr ? nullptr : weights + (first + i) * dim,
@@ -264,6 +265,7 @@ void Store::AddRows(uint16_t table, std::span<const int64_t> ids, const float* w
   const Call call(this);
   capture_.AwaitEnd();
   RequireWritable("added");
+  disk_.RequireRoom();
   Table& t = TableAt(table);
   const RowLayout& layout = t.layout;
   const size_t size = layout.payload_size(), dim = static_cast<size_t>(layout.dim);

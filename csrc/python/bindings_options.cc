@@ -41,6 +41,8 @@ void RegisterOptions(py::module_& m) {
       .def_readwrite("instruction_set", &StoreOptions::instruction_set)
       .def_readwrite("direct_io", &StoreOptions::direct_io)
       .def_readwrite("read_only", &StoreOptions::read_only)
+      .def_readwrite("disk_budget", &StoreOptions::disk_budget)
+      .def_readwrite("directory", &StoreOptions::directory)
       .def_readwrite("cache_bytes", &StoreOptions::cache_bytes);
 
   m.attr("UPDATE_RULES") = py::tuple(py::cast(OptimizerNames()));

@@ -139,7 +139,11 @@ static void RegisterResults(py::module_& m) {
   py::class_<RowStoreStats>(m, "RowStoreStats")
       .def_readonly("disk_bytes", &RowStoreStats::disk_bytes)
       .def_readonly("memory_bytes", &RowStoreStats::memory_bytes)
-      .def_readonly("bytes_written", &RowStoreStats::bytes_written);
+      .def_readonly("bytes_written", &RowStoreStats::bytes_written)
+      .def_readonly("dead_bytes", &RowStoreStats::dead_bytes)
+      .def_readonly("reclaimed_records", &RowStoreStats::reclaimed_records)
+      .def_readonly("reclaimed_bytes", &RowStoreStats::reclaimed_bytes)
+      .def_readonly("reclaim_lacks_space", &RowStoreStats::reclaim_lacks_space);
   py::class_<RowCounts>(m, "RowCounts")
       .def_readonly("read", &RowCounts::read)
       .def_readonly("written", &RowCounts::written);
@@ -200,6 +204,8 @@ void RegisterStore(py::module_& m) {
       .def("preview_life", &Store::PreviewLife, py::arg("table"), py::arg("options"), ReleaseGil())
       .def("drop_table", &Store::DropTable, py::arg("number"), ReleaseGil())
       .def("reclaim_table", &Store::ReclaimTable, py::arg("number"), ReleaseGil())
+      .def("set_reclaimable_deletions", &Store::SetReclaimableDeletions, py::arg("number"), py::arg("before"),
+           ReleaseGil())
       .def("rename_table", &Store::RenameTable, ReleaseGil())
       .def("set_optimizer", &Store::SetOptimizer, ReleaseGil())
       .def("iter", &Store::iter, ReleaseGil())
@@ -296,6 +302,8 @@ void RegisterStore(py::module_& m) {
       .def("row_counts", &Store::row_counts, ReleaseGil())
       .def("cache_memory_bytes", &Store::cache_memory_bytes, ReleaseGil())
       .def("work_memory_bytes", &Store::work_memory_bytes, ReleaseGil())
+      .def("require_disk", &Store::RequireDisk, ReleaseGil())
+      .def_property_readonly("disk_used", &Store::disk_used)
       .def_property_readonly("instruction_set", &Store::instruction_set);
 }
 

@@ -15,6 +15,8 @@
 
 #include "row/record.h"
 
+#include "row/ladder.h"
+
 namespace damo {
 
 // One change of one row. `payload == nullptr` deletes the row and, if that is `recorded`, keeps `step` as the step of
@@ -68,10 +70,20 @@ class RowStoreSnapshot {
   virtual std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size, uint64_t since = 0) const = 0;
 };
 
+// What of a table nobody asks for any more: it may go from the disk.
+struct Reclaimable {
+  Ladder ladder;                  // rows, and sightings of ids, that are dead by it
+  uint64_t deletions_before = 0;  // records of deletions at steps below
+};
+
 struct RowStoreStats {
-  uint64_t disk_bytes = 0;     // bytes of the files that hold rows, the journal's among them
-  uint64_t memory_bytes = 0;   // block cache, memtables, table readers
-  uint64_t bytes_written = 0;  // by flushes and compactions, and to the journal, since the store was opened
+  uint64_t disk_bytes = 0;           // bytes of the files that hold rows, the journal's among them
+  uint64_t memory_bytes = 0;         // block cache, memtables, table readers
+  uint64_t bytes_written = 0;        // by flushes and compactions, and to the journal, since the store was opened
+  uint64_t dead_bytes = 0;           // of what is reclaimable and still there, about, when it was last looked at
+  uint64_t reclaimed_records = 0;    // rows, sightings and deletion records that have gone since the store was opened
+  uint64_t reclaimed_bytes = 0;      // theirs
+  bool reclaim_lacks_space = false;  // the disk was too full, the last time that anything could have gone
 };
 
 struct JournalSize {
@@ -105,6 +117,12 @@ class RowStore {
   // Gives back what a deleted table takes on disk, as far as snapshots let it: until then that is for compactions to
   // come. Takes as long as reading the table does. Throws kOutOfSpace or kIo.
   virtual void ReclaimTable(uint32_t /*table*/) {}
+
+  // Says what is Reclaimable, besides what earlier calls said. Readers take no notice: to them it is not there, whether
+  // its bytes are or not. A snapshot reads all that was not reclaimable when it was taken. Cheap, and does not throw:
+  // without memory the call is as if it had not been made. REQUIRES: no checkpoint is being made that was begun before
+  // it became so.
+  virtual void SetReclaimable(uint32_t /*table*/, const Reclaimable& /*reclaimable*/) noexcept {}
 
   virtual std::unique_ptr<RowStoreSnapshot> TakeSnapshot(std::span<const uint32_t> tables) = 0;
   std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size) {

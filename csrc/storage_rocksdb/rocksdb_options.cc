@@ -17,6 +17,7 @@
 
 #include "base/thread_pool.h"
 #include "storage_rocksdb/rocksdb_changes.h"
+#include "storage_rocksdb/rocksdb_dead_records.h"
 #include "storage_rocksdb/rocksdb_file_system.h"
 
 namespace damo {
@@ -130,6 +131,7 @@ rocksdb::Options MakeOptions(const RocksDbOptions& options) {
 
   if (options.read_only) o.merge_operator = std::make_shared<NoMerges>();
   o.table_properties_collector_factories.push_back(StepsCollectorFactory());
+  o.table_properties_collector_factories.push_back(SampleCollectorFactory());
 
   o.compression = rocksdb::kNoCompression;  // floats do not compress
   o.compaction_style = rocksdb::kCompactionStyleLevel;
@@ -139,6 +141,7 @@ rocksdb::Options MakeOptions(const RocksDbOptions& options) {
   o.max_bytes_for_level_base = 8 * o.write_buffer_size;
   o.target_file_size_base = std::clamp(4 * o.write_buffer_size, 8 * kMiB, 64 * kMiB);
   o.target_file_size_multiplier = 2;
+  o.periodic_compaction_seconds = 0;  // with a compaction filter it would be a month: a RocksDbReclaimer knows better
   // Writes slow down while compactions fall behind, but never wait for one: it may itself be waiting for space.
   o.level0_stop_writes_trigger = std::numeric_limits<int>::max();
   o.hard_pending_compaction_bytes_limit = 0;

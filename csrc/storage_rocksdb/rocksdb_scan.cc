@@ -22,7 +22,8 @@ namespace {
 
 class HeldSnapshot {
  public:
-  explicit HeldSnapshot(std::shared_ptr<rocksdb::DB> db) : db_(std::move(db)), snapshot_(db_->GetSnapshot()) {}
+  HeldSnapshot(std::shared_ptr<rocksdb::DB> db, std::shared_ptr<const void> hold)
+      : hold_(std::move(hold)), db_(std::move(db)), snapshot_(db_->GetSnapshot()) {}
   ~HeldSnapshot() { db_->ReleaseSnapshot(snapshot_); }
   HeldSnapshot(const HeldSnapshot&) = delete;
   HeldSnapshot& operator=(const HeldSnapshot&) = delete;
@@ -31,6 +32,7 @@ class HeldSnapshot {
   const rocksdb::Snapshot* get() const { return snapshot_; }
 
  private:
+  const std::shared_ptr<const void> hold_;
   const std::shared_ptr<rocksdb::DB> db_;
   const rocksdb::Snapshot* const snapshot_;
 };
@@ -95,8 +97,8 @@ class RocksDbIterator : public RowIterator {
 
 class RocksDbSnapshot : public RowStoreSnapshot {
  public:
-  RocksDbSnapshot(std::shared_ptr<rocksdb::DB> db, size_t readahead)
-      : snapshot_(std::make_shared<const HeldSnapshot>(std::move(db))), readahead_(readahead) {}
+  RocksDbSnapshot(std::shared_ptr<rocksdb::DB> db, std::shared_ptr<const void> hold, size_t readahead)
+      : snapshot_(std::make_shared<const HeldSnapshot>(std::move(db), std::move(hold))), readahead_(readahead) {}
 
   std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size, uint64_t since) const override {
     return std::make_unique<RocksDbIterator>(snapshot_, table, payload_size, since, readahead_);
@@ -109,8 +111,9 @@ class RocksDbSnapshot : public RowStoreSnapshot {
 
 }  // namespace
 
-std::unique_ptr<RowStoreSnapshot> TakeRocksDbSnapshot(std::shared_ptr<rocksdb::DB> db, size_t readahead) {
-  return std::make_unique<RocksDbSnapshot>(std::move(db), readahead);
+std::unique_ptr<RowStoreSnapshot> TakeRocksDbSnapshot(std::shared_ptr<rocksdb::DB> db, std::shared_ptr<const void> hold,
+                                                      size_t readahead) {
+  return std::make_unique<RocksDbSnapshot>(std::move(db), std::move(hold), readahead);
 }
 
 }  // namespace damo

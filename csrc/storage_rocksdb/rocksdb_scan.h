@@ -12,7 +12,9 @@ class DB;
 
 namespace damo {
 
-// Its iterators read `readahead` bytes ahead, past the block cache. Until they and it are gone, the files stay open.
-std::unique_ptr<RowStoreSnapshot> TakeRocksDbSnapshot(std::shared_ptr<rocksdb::DB> db, size_t readahead);
+// `hold` lives as long as the snapshot or an iterator does. Its iterators read `readahead` bytes ahead, past the block
+// cache. Until they and it are gone, the files stay open.
+std::unique_ptr<RowStoreSnapshot> TakeRocksDbSnapshot(std::shared_ptr<rocksdb::DB> db, std::shared_ptr<const void> hold,
+                                                      size_t readahead);
 
 }  // namespace damo

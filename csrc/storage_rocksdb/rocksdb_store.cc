@@ -18,6 +18,7 @@
 #include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -29,9 +30,12 @@
 #include "row/record.h"
 #include "storage_rocksdb/rocksdb_async_reads.h"
 #include "storage_rocksdb/rocksdb_checkpoint.h"
+#include "storage_rocksdb/rocksdb_compaction_filter.h"
 #include "storage_rocksdb/rocksdb_journal.h"
 #include "storage_rocksdb/rocksdb_log_format.h"
 #include "storage_rocksdb/rocksdb_options.h"
+#include "storage_rocksdb/rocksdb_reclaimable.h"
+#include "storage_rocksdb/rocksdb_reclaimer.h"
 #include "storage_rocksdb/rocksdb_scan.h"
 #include "storage_rocksdb/rocksdb_status.h"
 
@@ -99,11 +103,20 @@ class Listener : public rocksdb::EventListener {
   rocksdb::Status error_ DAMO_GUARDED_BY(mutex_);
 };
 
+// What its compactions and snapshots share with a store, which they may outlive.
+struct Reclaiming {
+  std::shared_ptr<ReclaimableRecords> reclaimable = std::make_shared<ReclaimableRecords>();
+  std::shared_ptr<ReclaimedCounts> counts = std::make_shared<ReclaimedCounts>();
+};
+
 class RocksDbStore : public RowStore {
  public:
-  RocksDbStore(std::shared_ptr<rocksdb::DB> db, std::shared_ptr<Listener> listener, const RocksDbOptions& options)
+  RocksDbStore(std::shared_ptr<rocksdb::DB> db, std::shared_ptr<Listener> listener, Reclaiming reclaiming,
+               const RocksDbOptions& options)
       : db_(std::move(db)),
         listener_(std::move(listener)),
+        reclaiming_(std::move(reclaiming)),
+        reclaimer_(db_.get(), reclaiming_.reclaimable),
         journal_(options.path),
         readahead_(ReadaheadBytes(options.memory_bytes)),
         overlaps_reads_(options.direct_io && HasAsyncReads()),
@@ -175,11 +188,20 @@ class RocksDbStore : public RowStore {
     }
   }
 
+  void SetReclaimable(uint32_t table, const Reclaimable& reclaimable) noexcept override {
+    try {
+      reclaiming_.reclaimable->Add(table, reclaimable);
+    } catch (const std::bad_alloc&) {
+      return;
+    }
+    reclaimer_.Wake();
+  }
+
   bool OverlapsReads() const override { return overlaps_reads_; }
 
   std::unique_ptr<RowStoreSnapshot> TakeSnapshot(std::span<const uint32_t> tables) override {
     for (const uint32_t table : tables) CheckTableNumber(table);
-    return TakeRocksDbSnapshot(db_, readahead_);
+    return TakeRocksDbSnapshot(db_, reclaiming_.reclaimable->Hold(), readahead_);
   }
 
   bool Checkpoint(const std::string& path, bool link) override {
@@ -208,13 +230,19 @@ class RocksDbStore : public RowStore {
     stats.disk_bytes = IntProperty(rocksdb::DB::Properties::kLiveSstFilesSize) + journal_.bytes();
     stats.memory_bytes = IntProperty(rocksdb::DB::Properties::kBlockCacheUsage);
     stats.bytes_written = listener_->bytes_written() + journal_.bytes_written();
+    stats.dead_bytes = reclaimer_.dead_bytes();
+    stats.reclaimed_records = reclaiming_.counts->records;
+    stats.reclaimed_bytes = reclaiming_.counts->bytes;
+    stats.reclaim_lacks_space = reclaimer_.lacks_space();
     return stats;
   }
 
   void Close() override {
     if (db_ == nullptr) return;
     journal_.Clear();
+    reclaimer_.RequestStop();
     rocksdb::CancelAllBackgroundWork(db_.get(), /*wait=*/true);
+    reclaimer_.Stop();
     db_.reset();
   }
 
@@ -309,6 +337,8 @@ class RocksDbStore : public RowStore {
 
   std::shared_ptr<rocksdb::DB> db_;  // shared with iterators
   const std::shared_ptr<Listener> listener_;
+  const Reclaiming reclaiming_;
+  RocksDbReclaimer reclaimer_;
   RocksDbJournal journal_;
   const size_t readahead_;
   const bool overlaps_reads_;
@@ -332,6 +362,8 @@ std::unique_ptr<RowStore> OpenRocksDbStore(const RocksDbOptions& options) {
   auto listener = std::make_shared<Listener>();
   rocksdb::Options db_options = MakeOptions(options);
   db_options.listeners.push_back(listener);
+  Reclaiming reclaiming;
+  db_options.compaction_filter_factory = ReclaimingFilterFactory(reclaiming.reclaimable, reclaiming.counts);
 #if ROCKSDB_MAJOR >= 11
   std::unique_ptr<rocksdb::DB> db;
 #else
@@ -353,7 +385,7 @@ std::unique_ptr<RowStore> OpenRocksDbStore(const RocksDbOptions& options) {
     throw Error(ErrorCode::kCorruption, options.path + ": the number of the last change is " + std::to_string(latest) +
                                             ", expected at most " + std::to_string(rocksdb_log::kMostSequence));
   }
-  return std::make_unique<RocksDbStore>(shared, std::move(listener), options);
+  return std::make_unique<RocksDbStore>(shared, std::move(listener), std::move(reclaiming), options);
 }
 
 }  // namespace damo

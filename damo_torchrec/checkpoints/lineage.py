@@ -145,6 +145,13 @@ class Lineage:
         ids = self.ids()
         return ids[ids.index(state.id) :]
 
+    def least_iter(self, table: str) -> int:
+        """The fewest updates that a table had had in one of these states; 0 if none has it.
+
+        In those before the table was made it had no rows: nothing of it is to be deleted by a delta since then.
+        """
+        return min((state.iters[table] for state in self._states if table in state.iters), default=0)
+
     def dump(self, checkpoint: str) -> bytes:
         """What `read` reads beside the checkpoint of that id, which may be of the last state."""
         return json.dumps([_body(state) for state in self._states if state.id != checkpoint]).encode()

@@ -288,6 +288,16 @@ class Catalog:
         table.edited_after = OpenTable.edited_after
         self.open[table.name] = table
 
+    def let_deletions_go(self, engine: _core.Store) -> None:
+        """Has records of deletions go that are older than all states which a delta can begin from.
+
+        To be called before a checkpoint: its lineage has these states, and its rows have to have the records since.
+        """
+        for name in self.names():
+            number = self.open[name].number if name in self.open else self.manifest.tables[name].number
+            if before := self.lineage.least_iter(name):
+                engine.set_reclaimable_deletions(number, before)
+
     def open_without_rows(self, table: OpenTable, engine: _core.Store) -> int:
         """Opens another table like `table` in the engine, which never has a row; returns its index."""
         schema = self._engine_schema(table)

@@ -88,6 +88,7 @@ class CheckpointWriter:
         made: list[Manifest] = []
         linked = False
         began = time.monotonic()
+        self._catalog.let_deletions_go(engine)
 
         def fill(staged: Path) -> None:
             nonlocal linked
@@ -118,6 +119,7 @@ class CheckpointWriter:
         began = time.monotonic()
         taken = threading.Lock()  # by the thread that writes it, or by what gives it up before
         try:
+            self._catalog.let_deletions_go(engine)
             states = engine.begin_checkpoint()
             manifest = self._catalog.new_manifest(self._next_sequence(new), states)
             contents = self._beside_rows(manifest, states, new)

@@ -34,6 +34,7 @@ from damo_torchrec.store.catalog import Catalog, empty_manifest
 from damo_torchrec.store.checkpoint_writer import CheckpointOptions, CheckpointWriter, NewCheckpoint
 from damo_torchrec.store.continued_rows import ContinuedRows
 from damo_torchrec.store.dense_part import DensePart
+from damo_torchrec.store.disk_limit import DiskLimit
 from damo_torchrec.store.flushing import flush
 from damo_torchrec.store.hyperparameters import Hyperparameters
 from damo_torchrec.store.life_log import LifeLog
@@ -112,6 +113,7 @@ class Session:
         self.reading_copy: ReadingCopy | None = None
         self.checkpoint_in_use: InUse | None = None
         self._life_log = LifeLog(path)
+        self._disk_limit = DiskLimit(path, 0 if read_only else options.disk_limit())
         self._writer = CheckpointWriter(path, self.catalog, Retention(options.keep_checkpoints))
 
     # ------------------------------------------------------------------ the engine
@@ -149,6 +151,8 @@ class Session:
         options.instruction_set = self.options.instruction_set
         options.cache_bytes = self.options.cache_bytes
         options.read_only = read_only
+        options.disk_budget = 0 if read_only else self.options.disk_limit()
+        options.directory = str(self.path)
         return options
 
     def start(
@@ -241,6 +245,7 @@ class Session:
         """The same of an update. Warns if it is the first of rows that this run has not asked for."""
         if not self.read_only:
             self.continued_rows.note_update()
+        self._disk_limit.tell(self.engine)
         self.note_change()
 
     def _watch_lives(self, *, anew: bool = False) -> None:
@@ -305,6 +310,7 @@ class Session:
     def changing(self, table: OpenTable) -> Iterator[_core.Store]:
         """Takes the mutex for a change of a table's rows by their ids, and notes that there is one."""
         with self.waiting_call("change"):
+            self._disk_limit.tell(self.engine)
             self.note_change()
             table.edited_after = self.catalog.manifest.sequence
             yield self.engine
@@ -337,6 +343,7 @@ class Session:
         Where there is no `path` the store itself is its keeper.
         """
         with self.alone("checkpoint"):
+            self.engine.require_disk()
             return self._checkpoint(path, options)
 
     def _checkpoint(self, path: str | os.PathLike[str] | None, options: CheckpointOptions) -> Path:
@@ -351,6 +358,7 @@ class Session:
     ) -> Future[Path]:
         """As `checkpoint`, by a thread of its own; what ``options.files`` gives is taken now."""
         with self.alone("checkpoint"):
+            self.engine.require_disk()
             new = self._new_checkpoint(path, options)
             self.tell_lives()
             if not self.changed or new.path.parent != self.catalog.checkpoints.where:

@@ -96,7 +96,8 @@ class WriteBackTest : public ::testing::Test {
 
   std::function<void()> before_write_ = [] {};
   WriteLog rows_{[this] { before_write_(); }};
-  Journal journal_{&rows_};
+  DiskBudget disk_{0, "", &rows_};
+  Journal journal_{&rows_, &disk_};
   CachedTables cached_{{4000 * kSegment, kSegment, 0}};
   RowCache& cache_ = cached_.cache;
   Tables& tables_ = cached_.tables;
