@@ -2,12 +2,14 @@
 #include <pybind11/stl.h>
 
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 
 #include "engine/table.h"
+#include "life/life_recount.h"
 #include "python/bindings.h"
 #include "row/key.h"
 #include "storage_rocksdb/rocksdb_exit.h"
@@ -19,6 +21,15 @@ namespace damo {
 namespace {
 
 py::bytes KeyBytes(const Key& key) { return py::bytes(key.view()); }
+
+// Rows of tables without a life live.
+RecordReader::Lives LivesOf(std::map<uint32_t, std::shared_ptr<LifeRecount>> lives) {
+  if (lives.empty()) return nullptr;
+  return [lives = std::move(lives)](uint32_t table, int64_t id, RowHeader header, bool sighting) {
+    const auto found = lives.find(table);
+    return found == lives.end() || found->second->Count(header, id, sighting);
+  };
+}
 
 void RegisterKeys(py::module_& m) {
   m.attr("KEY_BYTES") = kKeySize;
@@ -49,7 +60,16 @@ void RegisterSalvage(py::module_& m) {
       .def_readonly("reason", &MalformedRecords::reason);
   py::class_<RecordTally>(m, "RecordTally")
       .def_readonly("records", &RecordTally::records)
+      .def_readonly("dead", &RecordTally::dead)
+      .def_readonly("sightings", &RecordTally::sightings)
       .def_readonly("last_step", &RecordTally::last_step);
+
+  py::class_<LifeRecount, std::shared_ptr<LifeRecount>>(m, "LifeRecount")
+      .def(py::init([](std::string_view bytes, uint32_t iter) { return std::make_shared<LifeRecount>(bytes, iter); }),
+           py::arg("bytes"), py::arg("iter"))
+      .def_property_readonly("rows", &LifeRecount::rows)
+      .def_property_readonly("rows_before", &LifeRecount::rows_before)
+      .def_property_readonly("bytes", [](const LifeRecount& recount) { return py::bytes(recount.Serialize()); });
 
   py::class_<RecordWriter, Held<RecordWriter>>(m, "RecordWriter")
       .def(py::init([](const std::string& scratch) {
@@ -60,12 +80,14 @@ void RegisterSalvage(py::module_& m) {
            py::arg("scratch"))
       .def("finish", &RecordWriter::Finish, py::arg("path"), ReleaseGil());
   py::class_<RecordReader, Held<RecordReader>>(m, "RecordReader")
-      .def(py::init([](const std::string& path, std::map<uint32_t, size_t> payload_sizes) {
+      .def(py::init([](const std::string& path, std::map<uint32_t, size_t> payload_sizes,
+                       std::map<uint32_t, std::shared_ptr<LifeRecount>> lives) {
              const WithoutGil unlocked;
              LeaveForkedChildrenAtExit();
-             return Held<RecordReader>(new RecordReader(path, std::move(payload_sizes)));
+             return Held<RecordReader>(new RecordReader(path, std::move(payload_sizes), LivesOf(std::move(lives))));
            }),
-           py::arg("path"), py::arg("payload_sizes"))
+           py::arg("path"), py::arg("payload_sizes"),
+           py::arg("lives") = std::map<uint32_t, std::shared_ptr<LifeRecount>>())
       .def(
           "seek", [](RecordReader& r, std::string_view key) { return r.Seek(KeyOfBytes(key)); }, ReleaseGil())
       .def("read", &RecordReader::Read, py::arg("n"), py::arg("writer"), ReleaseGil())

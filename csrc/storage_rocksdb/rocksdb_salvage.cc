@@ -144,8 +144,11 @@ void RecordWriter::Finish(const std::string& path) {
 
 // ---------------------------------------------------------------- reading
 
-RecordReader::RecordReader(const std::string& path, std::map<uint32_t, size_t> payload_sizes)
-    : path_(path), payload_sizes_(std::move(payload_sizes)), db_(OpenReadOnly(ReaderOptions(path), path)) {
+RecordReader::RecordReader(const std::string& path, std::map<uint32_t, size_t> payload_sizes, Lives lives)
+    : path_(path),
+      payload_sizes_(std::move(payload_sizes)),
+      lives_(std::move(lives)),
+      db_(OpenReadOnly(ReaderOptions(path), path)) {
   Restart();
 }
 
@@ -200,11 +203,14 @@ bool RecordReader::Accept(std::string_view key, std::string_view value) {
     const char* payload = RowPayload(value, payload_size, table, DecodeId(key));
     if (!is_row && IsSighting(value)) throw Error(ErrorCode::kCorruption, "sightings in place of a deletion record");
     RecordTally& tally = tallies_[number];
-    if (is_row && IsSighting(value)) {
-      ++tally.sightings;
-    } else {
+    if (!is_row) {
       ++tally.records;
-      if (is_row) tally.last_step = std::max(tally.last_step, PayloadHeader(payload, payload_size).last_step);
+    } else {
+      const bool sighting = IsSighting(value);
+      const RowHeader header = PayloadHeader(payload, sighting ? sizeof(RowHeader) : payload_size);
+      const bool lives = !lives_ || lives_(number, DecodeId(key), header, sighting);
+      ++(sighting ? tally.sightings : lives ? tally.records : tally.dead);
+      if (!sighting) tally.last_step = std::max(tally.last_step, header.last_step);
     }
     in_malformed_ = false;
     return true;

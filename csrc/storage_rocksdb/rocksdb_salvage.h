@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "row/key.h"
+#include "row/row_header.h"
 
 namespace rocksdb {
 class DB;
@@ -74,6 +76,7 @@ struct MalformedRecords {
 // What was read of a table's rows, or of its deletion records.
 struct RecordTally {
   uint64_t records = 0;
+  uint64_t dead = 0;       // rows that somebody has told apart, beside those
   uint64_t sightings = 0;  // of ids without a row, beside those
   uint32_t last_step = 0;  // the largest of any row
 };
@@ -82,8 +85,11 @@ struct RecordTally {
 // may cover are out of reach, so that no older one is taken for the newest. Not thread-safe.
 class RecordReader {
  public:
+  // Whether a row of this table, or the sightings of an id that has none, live.
+  using Lives = std::function<bool(uint32_t table, int64_t id, RowHeader header, bool sighting)>;
+
   // `payload_sizes`: of the rows of each table, by number. Throws kCorruption or kIo.
-  RecordReader(const std::string& path, std::map<uint32_t, size_t> payload_sizes);
+  RecordReader(const std::string& path, std::map<uint32_t, size_t> payload_sizes, Lives lives = nullptr);
   ~RecordReader();
   RecordReader(const RecordReader&) = delete;
   RecordReader& operator=(const RecordReader&) = delete;
@@ -111,6 +117,7 @@ class RecordReader {
 
   const std::string path_;
   const std::map<uint32_t, size_t> payload_sizes_;
+  const Lives lives_;
   std::map<uint32_t, RecordTally> tallies_;
   std::vector<MalformedRecords> malformed_;
   std::unique_ptr<rocksdb::DB> db_;

@@ -1,6 +1,7 @@
 """How many rows the tables of a checkpoint have, counted: what a manifest of somebody else says may be wrong."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def with_possible_counts(manifest: Manifest, checkpoint: Path) -> Manifest:
     wrong = manifest.impossible_counts()
     if not wrong:
         return manifest
-    counts = count_rows(checkpoint / ROWS, manifest)
+    counts = count_rows(checkpoint / ROWS, manifest, manifest.read_lives(checkpoint))
     tables = {name: replace(table, rows=counts[name]) for name, table in manifest.tables.items()}
     for name in wrong:
         _log.warning(
@@ -60,7 +61,9 @@ def check_numbers(rows: Path, manifest: Manifest, *, journal: bool) -> None:
                 )
             begin = number + 1
     for number, (name, count) in known.items() if journal else ():
-        if _has_records(reader, number, number, deletions=False) != (count > 0):
+        there = _has_records(reader, number, number, deletions=False)
+        may_be_dead = manifest.tables[name].life is not None
+        if there != (count > 0) and not (there and may_be_dead):
             raise CorruptionError(
                 f"{MANIFEST_FILE} says that table {shown(name)} has {count} rows, but {rows} says other"
             )
@@ -75,9 +78,9 @@ def _has_records(reader: _core.RecordReader, first: int, last: int, deletions: b
     return (deletions and last == NEVER_GIVEN) or reader.last_key <= _core.last_key(last, deletions)
 
 
-def count_rows(rows: Path, manifest: Manifest) -> dict[str, int]:
-    """Rows by table, read from end to end. Raises CorruptionError if that cannot be done."""
-    reader = _core.RecordReader(str(rows), _payload_sizes(manifest))
+def count_rows(rows: Path, manifest: Manifest, lives: Mapping[str, bytes]) -> dict[str, int]:
+    """Rows that live, by table, read from end to end. Raises CorruptionError if that cannot be done."""
+    reader = _core.RecordReader(str(rows), _payload_sizes(manifest), recounts_of(manifest, lives))
     reader.seek(bytes(_core.KEY_BYTES))
     while not reader.error and reader.read(_RECORDS_AT_A_TIME, None) > 0:
         pass
@@ -88,6 +91,16 @@ def count_rows(rows: Path, manifest: Manifest) -> dict[str, int]:
     return {
         name: tallies[table.number].records if table.number in tallies else 0 for name, table in manifest.tables.items()
     }
+
+
+def recounts_of(manifest: Manifest, lives: Mapping[str, bytes]) -> dict[int, _core.LifeRecount]:
+    """What tells rows that live from those that do not, and counts them, by table number.
+
+    Raises:
+        CorruptionError: one of `lives` is none.
+    """
+    tables = {name: manifest.tables[name] for name in lives}
+    return {table.number: _core.LifeRecount(lives[name], table.iter) for name, table in tables.items()}
 
 
 def _payload_sizes(manifest: Manifest) -> dict[int, int]:

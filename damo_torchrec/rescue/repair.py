@@ -21,10 +21,12 @@ from damo_torchrec.checkpoints.layout import (
     ORIGIN_FILE,
     ROWS,
     holds_rows,
+    life_file,
 )
 from damo_torchrec.checkpoints.listing import checkpoints_at, checkpoints_of, is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest, new_id
 from damo_torchrec.checkpoints.origin import Origin
+from damo_torchrec.checkpoints.row_counts import recounts_of
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.checkpoints.table_entry import TableEntry
 from damo_torchrec.errors import CorruptionError
@@ -127,9 +129,15 @@ class _Job:
         """Makes the new directory `staged` the repaired checkpoint."""
         scratch = staged / "scratch"
         scratch.mkdir()
-        tallies = self._save_rows(staged / ROWS, scratch)
+        lives = self._lives()
+        recounts = recounts_of(self.manifest, lives)
+        tallies = self._save_rows(staged / ROWS, scratch, recounts)
         shutil.rmtree(scratch)
         tables = {name: self._saved(table, tallies) for name, table in self.manifest.tables.items()}
+        for name in tables.keys() - lives.keys():
+            tables[name] = replace(tables[name], life=None)
+        for number, recount in recounts.items():
+            write_file(staged / life_file(number), recount.bytes)
         self.rows = {name: table.rows for name, table in tables.items()}
         self._find_uncounted(tables)
         step = self.manifest.step if self.has_manifest else max((table.iter for table in tables.values()), default=0)
@@ -138,14 +146,39 @@ class _Job:
         self._save_origin(staged)
         repaired.with_files(staged).write(staged)
 
-    def _save_rows(self, target: Path, scratch: Path) -> dict[int, _core.RecordTally]:
+    def _lives(self) -> dict[str, bytes]:
+        """What is known of the lives of rows: the checkpoint's own, or that of the newest one before it that has it."""
+        lives = {}
+        for name, table in self.manifest.tables.items():
+            if table.life is None:
+                continue
+            file = life_file(table.number)
+            try:
+                if not self.has_manifest:
+                    raise CorruptionError("no manifest has its checksum")
+                lives[name] = self.manifest.read_file(self._source, file)
+                _core.LifeRecount(lives[name], table.iter)
+            except CorruptionError as error:
+                lives.pop(name, None)
+                sibling, life = _life_elsewhere(self._source, name, table, self.manifest.sequence)
+                found = f"{error}. Rows that had gone may be there again"
+                if sibling is not None:
+                    lives[name] = life
+                    self._find(file, "which rows are dead", f"{found}, unless they had gone by {sibling} already")
+                else:
+                    self._find(file, "which rows are dead", f"{found}, and they live for ever until options say other")
+        return lives
+
+    def _save_rows(
+        self, target: Path, scratch: Path, recounts: dict[int, _core.LifeRecount]
+    ) -> dict[int, _core.RecordTally]:
         rows, tables = self._source / ROWS, self.manifest.tables
         if rows.is_symlink():
             raise CorruptionError(f"{rows} is a symbolic link, expected a directory of rows")
         files = self.manifest.files.items()
         sizes = {Path(name).name: file.size for name, file in files if holds_rows(name)}
         reader, lost_files = open_rows(
-            rows, sizes if self.has_manifest else None, payload_sizes(tables), scratch / "rebuilt"
+            rows, sizes if self.has_manifest else None, payload_sizes(tables), scratch / "rebuilt", recounts
         )
         for lost in lost_files:
             self._lose(lost.first, lost.end, lost.path, lost.reason, lost.may_be_older)
@@ -228,6 +261,25 @@ def _newest(path: Path) -> Path:
         for error in damaged.values():
             raise CorruptionError(f"{error}. It may be the newest checkpoint: name the one to repair") from error
     return candidates[-1]
+
+
+def _life_elsewhere(source: Path, name: str, table: TableEntry, sequence: int) -> tuple[Path | None, bytes]:
+    """What the newest checkpoint beside `source` that is older, and has it, knows of the life of a table's rows."""
+    found: tuple[Path | None, bytes] = None, b""
+    newest = -1
+    for path in checkpoints_at(source.parent) if source.parent.name == CHECKPOINTS else []:
+        try:
+            manifest = Manifest.read(path)
+            other = manifest.tables.get(name)
+            if path == source or other is None or other.life is None or other.number != table.number:
+                continue
+            life = manifest.read_file(path, life_file(table.number))
+            _core.LifeRecount(life, table.iter)
+        except CorruptionError:
+            continue
+        if newest < manifest.sequence <= sequence and other.iter <= table.iter:
+            newest, found = manifest.sequence, (path, life)
+    return found
 
 
 def _borrowed_manifest(source: Path, schemas: Path | None, error: CorruptionError) -> Manifest:

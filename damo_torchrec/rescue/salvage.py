@@ -33,7 +33,11 @@ class LostFile:
 
 
 def open_rows(
-    rows: Path, sizes: Mapping[str, int] | None, payload_sizes: Mapping[int, int], scratch: Path
+    rows: Path,
+    sizes: Mapping[str, int] | None,
+    payload_sizes: Mapping[int, int],
+    scratch: Path,
+    recounts: Mapping[int, _core.LifeRecount],
 ) -> tuple[_core.RecordReader | None, list[LostFile]]:
     """Opens what can be opened of the rows in `rows`: all of them, or those of the table files that are left.
 
@@ -42,6 +46,7 @@ def open_rows(
         sizes: in bytes, of the table files and logs that there should be, by name. None: not known.
         payload_sizes: by table number.
         scratch: a new directory, for a database of the table files that are left.
+        recounts: what counts the rows that live, by table number.
 
     Returns: None for a reader if there are no records; and the files that are lost.
     """
@@ -60,7 +65,7 @@ def open_rows(
     refused, refusal = None, ""
     if listed is not None and not lost:
         try:
-            return _core.RecordReader(str(rows), dict(payload_sizes)), []
+            return _core.RecordReader(str(rows), dict(payload_sizes), dict(recounts)), []
         except DamoError as error:
             refused, refusal = named_table_file(rows, str(error)), str(error)
     if sizes is None and listed is None:
@@ -75,7 +80,7 @@ def open_rows(
             if reason is None and rows / name == refused:  # its blocks are sound, but not those that it should have
                 lost.append(LostFile(rows, f"{refusal}. So others may be of another checkpoint, too"))
             lost.append(_lost_file(rows / name, reason or refusal or "RocksDB leaves it out", listed, kept))
-    return (_core.RecordReader(str(scratch), dict(payload_sizes)) if kept else None), lost
+    return (_core.RecordReader(str(scratch), dict(payload_sizes), dict(recounts)) if kept else None), lost
 
 
 def _different_logs(rows: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 No lock is taken: a checkpoint does not change while another process trains into its store.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,6 +17,7 @@ from damo_torchrec.checkpoints.layout import (
     ORIGIN_FILE,
     ROWS,
     holds_rows,
+    life_file,
     selects_rows,
 )
 from damo_torchrec.checkpoints.lineage import Lineage
@@ -24,6 +25,7 @@ from damo_torchrec.checkpoints.listing import Listed, checkpoints_of, is_checkpo
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.origin import Origin
 from damo_torchrec.checkpoints.regular_file import is_directory, is_regular
+from damo_torchrec.checkpoints.table_entry import TableEntry
 from damo_torchrec.errors import CorruptionError, DamoError
 from damo_torchrec.progress import Progress, counting
 from damo_torchrec.rescue.dense import load_dense
@@ -186,8 +188,10 @@ def _row_findings(
     if not all(map(is_regular, rows.iterdir())):
         return  # RocksDB may open other rows than these, or never end
     tables = manifest.tables if manifest is not None else {}
+    recounts, unreadable = _recounts(checkpoint, tables, manifest)
+    yield from (finding for finding in unreadable.values() if finding.path not in damaged)
     try:
-        reader = _core.RecordReader(str(rows), payload_sizes(tables))
+        reader = _core.RecordReader(str(rows), payload_sizes(tables), recounts)
     except DamoError as error:
         file = named_table_file(rows, str(error))
         known = file in damaged if file is not None else any(map(holds_rows, damaged))
@@ -207,5 +211,23 @@ def _row_findings(
     tallies = reader.tallies
     for name, table in tables.items():
         found = sound[name] = tallies[table.number].records if table.number in tallies else 0
-        if complete and found != table.rows:
+        if complete and name not in unreadable and found != table.rows:
             yield Finding(rows, f"{table.rows} rows of table {name!r}", str(found))
+        if complete and table.number in recounts and found != (counted := recounts[table.number].rows_before):
+            yield Finding(checkpoint / life_file(table.number), f"{found} living rows of table {name!r}", str(counted))
+
+
+def _recounts(
+    checkpoint: Path, tables: Mapping[str, TableEntry], manifest: Manifest | None
+) -> tuple[dict[int, _core.LifeRecount], dict[str, Finding]]:
+    """What counts the rows that live, by table number; and why that cannot be done, by table."""
+    recounts, unreadable = {}, {}
+    for name, table in tables.items():
+        if manifest is None or table.life is None:
+            continue
+        file = life_file(table.number)
+        try:
+            recounts[table.number] = _core.LifeRecount(manifest.read_file(checkpoint, file), table.iter)
+        except CorruptionError as error:
+            unreadable[name] = Finding(checkpoint / file, f"which rows of table {name!r} are dead", str(error))
+    return recounts, unreadable

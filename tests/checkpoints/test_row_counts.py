@@ -35,7 +35,7 @@ def checkpoint(saved, tmp_path) -> Path:
 
 
 def test_rows_are_counted(checkpoint):
-    assert count_rows(checkpoint / "rows", Manifest.read(checkpoint)) == {"t": ROWS, "second": 3}
+    assert count_rows(checkpoint / "rows", Manifest.read(checkpoint), {}) == {"t": ROWS, "second": 3}
 
 
 def forget(manifest: dict) -> None:
