@@ -111,6 +111,9 @@ def convert_table(session: Session, name: str, wanted: Wanted) -> None:
                 table.is_at(index)
                 session.engine.drop_table(entry.number)
         session.hyperparameters.forget(name)
+        stats = session.engine.life_stats(index)
+        if stats is not None and stats.sighted > 0:
+            _log.warning("%d ids of table %r that were seen and have no row yet begin anew", stats.sighted, name)
         _log.info(
             "converted table %r of the store %s, with %d rows, which had %s; of its state %s began anew",
             name,

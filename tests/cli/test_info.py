@@ -2,7 +2,11 @@
 
 import shutil
 
+import torch
+
+import damo_torchrec as damo
 from damo_torchrec.checkpoints.manifest import Manifest
+from support import config, small_store
 
 
 def test_info_tells_what_a_checkpoint_is(sample, call):
@@ -36,3 +40,13 @@ def test_info_lists_a_stores_checkpoints_and_tells_of_the_newest(sample, call, t
     assert status == 1
     assert str(damaged.parent) in lines[0]
     assert lines[3] == f"checkpoint {damaged.parent.with_name('step_0.6')}"
+
+
+def test_info_tells_how_long_rows_live(call, tmp_path):
+    options = damo.TableOptions(expire=[damo.Idle(days=30)], max_rows=9)
+    with small_store(tmp_path / "store") as store:
+        damo.EmbeddingBagCollection(
+            [config("t", 4)], torch.optim.SGD, {"lr": 0.1}, store=store, table_options={"t": options}
+        )
+    status, lines, _ = call("info", tmp_path / "store")
+    assert (status, lines[-1]) == (0, "rows of t live by: expire=[Idle(days=30)], max_rows=9")

@@ -6,6 +6,7 @@ from torch import nn
 
 import damo_torchrec as damo
 from damo_torchrec import Embedding
+from damo_torchrec.life import Life
 from support import small_store
 
 UNIFORM, ADAM = {"name": "uniform"}, {"name": "adam", "gamma": 0.01}
@@ -116,6 +117,30 @@ def test_what_has_no_effect_warns(tmp_path):
     assert [str(warning.message) for warning in told] == [
         "damo_embedding_init: port, run_service has no effect here",
     ]
+
+
+def test_a_ttl_has_rows_go_and_a_filter_says_which_ids_get_one(tmp_path):
+    model = three()
+    with damo.damo_embedding_init(model, tmp_path / "a", 60, filter={"count": 2, "capacity": 9, "fpr": 0.1}) as store:
+        table = store.table("group_0_dim_4")
+        assert table.opened.life == Life(
+            admit=damo.Admit(sightings=2, within_steps=None), expire=[damo.Idle(minutes=1)]
+        )
+        train(model[0], 5)
+        assert len(table) == 0
+        train(model[0], 5)
+        assert len(table) == 1
+        assert damo.damo_embedding_init(model, tmp_path / "a", 3600) is store
+        assert table.opened.life.expire == [damo.Idle(hours=1)], "as where a cell is run again with another number"
+    with damo.damo_embedding_init(three(), tmp_path / "a") as store:
+        assert store.table("group_0_dim_4").opened.life.expire == [damo.Idle(hours=1)], "nothing is asked"
+    with damo.damo_embedding_init(three(), tmp_path / "a", 0) as store:
+        assert store.table("group_0_dim_4").opened.life.expire == []
+    with (
+        pytest.warns(UserWarning, match="filter 'count': path, reload has no effect here"),
+        damo.damo_embedding_init(three(), tmp_path / "b", filter={"path": "x", "reload": True}) as store,
+    ):
+        assert store.table("group_0_dim_4").opened.life.admit.sightings == 15
 
 
 @pytest.mark.parametrize("name", ["reload", "model_dir"])
