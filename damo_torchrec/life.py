@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 from damo_torchrec import _core
@@ -149,6 +150,7 @@ class Life:
             return None
         return self.max_rows - self.max_rows // 16 if self.keep_rows is None else self.keep_rows
 
+    @cached_property
     def narrowest_time(self) -> float | None:
         """The least time of the rules that go by time, in seconds; None if there are none."""
         return min((rule.seconds for rule in self.expire if rule.seconds is not None), default=None)

@@ -268,7 +268,7 @@ class Session:
 
     def note_clock(self, seconds: float) -> None:
         """Says that an update went by that. Warns if the clock has gone back, or leapt ahead."""
-        with_times = [(table, table.life.narrowest_time()) for table in self.catalog.with_lives() if table.life]
+        with_times = [(table, table.life.narrowest_time) for table in self.catalog.with_lives() if table.life]
         times = {table: time for table, time in with_times if time is not None}
         if self.catalog.clock.note(seconds, min(times.values(), default=None)):
             for table in times:

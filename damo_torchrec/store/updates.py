@@ -86,9 +86,9 @@ def _apply(session: Session, gradients: Sequence[Gradient], scale: float) -> boo
     """One update of all rows. REQUIRES: the mutex."""
     engine, dense = session.engine, session.dense_part
     _set_optimizers(session, gradients)
+    clock = session.read_clock()
     session.note_update()
     skip = session.options.on_nonfinite == "skip" or dense is not None
-    clock = session.read_clock()
     try:
         applied = (dense is None or not dense.overflows()) and engine.backward(
             [(g.lookup, address(g.grad), g.grad.stride(0)) for g in gradients],
