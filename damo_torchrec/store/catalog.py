@@ -9,7 +9,7 @@ from pathlib import Path
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
-from damo_torchrec.checkpoints.layout import CHECKPOINTS, life_file
+from damo_torchrec.checkpoints.layout import CHECKPOINTS
 from damo_torchrec.checkpoints.lineage import Lineage
 from damo_torchrec.checkpoints.manifest import Manifest, new_id
 from damo_torchrec.checkpoints.table_entry import NEVER_GIVEN, TableEntry, TableSchema
@@ -17,7 +17,7 @@ from damo_torchrec.errors import DamoError, SchemaMismatchError
 from damo_torchrec.init import from_description
 from damo_torchrec.life import ASKS_NOTHING, AskedLife, Life
 from damo_torchrec.optim.spec import OptimizerSpec
-from damo_torchrec.store.clock import Clock
+from damo_torchrec.store.lives import Lives
 from damo_torchrec.store.open_table import OpenTable
 from damo_torchrec.store.schemas import call_that_converts, differ, differences
 from damo_torchrec.store.table_definition import TableDefinition
@@ -33,20 +33,20 @@ class Catalog:
         manifest: of the checkpoint that the store goes on from.
 
     Attributes:
-        clock: what tables' lives go by.
         manifest: of the checkpoint that was made last, or that the store goes on from.
         lineage: the states that led here.
         checkpoints: those of the store's own line of states, inside the store.
         open: tables that are open, by name.
+        lives: how long their rows live.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self._path = path
-        self.clock = Clock(path)
         self.manifest = manifest
         self.lineage = Lineage()
         self.checkpoints = CheckpointLine(path / CHECKPOINTS, None, with_unknown=True)
         self.open: dict[str, OpenTable] = {}
+        self.lives = Lives(path, self.open)
 
     def check(self, definition: TableDefinition, engine: _core.Store) -> None:
         """Whether the table can be opened. It keeps the initial values that it began with.
@@ -55,7 +55,7 @@ class Catalog:
             SchemaMismatchError: the store has a table of this name with another schema.
             ValueError: its rows are too large for the memory budget, or how long they are to live is contradictory.
         """
-        self._check_life(definition)
+        self.lives.check(definition.name, self.life(definition.name), definition.life)
         if definition.name in self.open:
             existing = self.schema(self.open[definition.name])
         elif definition.name in self.manifest.tables:
@@ -81,25 +81,6 @@ class Catalog:
                 existing.initializer,
                 wanted.initializer,
             )
-
-    def _check_life(self, definition: TableDefinition) -> None:
-        """Raises ValueError if what is asked fits neither what the table has, nor what other collections ask."""
-        name, asked = definition.name, definition.life
-        try:
-            _ = asked.over(self.life(name) or Life())
-        except ValueError as error:
-            raise ValueError(f"table {name!r}: {error}") from None
-        table = self.open.get(name)
-        if table is None or asked.asks_nothing:
-            return
-        if any(other.difference(asked) for other in table.asked()):
-            gc.collect()  # what a notebook's cell has replaced may still await that
-        for other in table.asked():
-            if difference := other.difference(asked):
-                raise ValueError(
-                    f"table {name!r} of the store {self._path} is open in another collection whose TableOptions have "
-                    f"{difference}. Give both the same, or none in one of them, or delete the one not used any more"
-                )
 
     def check_restorable(self, manifest: Manifest, source: Path) -> None:
         """Raises SchemaMismatchError if a table that is in use, or the seed, is another in `manifest`."""
@@ -162,7 +143,7 @@ class Catalog:
             if table.in_use or (entry and not differ(table.definition.schema(), entry.schema)):
                 self._add(table, engine, lives.get(table.name))
                 for asked in table.asked():
-                    self._change_life(table, asked, engine)
+                    self.lives.change(table, asked, engine)
             elif entry:
                 table.define_by(entry.schema)
                 self._add(table, engine, lives.get(table.name))
@@ -193,7 +174,7 @@ class Catalog:
         table = self.open[definition.name]
         if table.by_schema:
             table.definition, table.by_schema = definition, False
-        self._change_life(table, definition.life, engine)
+        self.lives.change(table, definition.life, engine)
         return table
 
     def open_stored(self, name: str, engine: _core.Store) -> OpenTable:
@@ -217,30 +198,10 @@ class Catalog:
             return table.life
         return self.manifest.tables[name].life if name in self.manifest.tables else None
 
-    def with_lives(self) -> list[OpenTable]:
-        """The tables whose rows have a life: they are open."""
-        return [table for table in list(self.open.values()) if table.life is not None]
-
-    def lives_changed(self) -> bool:
-        """Whether a table's rows live by other rules than the manifest says."""
-        stored = self.manifest.tables
-        return any(table.name not in stored or table.life != stored[table.name].life for table in self.with_lives())
-
-    def _change_life(self, table: OpenTable, asked: AskedLife, engine: _core.Store) -> None:
-        """Has a table's rows live as long as is asked, from the next update on. REQUIRES: `check` has passed."""
-        before = table.life or Life()
-        life = asked.over(before)
-        if life == before:
-            return
-        engine.set_life(table.index, life.to_core(), self.clock.read())
-        table.life = life
-        _log.info("rows of table %r of the store %s live by: %s; before: %s", table.name, self._path, life, before)
-
     def ask_life(self, table: OpenTable, asked: AskedLife, engine: _core.Store) -> None:
         """As where a collection that asks this opens the table. Raises ValueError if that contradicts itself."""
-        definition = replace(table.definition, life=asked)
-        self._check_life(definition)
-        self._change_life(table, asked, engine)
+        self.lives.check(table.name, table.life, asked)
+        self.lives.change(table, asked, engine)
 
     def to_be_read(self, definition: TableDefinition) -> TableDefinition:
         """The same with the optimizer that the stored table has, which nothing is trained with, and its life."""
@@ -359,15 +320,6 @@ class Catalog:
             next_table_number=self.next_number(),
             tables=tables,
         )
-
-    def life_files(self, states: Sequence[_core.TableState]) -> dict[str, bytes]:
-        """What the engine's `states` know of the lives of rows, by the file of a checkpoint that has it."""
-        files = {}
-        for table in self.with_lives():
-            life = states[table.index].life
-            assert life is not None, f"the engine knows no life of table {table.name!r}"
-            files[life_file(table.number)] = life
-        return files
 
 
 def _initializer(schema: TableSchema) -> _core.Initializer:

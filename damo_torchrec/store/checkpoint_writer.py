@@ -169,7 +169,7 @@ class CheckpointWriter:
         self, manifest: Manifest, states: Sequence[_core.TableState], new: NewCheckpoint
     ) -> Mapping[str, bytes]:
         return {
-            **self._catalog.life_files(states),
+            **self._catalog.lives.files(states),
             LINEAGE_FILE: self._catalog.lineage.dump(manifest.id),
             ORIGIN_FILE: Origin(self._catalog.checkpoints.line or "", new.options.keeper).dump(),
             **(new.options.files(manifest) if new.options.files else {}),

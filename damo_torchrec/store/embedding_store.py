@@ -257,13 +257,13 @@ class EmbeddingStore:
         repeated: set it before the first collection is made. A table's time is the latest that it has said; of a leap
         ahead, no more than half of the table's narrowest rule counts, and `ClockWarning` tells of the rest.
         """
-        return self._session.catalog.clock.function
+        return self._session.catalog.lives.clock.function
 
     @clock.setter
     def clock(self, function: Callable[[], float]) -> None:
         if not callable(function):
             raise TypeError(f"clock must be a function that returns seconds, got {function!r}")
-        self._session.catalog.clock.function = function
+        self._session.catalog.lives.clock.function = function
 
     def accumulate(self, n: int) -> None:
         """From now on, every `n` backward passes make one update with the sum of their gradients.

@@ -236,7 +236,7 @@ def restore(session: Session, which: str | int | os.PathLike[str]) -> None:
             # The rows of before are gone, the others not in use: the next opening goes to a checkpoint.
             session.give_up_rows()
             raise
-        session.changed = source not in session.checkpoints()[-1:] or session.catalog.lives_changed()
+        session.changed = source not in session.checkpoints()[-1:] or session.catalog.lives.differ_from(manifest.tables)
         session.continued_rows.ask_for()
 
 

@@ -37,7 +37,6 @@ from damo_torchrec.store.dense_part import DensePart
 from damo_torchrec.store.disk_limit import DiskLimit
 from damo_torchrec.store.flushing import flush
 from damo_torchrec.store.hyperparameters import Hyperparameters
-from damo_torchrec.store.life_log import LifeLog
 from damo_torchrec.store.open_table import OpenTable
 from damo_torchrec.store.process_end import close_at_end, leave_at_end
 from damo_torchrec.store.table_definition import TableDefinition
@@ -112,7 +111,6 @@ class Session:
         self.owns_live = False
         self.reading_copy: ReadingCopy | None = None
         self.checkpoint_in_use: InUse | None = None
-        self._life_log = LifeLog(path)
         self._disk_limit = DiskLimit(path, 0 if read_only else options.disk_limit())
         self._writer = CheckpointWriter(path, self.catalog, Retention(options.keep_checkpoints))
 
@@ -180,7 +178,7 @@ class Session:
             core.close()
             raise
         self._core = core
-        self._watch_lives(anew=True)
+        self.catalog.lives.watch(core, anew=True)
         self.tables_changed = TablesChanged(manifest.id)
         self.generation += 1
 
@@ -210,8 +208,8 @@ class Session:
             for definition in definitions:
                 self.catalog.check(definition, engine)
             tables = [self.catalog.open_table(definition, engine) for definition in definitions]
-            self.changed |= self.catalog.lives_changed()
-            self._watch_lives()
+            self.changed |= self.catalog.lives.differ_from(self.catalog.manifest.tables)
+            self.catalog.lives.watch(self.engine)
             self.continued_rows.note_open(max((table.earlier_updates for table in tables), default=0))
             return tables
 
@@ -223,8 +221,8 @@ class Session:
         """
         with self.waiting_call("change options of"):
             self.catalog.ask_life(table, asked, self.engine)
-            self.changed |= self.catalog.lives_changed()
-            self._watch_lives()
+            self.changed |= self.catalog.lives.differ_from(self.catalog.manifest.tables)
+            self.catalog.lives.watch(self.engine)
 
     def stored_table(self, name: str) -> OpenTable:
         """The table of this name, opened as it is stored if no collection has opened it. Raises KeyError."""
@@ -247,34 +245,6 @@ class Session:
             self.continued_rows.note_update()
         self._disk_limit.tell(self.engine)
         self.note_change()
-
-    def _watch_lives(self, *, anew: bool = False) -> None:
-        """Has the log tell what comes and goes in tables from now on."""
-        for table in self.catalog.with_lives():
-            self._life_log.begin(table, self.engine, anew=anew)
-
-    def tell_lives(self) -> None:
-        """Logs what came and went in tables since this was last done."""
-        for table in self.catalog.with_lives():
-            self._life_log.tell(table, self.engine)
-
-    def read_clock(self) -> float:
-        """What the lives of rows go by in the update that comes; 0 where no table's rows have one.
-
-        Raises:
-            TypeError, ValueError: the user's clock says no time. So does whatever that raises.
-        """
-        return self.catalog.clock.read() if self.catalog.with_lives() else 0.0
-
-    def note_clock(self, seconds: float) -> None:
-        """Says that an update went by that. Warns if the clock has gone back, or leapt ahead."""
-        with_times = [(table, table.life.narrowest_time) for table in self.catalog.with_lives() if table.life]
-        times = {table: time for table, time in with_times if time is not None}
-        if self.catalog.clock.note(seconds, min(times.values(), default=None)):
-            for table in times:
-                stats = self.engine.life_stats(table.index)
-                if stats is not None and stats.clock_leap > 0:
-                    self.catalog.clock.warn_of_leap(table.name, stats.clock_leap)
 
     @contextmanager
     def waiting_call(self, what: str) -> Iterator[None]:
@@ -348,7 +318,7 @@ class Session:
 
     def _checkpoint(self, path: str | os.PathLike[str] | None, options: CheckpointOptions) -> Path:
         made = self._writer.write(self.engine, self._new_checkpoint(path, options))
-        self.tell_lives()
+        self.catalog.lives.tell(self.engine)
         self.tables_changed = TablesChanged(self.catalog.manifest.id)
         self.changed &= made.parent != self.catalog.checkpoints.where
         return made
@@ -360,7 +330,7 @@ class Session:
         with self.alone("checkpoint"):
             self.engine.require_disk()
             new = self._new_checkpoint(path, options)
-            self.tell_lives()
+            self.catalog.lives.tell(self.engine)
             if not self.changed or new.path.parent != self.catalog.checkpoints.where:
                 return self._writer.begin(self.engine, new)
             self.changed = False

@@ -86,7 +86,7 @@ def _apply(session: Session, gradients: Sequence[Gradient], scale: float) -> boo
     """One update of all rows. REQUIRES: the mutex."""
     engine, dense = session.engine, session.dense_part
     _set_optimizers(session, gradients)
-    clock = session.read_clock()
+    clock = session.catalog.lives.read_clock()
     session.note_update()
     skip = session.options.on_nonfinite == "skip" or dense is not None
     try:
@@ -103,7 +103,7 @@ def _apply(session: Session, gradients: Sequence[Gradient], scale: float) -> boo
         dense.skip()
     if applied:
         session.skipped_in_a_row = 0
-        session.note_clock(clock)
+        session.catalog.lives.note_clock(clock, engine)
     else:
         _count_skipped(session)
     return applied
