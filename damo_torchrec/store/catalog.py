@@ -83,8 +83,12 @@ class Catalog:
             )
 
     def check_restorable(self, manifest: Manifest, source: Path) -> None:
-        """Raises SchemaMismatchError if a table that is in use, or the seed, is another in `manifest`."""
+        """Raises SchemaMismatchError if a table that is in use, or the seed, is another in `manifest`.
+
+        Raises ValueError if what collections ask of how long rows live contradicts what the tables have there.
+        """
         check_seed(source, manifest.seed, self.manifest.seed)
+        self.lives.check_restorable(manifest.tables)
         others = {
             name: table
             for name, table in self.open.items()

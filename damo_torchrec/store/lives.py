@@ -55,6 +55,16 @@ class Lives:
                     f"{difference}. Give both the same, or none in one of them, or delete the one not used any more"
                 )
 
+    def check_restorable(self, stored: Mapping[str, TableEntry]) -> None:
+        """Raises ValueError if what collections ask contradicts what their tables have in a checkpoint."""
+        for name, table in self._tables.items():
+            life = (stored[name].life if name in stored else None) or Life()
+            for asked in table.asked():
+                try:
+                    life = asked.over(life)
+                except ValueError as error:
+                    raise ValueError(f"table {name!r} has other TableOptions in that checkpoint: {error}") from None
+
     def change(self, table: OpenTable, asked: AskedLife, engine: _core.Store) -> None:
         """Has a table's rows live as long as is asked, from the next update on. REQUIRES: `check` has passed."""
         before = table.life or Life()

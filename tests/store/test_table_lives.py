@@ -188,6 +188,20 @@ def test_options_of_collections_that_live_hold_after_a_restore(path):
         assert in_force(store) == Life(max_rows=9)
 
 
+def test_a_restore_that_would_contradict_what_collections_ask_is_refused_before_anything_changes(path):
+    with small_store(path) as store:
+        train(collection(store, max_rows=5), [1])
+        gc.collect()
+        before = store.checkpoint()
+        train(collection(store, max_rows=float("inf")), [2])
+        gc.collect()
+        ebc = collection(store, min_rows=6)
+        with pytest.raises(ValueError, match="'t' has other TableOptions in that checkpoint: min_rows must be at most"):
+            store.restore(before)
+        train(ebc, [3])
+        assert living(store) == [1, 2, 3]
+
+
 @pytest.mark.parametrize("kind", ["missing", "other bytes", "no life"])
 def test_a_damaged_life_is_corruption_that_is_named(path, kind):
     with small_store(path) as store:
