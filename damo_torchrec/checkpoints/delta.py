@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from damo_torchrec.checkpoints.array_file import map_array
-from damo_torchrec.checkpoints.document import dump_document, parse_versioned, shown
+from damo_torchrec.checkpoints.document import MAY_LACK, dump_document, parse_versioned, shown
 from damo_torchrec.checkpoints.file_entry import FileEntry
 from damo_torchrec.checkpoints.ladder import Headers, Ladder
 from damo_torchrec.checkpoints.layout import DELTA_FILE, array_files, header_file
@@ -47,7 +47,7 @@ class TableChanges:
     dim: Annotated[int, range(1, 2**31)]
     changed: _Count
     deleted: _Count
-    ladder: list[_Step] = field(default_factory=list)
+    ladder: list[_Step] = field(default_factory=list, metadata=MAY_LACK)
 
     def files(self) -> list[str]:
         """Its arrays' files."""

@@ -20,6 +20,9 @@ from damo_torchrec.errors import CorruptionError, DamoError
 
 _T = TypeVar("_T")
 
+# Metadata of a field that a document may lack, as one with a plain default; its default_factory makes it then.
+MAY_LACK = {"may_lack": True}
+
 # Far more than any document of ours has: a manifest takes some 700 bytes a table, and 130 a file.
 _MOST_BYTES = 256 << 20
 
@@ -153,7 +156,7 @@ def parse(value: Any, kind: Any, where: str) -> Any:
         return parse(value, objects[0], where)
     if isinstance(value, dict) and isinstance(kind, type) and is_dataclass(kind):
         kinds = get_type_hints(kind, include_extras=True)
-        required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+        required = {f.name for f in fields(kind) if f.default is MISSING and not f.metadata.get("may_lack")}
         if odd := required - value.keys() | value.keys() - kinds.keys():
             raise ValueError(f"{where} lacks these fields, or should not have them: {shown(sorted(odd))}")
         return kind(**{name: parse(item, kinds[name], f"{where}.{name}") for name, item in value.items()})

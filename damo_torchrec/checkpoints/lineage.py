@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from damo_torchrec.checkpoints.delta import DeltaManifest
-from damo_torchrec.checkpoints.document import load_json, parse, shown
+from damo_torchrec.checkpoints.document import MAY_LACK, load_json, parse, shown
 from damo_torchrec.checkpoints.layout import DELTA_FILE, LINEAGE_FILE
 from damo_torchrec.checkpoints.listing import is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest
@@ -40,7 +40,7 @@ class StoreState:
     step: Annotated[int, range(2**32)]
     iters: dict[str, Annotated[int, range(2**32)]]
     landmark: bool = False
-    lives: list[str] = field(default_factory=list)
+    lives: list[str] = field(default_factory=list, metadata=MAY_LACK)
 
     def check(self) -> None:
         """Raises ValueError if its parts contradict each other."""

@@ -93,6 +93,7 @@ def test_a_server_has_what_lives_again_in_a_store_that_went_back(tmp_path: Path)
     with damo.EmbeddingStore(tmp_path / "store", memory_budget="64MiB") as store:
         model = Model(store, expire=[damo.Idle(steps=3)])
         train(model, [0, 1, 2, 3])
+        train(model, [1])  # so that the others have not changed since
         damo.serving.export(model, ARGUMENTS, tmp_path / "served")
         publisher = damo.serving.DeltaPublisher(store, tmp_path / "deltas", every_steps=1)
         saved = store.checkpoint(tmp_path / "saved")
