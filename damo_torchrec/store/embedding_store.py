@@ -359,6 +359,7 @@ class EmbeddingStore:
 
         Raises:
             ValueError: `path` exists, or gradients of `accumulate` wait.
+            OutOfSpaceError: `StoreOptions.disk_budget` is used up.
         """
         session = self._session
         with session.waiting_call("checkpoint"):
