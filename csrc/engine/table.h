@@ -83,6 +83,8 @@ struct Table {
   // Of every row that has come into the cache or changed there.
   SharedRowBounds bounds;
 
+  Ladder reclaimed;  // of the life: what the RowStore knows of it
+
   // By which rows that are stored, or in memory, are none; nullptr if all live.
   const Ladder* ladder() const {
     if (life != nullptr) return &life->ladder();
