@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-from damo_torchrec import _core
 from damo_torchrec.checkpoints.document import dump_document, parse_versioned, read_document, shown
 from damo_torchrec.checkpoints.file_entry import EarlierLogEntry, FileEntry, Finding
 from damo_torchrec.checkpoints.layout import (
@@ -120,10 +119,6 @@ class Manifest:
         if any(table.schema.stream or "corrected_max" in table.schema.optimizer for table in tables):
             return _STREAMS
         return _HASHES_ALL
-
-    def core_tables(self) -> list[_core.TableSchema]:
-        """The tables as the engine takes them."""
-        return [table.to_core(name) for name, table in self.tables.items()]
 
     def check_files(self, directory: Path, *, tables: bool = True, logs: bool = True, records: bool = True) -> None:
         """Raises CorruptionError if a file of the checkpoint `directory` is missing or not as it was written.

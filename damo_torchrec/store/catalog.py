@@ -285,9 +285,7 @@ class Catalog:
 
     def initializer_of(self, schema: TableSchema, name: str) -> _core.Initializer:
         """The same of a table of this schema and name."""
-        core = _initializer(schema)
-        core.stream_key = _stream_key(self.manifest.seed, schema.stream or name)
-        return core
+        return _initializer(schema, self.manifest.seed, name)
 
     def schema(self, table: OpenTable) -> TableSchema:
         """What may not change while the table has rows, and the initial values that it began with."""
@@ -326,12 +324,24 @@ class Catalog:
         )
 
 
-def _initializer(schema: TableSchema) -> _core.Initializer:
+def core_tables(manifest: Manifest) -> list[_core.TableSchema]:
+    """The tables as an engine takes them that loads their journal: with what ids that have no row yet read."""
+    tables = []
+    for name, table in manifest.tables.items():
+        core = table.to_core(name)
+        core.optimizer = OptimizerSpec.of_schema(table.schema.optimizer).to_core()
+        core.initializer = _initializer(table.schema, manifest.seed, name)
+        tables.append(core)
+    return tables
+
+
+def _initializer(schema: TableSchema, seed: int, name: str) -> _core.Initializer:
     """The engine's initializer, with the numbers that were worked out when the table was made."""
     initializer, num_embeddings = from_description(schema.initializer)
     core = initializer.to_core(num_embeddings, schema.dim)
-    for name, value in asdict(schema.numbers).items():
-        setattr(core, name, value)
+    for number, value in asdict(schema.numbers).items():
+        setattr(core, number, value)
+    core.stream_key = _stream_key(seed, schema.stream or name)
     return core
 
 

@@ -30,7 +30,7 @@ from damo_torchrec.errors import DamoError, StoreClosedError
 from damo_torchrec.life import AskedLife
 from damo_torchrec.options import StoreOptions
 from damo_torchrec.progress import Progress, reporting
-from damo_torchrec.store.catalog import Catalog, empty_manifest
+from damo_torchrec.store.catalog import Catalog, core_tables, empty_manifest
 from damo_torchrec.store.checkpoint_writer import CheckpointOptions, CheckpointWriter, NewCheckpoint
 from damo_torchrec.store.continued_rows import ContinuedRows
 from damo_torchrec.store.dense_part import DensePart
@@ -170,7 +170,7 @@ class Session:
         """
         in_memory = self.options.backend == "memory"
         options = self.engine_options(self.read_only)
-        logs, tables = [str(log) for log in journal], manifest.core_tables() if journal else []
+        logs, tables = [str(log) for log in journal], core_tables(manifest) if journal else []
         core = _core.Store("" if in_memory else str(rows), create, in_memory, options, logs, tables)
         try:
             self.catalog.adopt(manifest, lineage, core, lives)

@@ -175,6 +175,27 @@ def test_a_checkpoint_says_so_in_format_6_and_brings_it_back(path, tmp_path):
         assert living(store) == [2]
 
 
+def test_ids_that_were_seen_get_the_rows_that_they_would_have_got_without_a_stop(path, tmp_path):
+    """Their sightings come back with a checkpoint's journal, and with its table files."""
+    options = {"admit": damo.Admit(sightings=2)}
+    for flush in (False, True):
+        with small_store(path / str(flush)) as store:
+            ebc = collection(store, **options)
+            train(ebc, [1, 2])
+            if flush:
+                store.flush()
+            copy = store.checkpoint(tmp_path / f"copy {flush}")
+            unseen = ebc(kjt({"t": [[1], [3]]})).values().detach()
+            train(ebc, [1], [2])
+            expected = payloads(store, "t")
+        assert expected.keys() == {1, 2}
+        with damo.EmbeddingStore(tmp_path / f"on {flush}", restore=copy) as store:
+            ebc = collection(store)
+            assert torch.equal(ebc(kjt({"t": [[1], [3]]})).values().detach(), unseen)
+            train(ebc, [1], [2])
+            assert payloads(store, "t") == expected
+
+
 def test_options_of_collections_that_live_hold_after_a_restore(path):
     with small_store(path) as store:
         ebc = collection(store)
