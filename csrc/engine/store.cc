@@ -284,6 +284,7 @@ bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonF
   RequireWritable("updated");
   if (disk_.IsFull()) RequireRows(parts);
   if (!updater_.Update(parts, grad_scale, policy, clock)) return false;
+  NoteDead();
   room_.Trim();
   write_back_.Wake();
   return true;
@@ -403,6 +404,16 @@ void Store::EndCheckpoint(bool complete) {
   writes_checkpoint_ = false;
   capture_.End(complete);
   write_back_.Release();
+  NoteDead();
+}
+
+void Store::NoteDead() {
+  if (capture_.active()) return;
+  for (Table& table : tables_) {
+    if (table.dropped || table.life == nullptr || table.life->ladder() == table.reclaimable) continue;
+    table.reclaimable = table.life->ladder();
+    store_->SetReclaimable(table.schema.number, {table.reclaimable, 0});
+  }
 }
 
 void Store::Close() {
