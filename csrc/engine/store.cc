@@ -284,21 +284,10 @@ bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonF
   RequireWritable("updated");
   if (disk_.IsFull()) RequireRows(parts);
   if (!updater_.Update(parts, grad_scale, policy, clock)) return false;
-  ReclaimDead();
+  NoteDead();
   room_.Trim();
   write_back_.Wake();
   return true;
-}
-
-// Tells the RowStore what is dead by now, unless a checkpoint is being written in which it lives. A ladder that is
-// followed may be another one tomorrow, by which rows live that are dead now.
-void Store::ReclaimDead() {
-  if (capture_.active()) return;
-  for (Table& table : tables_) {
-    if (table.dropped || table.life == nullptr || table.life->ladder() == table.reclaimed) continue;
-    table.reclaimed = table.life->ladder();
-    store_->SetReclaimable(table.schema.number, {table.reclaimed, 0});
-  }
 }
 
 void Store::RequireRows(std::span<const Slot> slots) {
@@ -414,8 +403,17 @@ void Store::AbandonCheckpoint() {
 void Store::EndCheckpoint(bool complete) {
   writes_checkpoint_ = false;
   capture_.End(complete);
-  ReclaimDead();
   write_back_.Release();
+  NoteDead();
+}
+
+void Store::NoteDead() {
+  if (capture_.active()) return;
+  for (Table& table : tables_) {
+    if (table.dropped || table.life == nullptr || table.life->ladder() == table.reclaimable) continue;
+    table.reclaimable = table.life->ladder();
+    store_->SetReclaimable(table.schema.number, {table.reclaimable, 0});
+  }
 }
 
 void Store::Close() {

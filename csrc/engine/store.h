@@ -241,7 +241,8 @@ class Store {
   void RequireRows(std::span<const Slot> slots) DAMO_REQUIRES(store_mutex);
   void RequireRows(std::span<const GradientPart> parts) DAMO_REQUIRES(store_mutex);
   void EndCheckpoint(bool complete) DAMO_REQUIRES(store_mutex);
-  void ReclaimDead() DAMO_REQUIRES(store_mutex);
+  // Tells the RowStore what has died, once no checkpoint is being made that has it.
+  void NoteDead() DAMO_REQUIRES(store_mutex);
   void CheckMostRows(uint16_t table, std::span<const int64_t> ids);
   void RecordReplaced(uint16_t table, std::span<const Slot> slots) DAMO_REQUIRES(store_mutex);
   void SetRows(uint16_t table, std::span<const int64_t> ids, const float* weights, const float* state,

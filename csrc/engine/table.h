@@ -80,10 +80,10 @@ struct Table {
   std::unique_ptr<TableLife> life;  // or nullptr: its rows live until they are deleted
   std::optional<Ladder> followed;   // in the place of a life: that of another store, whose rows the table gets
 
+  Ladder reclaimable;  // that the RowStore knows of
+
   // Of every row that has come into the cache or changed there.
   SharedRowBounds bounds;
-
-  Ladder reclaimed;  // of the life: what the RowStore knows of it
 
   // By which rows that are stored, or in memory, are none; nullptr if all live.
   const Ladder* ladder() const {

@@ -16,9 +16,6 @@
 namespace damo {
 namespace {
 
-// The version byte of an id's sightings, before it has a row: then comes a RowHeader.
-constexpr char kSightings = 2;
-
 constexpr char kProperty[] = "damo.sample";
 
 // An entry of the property's value, in the machine's byte order.
@@ -101,7 +98,7 @@ RecordLife RecordLife::Of(const rocksdb::Slice& key, const rocksdb::Slice& value
   } else if (value[0] == kRecordVersion && value.size() > sizeof(RowHeader)) {
     life.kind = Kind::kRow;
     life.header = PayloadHeader(value.data(), value.size());
-  } else if (value[0] == kSightings && value.size() == 1 + sizeof(RowHeader)) {
+  } else if (value[0] == kSightingVersion && value.size() == 1 + sizeof(RowHeader)) {
     life.kind = Kind::kSighting;
     life.header = PayloadHeader(value.data(), value.size());
   }
