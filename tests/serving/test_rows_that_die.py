@@ -131,3 +131,16 @@ def test_a_server_does_not_mind_how_many_rows_training_may_have(tmp_path: Path) 
                 predictor.apply_delta(base)
                 check(predictor, store)
             assert len(store.table("t")) <= 4
+
+
+def test_rows_of_another_store_are_for_tables_that_follow_its_ladder(tmp_path: Path) -> None:
+    ids, weights, headers = np.array([1]), np.ones((1, 2), np.float32), np.array([[3, 1]], np.uint32)
+    rows = (ids.ctypes.data, 1, weights.ctypes.data, headers.ctypes.data)
+    with damo.EmbeddingStore(tmp_path / "store", memory_budget="64MiB") as store:
+        model = Model(store, expire=[damo.Idle(steps=3)])
+        train(model, [0])
+        engine, index = store.session.engine, store.table("t").opened.index
+        with pytest.raises(ValueError, match="has a life of its own"):
+            engine.set_copies(index, *rows)
+        assert not store.table("t").contains([1])
+        store.session.give_up_rows()
