@@ -289,7 +289,7 @@ def _output(entry: Any) -> LookupOutput:
         _entry(entry, "table", str),
         _entry(entry, "dim", int, allowed=_DIMS),
         _entry(entry, "pooling", str, allowed=("SUM", "MEAN")) == "MEAN",
-        _entry(entry, "unseen", str, allowed=("zeros", "initial")),
+        _entry(entry, "unseen", str, allowed=("zeros", "initial", "mean")),
     )
 
 
@@ -300,8 +300,8 @@ def _check_together(lookups: Sequence[LookupCard]) -> None:
         raise ValueError(f"several lookups are for one input: {sorted(inputs)}")
     unseen: dict[str, str] = {}
     for output in (output for lookup in lookups for output in lookup.plan.outputs):
-        if unseen.setdefault(output.table, output.unseen) != output.unseen:
-            raise ValueError(f"ids without a row of table {output.table!r} read as zeros and as initial")
+        if (other := unseen.setdefault(output.table, output.unseen)) != output.unseen:
+            raise ValueError(f"ids without a row of table {output.table!r} read as {other} and as {output.unseen}")
 
 
 # ------------------------------------------------------------------ writing

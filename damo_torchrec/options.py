@@ -165,8 +165,13 @@ class TableOptions:
             memory and disk. None takes the config's ``data_type``. Updates compute in float32, with float32 state, and
             round at random, by a hash of table, id and iteration: the mean of what is lost is 0, and runs are
             reproducible. Outputs are float32.
-        unseen_in_eval: what ids without a row read as in eval mode: ``"zeros"``, or their ``"initial"`` value, which
-            train mode always reads.
+        unseen_in_eval: what ids without a row read as in eval mode, by `Table.get` and where the model is served:
+            ``"zeros"``, their ``"initial"`` value, or the ``"mean"`` of the table's rows; zeros while there are none.
+            The mean is taken over all rows at the first lookup in eval mode after any has changed, which reads the
+            table once, at some 2 to 4 million rows a second, and is logged; a checkpoint that is being written is
+            waited for. Until rows change again it stays.
+        unseen_in_train: what they read as in train mode: their ``"initial"`` value, or ``"zeros"``. A row begins with
+            its initial value either way, which its first update changes by the gradient of what was read.
         trainable: whether this collection trains the table. Rows of one that it does not train stay as they are, ids
             without one get none, and train mode reads it as eval mode does.
         admit: which ids get a row: by how often they were seen. ``Admit(sightings=1)``: all.
@@ -184,7 +189,8 @@ class TableOptions:
     clip_grad_norm: float | None = None
     initializer: Initializer | None = None
     row_dtype: torch.dtype | None = None
-    unseen_in_eval: Literal["zeros", "initial"] = "zeros"
+    unseen_in_eval: Literal["zeros", "initial", "mean"] = "zeros"
+    unseen_in_train: Literal["initial", "zeros"] = "initial"
     trainable: bool = True
     admit: Admit | None = None
     expire: Sequence[Idle] | None = None
@@ -207,8 +213,10 @@ class TableOptions:
             raise ValueError(f"row_dtype must be torch.float32, float16 or bfloat16, got {self.row_dtype}")
         if self.initializer is not None and not isinstance(self.initializer, Initializer):
             raise TypeError(f"initializer must be one of damo.init's, got {self.initializer!r}")
-        if self.unseen_in_eval not in ("zeros", "initial"):
-            raise ValueError(f"unseen_in_eval must be 'zeros' or 'initial', got {self.unseen_in_eval!r}")
+        if self.unseen_in_eval not in ("zeros", "initial", "mean"):
+            raise ValueError(f"unseen_in_eval must be 'zeros', 'initial' or 'mean', got {self.unseen_in_eval!r}")
+        if self.unseen_in_train not in ("initial", "zeros"):
+            raise ValueError(f"unseen_in_train must be 'initial' or 'zeros', got {self.unseen_in_train!r}")
         if not isinstance(self.trainable, bool):
             raise TypeError(f"trainable must be True or False, got {self.trainable!r}")
         _ = self.life  # raises for what is wrong with it

@@ -24,6 +24,7 @@ def collection(
     optimizer: type = torchrec.optim.SGD,
     initial: float | None = None,
     unseen: str = "zeros",
+    unseen_in_train: str = "initial",
     is_weighted: bool = False,
     **hyperparameters: object,
 ) -> damo.EmbeddingBagCollection:
@@ -31,6 +32,7 @@ def collection(
     options = damo.TableOptions(
         initializer=None if initial is None else damo.init.Constant(initial),
         unseen_in_eval=unseen,
+        unseen_in_train=unseen_in_train,
     )
     return damo.EmbeddingBagCollection(
         [config(name, dim) for name in tables],

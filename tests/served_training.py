@@ -22,11 +22,15 @@ Answer = dict[str, np.ndarray]
 
 
 class Everything(nn.Module):
-    """Sums, means of unseen initial values, sequences and plain rows; a layer whose weights change with them."""
+    """Sums and sequences, where unseen ids read the mean row; means of unseen initial values and plain rows.
+
+    And a layer whose weights change with them.
+    """
 
     def __init__(self, store: damo.EmbeddingStore) -> None:
         super().__init__()
-        options = {"means": damo.TableOptions(unseen_in_eval="initial")}
+        mean = damo.TableOptions(unseen_in_eval="mean")
+        options = {"means": damo.TableOptions(unseen_in_eval="initial"), "sums": mean}
         bags = [
             EmbeddingBagConfig(name="sums", embedding_dim=4, num_embeddings=9, feature_names=["a", "b"]),
             EmbeddingBagConfig(
@@ -35,7 +39,7 @@ class Everything(nn.Module):
         ]
         rows = [EmbeddingConfig(name="sequence", embedding_dim=4, num_embeddings=9, feature_names=["a"])]
         self.bags = damo.EmbeddingBagCollection(bags, is_weighted=True, store=store, table_options=options, **SGD)
-        self.rows = damo.EmbeddingCollection(rows, store=store, **SGD)
+        self.rows = damo.EmbeddingCollection(rows, store=store, table_options={"sequence": mean}, **SGD)
         self.plain = damo.Embedding(4, store=store, optimizer={"name": "sgd", "gamma": 0.1}, padding_idx=0)
         self.layer = nn.Linear(8, 2)
 

@@ -79,6 +79,8 @@ CALLS: dict[str, Callable[[_core.Store], object]] = {
     "backward": lambda s: s.backward([(lookup(), VALUES.ctypes.data, 4)], grad_scale=1, skip_nonfinite=False),
     "weight_gradient": lambda s: s.weight_gradient(lookup(), VALUES.ctypes.data, 4, OUT.ctypes.data),
     "get": lambda s: s.get(0, IDS.ctypes.data, 64, _core.UnseenRows.ZEROS, OUT.ctypes.data),
+    "mean": lambda s: s.mean(0),
+    "known_mean": lambda s: s.known_mean(0),
     "set": lambda s: s.set(0, IDS.ctypes.data, 64, VALUES.ctypes.data, 0),
     "set_life": lambda s: s.set_life(0, _core.LifeOptions(), 0.0),
     "life_stats": lambda s: s.life_stats(0),

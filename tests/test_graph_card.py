@@ -113,7 +113,7 @@ FORGED: list[tuple[Callable[[Any], object], str]] = [
     (output(pooling={}), "pooling {}"),
     (output(unseen="x"), "unseen 'x'"),
     (output(unseen=5), "unseen 5"),
-    (output(table="u", unseen="initial"), "read as zeros and as initial"),
+    (output(table="u", unseen="initial"), "read as initial and as zeros"),
 ]
 
 

@@ -216,7 +216,7 @@ class RowCache {
   };
 
   size_t StrideOf(const RowLayout& layout) const;
-  size_t FirstOffset(uint32_t segment) const { return segment == 0 ? size_t{2} << arena_.unit_shift : 0; }
+  size_t FirstOffset(uint32_t segment) const { return segment == 0 ? size_t{1} << arena_.unit_shift : 0; }
   Slot Append(Replacement::Queue queue, size_t stride);
   void OpenSegment(Replacement::Queue queue);
   // Copies a row of the segment `from`.

@@ -91,7 +91,9 @@ PoolArgs BagsOf(const Unit& unit, const CachedTables& rows) {
           nullptr,
           0,
           layout.weight_type,
-          lookup.part};
+          lookup.part,
+          unit.feature->unseen,
+          unit.feature->mean == nullptr ? nullptr : unit.feature->mean->data()};
 }
 
 std::vector<Place> PlacesOf(const Lookup& lookup, const Tables& tables, size_t stride) {

@@ -27,11 +27,10 @@ struct JaggedBatch {
   size_t bags_of(size_t key) const { return bags == nullptr ? batch : static_cast<size_t>(bags[key]); }
 };
 
-enum class UnseenRows : uint8_t { kInitial, kZeros };
-
 // One output of a collection: the bags of key `key` of the batch, pooled from `table`. `unseen` is what ids without a
-// row read as. Where all keys have as many bags, outputs are columns [column, column + dim) of one matrix; otherwise
-// each is a (bags, dim) matrix, one behind the other.
+// row read as; for kMean, `mean` is that row, or null for the table's own at the time of the call. Where all keys have
+// as many bags, outputs are columns [column, column + dim) of one matrix; otherwise each is a (bags, dim) matrix, one
+// behind the other.
 struct Feature {
   uint16_t table;
   Pooling pooling;
@@ -39,6 +38,7 @@ struct Feature {
   size_t key;
   size_t column;
   LookupUse use = LookupUse::kTraining;
+  MeanRow mean = nullptr;
 };
 
 // What a forward leaves for its backward.

@@ -224,7 +224,7 @@ void Loader::AwaitLoading(std::span<const Unit> units) {
     if (unit.loading == 0) continue;
     for (size_t i = 0; i < unit.num_ids(); ++i) {
       const Slot slot = unit.slots()[i];
-      if (slot == kMissingSlot || slot == kZeroSlot) continue;
+      if (slot == kMissingSlot) continue;
       const char* row = RowAt(arena_, slot);
       rows_->progress.Wait(rows_->mutex(), [&] { return !(RowFlags(row) & kLoading); });
     }

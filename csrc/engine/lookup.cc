@@ -78,7 +78,6 @@ void RowFinder::PoolAtOnce(Lookup* lookup, float* out, size_t stride) {
   std::vector<Unit> units = MakeUnits(lookup);
   const std::vector<Place> places = PlacesOf(*lookup, tables_, stride);
   const auto pool = [&](const Unit& unit) DAMO_REQUIRES(store_mutex) {
-    ReadAbsentAsZeros(unit);
     const Place& place = places[static_cast<size_t>(unit.feature - lookup->features.data())];
     PoolArgs bags = BagsOf(unit, *rows_);
     bags.out = out + place.offset + unit.bag_begin * place.stride;
@@ -105,13 +104,9 @@ void RowFinder::ResolveAll(std::span<Lookup* const> lookups) {
     lookup->slots.resize(lookup->num_slots);
     for (const Unit& unit : MakeUnits(lookup)) units.push_back(unit);
   }
-  const auto use = [&](const Unit& unit) DAMO_REQUIRES(store_mutex) { ReadAbsentAsZeros(unit); };
-  compute_.threads->ParallelFor(units.size(), [&](size_t u, int) DAMO_REQUIRES(store_mutex) {
-    Revalidate(&units[u]);
-    if (units[u].complete()) use(units[u]);
-  });
+  compute_.threads->ParallelFor(units.size(), [&](size_t u, int) DAMO_REQUIRES(store_mutex) { Revalidate(&units[u]); });
   for (Lookup* lookup : lookups) lookup->epoch = 0;  // of use only if what follows succeeds
-  LoadWaiting(&units, use);
+  LoadWaiting(&units, [](const Unit&) {});
   for (Lookup* lookup : lookups) lookup->epoch = cache_.epoch();
 }
 
@@ -216,18 +211,9 @@ void RowFinder::Revalidate(Unit* unit) {
   const Census census(tables_[table]);
   Slot* slots = unit->slots();
   for (size_t i = 0; i < unit->num_ids(); ++i) {
-    if (slots[i] != kMissingSlot && slots[i] != kZeroSlot && cache_.StillThere(slots[i], epoch)) continue;
+    if (slots[i] != kMissingSlot && cache_.StillThere(slots[i], epoch)) continue;
     slots[i] = cache_.Find(HashTag(table, unit->ids()[i]), table, unit->ids()[i]);
     census.Count(cache_, slots[i], unit);
-  }
-}
-
-// Where the feature wants zeros for unseen ids.
-void RowFinder::ReadAbsentAsZeros(const Unit& unit) {
-  if (unit.feature->unseen != UnseenRows::kZeros) return;
-  Slot* slots = unit.slots();
-  for (size_t i = 0; i < unit.num_ids(); ++i) {
-    if (slots[i] != kZeroSlot && (RowFlags(cache_.Row(slots[i])) & kAbsent)) slots[i] = kZeroSlot;
   }
 }
 
@@ -240,7 +226,7 @@ void RowFinder::Bury(std::span<Unit* const> units) {
     const Census census(tables_[unit->feature->table]);
     for (size_t i = 0; i < unit->num_ids(); ++i) {
       const Slot slot = unit->slots()[i];
-      if (slot != kMissingSlot && slot != kZeroSlot && census.IsDead(cache_.Row(slot))) dead.push_back(slot);
+      if (slot != kMissingSlot && census.IsDead(cache_.Row(slot))) dead.push_back(slot);
     }
   }
   if (dead.empty()) return;
@@ -261,7 +247,6 @@ void RowFinder::Bury(std::span<Unit* const> units) {
 }
 
 // Finds the rows of a resolved unit that were missing or, had their load failed, are missing now.
-// REQUIRES: none of its slots is kZeroSlot.
 void RowFinder::ResolveMissing(Unit* unit) {
   const RowCache& cache = cache_;
   const uint16_t table = unit->feature->table;

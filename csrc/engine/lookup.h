@@ -60,7 +60,6 @@ class RowFinder {
   void Resolve(Unit* unit) DAMO_REQUIRES(store_mutex);
   void Revalidate(Unit* unit) DAMO_REQUIRES(store_mutex);
   void ResolveMissing(Unit* unit) DAMO_REQUIRES(store_mutex);
-  void ReadAbsentAsZeros(const Unit& unit) DAMO_REQUIRES(store_mutex);
   void Bury(std::span<Unit* const> units) DAMO_REQUIRES(store_mutex);
   void LoadMissing(std::span<const Unit> units) DAMO_REQUIRES(store_mutex);
   template <class F>

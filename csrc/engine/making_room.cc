@@ -33,7 +33,7 @@ void RoomMaker::MakeRoomAround(std::span<const Unit> units, size_t bytes) {
     for (const Unit& unit : units) {
       for (size_t i = 0; i < unit.num_ids(); ++i) {
         Slot& slot = unit.slots()[i];
-        if (slot != kMissingSlot && slot != kZeroSlot) f(unit.feature->table, unit.ids()[i], slot);
+        if (slot != kMissingSlot) f(unit.feature->table, unit.ids()[i], slot);
       }
     }
   };

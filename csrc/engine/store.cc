@@ -125,6 +125,7 @@ void Store::Follow(uint16_t table, const Ladder& ladder) {
   Table& t = TableAt(table);
   t.life = nullptr;
   t.followed = ladder;
+  ++t.writes;                // rows may die, or live again
   cache_.InvalidateSlots();  // some may be of rows that are dead now
 }
 
@@ -199,7 +200,16 @@ Table& Store::TableAt(uint16_t table) {
 }
 
 void Store::CheckTables(const Lookup& lookup) {
-  for (const Feature& feature : lookup.features) TableAt(feature.table);
+  for (const Feature& feature : lookup.features) CheckMean(feature.table, feature.mean);
+}
+
+// Throws kInvalidArgument, as TableAt does.
+void Store::CheckMean(uint16_t table, const MeanRow& mean) {
+  const Table& t = TableAt(table);
+  if (mean == nullptr || mean->size() == static_cast<size_t>(t.layout.dim)) return;
+  throw Error(ErrorCode::kInvalidArgument, "table \"" + t.schema.name + "\": its mean must have " +
+                                               std::to_string(t.layout.dim) + " weights, got " +
+                                               std::to_string(mean->size()));
 }
 
 void Store::DropTable(uint32_t number) {
@@ -260,6 +270,7 @@ RowLayout Store::layout(uint16_t table) {
 }
 
 void Store::Forward(Lookup* lookup, float* out, size_t stride) {
+  FindMeans(lookup);
   const Call call(this);
   CheckTables(*lookup);
   room_.RaiseTrimError();
@@ -309,6 +320,7 @@ void Store::RequireRows(std::span<const GradientPart> parts) {
 }
 
 void Store::WeightGradient(Lookup* lookup, const float* grad, size_t stride, float* weight_grad) {
+  FindMeans(lookup);
   const Call call(this);
   CheckTables(*lookup);
   cache_.BeginOperation();

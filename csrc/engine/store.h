@@ -131,7 +131,7 @@ class Store {
   // does if room cannot be made; what a read finds wrong is left for the forward to find.
   void Prefetch(Lookup* lookup);
 
-  // REQUIRES: the parts' features read unseen rows as kInitial; throws kInvalidArgument otherwise.
+  // REQUIRES: the parts' features are for training; throws kInvalidArgument otherwise.
   // One update of all rows that the parts name, or none: gradients are summed over the parts in their order and divided
   // by `grad_scale`. Returns false if a gradient was not finite and was skipped. `clock`, in seconds, is what the lives
   // of tables measure time by.
@@ -142,7 +142,13 @@ class Store {
 
   // ---- rows by id; ids are any int64, in any order, with duplicates
 
-  void Get(uint16_t table, std::span<const int64_t> ids, UnseenRows unseen, float* weights);  // (n, dim)
+  // (n, dim). `mean` as of a Feature.
+  void Get(uint16_t table, std::span<const int64_t> ids, UnseenRows unseen, float* weights, MeanRow mean = nullptr);
+  // See RowSnapshot::Mean. Reads all rows, after a flush, unless none has changed since the last time; other calls go
+  // on meanwhile.
+  MeanRow Mean(uint16_t table);
+  // The same if that costs nothing, else nullptr.
+  MeanRow KnownMean(uint16_t table);
   // Sets weights (n, dim), and state (n, state_size) or, with nullptr, that of new rows. With nullptr for weights,
   // state alone. Of equal ids the last one wins.
   void Set(uint16_t table, std::span<const int64_t> ids, const float* weights, const float* state = nullptr);
@@ -240,6 +246,9 @@ class Store {
   // Throw kOutOfSpace if one of the slots, or of the ids, has no row.
   void RequireRows(std::span<const Slot> slots) DAMO_REQUIRES(store_mutex);
   void RequireRows(std::span<const GradientPart> parts) DAMO_REQUIRES(store_mutex);
+  void CheckMean(uint16_t table, const MeanRow& mean) DAMO_REQUIRES(store_mutex);
+  void FindMeans(Lookup* lookup);
+  bool IsAbsent(Slot slot) const DAMO_REQUIRES(store_mutex) { return RowFlags(cache_.Row(slot)) & kAbsent; }
   void EndCheckpoint(bool complete) DAMO_REQUIRES(store_mutex);
   // Tells the RowStore what has died, once no checkpoint is being made that has it.
   void NoteDead() DAMO_REQUIRES(store_mutex);

@@ -18,9 +18,9 @@ constexpr size_t kMostIdsPerRun = 16384;
 // A lookup of single rows: a batch with one id in each bag. REQUIRES: `ids` outlives it.
 class RowLookup {
  public:
-  RowLookup(uint16_t table, std::span<const int64_t> ids, UnseenRows unseen)
+  RowLookup(uint16_t table, std::span<const int64_t> ids, UnseenRows unseen = UnseenRows::kInitial, MeanRow mean = {})
       : lengths_(ids.size(), 1),
-        lookup_(MakeLookup({{table, Pooling::kSum, unseen, 0, 0, LookupUse::kById}},
+        lookup_(MakeLookup({{table, Pooling::kSum, unseen, 0, 0, LookupUse::kById, std::move(mean)}},
                            {ids.data(), lengths_.data(), nullptr, ids.size(), 1, ids.size()})),
         pointer_(lookup_.get()) {}
 
@@ -68,12 +68,13 @@ void Store::InRuns(uint16_t table, std::span<const int64_t> ids, F f) {
   }
 }
 
-void Store::Get(uint16_t table, std::span<const int64_t> ids, UnseenRows unseen, float* weights) {
+void Store::Get(uint16_t table, std::span<const int64_t> ids, UnseenRows unseen, float* weights, MeanRow mean) {
   const size_t dim = static_cast<size_t>(layout(table).dim);
+  if (unseen == UnseenRows::kMean && mean == nullptr) mean = Mean(table);
   InRuns(table, ids, [&](size_t first, std::span<const int64_t> run) {
-    const RowLookup lookup(table, run, unseen);
+    const RowLookup lookup(table, run, unseen, mean);
     const Call call(this);
-    TableAt(table);
+    CheckMean(table, mean);
     room_.RaiseTrimError();
     finder_.Pool(lookup.get(), weights + first * dim, dim);
     room_.Trim();
@@ -81,14 +82,44 @@ void Store::Get(uint16_t table, std::span<const int64_t> ids, UnseenRows unseen,
   });
 }
 
+MeanRow Store::KnownMean(uint16_t table) {
+  const Call call(this);
+  const Table& t = TableAt(table);
+  return t.mean_of == t.version() ? t.mean : nullptr;
+}
+
+MeanRow Store::Mean(uint16_t table) {
+  if (MeanRow known = KnownMean(table)) return known;
+  RowsVersion version;
+  {
+    const Call call(this);
+    version = TableAt(table).version();
+  }
+  // Of what changes from here on, the mean may know or not: it counts as that of the rows before.
+  const RowSnapshot snapshot = TakeSnapshot({&table, 1});
+  auto mean = std::make_shared<const std::vector<float>>(snapshot.Mean(0));
+  const Call call(this);
+  Table& t = TableAt(table);
+  t.mean = mean;
+  t.mean_of = version;
+  return mean;
+}
+
+// Of features that read a mean, and were given none.
+void Store::FindMeans(Lookup* lookup) {
+  for (Feature& feature : lookup->features) {
+    if (feature.unseen == UnseenRows::kMean && feature.mean == nullptr) feature.mean = Mean(feature.table);
+  }
+}
+
 void Store::Contains(uint16_t table, std::span<const int64_t> ids, uint8_t* contains) {
   InRuns(table, ids, [&](size_t first, std::span<const int64_t> run) {
-    const RowLookup lookup(table, run, UnseenRows::kZeros);
+    const RowLookup lookup(table, run);
     const Call call(this);
     TableAt(table);
     cache_.BeginOperation();
     finder_.ResolveAll(lookup.all());
-    for (size_t i = 0; i < run.size(); ++i) contains[first + i] = lookup->slots[i] != kZeroSlot;
+    for (size_t i = 0; i < run.size(); ++i) contains[first + i] = !IsAbsent(lookup->slots[i]);
     room_.Trim();
   });
 }
@@ -156,7 +187,7 @@ void Store::SetRows(uint16_t table, std::span<const int64_t> ids, const float* w
                     const RowHeader* headers) {
   const size_t dim = static_cast<size_t>(layout(table).dim);
   InRuns(table, ids, [&](size_t first, std::span<const int64_t> run) {
-    const RowLookup lookup(table, run, UnseenRows::kInitial);
+    const RowLookup lookup(table, run);
     const Call call(this);
     capture_.AwaitEnd();
     RequireWritable("set");
@@ -166,6 +197,7 @@ void Store::SetRows(uint16_t table, std::span<const int64_t> ids, const float* w
     finder_.ResolveAll(lookup.all());
     if (disk_.IsFull()) RequireRows(lookup->slots);
     if (TableAt(table).life != nullptr) RecordReplaced(table, lookup->slots);
+    ++tables_[table].writes;
     for (size_t i = 0; i < run.size(); ++i) {
       SetRow(lookup->slots[i], weights == nullptr ? nullptr : weights + (first + i) * dim,
              state == nullptr ? nullptr : state + (first + i) * state_size);
@@ -204,14 +236,15 @@ void Store::SetRow(Slot slot, const float* weights, const float* state) {
 void Store::SetState(uint16_t table, std::span<const int64_t> ids, const float* state) {
   const size_t state_size = static_cast<size_t>(layout(table).state_size);
   InRuns(table, ids, [&](size_t first, std::span<const int64_t> run) {
-    const RowLookup lookup(table, run, UnseenRows::kZeros);
+    const RowLookup lookup(table, run);
     const Call call(this);
     capture_.AwaitEnd();
     RequireWritable("set");
     Table& t = TableAt(table);
     cache_.BeginOperation();
     finder_.ResolveAll(lookup.all());
-    const auto absent = std::find(lookup->slots.begin(), lookup->slots.end(), kZeroSlot);
+    const auto absent = std::find_if(lookup->slots.begin(), lookup->slots.end(),
+                                     [&](Slot slot) DAMO_REQUIRES(store_mutex) { return IsAbsent(slot); });
     if (absent != lookup->slots.end()) {
       throw Error(ErrorCode::kInvalidArgument,
                   "table \"" + t.schema.name + "\": id " +
@@ -232,7 +265,7 @@ void Store::SetState(uint16_t table, std::span<const int64_t> ids, const float* 
 void Store::Describe(uint16_t table, std::span<const int64_t> ids, float* state, RowHeader* headers,
                      uint8_t* contains) {
   InRuns(table, ids, [&](size_t first, std::span<const int64_t> run) {
-    const RowLookup lookup(table, run, UnseenRows::kInitial);
+    const RowLookup lookup(table, run);
     const Call call(this);
     const Table& t = TableAt(table);
     const RowLayout& layout = t.layout;
@@ -282,13 +315,14 @@ void Store::AddRows(uint16_t table, std::span<const int64_t> ids, const float* w
   }
   journal_.Clear();
   store_->Write(writes);
+  ++t.writes;
   if (t.life == nullptr) t.schema.rows += static_cast<int64_t>(ids.size());  // else they are in it already
 }
 
 void Store::Delete(uint16_t table, std::span<const int64_t> ids) {
   InRuns(table, ids, [&](size_t, std::span<const int64_t> run) {
     const std::vector<int64_t> distinct = DistinctOf(run);
-    const RowLookup lookup(table, distinct, UnseenRows::kInitial);
+    const RowLookup lookup(table, distinct);
     const Call call(this);
     capture_.AwaitEnd();
     RequireWritable("deleted");
@@ -309,6 +343,7 @@ void Store::Delete(uint16_t table, std::span<const int64_t> ids) {
     }
     if (writes.empty()) return;
     store_->Write(writes);
+    ++t.writes;
     journal_.NoteWritten(writes);
     for (const RowWrite& write : writes) {
       const uint32_t tag = HashTag(table, write.id);

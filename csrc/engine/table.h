@@ -70,6 +70,17 @@ class SharedRowBounds {
   std::atomic<uint32_t> state_{0};
 };
 
+// The mean of a table's rows, [dim]; zeros of a table without any.
+using MeanRow = std::shared_ptr<const std::vector<float>>;
+
+// What a table's rows are at a moment: while it stays the same, so do they.
+struct RowsVersion {
+  uint32_t iter;
+  int64_t rows;
+  uint64_t writes;
+  bool operator==(const RowsVersion&) const = default;
+};
+
 struct Table {
   explicit Table(const TableSchema& s) : schema(s), layout(s.layout()) {}
 
@@ -92,6 +103,11 @@ struct Table {
   }
   // Whether a row that is stored, or in memory, is none: the ladder has risen above it.
   bool IsDead(RowHeader row, int64_t id) const { return ladder() != nullptr && ladder()->IsDead(row, id); }
+  uint64_t writes = 0;  // calls that changed rows by their ids
+  RowsVersion version() const { return {schema.iter, schema.rows, writes}; }
+  // The last mean that was asked for, and the rows that it is of.
+  MeanRow mean;
+  RowsVersion mean_of{};
 
   // A row's payload before its first update; every element of its state is `state`.
   void DrawPayload(void (*draw_row)(const Initializer&, int64_t, int, float*), int64_t id, float state,

@@ -66,8 +66,8 @@ Updater::Plan Updater::MakePlan(std::span<const GradientPart> parts, float grad_
   for (const GradientPart& part : parts) {
     plan.gradients.parts.push_back({part.lookup, part.grad, PlacesOf(*part.lookup, tables_, part.stride)});
     for (const Feature& feature : part.lookup->features) {
-      if (feature.unseen != UnseenRows::kInitial) {
-        throw Error(ErrorCode::kInvalidArgument, "a lookup that reads unseen rows as zeros cannot update rows");
+      if (feature.use != LookupUse::kTraining) {
+        throw Error(ErrorCode::kInvalidArgument, "a lookup that is not for training cannot update rows");
       }
       plan.tables[feature.table].involved = true;
       plan.tables[feature.table].ids += part.lookup->ids_of(feature);

@@ -26,7 +26,7 @@ bool ForEachWindow(const Lookup& whole, size_t feature, size_t most_ids, F f) DA
   const Feature& of = whole.features[feature];
   const int64_t* offsets = whole.bag_offsets(of);
   const size_t bags = whole.bags(of);
-  const Feature alone{of.table, of.pooling, of.unseen, 0, 0};
+  const Feature alone{of.table, of.pooling, of.unseen, 0, 0, of.use, of.mean};
   const auto call = [&](size_t bag, const int64_t* lengths, size_t n, size_t first_id, size_t ids,
                         BagPart* part) DAMO_REQUIRES(store_mutex) {
     const float* weights = whole.batch.weights;

@@ -15,6 +15,9 @@ namespace damo {
 
 enum class Pooling : uint8_t { kSum, kMean };
 
+// What rows that are kAbsent read as: the initial value that they hold, zeros, or the mean of the table's other rows.
+enum class UnseenRows : uint8_t { kInitial, kZeros, kMean };
+
 // Where a bag is pooled in parts, one call after the other: what goes from one to the next, but for its output.
 struct BagPart {
   float total = 0;  // of the weights so far
@@ -23,7 +26,7 @@ struct BagPart {
 };
 
 // Pools `bags` bags into `out`: bag b has the ids offsets[b]..offsets[b+1] of `slots` and `weights`, both indexed from
-// offsets[0]. An empty bag, and a mean whose weights sum to zero, gives zeros.
+// offsets[0]. An empty bag, and a mean whose weights sum to zero, gives zeros. `mean` is for UnseenRows::kMean.
 // REQUIRES: no slot is kMissingSlot.
 struct PoolArgs {
   Arena arena;
@@ -37,6 +40,8 @@ struct PoolArgs {
   size_t out_stride;
   WeightType weight_type = WeightType::kFloat32;
   BagPart* part = nullptr;  // or of the one bag
+  UnseenRows unseen = UnseenRows::kInitial;
+  const float* mean = nullptr;  // [dim]
 };
 
 // One occurrence of an id in a batch: it adds scale * grad[0..dim) to its row's gradient.

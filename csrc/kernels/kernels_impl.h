@@ -25,6 +25,11 @@ DAMO_INLINE int Dim(int dim) {
   return kDim == 0 ? dim : kDim;
 }
 
+// Whether a row reads as something else than what it holds.
+DAMO_INLINE bool ReadsOtherwise(const PoolArgs& a, const char* row) {
+  return a.unseen != UnseenRows::kInitial && (RowFlags(row) & kAbsent);
+}
+
 template <class Weights, int kDim>
 void PoolBags(const PoolArgs& a) {
   const int dim = Dim<kDim>(a.dim);
@@ -32,10 +37,12 @@ void PoolBags(const PoolArgs& a) {
   for (size_t b = 0; b < a.bags; ++b) {
     float* __restrict out = a.out + b * a.out_stride;
     const int64_t begin = a.offsets[b] - first, end = a.offsets[b + 1] - first;
-    if (end - begin == 1 && a.weights == nullptr && a.slots[begin] != kZeroSlot && a.part == nullptr) {
-      const char* __restrict row = RowAt(a.arena, a.slots[begin]) + kPayloadOffset;
-      for (int j = 0; j < dim; ++j) out[j] = Weights::Load(row, j);
-      continue;
+    if (end - begin == 1 && a.weights == nullptr && a.part == nullptr) {
+      const char* __restrict row = RowAt(a.arena, a.slots[begin]);
+      if (!ReadsOtherwise(a, row)) {
+        for (int j = 0; j < dim; ++j) out[j] = Weights::Load(row + kPayloadOffset, j);
+        continue;
+      }
     }
     float total = 0;
     if (a.part == nullptr || a.part->first) {
@@ -46,9 +53,12 @@ void PoolBags(const PoolArgs& a) {
     for (int64_t i = begin; i < end; ++i) {
       const float weight = a.weights == nullptr ? 1.0f : a.weights[i];
       total += weight;
-      if (a.slots[i] == kZeroSlot) continue;
-      const char* __restrict row = RowAt(a.arena, a.slots[i]) + kPayloadOffset;
-      for (int j = 0; j < dim; ++j) out[j] += weight * Weights::Load(row, j);
+      const char* __restrict row = RowAt(a.arena, a.slots[i]);
+      if (!ReadsOtherwise(a, row)) {
+        for (int j = 0; j < dim; ++j) out[j] += weight * Weights::Load(row + kPayloadOffset, j);
+      } else if (a.unseen == UnseenRows::kMean) {
+        for (int j = 0; j < dim; ++j) out[j] += weight * a.mean[j];
+      }
     }
     if (a.part != nullptr) a.part->total = total;
     if (a.pooling == Pooling::kMean && (a.part == nullptr || a.part->last)) {
@@ -149,9 +159,13 @@ void WeightGradOf(const WeightGradArgs& a) {
     float total = 0, weighted = 0;
     for (int64_t i = begin; i < end; ++i) {
       float dot = 0;
-      if (p.slots[i] != kZeroSlot) {
-        const char* row = RowAt(p.arena, p.slots[i]) + kPayloadOffset;
-        dot = LaneSum(p.dim, [&](int j) __attribute__((always_inline)) { return Weights::Load(row, j) * grad[j]; });
+      const char* row = RowAt(p.arena, p.slots[i]);
+      if (!ReadsOtherwise(p, row)) {
+        dot = LaneSum(p.dim, [&](int j) __attribute__((always_inline)) {
+          return Weights::Load(row + kPayloadOffset, j) * grad[j];
+        });
+      } else if (p.unseen == UnseenRows::kMean) {
+        dot = LaneSum(p.dim, [&](int j) __attribute__((always_inline)) { return p.mean[j] * grad[j]; });
       }
       a.weight_grad[i] = dot;
       total += p.weights[i];

@@ -15,6 +15,16 @@ typename Dtype::Row ReadRow(const LookupArgs& args, size_t i, float* buffer) {
   return {stored, args.dim, Dtype::kScaled ? args.scales[i] : 1.0f, buffer};
 }
 
+// Calls f with row i, or for row 0, that of ids without one, with what those of `table` read.
+template <class Dtype, class F>
+void WithRow(const LookupArgs& args, size_t i, int64_t table, float* buffer, F f) {
+  if (i == 0 && args.mean_rows != nullptr) {
+    f(args.mean_rows + static_cast<size_t>(table) * args.dim);
+  } else {
+    f(ReadRow<Dtype>(args, i, buffer));
+  }
+}
+
 std::vector<int64_t> KeyEnds(const LookupArgs& args) {
   std::vector<int64_t> ends(args.keys);
   int64_t end = 0;
@@ -43,29 +53,33 @@ std::vector<BagRange> Divide(const LookupArgs& args) {
   return ranges;
 }
 
-// Adds the next `length` rows, times their weights, to `out`, which begins as zeros; returns the sum of weights.
+// Adds the next `length` rows, of `table`, times their weights, to `out`, which begins as zeros; returns the sum of
+// weights.
 template <class Dtype>
-float AddRows(const LookupArgs& args, RowsOfIds* rows, size_t first_id, size_t length, float* buffer,
+float AddRows(const LookupArgs& args, RowsOfIds* rows, int64_t table, size_t first_id, size_t length, float* buffer,
               float* __restrict out) {
   const size_t dim = args.dim;
   if (length == 1 && args.weights == nullptr) {
-    const auto row = ReadRow<Dtype>(args, rows->Next(), buffer);
-    for (size_t j = 0; j < dim; ++j) out[j] = row[j];
+    WithRow<Dtype>(args, rows->Next(), table, buffer, [&](const auto& row) {
+      for (size_t j = 0; j < dim; ++j) out[j] = row[j];
+    });
     return 1;
   }
   std::fill_n(out, dim, 0.0f);
   if (args.weights == nullptr) {
     for (size_t i = 0; i < length; ++i) {
-      const auto row = ReadRow<Dtype>(args, rows->Next(), buffer);
-      for (size_t j = 0; j < dim; ++j) out[j] += row[j];
+      WithRow<Dtype>(args, rows->Next(), table, buffer, [&](const auto& row) {
+        for (size_t j = 0; j < dim; ++j) out[j] += row[j];
+      });
     }
     return static_cast<float>(length);
   }
   float total = 0;
   for (size_t i = 0; i < length; ++i) {
-    const auto row = ReadRow<Dtype>(args, rows->Next(), buffer);
     const float weight = args.weights[first_id + i];
-    for (size_t j = 0; j < dim; ++j) out[j] += weight * row[j];
+    WithRow<Dtype>(args, rows->Next(), table, buffer, [&](const auto& row) {
+      for (size_t j = 0; j < dim; ++j) out[j] += weight * row[j];
+    });
     total += weight;
   }
   return total;
@@ -87,7 +101,7 @@ bool PoolRange(const LookupArgs& args, const RequestIds& request, const BagRange
     }
     const size_t length = static_cast<size_t>(args.lengths[key * args.batch + bag]);
     float* sum = out + (bag * args.keys + key) * args.dim;
-    const float total = AddRows<Dtype>(args, &rows, id, length, buffer.data(), sum);
+    const float total = AddRows<Dtype>(args, &rows, args.tables[key], id, length, buffer.data(), sum);
     id += length;
     if (args.means != nullptr && args.means[key]) {
       for (size_t j = 0; j < args.dim; ++j) sum[j] = total == 0 ? 0 : sum[j] / total;
@@ -140,10 +154,13 @@ void RowLookup::Do(size_t part) const {
     RowsOfIds rows(args_.hash, request, begin, end, 0, static_cast<const char*>(args_.rows),
                    args_.dim * Dtype::kWeightBytes);
     std::vector<float> buffer(args_.dim);
+    size_t key = 0;
     for (size_t i = begin; i < end; ++i) {
-      const auto row = ReadRow<Dtype>(args_, rows.Next(), buffer.data());
+      while (static_cast<int64_t>(i) >= key_end_[key]) ++key;
       float* __restrict out = out_ + i * args_.dim;
-      for (size_t j = 0; j < args_.dim; ++j) out[j] = row[j];
+      WithRow<Dtype>(args_, rows.Next(), args_.tables[key], buffer.data(), [&](const auto& row) {
+        for (size_t j = 0; j < args_.dim; ++j) out[j] = row[j];
+      });
     }
     if (rows.damaged()) damaged_ = true;
   });

@@ -25,8 +25,9 @@ struct LookupArgs {
 
   RowGroupHash hash;
   RowDtype dtype;
-  const void* rows;     // [num_rows, dim]
-  const float* scales;  // [num_rows], if the dtype has them
+  const void* rows;        // [num_rows, dim]
+  const float* scales;     // [num_rows], if the dtype has them
+  const float* mean_rows;  // [num_tables, dim], read by ids without a row, or nullptr: zeros
   size_t dim;
 };
 

@@ -40,15 +40,16 @@ struct Signature {
   bool pooled;
   bool weighted;
   bool means;
+  bool mean_rows;
   RowDtype dtype;
   std::vector<const char*> inputs;
   std::vector<ort::ElementType> types;
 
-  Signature(bool pooled_bags, bool weighted_ids, bool some_means, RowDtype row_dtype)
-      : pooled(pooled_bags), weighted(weighted_ids), means(some_means), dtype(row_dtype) {
+  Signature(bool pooled_bags, bool weighted_ids, bool some_means, bool some_mean_rows, RowDtype row_dtype)
+      : pooled(pooled_bags), weighted(weighted_ids), means(some_means), mean_rows(some_mean_rows), dtype(row_dtype) {
     const RowDtypeFacts facts = FactsOf(dtype);
     const std::string bags = std::string(weighted ? "Weighted" : "") + "EmbeddingBag" + (means ? "Mean" : "") + "s";
-    name = (pooled ? bags : "EmbeddingRows") + facts.suffix;
+    name = (pooled ? bags : "EmbeddingRows") + facts.suffix + (mean_rows ? "MeanRows" : "");
     const auto add = [&](const char* input, ort::ElementType type) {
       inputs.push_back(input);
       types.push_back(type);
@@ -57,6 +58,7 @@ struct Signature {
     if (weighted) add("weights", ort::ElementType::kFloat);
     add("tables", ort::ElementType::kInt64);
     if (means) add("means", ort::ElementType::kBool);
+    if (mean_rows) add("mean_rows", ort::ElementType::kFloat);
     for (const char* input : {"first_bucket", "bucket_mask", "middle_row"}) {
       add(input, ort::ElementType::kInt64);
     }
@@ -143,6 +145,7 @@ LookupArgs ReadArrays(const Signature& signature, const Inputs& inputs) {
   args.dim = static_cast<size_t>(rows.shape[1]);
   args.tables = inputs["tables"].as<int64_t>();
   if (signature.means) args.means = inputs.Array<bool>("means", {num_keys});
+  if (signature.mean_rows) args.mean_rows = inputs.Array<float>("mean_rows", {num_tables, rows.shape[1]});
   args.hash = {inputs["first_bucket"].as<int64_t>(),
                inputs.Array<int64_t>("bucket_mask", {num_tables}),
                inputs["middle_row"].as<int64_t>(),
@@ -253,12 +256,14 @@ const std::vector<std::unique_ptr<Operator>>& Operators() {
   static const std::vector<std::unique_ptr<Operator>>& operators = *[] {
     auto* made = new std::vector<std::unique_ptr<Operator>>;
     for (const RowDtype dtype : kRowDtypes) {
-      for (const bool weighted : {false, true}) {
-        for (const bool means : {false, true}) {
-          made->push_back(std::make_unique<Operator>(Signature(true, weighted, means, dtype)));
+      for (const bool mean_rows : {false, true}) {
+        for (const bool weighted : {false, true}) {
+          for (const bool means : {false, true}) {
+            made->push_back(std::make_unique<Operator>(Signature(true, weighted, means, mean_rows, dtype)));
+          }
         }
+        made->push_back(std::make_unique<Operator>(Signature(false, false, false, mean_rows, dtype)));
       }
-      made->push_back(std::make_unique<Operator>(Signature(false, false, false, dtype)));
     }
     return made;
   }();

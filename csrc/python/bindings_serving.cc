@@ -78,6 +78,7 @@ void RegisterServing(py::module_& m) {
   py::class_<RowSnapshot, Held<RowSnapshot>>(m, "RowSnapshot")
       .def(py::init(&TakeSnapshot), py::arg("store"), py::arg("tables"))
       .def_property_readonly("states", &States)
+      .def("mean", &RowSnapshot::Mean, ReleaseGil())
       .def("ladder",
            [](const RowSnapshot& snapshot, size_t position) { return snapshot.tables().at(position).ladder; });
 

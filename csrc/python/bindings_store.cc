@@ -26,6 +26,10 @@ Ladder MakeLadder(const std::array<uint32_t, kLadderClasses>& steps, uint32_t pa
   return ladder;
 }
 
+using GivenMean = std::optional<std::vector<float>>;
+
+MeanRow ToMeanRow(const GivenMean& mean) { return mean ? std::make_shared<const std::vector<float>>(*mean) : nullptr; }
+
 std::span<const int64_t> Ids(Address address, size_t n) { return {At<const int64_t>(address), n}; }
 
 // Hands out a table's rows in id order, a batch at a time.
@@ -103,6 +107,7 @@ void RegisterLookup(py::module_& m) {
   py::native_enum<UnseenRows>(m, "UnseenRows", "enum.Enum")
       .value("INITIAL", UnseenRows::kInitial)
       .value("ZEROS", UnseenRows::kZeros)
+      .value("MEAN", UnseenRows::kMean)
       .finalize();
   py::native_enum<LookupUse>(m, "LookupUse", "enum.Enum")
       .value("TRAINING", LookupUse::kTraining)
@@ -110,8 +115,12 @@ void RegisterLookup(py::module_& m) {
       .value("BY_ID", LookupUse::kById)
       .finalize();
   py::class_<Feature>(m, "Feature")
-      .def(py::init<uint16_t, Pooling, UnseenRows, size_t, size_t, LookupUse>(), py::arg("table"), py::arg("pooling"),
-           py::arg("unseen"), py::arg("key"), py::arg("column"), py::arg("use"));
+      .def(py::init([](uint16_t table, Pooling pooling, UnseenRows unseen, size_t key, size_t column, LookupUse use,
+                       const GivenMean& mean) {
+             return Feature{table, pooling, unseen, key, column, use, ToMeanRow(mean)};
+           }),
+           py::arg("table"), py::arg("pooling"), py::arg("unseen"), py::arg("key"), py::arg("column"), py::arg("use"),
+           py::arg("mean") = py::none());
   py::class_<Lookup>(m, "Lookup")
       .def(py::init([](std::vector<Feature> features, Address ids, size_t num_ids, Address lengths, size_t keys,
                        size_t batch, Address bags, Address weights) {
@@ -123,6 +132,8 @@ void RegisterLookup(py::module_& m) {
            py::arg("batch"), py::arg("bags"), py::arg("weights"))
       .def_property_readonly("num_ids", [](const Lookup& lookup) { return lookup.batch.num_ids; });
 }
+
+GivenMean FromMeanRow(const MeanRow& mean) { return mean == nullptr ? std::nullopt : GivenMean(*mean); }
 
 // What calls of a store give back.
 static void RegisterResults(py::module_& m) {
@@ -239,10 +250,14 @@ void RegisterStore(py::module_& m) {
           ReleaseGil())
       .def(
           "get",
-          [](Store& s, uint16_t table, Address ids, size_t n, UnseenRows unseen, Address weights) {
-            s.Get(table, Ids(ids, n), unseen, At<float>(weights));
-          },
-          ReleaseGil())
+          [](Store& s, uint16_t table, Address ids, size_t n, UnseenRows unseen, Address weights,
+             const GivenMean& mean) { s.Get(table, Ids(ids, n), unseen, At<float>(weights), ToMeanRow(mean)); },
+          ReleaseGil(), py::arg("table"), py::arg("ids"), py::arg("n"), py::arg("unseen"), py::arg("weights"),
+          py::arg("mean") = py::none())
+      .def(
+          "mean", [](Store& s, uint16_t table) { return *s.Mean(table); }, ReleaseGil())
+      .def(
+          "known_mean", [](Store& s, uint16_t table) { return FromMeanRow(s.KnownMean(table)); }, ReleaseGil())
       .def(
           "set",
           [](Store& s, uint16_t table, Address ids, size_t n, Address weights, Address state) {

@@ -86,10 +86,9 @@ DAMO_INLINE RowHeader PayloadHeader(const char* payload, const RowLayout& layout
   return PayloadHeader(payload, layout.payload_size());
 }
 
-// A row's place in the cache's arena, in units of 1 << unit_shift bytes. The first two are never places of rows.
+// A row's place in the cache's arena, in units of 1 << unit_shift bytes. The first is never a place of a row.
 using Slot = uint32_t;
 constexpr Slot kMissingSlot = 0;  // not in the cache
-constexpr Slot kZeroSlot = 1;     // reads as zeros
 
 struct Arena {
   char* base;

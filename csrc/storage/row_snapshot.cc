@@ -122,6 +122,26 @@ std::unique_ptr<RowIterator> RowSnapshot::Scan(size_t position, uint64_t since) 
   return std::make_unique<CheckedIterator>(std::move(rows), table.name, expected);
 }
 
+std::vector<float> RowSnapshot::Mean(size_t position) const {
+  const RowLayout& layout = tables_.at(position).layout;
+  const std::unique_ptr<RowIterator> rows = Scan(position);
+  const size_t dim = static_cast<size_t>(layout.dim);
+  std::vector<double> sums(dim, 0);
+  int64_t count = 0;
+  WithWeights(layout.weight_type, [&](auto weights) {
+    int64_t id;
+    for (const char* payload; rows->Next(&id, &payload); ++count) {
+      for (size_t j = 0; j < dim; ++j) sums[j] += static_cast<double>(weights.Load(payload, static_cast<int>(j)));
+    }
+  });
+  std::vector<float> mean(dim, 0);
+  // With zero added a mean of -0 is 0, which it becomes where a graph adds to it.
+  for (size_t j = 0; count > 0 && j < dim; ++j) {
+    mean[j] = static_cast<float>(sums[j] / static_cast<double>(count)) + 0.0f;
+  }
+  return mean;
+}
+
 std::unique_ptr<RowIterator> RowSnapshot::ScanDeletions(size_t position, uint64_t since) const {
   return std::make_unique<SnapshotIterator>(rows_, tables_.at(position).number | kDeletionBit, kDeletionSize, since);
 }

@@ -65,7 +65,10 @@ class RowSnapshot {
   // The rows of tables()[position], as often as wanted. This and the iterator, which may outlive the snapshot, throw
   // kClosed once the store is closed.
   std::unique_ptr<RowIterator> Scan(size_t position, uint64_t since = 0) const;
-  // The same of the deletion records. Of those, and rows, of steps below `since` some may be left out, or be older than
+  // The mean of the rows' weights, [dim], from sums in float64 in the order of ids: a function of the rows alone. Zeros
+  // if there are none. Reads all of them.
+  std::vector<float> Mean(size_t position) const;
+  // As Scan, of the deletion records. Of those, and rows, of steps below `since` some may be left out, or be older than
   // they should.
   std::unique_ptr<RowIterator> ScanDeletions(size_t position, uint64_t since) const;
 

@@ -22,9 +22,10 @@ from damo_torchrec.errors import CorruptionError, DamoError
 from damo_torchrec.files import os_errors
 
 FORMAT_VERSION = 2
-_WITHOUT_LADDERS = 1  # the version of a delta in which no table has one
+_WITHOUT_LADDERS_AND_MEANS = 1  # the version of a delta in which no table has one
 _LARGEST_MANIFEST = 64 << 20  # bytes
 _BLOCK_BYTES = 1 << 22
+_LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 _FILE_NAME = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]{0,200}")  # none that leads out of a directory
 
 _Count = Annotated[int, range(2**63)]
@@ -41,6 +42,7 @@ class TableChanges:
         changed: rows that are new or have changed.
         deleted: rows that are gone.
         ladder: where its rows die, `Ladder.numbers`; else nothing.
+        mean: of the rows that it leads to, if ids without a row read it; else empty.
     """
 
     number: Annotated[int, range(2**31)]
@@ -48,6 +50,7 @@ class TableChanges:
     changed: _Count
     deleted: _Count
     ladder: list[_Step] = field(default_factory=list, metadata=MAY_LACK)
+    mean: list[float] = field(default_factory=list, metadata=MAY_LACK)
 
     def files(self) -> list[str]:
         """Its arrays' files."""
@@ -110,13 +113,17 @@ class DeltaManifest:
         numbers = [table.number for table in self.tables.values()]
         if len(set(numbers)) != len(numbers):
             raise ValueError(f"tables share the numbers {sorted(numbers)}")
+        for name, table in self.tables.items():
+            if len(table.mean) not in (0, table.dim) or any(abs(weight) > _LARGEST_WEIGHT for weight in table.mean):
+                raise ValueError(f"the mean of table {shown(name)} is {shown(table.mean)}, not {table.dim} float32s")
         if absent := self.arrays() - self.files.keys():
             raise ValueError(f"files lack {sorted(absent)}")
 
     @property
     def version(self) -> int:
         """Of the format: the lowest that has all that it says."""
-        return FORMAT_VERSION if any(table.ladder for table in self.tables.values()) else _WITHOUT_LADDERS
+        known_before = not any(table.ladder or table.mean for table in self.tables.values())
+        return _WITHOUT_LADDERS_AND_MEANS if known_before else FORMAT_VERSION
 
     def arrays(self) -> set[str]:
         """Names of the files that rows are in."""
@@ -152,8 +159,9 @@ class DeltaManifest:
         """Writes ``delta.json``."""
         body = asdict(self)
         for table in body["tables"].values():
-            if not table["ladder"]:
-                del table["ladder"]
+            for name in ("ladder", "mean"):
+                if not table[name]:  # as earlier releases know it
+                    del table[name]
         (directory / DELTA_FILE).write_text(
             dump_document("delta", self.version, body, DeltaManifest, DeltaManifest.check)
         )

@@ -208,6 +208,7 @@ class Collection(FusedOptimizerModule, nn.Module):
         if training and not self._alone:
             _check_one_process()
             self._alone = True
+        self._take_means(training)
         sizes, partly = self._floats_of_outputs(batch), not all(self._plan.trained)
         return Call(
             session=self._session,
@@ -220,6 +221,13 @@ class Collection(FusedOptimizerModule, nn.Module):
             sizes=sizes,
             pinned=self._device.type == "cuda",
         )
+
+    def _take_means(self, training: bool) -> None:
+        """Has the means that a lookup is to read known, which may take as long as reading the tables."""
+        read = {o.table for o in self._plan.outputs if o.unseen == "mean" and not (training and o.trainable)}
+        for table in self._tables:
+            if table.name in read:
+                table.mean()
 
     def _trained_tables(self) -> list[OpenTable]:
         frozen = {output.table for output in self._plan.outputs if not output.trainable}

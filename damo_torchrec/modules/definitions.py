@@ -107,6 +107,7 @@ def outputs_of(configs: Sequence[BaseEmbeddingConfig], options: Mapping[str, Tab
             dim=config.embedding_dim,
             mean=_pooling_of(config) is PoolingType.MEAN,
             unseen=options[config.name].unseen_in_eval,
+            unseen_in_train=options[config.name].unseen_in_train,
             trainable=options[config.name].trainable,
         )
         for config in configs

@@ -21,8 +21,9 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
     """A collection of pooled embedding tables whose rows live in an `EmbeddingStore`.
 
     Takes the place of TorchRec's `EmbeddingBagCollection` and `FusedEmbeddingBagCollection`. Ids are any int64; an
-    unseen id reads its initial value in train mode and zeros in eval mode, and gets its row with its first update.
-    Rows are updated inside ``backward()``: pass a dense optimizer the model's parameters, which rows are none of.
+    unseen id reads its initial value in train mode and zeros in eval mode, unless `TableOptions` say otherwise, and
+    gets its row with its first update. Rows are updated inside ``backward()``: pass a dense optimizer the model's
+    parameters, which rows are none of.
 
     ::
 

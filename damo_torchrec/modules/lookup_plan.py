@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from types import MappingProxyType
 
 from damo_torchrec import _core
 
@@ -29,8 +30,9 @@ class LookupOutput:
         table: the table's name.
         dim: of the table's rows.
         mean: whether bags are means; else sums, and rows themselves where nothing is pooled.
-        unseen: what ids without a row read as in eval mode: ``"zeros"`` or ``"initial"``.
+        unseen: what ids without a row read as in eval mode: ``"zeros"``, ``"initial"`` or ``"mean"``.
         trainable: whether gradients update its rows.
+        unseen_in_train: what such ids read as in train mode: ``"initial"`` or ``"zeros"``.
     """
 
     feature: str
@@ -39,6 +41,7 @@ class LookupOutput:
     mean: bool
     unseen: str
     trainable: bool = True
+    unseen_in_train: str = "initial"
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,11 @@ class LookupPlan:
 
 
 def engine_features(
-    plan: LookupPlan, keys: Sequence[str], tables: Mapping[str, int], training: bool = False
+    plan: LookupPlan,
+    keys: Sequence[str],
+    tables: Mapping[str, int],
+    training: bool = False,
+    means: Mapping[str, list[float]] = MappingProxyType({}),
 ) -> list[_core.Feature]:
     """The engine's form of a plan: which key goes from which table to which columns.
 
@@ -103,8 +110,8 @@ def engine_features(
         plan: what is looked up.
         keys: of the input, in its order.
         tables: by name, the engine's number.
-        training: whether ids without a row, of outputs that are trained, read their initial values, whatever the plan
-            says of eval mode.
+        training: whether ids without a row, of outputs that are trained, read as in train mode.
+        means: by name, what is read as the mean of a table's rows; of others that of the rows at the time of a lookup.
 
     Raises:
         KeyError: a feature is not among the keys.
@@ -113,10 +120,13 @@ def engine_features(
         _core.Feature(
             table=tables[output.table],
             pooling=_core.Pooling.MEAN if output.mean else _core.Pooling.SUM,
-            unseen=_core.UnseenRows[("initial" if training and output.trainable else output.unseen).upper()],
+            unseen=_core.UnseenRows[
+                (output.unseen_in_train if training and output.trainable else output.unseen).upper()
+            ],
             key=key,
             column=column,
             use=_core.LookupUse.TRAINING if training and output.trainable else _core.LookupUse.EVALUATION,
+            mean=means.get(output.table),
         )
         for output, key, column in zip(plan.outputs, plan.positions(keys), plan.columns(), strict=True)
     ]

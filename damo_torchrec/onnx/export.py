@@ -45,7 +45,7 @@ def export(
     output_names: Sequence[str] | None = None,
     dynamic_axes: Mapping[str, Sequence[int] | Mapping[int, str]] | None = None,
     dtype: DtypeName = "float32",
-    unseen: Literal["zeros", "initial"] | None = None,
+    unseen: Literal["zeros", "initial", "mean"] | None = None,
     dense_only: bool = False,
     max_length: int | Mapping[str, int] | None = None,
     min_count: int = 0,
@@ -81,8 +81,9 @@ def export(
         output_names: of what it returns; None: a dict's keys, ``output``, or ``output_0`` and so on.
         dynamic_axes: by input, dimensions of any size besides the first, as for `torch.onnx.export`.
         dtype: of exported rows. int8 has a scale for each row.
-        unseen: what ids without a row read as; None: as each table's rows in eval mode. ``"initial"`` is for tables
-            of float32 with uniform or constant initial values.
+        unseen: what ids without a row read as; None: as in eval mode, by table. ``"initial"`` is for tables of float32
+            with uniform or constant initial values; ``"mean"`` is that of all rows of the table, also of those that are
+            left out, in float32 whatever `dtype` is.
         dense_only: without rows: what lookups give is an input, for `damo_torchrec.serving`.
         max_length: the longest bag that the graph takes, of all features or by feature. Longer ones are refused.
         min_count: leave out rows with fewer updates.
@@ -109,7 +110,7 @@ def export(
             export that was there stays.
     """
     _check_choice("dtype", dtype, tuple(ROW_DTYPES))
-    _check_choice("unseen", unseen, (None, "zeros", "initial"))
+    _check_choice("unseen", unseen, (None, "zeros", "initial", "mean"))
     for name, number in (("min_count", min_count), ("expire", expire)):
         if number is not None:
             _check_count(name, number, least=0)

@@ -4,7 +4,7 @@ import textwrap
 
 from damo_torchrec.graph_check import DOMAIN
 from damo_torchrec.onnx.jagged_functions import groups, items
-from damo_torchrec.onnx.vocabulary import DRAW_ARRAYS, FLOAT, HASH_ARRAYS, INT64, Lookup, RowFormat
+from damo_torchrec.onnx.vocabulary import DRAW_ARRAYS, FLOAT, HASH_ARRAYS, INT64, MEAN_ARRAY, Lookup, RowFormat
 
 
 def _fetch(index: str, result: str, rows: RowFormat) -> str:
@@ -90,10 +90,22 @@ _BEGIN = f"""
   row = Mul (candidate, one_for_hit)"""
 
 
-def _draws(lookup: Lookup) -> str:
-    """Lines that make `padded_drawn`, and the number `draw` in it of each id that has no row."""
-    return f"""
-  miss = Equal (row, zero)
+def _fills(lookup: Lookup) -> str:
+    """Lines that make `fills`, rows for ids that have none, and the number `fill` in it of each such id; else 0."""
+    missing = """
+  miss = Equal (row, zero)"""
+    if not lookup.initial:  # one for each table, of which 0 is of no id
+        return f"""{missing}
+  one_for_miss = Cast <to = {INT64}> (miss)
+  table_of_id = GatherElements (table_by_key, key_of_id)
+  fill = Mul (table_of_id, one_for_miss)
+  fills = Identity ({MEAN_ARRAY})"""
+    drawn = f"{DOMAIN}.InitialRows{lookup.rows.dim} (unseen_id, unseen_table, {', '.join(DRAW_ARRAYS)})"
+    filled = "unseen_rows = Identity (drawn)"
+    if lookup.mean_rows:  # tables that have the one have zeros for the other
+        filled = f"""unseen_mean = Gather ({MEAN_ARRAY}, unseen_table)
+  unseen_rows = Add (drawn, unseen_mean)"""
+    return f"""{missing}
   is_id = Greater (key_of_id, zero)
   unseen = And (miss, is_id)
   unseen_position = NonZero (unseen)
@@ -101,33 +113,34 @@ def _draws(lookup: Lookup) -> str:
   unseen_id = GatherElements (padded_ids, unseen_at)
   unseen_key = GatherElements (key_of_id, unseen_at)
   unseen_table = GatherElements (table_by_key, unseen_key)
-  drawn = {DOMAIN}.InitialRows{lookup.rows.dim} (unseen_id, unseen_table, {", ".join(DRAW_ARRAYS)})
-  no_draw = Constant <value = float[1, {lookup.rows.dim}] {{{", ".join(["0.0"] * lookup.rows.dim)}}}> ()
-  padded_drawn = Concat <axis = 0> (no_draw, drawn)
+  drawn = {drawn}
+  {filled}
+  no_fill = Constant <value = float[1, {lookup.rows.dim}] {{{", ".join(["0.0"] * lookup.rows.dim)}}}> ()
+  fills = Concat <axis = 0> (no_fill, unseen_rows)
   one_for_unseen = Cast <to = {INT64}> (unseen)
   rank = CumSum (one_for_unseen, zero)
-  draw = Mul (rank, one_for_unseen)"""
+  fill = Mul (rank, one_for_unseen)"""
 
 
-def _fetch_or_draw(lookup: Lookup, index: str, draw: str, result: str) -> str:
-    """Lines that make `result` of row numbers `index` and, for initial values, numbers `draw` of draws."""
-    if not lookup.initial:
+def _fetch_or_fill(lookup: Lookup, index: str, fill: str, result: str) -> str:
+    """Lines that make `result` of row numbers `index` and, for ids without one, numbers `fill` of `fills`."""
+    if not lookup.fills:
         return _fetch(index, result, lookup.rows)
     lines = [
         _fetch(index, "stored_rows", lookup.rows),
-        f"drawn_rows = Gather (padded_drawn, {draw})",
-        f"{result} = Add (stored_rows, drawn_rows)",
+        f"filled_rows = Gather (fills, {fill})",
+        f"{result} = Add (stored_rows, filled_rows)",
     ]
     return "\n".join(lines)
 
 
 def embedding_rows(lookup: Lookup) -> str:
     """The row of each id: ``values (N,)``, ``lengths (F, B)`` to ``looked_up (N, dim)``."""
-    draws = f"{_draws(lookup)}\n  draw_of_id = Slice (draw, one_1, end)" if lookup.initial else ""
+    fills = f"{_fills(lookup)}\n  fill_of_id = Slice (fill, one_1, end)" if lookup.fills else ""
     return f"""
-{lookup.name} ({", ".join(lookup.inputs)}) => (looked_up) {{{_BEGIN}{draws}
+{lookup.name} ({", ".join(lookup.inputs)}) => (looked_up) {{{_BEGIN}{fills}
   row_of_id = Slice (row, one_1, end)
-  {_fetch_or_draw(lookup, "row_of_id", "draw_of_id", "looked_up")}
+  {_fetch_or_fill(lookup, "row_of_id", "fill_of_id", "looked_up")}
 }}
 """
 
@@ -142,7 +155,7 @@ def embedding_bags(lookup: Lookup) -> str:
     products of matrices, in which an element is one thread's work: ONNX Runtime's ReduceSum adds in another order where
     there are fewer sums than threads, and its scatter that adds loses additions.
     """
-    by_id = (_draws(lookup) if lookup.initial else "") + (_WEIGHTS if lookup.weighted else "")
+    by_id = (_fills(lookup) if lookup.fills else "") + (_WEIGHTS if lookup.weighted else "")
     return f"""
 {lookup.name} ({", ".join(lookup.inputs)}) => (pooled) {{{_BEGIN}{by_id}
   two_1 = Constant <value_ints = [2]> ()
@@ -287,9 +300,9 @@ def _sum(lookup: Lookup, taken: str, result: str) -> str:
 def _fetched(lookup: Lookup, taken: str, result: str, single: bool) -> list[str]:
     """Lines that make `result` of the rows at positions `taken`, and their `weight`."""
     lines = _take(taken, "row", "index", single)
-    if lookup.initial:
-        lines += _take(taken, "draw", "draw_index", single)
-    lines.append(_fetch_or_draw(lookup, "index", "draw_index", result))
+    if lookup.fills:
+        lines += _take(taken, "fill", "fill_index", single)
+    lines.append(_fetch_or_fill(lookup, "index", "fill_index", result))
     if lookup.weighted:
         lines += _take(taken, "padded_weight", "weight", single)
     return lines

@@ -209,6 +209,7 @@ class _Lowered:
             weighted=len(inputs) > 2,
             means=pooled and any(output.mean for output in outputs),
             initial=any(self._unseen[output.table] == "initial" for output in outputs),
+            mean_rows=any(self._unseen[output.table] == "mean" for output in outputs),
         )
         own = {
             "tables": np.array(numbers, dtype=np.int64),

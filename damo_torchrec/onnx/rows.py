@@ -18,7 +18,7 @@ import torch
 
 from damo_torchrec import _core
 from damo_torchrec.onnx.row_dtypes import ROW_DTYPES
-from damo_torchrec.onnx.vocabulary import RowFormat
+from damo_torchrec.onnx.vocabulary import MEAN_ARRAY, RowFormat
 from damo_torchrec.store.table import Table
 
 # ONNX Runtime maps a file into memory, unless one is larger than the machine's.
@@ -107,7 +107,7 @@ class RowWriter:
         directory: where their files go.
         dtype: of their weights, one of `ROW_DTYPES`.
         filters: by table.
-        unseen: by table, what an id without a row reads as: ``"zeros"`` or ``"initial"``.
+        unseen: by table, what an id without a row reads as: ``"zeros"``, ``"initial"`` or ``"mean"``.
         memory_bytes: what writing may take.
         num_threads: that build the hash.
         progress: called with the number of rows that were written since the last call.
@@ -164,6 +164,7 @@ class RowWriter:
             "bucket_mask": np.array([0, *(table.bucket_mask for table in written)], dtype=np.int64),
             **{name: np.ascontiguousarray(parts[name]) for name in ("middle_row", "row_scale")},
             **self._draws([tables[position] for position in members]),
+            **self._means(snapshot, tables, members),
         }
         return RowGroup(
             dim=dim,
@@ -201,6 +202,16 @@ class RowWriter:
             "draw_low": low,
             "draw_range": high - low,
         }
+
+    def _means(
+        self, snapshot: _core.RowSnapshot, tables: Sequence[Table], members: Sequence[int]
+    ) -> dict[str, npt.NDArray[Any]]:
+        """What ids without a row read, by table: the mean of its rows, or zeros. Nothing if no table has means."""
+        means = {i: snapshot.mean(p) for i, p in enumerate(members, start=1) if self.unseen[tables[p].name] == "mean"}
+        rows = np.zeros((1 + len(members), tables[members[0]].dim), dtype=np.float32)
+        for i, mean in means.items():
+            rows[i] = mean
+        return {MEAN_ARRAY: rows} if means else {}
 
     def _file(self, prefix: str, name: str) -> Path:
         return self.directory / f"{prefix}.{name}"

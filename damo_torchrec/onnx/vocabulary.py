@@ -20,6 +20,8 @@ DOUBLE = onnx.TensorProto.DOUBLE
 HASH_ARRAYS = ["first_bucket", "bucket_mask", "middle_row", "row_scale", "buckets", "keys"]
 # What initial values are drawn from, by table: halves of its stream's key, and the least value and the range.
 DRAW_ARRAYS = ["stream_low", "stream_high", "draw_low", "draw_range"]
+# What ids without a row read besides, by table: ``(tables, dim)``, means of rows or zeros.
+MEAN_ARRAY = "mean_rows"
 
 # What a node that refuses a request is called, by its output: ONNX Runtime's errors tell the name.
 REFUSALS = {
@@ -65,7 +67,8 @@ class Lookup:
         pooled: whether it sums bags; else it gives the row of each id.
         weighted: whether ids have weights. Of pooled lookups.
         means: whether some outputs are means. Of pooled lookups.
-        initial: whether ids without a row read what it would begin with; else they read zeros.
+        initial: whether ids without a row of some tables read what it would begin with.
+        mean_rows: whether those of some tables read the mean of its rows. Else they read zeros.
     """
 
     rows: RowFormat
@@ -73,17 +76,25 @@ class Lookup:
     weighted: bool = False
     means: bool = False
     initial: bool = False
+    mean_rows: bool = False
+
+    @property
+    def fills(self) -> bool:
+        """Whether ids without a row of some tables read other than zeros."""
+        return self.initial or self.mean_rows
 
     @property
     def name(self) -> str:
         """The function's, in its domain."""
         kind = f"{'Weighted' if self.weighted else ''}EmbeddingBag{'Mean' if self.means else ''}s"
         initial = f"Initial{self.rows.dim}" if self.initial else ""
-        return (kind if self.pooled else "EmbeddingRows") + self.rows.suffix + initial
+        mean = "MeanRows" if self.mean_rows else ""
+        return (kind if self.pooled else "EmbeddingRows") + self.rows.suffix + initial + mean
 
     @property
     def inputs(self) -> list[str]:
         """Its inputs: first those of each request, then arrays."""
         request = ["values", "lengths", *(["weights"] if self.weighted else [])]
         arrays = ["tables", *(["means"] if self.means else []), *(DRAW_ARRAYS if self.initial else [])]
+        arrays += [MEAN_ARRAY] if self.mean_rows else []
         return [*request, *arrays, *HASH_ARRAYS, *self.rows.arrays]

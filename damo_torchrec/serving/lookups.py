@@ -8,11 +8,14 @@ import numpy as np
 
 from damo_torchrec import _core
 from damo_torchrec.graph_card import Feature, LookupCard
-from damo_torchrec.modules.lookup_plan import LookupKind, LookupOutput, engine_features
+from damo_torchrec.modules.lookup_plan import LookupKind, engine_features
 from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.overlay import Overlay, TableOverlay, pool
 from damo_torchrec.serving.requests import Request
 from damo_torchrec.store.embedding_store import EmbeddingStore
+
+# By table, what is read as the mean of its rows.
+Means = Mapping[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,24 @@ class Lookup:
             raise ValueError(f"{card.path} looks up {absent}, which {card.input} does not have: {list(keys)}")
         self._keys = plan.positions(keys)
         self._indices = {output.table: store.table(output.table).opened.index for output in plan.outputs}
-        self._features = engine_features(plan, keys, self._indices)
+        self._input_keys = keys
+        self._features: tuple[Means, list[_core.Feature]] = ({}, engine_features(plan, keys, self._indices))
 
-    def run(self, request: Request, overlay: Overlay) -> dict[str, Array]:
+    def _features_with(self, means: Means) -> list[_core.Feature]:
+        """The engine's, which are kept for as long as the means are the same object."""
+        made_with, features = self._features
+        if means is not made_with:
+            features = engine_features(self._plan, self._input_keys, self._indices, means=means)
+            self._features = means, features
+        return features
+
+    def run(self, request: Request, overlay: Overlay, means: Means) -> dict[str, Array]:
         """The graph's inputs, float32, by name.
+
+        Args:
+            request: what is asked.
+            overlay: changes that the store does not have.
+            means: by table, what is read as the mean of its rows.
 
         Raises:
             ValueError: the batch needs more memory than the budget allows.
@@ -79,7 +96,7 @@ class Lookup:
         jagged = self._jagged(request)
         out, outputs = self._output(jagged)
         lookup = _core.Lookup(
-            features=self._features,
+            features=self._features_with(means),
             ids=jagged.ids.ctypes.data,
             num_ids=len(jagged.ids),
             lengths=jagged.lengths.ctypes.data,
@@ -91,7 +108,7 @@ class Lookup:
         self._store.session.engine.forward(lookup, out.ctypes.data, out.shape[-1])
         for i, output in enumerate(self._plan.outputs):
             if (changes := overlay.get(output.table)) is not None:
-                self._patch(i, output, changes, jagged, outputs[i])
+                self._patch(i, changes, jagged, outputs[i], means)
         if self._plan.kind is LookupKind.SEQUENCES:
             return dict(zip(self._card.graph_inputs, outputs, strict=True))
         if self._plan.kind is LookupKind.ROWS:
@@ -122,8 +139,9 @@ class Lookup:
         weights = arrays[f"{name}.weights"] if self._plan.weighted else None
         return _Jagged(ids, lengths.reshape(-1), np.full(len(lengths), lengths.shape[1]), uniform=True, weights=weights)
 
-    def _patch(self, i: int, output: LookupOutput, changes: TableOverlay, jagged: _Jagged, pooled: Array) -> None:
-        """Pools again the bags in which an id is changed."""
+    def _patch(self, i: int, changes: TableOverlay, jagged: _Jagged, pooled: Array, means: Means) -> None:
+        """Pools again the bags of output `i` in which an id is changed."""
+        output = self._plan.outputs[i]
         of_key, members = jagged.of_key(self._keys[i])
         ids, lengths = jagged.ids[members], jagged.lengths[of_key]
         if jagged.weights is None and lengths.max(initial=0) <= 1:  # bags are rows
@@ -142,7 +160,8 @@ class Lookup:
         ids = np.ascontiguousarray(ids[asked])
         rows = np.empty((len(ids), output.dim), dtype=np.float32)
         unseen = _core.UnseenRows[output.unseen.upper()]
-        self._store.session.engine.get(self._indices[output.table], ids.ctypes.data, len(ids), unseen, rows.ctypes.data)
+        index, mean = self._indices[output.table], means.get(output.table)
+        self._store.session.engine.get(index, ids.ctypes.data, len(ids), unseen, rows.ctypes.data, mean)
         changes.patch(ids, rows)
         weights = jagged.weights[members][asked] if jagged.weights is not None else None
         pooled[bags] = pool(rows, lengths[bags], weights, output.mean)

@@ -23,7 +23,7 @@ from damo_torchrec.serving.states import State, States
 from damo_torchrec.serving.stats import PredictorStats
 from damo_torchrec.serving.updates import Updates
 from damo_torchrec.serving.watcher import Watcher
-from damo_torchrec.serving.working_copy import open_tables, open_working_copy
+from damo_torchrec.serving.working_copy import means_of, open_tables, open_working_copy
 
 
 class Predictor:
@@ -76,6 +76,7 @@ class Predictor:
         self._store = open_working_copy(self._path, memory_budget, num_threads)
         try:
             open_tables(self._store, manifest, outputs)
+            means = means_of(self._store, outputs)
             self._lookups = [Lookup(card, dense.card.features, self._store) for card in dense.card.lookups]
         except BaseException:
             self._store.close()
@@ -83,7 +84,8 @@ class Predictor:
         card, most_ids = dense.card, self._store.session.memory_budget // 8
         self._signature = Signature(card.features, dense.arguments, card.jagged, most_ids)
         place = Place.of_checkpoint(manifest, lineage)
-        self._states = States(f"the predictor of {self._path}", State(dense, {}, manifest.step, (manifest.id,), place))
+        first = State(dense, {}, manifest.step, (manifest.id,), place, means)
+        self._states = States(f"the predictor of {self._path}", first)
         self._updates = Updates(self._store, {output.table: output for output in outputs}, self._states, num_threads)
         self._histogram = Histogram()
         self._watchers: list[Watcher] = []
@@ -181,7 +183,7 @@ class Predictor:
             if outputs is None:
                 arrays = dict(request.arrays)
                 for lookup in self._lookups:
-                    arrays.update(lookup.run(request, state.overlay))
+                    arrays.update(lookup.run(request, state.overlay, state.means))
                 outputs = state.dense.run(arrays)
         self._histogram.add(time.perf_counter() - begin)
         return outputs

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ class State:
         step: of the rows.
         history: ids of the checkpoint that it comes from, and of the deltas since.
         place: where that is among the states that the store went through.
+        means: of the rows, by table, where ids without a row read that.
     """
 
     dense: DensePart
@@ -29,6 +30,7 @@ class State:
     step: int
     history: tuple[str, ...]
     place: Place
+    means: Mapping[str, list[float]]
 
 
 class States:

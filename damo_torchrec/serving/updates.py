@@ -9,8 +9,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -18,7 +19,6 @@ from damo_torchrec.checkpoints.delta import Delta
 from damo_torchrec.checkpoints.ladder import Ladder
 from damo_torchrec.errors import CorruptionError, SchemaMismatchError, StoreClosedError
 from damo_torchrec.modules.lookup_plan import LookupOutput
-from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.dense import DENSE_FILE, DensePart
 from damo_torchrec.serving.overlay import Overlay, TableOverlay
 from damo_torchrec.serving.states import State, States
@@ -119,6 +119,7 @@ class Updates:
             )
         if gone := sorted(self._outputs.keys() - delta.tables.keys()):
             raise SchemaMismatchError(f"the store has no table {gone[0]!r} any more, as {delta.path} says")
+        means = {name: _mean_after(delta, name) for name in state.means}
         overlay = {}
         for name, changes in delta.tables.items():
             if name not in self._outputs:  # of no use to this model
@@ -135,7 +136,7 @@ class Updates:
                     ids=changes.ids.view(np.ndarray),  # which costs less to index than np.memmap
                     weights=changes.weights.view(np.ndarray),
                     deleted=changes.deleted.view(np.ndarray),
-                    unseen_rows=self._unseen_rows(name),
+                    unseen_rows=partial(self._unseen_rows(name), mean=means.get(name)),
                     headers=None if changes.headers is None else changes.headers.view(np.ndarray),
                     ladder=None if same else ladder,
                     stored=self._tables[name].stored,
@@ -148,9 +149,9 @@ class Updates:
             if dense.card.step != delta.step:
                 raise CorruptionError(f"{dense.file} is of step {dense.card.step}, but its rows of step {delta.step}")
         place = state.place.after(delta.manifest)
-        return State(dense, overlay, delta.step, (*state.history, delta.id), place)
+        return State(dense, overlay, delta.step, (*state.history, delta.id), place, means)
 
-    def _unseen_rows(self, table: str) -> Callable[[Array], Array]:
+    def _unseen_rows(self, table: str) -> UnseenRows:
         if table not in self._unseen:
             self._unseen[table] = UnseenRows(self._store, self._outputs[table])
         return self._unseen[table]
@@ -175,3 +176,13 @@ class Updates:
             begin = time.perf_counter()
             yield slice(first, first + _ROWS_AT_A_TIME)
             time.sleep(time.perf_counter() - begin)
+
+
+def _mean_after(delta: Delta, table: str) -> list[float]:
+    """The mean of a table's rows after a delta. Raises SchemaMismatchError if it does not say."""
+    if mean := delta.manifest.tables[table].mean:
+        return mean
+    raise SchemaMismatchError(
+        f"ids without a row of table {table!r} read the mean of its rows, which {delta.path} lacks: where it was made, "
+        'no collection had opened the table with unseen_in_eval="mean"'
+    )

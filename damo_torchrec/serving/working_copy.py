@@ -65,6 +65,12 @@ def open_tables(store: EmbeddingStore, manifest: Manifest, outputs: Iterable[Loo
     store.session.open_tables(definitions)
 
 
+def means_of(store: EmbeddingStore, outputs: Iterable[LookupOutput]) -> dict[str, list[float]]:
+    """Means of the rows of tables, by name, where outputs read them. REQUIRES: the tables are open."""
+    tables = {output.table for output in outputs if output.unseen == "mean"}
+    return {name: store.table(name).mean().tolist() for name in sorted(tables)}
+
+
 class CopiedTable:
     """A table of a working copy, into which another store's changes are written.
 
@@ -130,11 +136,11 @@ class UnseenRows:
         self._unseen = _core.UnseenRows[output.unseen.upper()]
         self._index = store.session.catalog.open_without_rows(store.table(output.table).opened, self._engine)
 
-    def __call__(self, ids: Array) -> Array:
-        """Float32 ``(n, dim)`` of int64 ``(n,)``."""
+    def __call__(self, ids: Array, mean: list[float] | None) -> Array:
+        """Float32 ``(n, dim)`` of int64 ``(n,)``; `mean` is what is read as the mean of rows, where that is read."""
         ids = np.ascontiguousarray(ids)
         rows = np.empty((len(ids), self._dim), dtype=np.float32)
-        self._engine.get(self._index, ids.ctypes.data, len(ids), self._unseen, rows.ctypes.data)
+        self._engine.get(self._index, ids.ctypes.data, len(ids), self._unseen, rows.ctypes.data, mean)
         return rows
 
 

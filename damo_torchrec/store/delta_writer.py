@@ -141,4 +141,6 @@ def _write_table(directory: Path, now: TableNow, rows: ChangedRows) -> TableChan
                 headers.append(some.headers)
         for gone in rows.deleted():
             deleted.append(gone)
-    return TableChanges(number, dim, ids.rows, deleted.rows, [] if ladder is None else ladder.numbers())
+    steps = [] if ladder is None else ladder.numbers()
+    mean = now.snapshot.mean(now.position) if now.table.definition.unseen_in_eval == "mean" else []
+    return TableChanges(number, dim, ids.rows, deleted.rows, steps, mean)

@@ -48,6 +48,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::vector<int64_t> values = input.Numbers(ids);
   const std::vector<float> weights = input.Array<float>(ids), scales = input.Array<float>(rows);
   const std::vector<char> stored = input.Array<char>(rows * dim * facts.weight_bytes);
+  const std::vector<float> mean_rows = input.Array<float>(tables * dim);
 
   damo::LookupArgs args{};
   args.values = values.data();
@@ -63,6 +64,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   args.dtype = dtype;
   args.rows = stored.data();
   args.scales = scales.data();
+  args.mean_rows = input.UpTo(1) ? mean_rows.data() : nullptr;
   args.dim = dim;
   if (!damo::FitTogether(args,
                          {static_cast<int64_t>(tables), static_cast<int64_t>(buckets), static_cast<int64_t>(rows)})) {

@@ -11,10 +11,11 @@ import pytest
 import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, InvalidGraph, RuntimeException
 from torch import nn
+from torchrec import EmbeddingConfig, KeyedJaggedTensor, PoolingType
 
 import damo_torchrec as damo
 from damo_torchrec.onnx.session import operators_file
-from serving_cases import Groups, Pooled, Sequences, TwoTowers, feed, random_features, train
+from serving_cases import SGD, Groups, Pooled, Sequences, TwoTowers, bags, feed, random_features, train
 
 BATCHES = (0, 1, 33, 300, 2000)
 DTYPES = ("float32", "float16", "int8")
@@ -70,6 +71,36 @@ def test_pooled_bags(store: damo.EmbeddingStore, tmp_path: Path, weighted: bool,
     ]
     kernels = {f"{prefix}EmbeddingBagMeans{suffix}", f"{prefix}EmbeddingBags{suffix}"}
     check(Pooled(store, weighted), requests, tmp_path, kernels, dtype=dtype)
+
+
+class WithMeans(nn.Module):
+    """Means, sums and rows of ids, where ids without a row read the mean of some tables."""
+
+    def __init__(self, store: damo.EmbeddingStore, weighted: bool) -> None:
+        super().__init__()
+        mean = damo.TableOptions(unseen_in_eval="mean", initializer=damo.init.Constant(3.0))
+        tables = [*bags("ab", [8, 8], pooling=PoolingType.MEAN), *bags("cd", [8, 3])]
+        options = {"t_a": mean, "t_d": mean}
+        self.ebc = damo.EmbeddingBagCollection(tables, is_weighted=weighted, store=store, table_options=options, **SGD)
+        config = EmbeddingConfig(name="rows", embedding_dim=5, num_embeddings=50, feature_names=["d", "a"])
+        self.ec = damo.EmbeddingCollection([config], store=store, table_options={"rows": mean}, **SGD)
+
+    def forward(self, features: KeyedJaggedTensor) -> dict[str, torch.Tensor]:
+        return {"pooled": self.ebc(features).values(), "rows": self.ec(features)["a"].values()}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_unseen_ids_read_mean_rows(store: damo.EmbeddingStore, tmp_path: Path, weighted: bool, dtype: str) -> None:
+    suffix = {"float32": "", "float16": "Float16", "int8": "Int8"}[dtype]
+    prefix = "Weighted" if weighted else ""
+    requests = [
+        {"features": random_features("abcd", batch, longest=longest, ids=ids, weighted=weighted, seed=batch)}
+        for longest, batch, ids in ((5, 33, 900), (1, 300, 900), (60, 50, 900), *[(2, batch, 9) for batch in (1, 5, 9)])
+    ]
+    kernels = {f"{prefix}EmbeddingBagMeans{suffix}MeanRows", f"{prefix}EmbeddingBags{suffix}MeanRows"}
+    kernels.add(f"EmbeddingRows{suffix}MeanRows")
+    check(WithMeans(store, weighted), requests, tmp_path, kernels, dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -78,16 +78,17 @@ def test_answers_as_the_model_does(store: Any, tmp_path: Path, make: Any, reques
                     np.testing.assert_allclose(outputs[name], value.numpy(), atol=1e-6)
 
 
-@pytest.mark.parametrize("unseen", ["zeros", "initial"])
+@pytest.mark.parametrize("unseen", ["zeros", "initial", "mean"])
 def test_unseen_ids_read_as_in_eval_mode(store: Any, tmp_path: Path, unseen: Any) -> None:
     options = {"t": damo.TableOptions(unseen_in_eval=unseen)}
     tables = [EmbeddingBagConfig(name="t", embedding_dim=4, num_embeddings=10, feature_names=["a"])]
     model = Features(damo.EmbeddingBagCollection(tables, store=store, table_options=options, **SGD))
     features = random_features("a", 20)
+    store.table("t").set([10**6, 10**7], [[1.0, 2, 3, 4], [0.1, 0.2, 0.3, 0.4]])  # of which none is asked for
     path = damo.serving.export(model, features, tmp_path / "checkpoint")
     with predictor_of(path) as predictor:
         expected = model.eval()(features)
-        assert bool(expected.any()) == (unseen == "initial")
+        assert bool(expected.any()) == (unseen != "zeros")
         np.testing.assert_array_equal(predictor.predict({"features": features})["output"], expected.numpy())
 
 

@@ -1,5 +1,6 @@
 """A predictor follows a training, delta by delta, and refuses what does not follow."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from damo_torchrec.checkpoints.delta import Delta
 from damo_torchrec.serving import updates
 from damo_torchrec.store.delta_writer import Additions, write_delta
 from served_training import PATIENCE, Training, answers_of, check_same, wait_until
+from support import small_store
 
 
 def test_answers_follow_the_model(training: Training, predictor: damo.serving.Predictor) -> None:
@@ -36,6 +38,26 @@ def test_a_delta_of_rows_alone_leaves_the_dense_part(training: Training, predict
     predictor.apply_delta(training.delta(dense=False))
     training.model.layer.load_state_dict(layer)
     check_same(answers_of(predictor), training.answers())
+
+
+def test_a_delta_says_what_the_means_are_and_one_that_does_not_is_refused(
+    training: Training, predictor: damo.serving.Predictor
+) -> None:
+    training.step()
+    predictor.apply_delta(training.delta())
+    tables = json.loads((training.newest / "delta.json").read_text())
+    assert tables["format_version"] == 2
+    means = {name: table.get("mean") for name, table in tables["delta"]["tables"].items()}
+    assert {name for name, mean in means.items() if mean} == {"sums", "sequence"}
+    assert means["sums"] == training.store.table("sums").mean().tolist()
+    answers = answers_of(predictor)
+    training.store.close()
+    with small_store(training.path / "store") as store:  # without the model, whose options nobody knows
+        path = store.export_delta(training.path / "without", since=training.newest)
+    assert json.loads((path / "delta.json").read_text())["format_version"] == 1
+    with pytest.raises(damo.SchemaMismatchError, match=r"'se.*' read the mean of its rows, which .*without lacks"):
+        predictor.apply_delta(path)
+    check_same(answers_of(predictor), answers)
 
 
 def test_deltas_that_do_not_fit_change_nothing(training: Training, predictor: damo.serving.Predictor) -> None:

@@ -246,8 +246,10 @@ def test_copies_and_pickles_are_refused_with_what_to_use_instead(memory_store, c
 
 
 def test_a_wrong_table_option_is_refused():
-    with pytest.raises(ValueError, match="unseen_in_eval must be 'zeros' or 'initial', got 'ones'"):
+    with pytest.raises(ValueError, match="unseen_in_eval must be 'zeros', 'initial' or 'mean', got 'ones'"):
         damo.TableOptions(unseen_in_eval="ones")
+    with pytest.raises(ValueError, match="unseen_in_train must be 'initial' or 'zeros', got 'mean'"):
+        damo.TableOptions(unseen_in_train="mean")
 
 
 def test_what_a_store_in_memory_cannot_do_is_refused(tmp_path, memory_store):

@@ -1,6 +1,7 @@
 // A training run that says what to do, and a store in maps and float64 that says what should come of it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <map>
@@ -37,7 +38,8 @@ class Training {
       schemas.push_back(schema);
     }
     const auto add_feature = [&](uint16_t table, Pooling pooling, size_t key) {
-      features.push_back({table, pooling, UnseenRows::kInitial, key, columns});
+      const UnseenRows unseen = key == 0 ? UnseenRows::kZeros : UnseenRows::kInitial;
+      features.push_back({table, pooling, unseen, key, columns});
       columns += static_cast<size_t>(dims[table]);
     };
     add_feature(2, Pooling::kMean, 3);
@@ -129,7 +131,7 @@ class StoreModel {
   const std::map<int64_t, ReferenceRow>& rows(uint16_t table) const { return rows_[table]; }
   uint32_t iter(uint16_t table) const { return iters_[table]; }
 
-  // A row as training reads it, whether it exists or not.
+  // A row as it is, or would begin.
   ReferenceRow Row(uint16_t table, int64_t id) const {
     const auto row = rows_[table].find(id);
     if (row != rows_[table].end()) return row->second;
@@ -143,12 +145,21 @@ class StoreModel {
             0};
   }
 
+  // Its weights, or what training reads in their place.
+  std::vector<double> Read(const Feature& feature, int64_t id) const {
+    std::vector<double> weights = Row(feature.table, id).weights;
+    if (feature.unseen == UnseenRows::kZeros && !rows_[feature.table].contains(id)) {
+      std::fill(weights.begin(), weights.end(), 0);
+    }
+    return weights;
+  }
+
   std::vector<double> Forward(const std::vector<Feature>& features, const Batch& b, size_t columns) const {
     std::vector<double> out(b.batch * columns, 0);
     for (const Feature& f : features) {
       ForEachId(f, b, [&](size_t bag, size_t i, double scale) {
-        const ReferenceRow row = Row(f.table, b.ids[i]);
-        for (size_t j = 0; j < row.weights.size(); ++j) out[bag * columns + f.column + j] += scale * row.weights[j];
+        const std::vector<double> row = Read(f, b.ids[i]);
+        for (size_t j = 0; j < row.size(); ++j) out[bag * columns + f.column + j] += scale * row[j];
       });
     }
     return out;
@@ -182,11 +193,9 @@ class StoreModel {
     for (const Feature& f : features) {
       ForEachBag(f, b, [&](size_t bag, size_t begin, size_t end, double total) {
         const auto dot = [&](size_t i) {
-          const ReferenceRow row = Row(f.table, b.ids[i]);
+          const std::vector<double> row = Read(f, b.ids[i]);
           double sum = 0;
-          for (size_t j = 0; j < row.weights.size(); ++j) {
-            sum += row.weights[j] * grad[bag * columns + f.column + j];
-          }
+          for (size_t j = 0; j < row.size(); ++j) sum += row[j] * grad[bag * columns + f.column + j];
           return sum;
         };
         double mean = 0;

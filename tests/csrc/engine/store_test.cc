@@ -23,6 +23,7 @@ namespace {
 using testing::Batch;
 using testing::BatchOf;
 using testing::Contents;
+using testing::ExpectError;
 using testing::Forward;
 using testing::GetRows;
 using testing::OneFeature;
@@ -173,6 +174,65 @@ TEST_P(StoreTest, UnseenIdsOfABagReadAsTheFeatureWants) {
                                     {0, Pooling::kMean, UnseenRows::kZeros, 0, 4}});
   const float third = 5.0f / 3;  // zeros count in a mean
   EXPECT_EQ(Forward(store_.get(), lookup.get(), 6), (std::vector<float>{21, 21, 5, 5, third, third, 8, 8, 0, 0, 0, 0}));
+}
+
+TEST_P(StoreTest, RowsThatWereReadAsZerosBeginWithTheirInitialValues) {
+  store_->OpenTable(PlainTable("t", 1, 2, 8));
+  Step(store_.get(), 0, {1}, 3);  // row 1 is 5
+  const Batch batch = {{1, 2, 2, 3}, {3, 1}, {0.5f, 1, 2, 4}, true, 1, 2};
+  const auto lookup = batch.lookup(OneFeature(0, UnseenRows::kZeros));
+  const std::vector<float> grad = {1, 1, 2, 2};
+  const GradientPart part{lookup.get(), grad.data(), 2};
+  std::vector<float> of_weights(4);
+  EXPECT_EQ(Forward(store_.get(), lookup.get(), 2), (std::vector<float>{2.5f, 2.5f, 0, 0}));
+  store_->WeightGradient(lookup.get(), grad.data(), 2, of_weights.data());
+  EXPECT_EQ(of_weights, (std::vector<float>{10, 0, 0, 0}));
+  EXPECT_TRUE(store_->Backward({&part, 1}, 1, NonFinite::kRaise));
+  EXPECT_EQ(GetRows(store_.get(), 0, {1, 2, 3}), (std::vector<float>{4.5f, 4.5f, 5, 5, 0, 0}));
+  EXPECT_EQ(store_->rows(0), 3);
+}
+
+TEST_P(StoreTest, LookupsOfEvaluationUpdateNothing) {
+  store_->OpenTable(PlainTable("t", 1, 1, 8));
+  const Batch batch = BatchOf({1});
+  const auto lookup = batch.lookup({{0, Pooling::kSum, UnseenRows::kInitial, 0, 0, LookupUse::kEvaluation}});
+  Forward(store_.get(), lookup.get(), 1);
+  const float grad = 1;
+  const GradientPart part{lookup.get(), &grad, 1};
+  ExpectError(ErrorCode::kInvalidArgument, {"not for training"},
+              [&] { store_->Backward({&part, 1}, 1, NonFinite::kRaise); });
+}
+
+TEST_P(StoreTest, TheMeanIsThatOfTheRowsAsTheyAre) {
+  store_->OpenTable(PlainTable("t", 1, 2, 8));
+  const auto mean = [&] { return GetRows(store_.get(), 0, {-1}, UnseenRows::kMean); };
+  EXPECT_EQ(mean(), (std::vector<float>{0, 0}));
+  Step(store_.get(), 0, {1, 2}, 3);  // 5, 5
+  EXPECT_EQ(mean(), (std::vector<float>{5, 5}));
+  const std::vector<float> row = {11, 8};
+  const std::vector<int64_t> id = {7}, first = {1};
+  store_->Set(0, id, row.data());
+  EXPECT_EQ(mean(), (std::vector<float>{7, 6}));
+  store_->Delete(0, first);
+  EXPECT_EQ(mean(), (std::vector<float>{8, 6.5f}));
+  EXPECT_EQ(store_->Mean(0), store_->Mean(0));  // not computed again
+  Step(store_.get(), 0, {2}, 5);                // 0, 0
+  EXPECT_EQ(mean(), (std::vector<float>{5.5f, 4}));
+  EXPECT_EQ(store_->rows(0), 2);
+}
+
+TEST_P(StoreTest, UnseenIdsOfABagReadTheMeanOrWhatIsGivenForIt) {
+  store_->OpenTable(PlainTable("t", 1, 2, 8));
+  Step(store_.get(), 0, {1, 5}, 3);  // 5, 5
+  const Batch batch = {{1, 2, 2, 3}, {3, 1}, {}, false, 1, 2};
+  const auto given = std::make_shared<const std::vector<float>>(std::vector<float>{1, -2});
+  const auto lookup = batch.lookup({{0, Pooling::kMean, UnseenRows::kMean, 0, 0},
+                                    {0, Pooling::kSum, UnseenRows::kMean, 0, 2, LookupUse::kEvaluation, given}});
+  EXPECT_EQ(Forward(store_.get(), lookup.get(), 4), (std::vector<float>{5, 5, 7, 1, 5, 5, 1, -2}));
+  const auto wrong = std::make_shared<const std::vector<float>>(std::vector<float>{1});
+  const auto refused = batch.lookup({{0, Pooling::kSum, UnseenRows::kMean, 0, 0, LookupUse::kEvaluation, wrong}});
+  ExpectError(ErrorCode::kInvalidArgument, {"\"t\"", "2 weights", "got 1"},
+              [&] { Forward(store_.get(), refused.get(), 2); });
 }
 
 TEST_P(StoreTest, ZeroGradientsAreUpdates) {

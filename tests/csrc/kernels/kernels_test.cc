@@ -56,21 +56,25 @@ float AnyFloat(std::mt19937_64* random) {
   }
 }
 
-// Random rows, and bags over them: some empty, some with one id, some with slots that read as zeros, duplicates all
-// over. The offsets do not begin at zero.
+// Random rows, the last of them absent, and bags over them: some empty, some with one id, duplicates all over. The
+// offsets do not begin at zero.
 struct Bags {
   static constexpr size_t kRows = 20;
+  static constexpr size_t kAbsentRow = kRows - 1;
   static constexpr size_t kBags = 40;
 
-  Bags(int dim, bool weighted, uint64_t seed) : dim(dim), rows({dim, 1}, kRows), random(seed) {
+  Bags(int dim, bool weighted, UnseenRows unseen, uint64_t seed)
+      : dim(dim), unseen(unseen), rows({dim, 1}, kRows), random(seed) {
     for (size_t r = 0; r < kRows; ++r) {
       for (int j = 0; j < dim; ++j) rows.weights(r)[j] = AnyFloat(&random);
     }
+    SetRowFlags(rows.row(kAbsentRow), kAbsent | kDirty);
+    for (int j = 0; j < dim; ++j) mean.push_back(RandomFloat(&random));
     offsets = {1000};
     for (size_t b = 0; b < kBags; ++b) offsets.push_back(offsets.back() + static_cast<int64_t>(random() % 5));
     for (int64_t i = 1000; i < offsets.back(); ++i) {
-      row_of.push_back(random() % 8 == 0 ? -1 : static_cast<int>(random() % kRows));
-      slots.push_back(row_of.back() < 0 ? kZeroSlot : rows.slot(static_cast<size_t>(row_of.back())));
+      row_of.push_back(random() % 8 == 0 ? kAbsentRow : random() % kRows);
+      slots.push_back(rows.slot(row_of.back()));
       if (weighted) weights.push_back(RandomFloat(&random));
     }
     for (size_t b = 0; weighted && b < kBags; ++b) {
@@ -81,22 +85,32 @@ struct Bags {
   size_t first(size_t bag) const { return static_cast<size_t>(offsets[bag] - offsets[0]); }
   size_t end(size_t bag) const { return first(bag + 1); }
   double weight(size_t i) const { return weights.empty() ? 1 : weights[i]; }
-  double element(size_t i, int j) { return row_of[i] < 0 ? 0 : rows.weights(static_cast<size_t>(row_of[i]))[j]; }
+  double element(size_t i, int j) {
+    if (row_of[i] != kAbsentRow || unseen == UnseenRows::kInitial) return rows.weights(row_of[i])[j];
+    return unseen == UnseenRows::kMean ? mean[static_cast<size_t>(j)] : 0;
+  }
   double total(size_t bag) const {
     float total = 0;  // in float32: whether it is zero matters
     for (size_t i = first(bag); i < end(bag); ++i) total += static_cast<float>(weight(i));
     return total;
   }
   PoolArgs args(Pooling pooling, float* out, size_t stride) {
-    return {rows.arena(), slots.data(), offsets.data(), weights.empty() ? nullptr : weights.data(), kBags, dim,
-            pooling,      out,          stride};
+    return {rows.arena(),   slots.data(),
+            offsets.data(), weights.empty() ? nullptr : weights.data(),
+            kBags,          dim,
+            pooling,        out,
+            stride,         WeightType::kFloat32,
+            nullptr,        unseen,
+            mean.data()};
   }
 
   int dim;
+  UnseenRows unseen;
   RowBlock rows;
   std::mt19937_64 random;
+  std::vector<float> mean;
   std::vector<int64_t> offsets;
-  std::vector<int> row_of;  // -1 for zeros
+  std::vector<size_t> row_of;
   std::vector<Slot> slots;
   std::vector<float> weights;
 };
@@ -110,11 +124,21 @@ class KernelsTest : public ::testing::TestWithParam<std::string> {
 INSTANTIATE_TEST_SUITE_P(InstructionSets, KernelsTest, ::testing::ValuesIn(InstructionSets()),
                          [](const auto& info) { return info.param; });
 
-TEST_P(KernelsTest, PoolsAsInFloat64AndToTheSameBits) {
+std::vector<std::pair<int, UnseenRows>> DimsAndUnseenRows() {
+  std::vector<std::pair<int, UnseenRows>> cases;
   for (const int dim : Dims()) {
+    for (const UnseenRows unseen : {UnseenRows::kInitial, UnseenRows::kZeros, UnseenRows::kMean}) {
+      cases.emplace_back(dim, unseen);
+    }
+  }
+  return cases;
+}
+
+TEST_P(KernelsTest, PoolsAsInFloat64AndToTheSameBits) {
+  for (const auto& [dim, unseen] : DimsAndUnseenRows()) {
     for (const bool weighted : {false, true}) {
       for (const Pooling pooling : {Pooling::kSum, Pooling::kMean}) {
-        Bags bags(dim, weighted, static_cast<uint64_t>(dim));
+        Bags bags(dim, weighted, unseen, static_cast<uint64_t>(dim));
         const size_t stride = static_cast<size_t>(dim) + 3;
         std::vector<float> out(Bags::kBags * stride, -77), expected = out;
         kernels_.pool(bags.args(pooling, out.data(), stride));
@@ -142,9 +166,9 @@ TEST_P(KernelsTest, PoolsAsInFloat64AndToTheSameBits) {
 }
 
 TEST_P(KernelsTest, WeightGradientsAreAsInFloat64AndToTheSameBits) {
-  for (const int dim : Dims()) {
+  for (const auto& [dim, unseen] : DimsAndUnseenRows()) {
     for (const Pooling pooling : {Pooling::kSum, Pooling::kMean}) {
-      Bags bags(dim, true, static_cast<uint64_t>(dim));
+      Bags bags(dim, true, unseen, static_cast<uint64_t>(dim));
       const size_t stride = static_cast<size_t>(dim) + 3;
       const std::vector<float> grad = RandomFloats(&bags.random, Bags::kBags * stride);
       std::vector<float> result(bags.slots.size(), -77), expected = result;
