@@ -56,7 +56,7 @@ fi
 say "Building damo_torchrec for it and installing what the tests need"
 export CMAKE_BUILD_PARALLEL_LEVEL=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
 pip cmake ninja
-pip --constraint <(echo "torch==$torch") --config-settings="build-dir=$home/build" --editable ".[examples,test]"
+pip --constraint <(echo "torch==$torch") --config-settings="build-dir=$home/build" --editable ".[bench,examples,test]"
 
 say "Testing"
 exec "$py" -m pytest --numprocesses "$CMAKE_BUILD_PARALLEL_LEVEL" --dist loadfile "$@"

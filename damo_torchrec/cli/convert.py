@@ -53,7 +53,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a file with both by group, as get_damo_embedding_configure gives them",
     )
     dump.add_argument("--memory-budget", default="1GiB", metavar="BYTES", help="as of EmbeddingStore; by default 1GiB")
-    dump.add_argument("--seed", type=int, default=None, help="of the store's initial weights; by default 0")
+    dump.add_argument(
+        "--seed", type=int, default=None, help="of the store's initial weights, of at most 128 bits; by default 0"
+    )
 
 
 def _run(options: argparse.Namespace) -> int:

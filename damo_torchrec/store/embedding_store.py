@@ -42,7 +42,8 @@ class EmbeddingStore:
     Args:
         path: the store's directory, made if it does not exist. None: a temporary one, removed at `close`.
         memory_budget: bytes, or a text like ``"512MiB"``, for everything the store keeps in memory.
-        seed: what initial weights are drawn from; None takes that of the store, 0 for a new one.
+        seed: what initial weights are drawn from, of at most 128 bits with its sign; None takes that of the store, 0
+            for a new one.
         restore: the checkpoint to begin with: ``"latest"``, a step, or a checkpoint's name or path. None begins with
             the latest too, but refuses a store that was not closed.
         options: how the store does its work.

@@ -18,7 +18,6 @@ from chaos.training import PHASES, Truth, train, undisturbed
 from processes import started
 
 Message = tuple[Any, ...]
-PATIENCE = 1.0  # seconds that a signal waits for its phase at most
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,13 @@ class Plan:
         phase: when it has entered this for the `occurrence`-th time; None: when it has said anything.
         occurrence: from 1.
         signals: with the seconds from there to the first, and from each to the next.
+        patience: seconds that the first waits for the phase at most, from when the process has said anything.
     """
 
     phase: str | None
     occurrence: int
     signals: tuple[tuple[float, Signals], ...]
+    patience: float = 1.0
 
     NOTHING: ClassVar["Plan"]
 
@@ -74,7 +75,7 @@ class Attack:
             return
         now = time.monotonic()
         if not self._heard:
-            self._due = now + PATIENCE
+            self._due = now + self._plan.patience
         self._heard += 1
         self._seen += self._plan.phase is None or message == ("phase", self._plan.phase)
         if self._seen == self._plan.occurrence:

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from processes import run
 from support import small_store
 
 SIGNALS = 60
-IN_THE_THIRD_SAVING = Plan("saving", 3, ((0.0, SIGKILL),))
+IN_THE_THIRD_SAVING = Plan("saving", 3, ((0.0, SIGKILL),), patience=math.inf)
 
 
 @pytest.mark.slow

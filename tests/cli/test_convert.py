@@ -42,6 +42,7 @@ def test_options_say_what_a_dump_does_not(call, tmp_path):
         (("{file}", "{tmp}"), 2, "exists already: a store needs a new directory"),
         (("{tmp}/none", "{tmp}/store"), 2, "No such file"),
         (("{tmp}", "{tmp}/store"), 2, "is no regular file"),
+        (("{file}", "{tmp}/store", "--seed", str(2**127)), 2, "seed must fit 128 bits"),
         (("{file}", "{tmp}/store", "--configure", "{tmp}"), 2, "Is a directory"),
         (("{tmp}/text", "{tmp}/store"), 1, "is no dump of Damo-Embedding"),
         (("{file}", "{tmp}/store", "--optimizer", "rmsprop"), 2, "optimizer's name must be one of"),
