@@ -10,6 +10,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 namespace damo {
 
@@ -80,6 +81,10 @@ class RowStore {
   // Gives back what a deleted table takes on disk, as far as snapshots let it: until then that is for compactions to
   // come. Takes as long as reading the table does. Throws kOutOfSpace or kIo.
   virtual void ReclaimTable(uint32_t /*table*/) {}
+  // Has nothing left on disk of what rows of a table were before they were deleted, but what snapshots and iterators
+  // need, and the journal. Takes as long as rewriting the files that hold them. Returns those of which something is
+  // left. REQUIRES: ascending, distinct, deleted. Throws kOutOfSpace or kIo.
+  virtual std::vector<int64_t> EraseDeleted(uint32_t /*table*/, std::span<const int64_t> /*ids*/) { return {}; }
 
   virtual std::unique_ptr<RowStoreSnapshot> TakeSnapshot(std::span<const uint32_t> tables) = 0;
   std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size) {

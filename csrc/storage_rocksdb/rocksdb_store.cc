@@ -3,6 +3,7 @@
 #include <rocksdb/convenience.h>
 #include <rocksdb/db.h>
 #include <rocksdb/listener.h>
+#include <rocksdb/metadata.h>
 #include <rocksdb/options.h>
 #include <rocksdb/slice.h>
 #include <rocksdb/version.h>
@@ -18,6 +19,7 @@
 #include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <set>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -29,6 +31,7 @@
 #include "row/record.h"
 #include "storage_rocksdb/rocksdb_async_reads.h"
 #include "storage_rocksdb/rocksdb_checkpoint.h"
+#include "storage_rocksdb/rocksdb_compact_keys.h"
 #include "storage_rocksdb/rocksdb_journal.h"
 #include "storage_rocksdb/rocksdb_log_format.h"
 #include "storage_rocksdb/rocksdb_options.h"
@@ -175,6 +178,19 @@ class RocksDbStore : public RowStore {
     }
   }
 
+  std::vector<int64_t> EraseDeleted(uint32_t table, std::span<const int64_t> ids) override {
+    Check(WithPatience([&] { return Flush(); }), "deletion of " + std::to_string(ids.size()) + " rows");
+    std::vector<Key> keys;
+    for (const int64_t id : ids) keys.push_back(EncodeKey(table, id));
+    keys = KeysWithValues(db_.get(), keys);
+    const std::set<std::string> before = TableFiles();
+    CompactKeys(db_.get(), keys);
+    if (AwaitRemoval(before)) keys = KeysWithValues(db_.get(), keys);
+    std::vector<int64_t> left;
+    for (const Key& key : keys) left.push_back(DecodeId(key.view()));
+    return left;
+  }
+
   bool OverlapsReads() const override { return overlaps_reads_; }
 
   std::unique_ptr<RowStoreSnapshot> TakeSnapshot(std::span<const uint32_t> tables) override {
@@ -277,6 +293,27 @@ class RocksDbStore : public RowStore {
       error = listener_->error();
     }
     return error;
+  }
+
+  // Paths of those that the database consists of now.
+  std::set<std::string> TableFiles() const {
+    std::vector<rocksdb::LiveFileMetaData> files;
+    db_->GetLiveFilesMetaData(&files);
+    std::set<std::string> paths;
+    for (const auto& file : files) paths.insert(file.directory + "/" + file.relative_filename);
+    return paths;
+  }
+
+  // Waits until those of the files that are no longer the database's are removed, which RocksDB does some moments after
+  // a compaction. False if something reads one for longer.
+  bool AwaitRemoval(std::set<std::string> files) const {
+    for (const std::string& file : TableFiles()) files.erase(file);
+    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    for (;;) {
+      std::erase_if(files, [](const std::string& file) { return !std::filesystem::exists(file); });
+      if (files.empty() || std::chrono::steady_clock::now() > deadline) return files.empty();
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
   }
 
   uint64_t IntProperty(const std::string& name) const {

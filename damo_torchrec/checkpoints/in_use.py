@@ -91,6 +91,18 @@ def holders(descriptor: int) -> str:
     return f"process {', '.join(map(str, processes))}" if processes else "another process"
 
 
+def holders_of(path: Path) -> str:
+    """As `holders`, of a path."""
+    try:
+        descriptor = _open(path)
+    except OSError:
+        return "another process"
+    try:
+        return holders(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def processes_with(path: Path) -> list[int]:
     """The other processes that have the file `path` open, as far as this user may know: none without a /proc."""
     name, found = str(path.resolve()), []

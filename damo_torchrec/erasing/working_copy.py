@@ -1,0 +1,49 @@
+"""Working copies of servers: rows of a checkpoint, which share its files and outlive it there."""
+
+import logging
+import shutil
+from pathlib import Path
+
+from damo_torchrec.checkpoints.layout import CHECKPOINTS
+from damo_torchrec.checkpoints.regular_file import is_directory
+from damo_torchrec.checkpoints.store_directory import StoreDirectory
+from damo_torchrec.checkpoints.temporary_directory import is_temporary
+from damo_torchrec.erasing.report import Erased, ForgetReport
+from damo_torchrec.errors import DamoError, StoreLockedError
+
+_log = logging.getLogger(__name__)
+_WHAT = "working copy"
+
+
+def is_working_copy(path: Path) -> bool:
+    """Whether it is a server's working copy, by the marker within it."""
+    return is_directory(path) and is_temporary(path / CHECKPOINTS)
+
+
+def remove_working_copy(path: Path, report: ForgetReport) -> None:
+    """Removes a working copy that no server uses any more; else says in the report that it may have rows still."""
+    if report.dry_run:
+        report.erased.append(Erased(path, _WHAT, "removed"))
+        return
+    try:
+        held = StoreDirectory(path)
+    except StoreLockedError as error:
+        report.leave(
+            path,
+            _WHAT,
+            f"a server is at work on it ({error}). It deletes the rows with the next delta, but its files may hold "
+            "them until it is closed: start it anew, from what has been rewritten",
+        )
+        return
+    except (DamoError, ValueError, OSError) as error:
+        report.leave(path, _WHAT, f"it may hold them: {error}")
+        return
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        report.leave(path, _WHAT, f"it may hold them: {error}")
+        return
+    finally:
+        held.release()
+    _log.info("removed the working copy %s, which no server uses", path)
+    report.erased.append(Erased(path, _WHAT, "removed"))
