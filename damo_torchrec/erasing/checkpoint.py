@@ -74,7 +74,9 @@ def erase_from_checkpoint(
 
 def find_rows(rows: Path, manifest: Manifest, wanted: Wanted) -> _core.FoundRows:
     """What a directory of rows has of the wanted ones, deleted ones too. Raises DamoError or OSError."""
-    tables = {entry.number: wanted.of_table(name, entry.number).tolist() for name, entry in manifest.tables.items()}
+    # Also under the number that a table had before it was converted, should compactions not have come by since.
+    tables = {number: wanted.of_table("", number).tolist() for number in wanted.numbers}
+    tables |= {entry.number: wanted.of_table(name, entry.number).tolist() for name, entry in manifest.tables.items()}
     with tempfile.TemporaryDirectory(prefix="damo_torchrec-no-logs-") as empty:
         return _core.find_rows(
             str(rows), [str(log) for log in logs(rows)], empty, {number: ids for number, ids in tables.items() if ids}
@@ -85,7 +87,7 @@ def _filler(checkpoint: Path, manifest: Manifest, found: _core.FoundRows) -> Cal
     """What fills a new directory with the checkpoint but for the rows that were found."""
     digests = KnownDigests()
     digests.note(checkpoint, manifest.files)
-    steps = {entry.number: entry.iter for entry in manifest.tables.values()}
+    steps = dict.fromkeys(found.held, 0) | {entry.number: entry.iter for entry in manifest.tables.values()}
     tables = {
         name: replace(entry, rows=entry.rows - len(found.rows.get(entry.number, ())))
         for name, entry in manifest.tables.items()

@@ -68,7 +68,7 @@ class Eraser:
         if unknown := sorted(ids.keys() - known):
             tables = sorted(known)
             raise KeyError(f"the store {store} and its checkpoints have no table {unknown[0]!r}; there are {tables}")
-        self._wanted = Wanted.of(ids, numbers)
+        self._wanted = Wanted.of(ids, numbers, [listed.manifest for listed in own])
         self._states = {listed.manifest.id for listed in own}
         for listed in own[-1:]:
             try:
