@@ -25,10 +25,14 @@ def train(ebc: damo.EmbeddingBagCollection, ids: Iterable[int]) -> None:
 
 
 class Traces:
-    """Bytes of rows as they were at some moments: weights and state, in pieces of 16 bytes."""
+    """Bytes of rows as they were at some moments: weights and state.
+
+    Attributes:
+        pieces: some of them, of 16 bytes each, as a log may divide a row between two records.
+    """
 
     def __init__(self) -> None:
-        self._pieces: set[bytes] = set()
+        self.pieces: set[bytes] = set()
 
     def note(self, table: damo.Table, ids: Iterable[int]) -> None:
         ids = list(ids)
@@ -37,14 +41,14 @@ class Traces:
             for row in part:
                 content = row.numpy().astype("<f4").tobytes()
                 pieces = [content[at : at + 16] for at in (0, 32, len(content) - 16)]
-                self._pieces |= {piece for piece in pieces if len(set(piece)) > 4}
+                self.pieces |= {piece for piece in pieces if len(set(piece)) > 4}
 
     def files(self, *directories: Path) -> list[str]:
         """Names of the files, in these directories and below, that have some of it."""
-        assert self._pieces, "there is nothing to look for"
+        assert self.pieces, "there is nothing to look for"
         files = [file for directory in directories for file in sorted(directory.rglob("*")) if file.is_file()]
         contents = ((file, file.read_bytes()) for file in files)
-        return [str(file) for file, content in contents if any(piece in content for piece in self._pieces)]
+        return [str(file) for file, content in contents if any(piece in content for piece in self.pieces)]
 
 
 def days(path: Path, traces: Traces, **options: object) -> damo.EmbeddingStore:
