@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 import torchrec
 from torchrec import EmbeddingBagConfig
 
@@ -52,7 +51,7 @@ class Traces:
 
 
 def days(path: Path, traces: Traces, **options: object) -> damo.EmbeddingStore:
-    """An open store that has checkpoints with and without journals, and rows that were overwritten, deleted, evicted."""
+    """An open store that has checkpoints with and without journals, and rows that were overwritten and deleted."""
     ids = [*range(1000), *PERSON, *OTHERS]
     with damo.EmbeddingStore(path, memory_budget="64MiB", options=damo.StoreOptions(**options)) as store:
         ebc = collection(store)

@@ -17,13 +17,14 @@ from damo_torchrec import _core
 from damo_torchrec.checkpoints.atomic_directory import build_directory, remove_directory
 from damo_torchrec.checkpoints.in_use import holders_of, unused
 from damo_torchrec.checkpoints.known_digests import KnownDigests
-from damo_torchrec.checkpoints.layout import MANIFEST_FILE, ROWS, logs
+from damo_torchrec.checkpoints.layout import FORGOTTEN_FILE, MANIFEST_FILE, ROWS, logs
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.regular_file import is_directory, is_regular
 from damo_torchrec.checkpoints.rows_copy import copy_file
 from damo_torchrec.erasing.report import Erased, ForgetReport
 from damo_torchrec.erasing.wanted import Wanted
 from damo_torchrec.errors import CorruptionError, DamoError
+from damo_torchrec.files import write_file
 
 WHAT = "checkpoint"
 
@@ -93,19 +94,23 @@ def _filler(checkpoint: Path, manifest: Manifest, found: _core.FoundRows) -> Cal
         for name, entry in manifest.tables.items()
     }
 
+    def is_part(name: str) -> bool:
+        return name in manifest.files or name == FORGOTTEN_FILE or name.startswith(f"{ROWS}/")
+
     def fill(staged: Path) -> None:
         rows, scratch = checkpoint / ROWS, staged / "scratch"
         _core.link_or_copy_rows(str(rows), str(scratch), logs=False)
         _core.erase_rows(str(scratch), [str(log) for log in logs(rows)], found, steps, str(staged / ROWS))
         shutil.rmtree(scratch)
         _copy_beside_rows(checkpoint, staged)
+        if found.rows and not (staged / FORGOTTEN_FILE).exists():
+            write_file(staged / FORGOTTEN_FILE, b"{}\n")
         written = replace(manifest, tables=tables).with_files(staged, digests.entry_of)
         others = {name: entry for name, entry in manifest.files.items() if not name.startswith(f"{ROWS}/")}
         for name, entry in others.items():
             if written.files.get(name) != entry:
                 raise CorruptionError(f"{checkpoint / name} is damaged: it is not what {MANIFEST_FILE} says")
-        files = {name: entry for name, entry in written.files.items() if name in others or name.startswith(f"{ROWS}/")}
-        replace(written, files=files).write(staged)
+        replace(written, files={name: entry for name, entry in written.files.items() if is_part(name)}).write(staged)
 
     return fill
 

@@ -88,8 +88,8 @@ class ForgetReport:
                 self.leave(
                     file,
                     "file",
-                    f"it is gone from here, but has {others} other names on its file system, hard links: in checkpoints "
-                    "of another directory, a server's working copy, or a copy",
+                    f"it is gone from here, but has {others} other names on its file system, by hard links: in "
+                    "checkpoints elsewhere, a server's working copy, or a copy",
                 )
         self._links.clear()
 

@@ -17,8 +17,8 @@ class Wanted:
 
     Args:
         ids: int64, ascending and distinct, by the name that a table has now.
-        numbers: names by the numbers that tables have or had. One that was renamed has kept its number, and one that was
-            converted its name.
+        numbers: names by the numbers that tables have or had. One that was renamed has kept its number, and one that
+            was converted its name.
     """
 
     ids: Mapping[str, Ids]

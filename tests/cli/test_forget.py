@@ -22,7 +22,8 @@ def closed(tmp_path, traces) -> Path:
 def test_it_forgets_in_a_closed_store(closed, traces, call):
     assert traces.files(closed)
     status, lines, err = call("forget", closed, "t", *PERSON)
-    assert (status, err) == (0, "") and traces.files(closed) == []
+    assert (status, err) == (0, "")
+    assert traces.files(closed) == []
     assert any("checkpoint" in line and "rewritten" in line for line in lines)
     assert call("verify", closed)[0] == 0
     with damo.EmbeddingStore(closed, memory_budget="64MiB") as store:
@@ -39,14 +40,16 @@ def test_ids_may_be_in_a_file(closed, traces, tmp_path, call):
 def test_a_dry_run_changes_nothing(closed, traces, call):
     before = {file: file.read_bytes() for file in closed.rglob("*") if file.is_file() and file.name != "LOCK"}
     status, lines, _ = call("forget", closed, "t", *PERSON, "--dry-run")
-    assert status == 0 and any("would be rewritten" in line for line in lines)
+    assert status == 0
+    assert any("would be rewritten" in line for line in lines)
     assert {file: file.read_bytes() for file in closed.rglob("*") if file.is_file() and file.name != "LOCK"} == before
 
 
 def test_what_is_left_is_said_and_is_the_exit_status(closed, call):
     with damo.EmbeddingStore(closed, memory_budget="64MiB", read_only=True):
         status, lines, _ = call("forget", closed, "t", *PERSON)
-    assert status == 1 and any(line.startswith("left: checkpoint") for line in lines)
+    assert status == 1
+    assert any(line.startswith("left: checkpoint") for line in lines)
     assert call("forget", closed, "t", *PERSON)[0] == 0
 
 
@@ -54,7 +57,9 @@ def test_live_rows_of_a_crash_are_removed(closed, traces, call):
     (closed / "live").mkdir()
     (closed / "live" / "000001.sst").write_bytes(b"".join(traces.pieces))
     status, lines, _ = call("forget", closed, "t", *PERSON)
-    assert status == 0 and traces.files(closed) == [] and any("rows of a crash" in line for line in lines)
+    assert status == 0
+    assert traces.files(closed) == []
+    assert any("rows of a crash" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -67,17 +72,20 @@ def test_live_rows_of_a_crash_are_removed(closed, traces, call):
 )
 def test_wrong_usage_is_told(closed, call, arguments, message):
     status, _, err = call("forget", closed, *arguments)
-    assert status == 2 and message in err
+    assert status == 2
+    assert message in err
 
 
 @pytest.mark.parametrize("text", ["x", "9223372036854775808", "1.5"])
 def test_what_is_no_id_is_refused(closed, call, text, capsys):
     with pytest.raises(SystemExit) as ended:
         call("forget", closed, "t", text)
-    assert ended.value.code == 2 and "no id" in capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "no id" in capsys.readouterr().err
 
 
 def test_an_open_store_is_left_to_who_has_it_open(tmp_path, traces, call):
     with days(tmp_path / "store", traces):
         status, _, err = call("forget", tmp_path / "store", "t", *PERSON)
-    assert status == 2 and "store.forget()" in err
+    assert status == 2
+    assert "store.forget()" in err

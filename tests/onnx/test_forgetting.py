@@ -99,4 +99,6 @@ def test_a_graph_that_is_damaged_is_named(model, store, tmp_path):
     damo.onnx.export(model, (REQUEST,), path)
     (path / "model.onnx").write_bytes(b"no graph")
     (left,) = store.forget({"firstFalse": [1]}, exports=path).remaining
-    assert left.what == "export" and left.path == path / "model.onnx" and "damaged" in left.reason
+    assert left.what == "export"
+    assert left.path == path / "model.onnx"
+    assert "damaged" in left.reason

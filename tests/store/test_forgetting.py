@@ -12,6 +12,7 @@ from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.rescue.verification import verify
 from forgotten import DIM, OTHERS, PERSON, Traces, collection, days, train
 from raw_records import decode_key, opened
+from support import kjt
 
 DELETED = 1 << 31
 
@@ -40,7 +41,8 @@ def test_no_byte_is_left_and_all_other_rows_are_as_they_were(tmp_path):
     assert len(traces.files(store.path)) > 5
     report = store.forget({"t": PERSON})
     assert traces.files(store.path) == []
-    assert report.complete and report.deleted == {"t": 3}
+    assert report.complete
+    assert report.deleted == {"t": 3}
     assert {erased.path for erased in report.erased if erased.what == "checkpoint"} == before.keys() - {
         path for path, rows in before.items() if not rows
     }
@@ -82,7 +84,9 @@ def test_a_second_call_finds_nothing_to_do(tmp_path):
     store.forget({"t": PERSON})
     inodes = {file: os.stat(file).st_ino for file in store.path.glob("checkpoints/**/*")}
     report = store.forget({"t": PERSON})
-    assert report.complete and not report.erased and report.deleted == {"t": 0}
+    assert report.complete
+    assert not report.erased
+    assert report.deleted == {"t": 0}
     assert {file: os.stat(file).st_ino for file in store.path.glob("checkpoints/**/*")} == inodes
     store.close()
 
@@ -94,7 +98,8 @@ def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(tmp_path):
     assert {file: file.read_bytes() for file in store.path.glob("checkpoints/**/*") if file.is_file()} == before
     assert store.table("t").contains(PERSON).all()
     done = store.forget({"t": PERSON})
-    assert (report.erased, report.deleted) == (done.erased, done.deleted) and report.dry_run
+    assert (report.erased, report.deleted) == (done.erased, done.deleted)
+    assert report.dry_run
     store.close()
 
 
@@ -108,7 +113,8 @@ def test_checkpoints_that_have_the_rows_are_removed_but_what_the_store_goes_on_f
         (newest.name, "rewritten"),
         ("live", "rewritten"),
     }
-    assert store.checkpoints()[-1] == newest and is_sound(store.path)
+    assert store.checkpoints()[-1] == newest
+    assert is_sound(store.path)
     store.close()
 
 
@@ -126,7 +132,8 @@ def test_tables_have_the_names_of_now_and_are_found_by_their_number_before(tmp_p
         with pytest.raises(KeyError, match="no table 'items'"):
             store.forget({"items": [1]})
         store.forget({"t": PERSON})  # as it was called before it was converted
-        assert report.complete and traces.files(store.path) == []
+        assert report.complete
+        assert traces.files(store.path) == []
 
 
 def test_a_crash_brings_nothing_back(tmp_path):
@@ -146,7 +153,9 @@ def test_rows_that_crashes_left_behind_are_removed(tmp_path):
     store = days(tmp_path / "store", traces)
     shutil.copytree(store.path / "live", store.path / "live.unclean-1")
     report = store.forget({"t": PERSON})
-    assert report.complete and not (store.path / "live.unclean-1").exists() and traces.files(store.path) == []
+    assert report.complete
+    assert not (store.path / "live.unclean-1").exists()
+    assert traces.files(store.path) == []
     store.close()
 
 
@@ -159,7 +168,8 @@ def test_what_somebody_reads_is_named_and_goes_once_it_is_closed(tmp_path):
         report = store.forget({"t": PERSON})
         assert [left.path for left in report.remaining if left.what == "checkpoint"] == [path]
         assert torch.equal(reader.table("t").get(PERSON), row)
-    assert store.forget({"t": PERSON}).complete and traces.files(store.path) == []
+    assert store.forget({"t": PERSON}).complete
+    assert traces.files(store.path) == []
     store.close()
 
 
@@ -181,10 +191,12 @@ def test_other_names_of_a_file_are_told_of(tmp_path):
     store = days(tmp_path / "store", traces)
     shutil.copytree(store.checkpoints()[1], tmp_path / "copy", copy_function=os.link)
     report = store.forget({"t": PERSON})
-    assert {left.what for left in report.remaining} == {"file"} and traces.files(store.path) == []
+    assert {left.what for left in report.remaining} == {"file"}
+    assert traces.files(store.path) == []
     assert traces.files(tmp_path / "copy")
     report = store.forget({"t": PERSON}, exports=tmp_path / "copy")
-    assert report.complete and traces.files(tmp_path) == []
+    assert report.complete
+    assert traces.files(tmp_path) == []
     store.close()
 
 
@@ -204,22 +216,29 @@ def test_a_checkpoint_under_way_and_a_prefetch_are_waited_for(tmp_path):
     traces = Traces()
     store = days(tmp_path / "store", traces, cache_bytes=100_000)
     ebc = collection(store)
-    from support import kjt
-
     ebc.prefetch(kjt({"u": [[i] for i in PERSON]}))
     future = store.checkpoint_async()
     report = store.forget({"t": PERSON})
-    assert future.done() and report.complete and traces.files(store.path) == []
+    assert future.done()
+    assert report.complete
+    assert traces.files(store.path) == []
     assert not store.table("t").contains(PERSON).any()
     train(ebc, OTHERS)
     store.close()
     assert traces.files(store.path) == []
 
 
-@pytest.mark.parametrize("arguments", [{"checkpoints": "burn"}, {"exports": "none"}, {"deltas": ["none"]}])
-def test_wrong_calls_are_refused_before_anything_is_done(tmp_path, arguments):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"checkpoints": "burn"}, "must be one of"),
+        ({"exports": "none"}, "does not exist"),
+        ({"deltas": ["none"]}, "does not exist"),
+    ],
+)
+def test_wrong_calls_are_refused_before_anything_is_done(tmp_path, arguments, message):
     with damo.EmbeddingStore(tmp_path / "store", memory_budget="64MiB") as store:
         train(collection(store), PERSON)
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=message):
             store.forget({"t": PERSON}, **arguments)
         assert store.table("t").contains(PERSON).all()
