@@ -75,8 +75,8 @@ def _run(options: argparse.Namespace) -> int:
     try:
         line = CheckpointLine.of_store(options.store)
         eraser = Eraser(options.store, line, {options.table: np.array(ids, np.int64)}, None, report)
+        eraser.remove_left(closed=True)
         eraser.erase_checkpoints(places.checkpoints)
-        eraser.remove_left_rows(closed=True)
         eraser.erase_shown(places)
         report.note_other_names()
     except KeyError as error:

@@ -85,7 +85,7 @@ class Eraser:
     # ------------------------------------------------------------------ the store's directory
 
     def erase_checkpoints(self, kept: Kept) -> None:
-        """Has nothing left in the checkpoints inside the store, and in what else lies among them."""
+        """Has nothing left in the checkpoints inside the store."""
         needed = self._needed()
         # The newest at first: should this be ended, the store goes on without the rows.
         for listed in reversed(self._listed):
@@ -95,6 +95,23 @@ class Eraser:
             if path.is_dir() and any(path.iterdir()):
                 reason = f"it is damaged, and may hold them: {error}. Repair it elsewhere, or remove it"
                 self._report.leave(path, "checkpoint", reason)
+
+    def _needed(self) -> list[Path]:
+        """Those that the store, and training, go on from."""
+        own = [listed for listed in self._listed if self._is_own(listed.origin)]
+        outdated = Retention(1).outdated(own)
+        return [listed.path for listed in own if listed not in outdated]
+
+    def remove_left(self, *, closed: bool) -> None:
+        """Removes what nobody reads: rows of crashes, unfinished checkpoints, working copies whose server has ended.
+
+        To be done before all else, as they share files with checkpoints. Of a store that is `closed`, live rows are of
+        a crash.
+        """
+        left = [*unclean_lives(self._store), self._store / PREPARED_LIVE]
+        for rows in [*left, *([self._store / LIVE] if closed else [])]:
+            if is_directory(rows):
+                self._remove_rows(rows)
         where = self._store / CHECKPOINTS
         if not self._report.dry_run:
             clear_unfinished(where)
@@ -106,25 +123,14 @@ class Eraser:
             if is_working_copy(path):
                 remove_working_copy(path, self._report)
 
-    def _needed(self) -> list[Path]:
-        """Those that the store, and training, go on from."""
-        own = [listed for listed in self._listed if self._is_own(listed.origin)]
-        outdated = Retention(1).outdated(own)
-        return [listed.path for listed in own if listed not in outdated]
-
-    def remove_left_rows(self, *, closed: bool) -> None:
-        """Removes rows that crashes left behind: nobody reads them. Of a store that is closed, live rows are such."""
-        left = [*unclean_lives(self._store), self._store / PREPARED_LIVE]
-        for rows in [*left, *([self._store / LIVE] if closed else [])]:
-            if not is_directory(rows):
-                continue
-            try:
-                if not self._report.dry_run:
-                    remove_rows(rows)
-                    _log.warning("removed %s, rows of a crash, which may have had some that are to be forgotten", rows)
-                self._report.erased.append(Erased(rows, "rows of a crash", "removed"))
-            except (DamoError, OSError) as error:
-                self._report.leave(rows, "rows of a crash", f"it may hold them: {error}")
+    def _remove_rows(self, rows: Path) -> None:
+        try:
+            if not self._report.dry_run:
+                remove_rows(rows)
+                _log.warning("removed %s, rows of a crash, which may have had some that are to be forgotten", rows)
+            self._report.erased.append(Erased(rows, "rows of a crash", "removed"))
+        except (DamoError, OSError) as error:
+            self._report.leave(rows, "rows of a crash", f"it may hold them: {error}")
 
     # ------------------------------------------------------------------ what is shown
 

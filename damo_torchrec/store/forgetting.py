@@ -37,10 +37,10 @@ def forget(session: Session, ids: Mapping[str, torch.Tensor], places: Places, *,
         report = ForgetReport({name: len(of_table) for name, of_table in distinct.items()}, dry_run)
         numbers = {name: session.catalog.entry(name, engine).number for name in session.catalog.names()}
         eraser = Eraser(session.path, session.catalog.checkpoints, distinct, numbers, report)
+        eraser.remove_left(closed=False)
         for name in distinct.keys() & numbers.keys():
             _forget_live(session, session.catalog.open_stored(name, engine), torch.from_numpy(distinct[name]), report)
         eraser.erase_checkpoints(places.checkpoints)
-        eraser.remove_left_rows(closed=False)
         eraser.erase_shown(places)
         report.note_other_names()
     _log.info("%s rows of the store %s:\n%s", "would forget" if dry_run else "forgot", directory.path, report)
