@@ -33,6 +33,13 @@ class InUse:
                 _PATIENCE,
             )
 
+    def is_at(self, path: Path) -> bool:
+        """Whether it is what lies at `path` now, and not what was there before."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.lstat(path))
+        except FileNotFoundError:
+            return False
+
     def end(self) -> None:
         """It is not in use any more, unless others say so. Idempotent."""
         if self._descriptor >= 0:

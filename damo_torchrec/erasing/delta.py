@@ -31,8 +31,8 @@ def erase_from_deltas(directory: Path, wanted_of: Callable[[Path], Wanted], repo
     """`erase_from_delta` for all deltas in a directory, those that are hidden from servers too."""
     if not report.dry_run:
         clear_unfinished(directory)
-    for unfinished in sorted(unfinished_entries(directory)):
-        report.leave(unfinished, "unfinished delta", "it may hold them, and somebody is at work on it: forget again")
+        for unfinished in sorted(unfinished_entries(directory)):
+            report.leave(unfinished, "unfinished delta", "it may hold them, and is in use or not ours to remove")
     for path in sorted(path for path in directory.iterdir() if is_delta(path)):
         erase_from_delta(path, wanted_of(path), report)
 

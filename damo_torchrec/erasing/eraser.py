@@ -1,5 +1,6 @@
 """`Eraser`: has nothing left of some rows in all places but a store's live rows."""
 
+import glob
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -115,13 +116,16 @@ class Eraser:
         where = self._store / CHECKPOINTS
         if not self._report.dry_run:
             clear_unfinished(where)
-        for path in sorted(unfinished_entries(where)):
-            self._report.leave(
-                path, "unfinished checkpoint", "it may hold them, and is neither in use nor ours to remove"
-            )
-        for path in sorted(where.glob(".*")):
+            for path in sorted(unfinished_entries(where)):
+                reason = "it may hold them, and is in use or not ours to remove"
+                self._report.leave(path, "unfinished checkpoint", reason)
+        self._remove_working_copies(where)
+
+    def _remove_working_copies(self, where: Path, of: str = "*") -> None:
+        """Of the checkpoints of these names in a directory: servers make them beside."""
+        for path in sorted(where.glob(f".{of}.*")):
             if is_working_copy(path):
-                remove_working_copy(path, self._report)
+                remove_working_copy(path, self._wanted, self._report)
 
     def _remove_rows(self, rows: Path) -> None:
         try:
@@ -140,7 +144,7 @@ class Eraser:
         for path in places.deltas:
             self._erase_deltas(path)
         for path in places.working_copies:
-            remove_working_copy(path, self._report)
+            remove_working_copy(path, self._wanted, self._report)
         self._look_at_exported(seen)
 
     def _erase_export(self, path: Path) -> list[Path]:
@@ -149,13 +153,10 @@ class Eraser:
         if not checkpoints and path.is_dir():
             checkpoints = sorted(entry for entry in complete_entries(path) if is_checkpoint(entry))
         for checkpoint in checkpoints:
+            self._remove_working_copies(checkpoint.parent, glob.escape(checkpoint.name))
             erase_from_checkpoint(checkpoint, self._wanted_at(checkpoint), self._report, what="export")
         if not checkpoints:
             erase_from_graph(path, self._wanted.by_name(), self._report)
-        elif path not in checkpoints:
-            for entry in sorted(path.iterdir()):
-                if is_working_copy(entry):
-                    remove_working_copy(entry, self._report)
         return checkpoints
 
     def _wanted_at(self, checkpoint: Path) -> Wanted:

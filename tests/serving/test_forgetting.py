@@ -1,6 +1,7 @@
 """Rows that are forgotten while servers follow a training: they hear of it, and so do those that begin anew."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_servers_that_follow_and_servers_that_begin_anew_answer_as_the_store_doe
     deltas = {path: Delta.read(path) for path in publisher.deltas()}
     before = {path: {n: np.array(t.ids) for n, t in d.tables.items()} for path, d in deltas.items()}
     report = training.store.forget(wanted(training), exports=training.path / "served", deltas=training.path / "deltas")
-    assert {left.what for left in report.remaining} <= {"file"}, report  # which the predictor's working copy has
+    assert {left.what for left in report.remaining} == {"file", "working copy"}, report  # the predictor's
     assert traces.files(*places) == []
     for path, delta in deltas.items():
         after = Delta.read(path)
@@ -113,14 +114,18 @@ def test_a_working_copy_in_use_is_named_and_one_that_was_left_is_removed(
     training: Training, predictor: damo.serving.Predictor
 ) -> None:
     (copy,) = training.path.glob(".served.serving-*")
-    report = training.store.forget(
-        wanted(training), exports=training.path / "served", working_copies=[copy], dry_run=False
-    )
-    assert copy in [left.path for left in report.remaining if left.what == "working copy"]
+    shutil.copytree(copy, training.path / "left")
+    (training.path / "left" / "LOCK").unlink()
+    copies = [copy, training.path / "left"]
+    report = training.store.forget(wanted(training), exports=training.path / "served", working_copies=copies)
+    assert {left.path for left in report.remaining if left.what == "working copy"} == {copy}
+    assert not (training.path / "left").exists()
     answers_of(predictor)
     predictor.close()
-    assert not copy.exists()
-    assert training.store.forget(wanted(training), exports=training.path / "served").complete
+    with damo.serving.Predictor(training.path / "served", memory_budget="64MiB", num_threads=2):
+        (copy,) = training.path.glob(".served.serving-*")  # made of what has been rewritten
+        again = training.store.forget(wanted(training), exports=training.path / "served", working_copies=copy)
+        assert again.complete, again
 
 
 @pytest.mark.parametrize("name", ["served", "deltas"])
