@@ -46,7 +46,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("rewrite", "remove"),
         default="rewrite",
         help="what becomes of checkpoints inside the store that have such rows: they are written anew (the default), "
-        "or go, but for the newest and the newest with a dense part",
+        "or go, but for the newest, the newest with a dense part, and what was exported last",
     )
     more = {
         "--export": "an export of onnx.export or serving.export, a checkpoint elsewhere, or a directory of checkpoints",

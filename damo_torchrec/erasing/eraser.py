@@ -98,10 +98,20 @@ class Eraser:
                 self._report.leave(path, "checkpoint", reason)
 
     def _needed(self) -> list[Path]:
-        """Those that the store, and training, go on from."""
+        """Those that the store, training and servers go on from."""
         own = [listed for listed in self._listed if self._is_own(listed.origin)]
         outdated = Retention(1).outdated(own)
-        return [listed.path for listed in own if listed not in outdated]
+        exported = self._exported()
+        return [listed.path for listed in own if listed not in outdated or listed.path == exported]
+
+    def _exported(self) -> Path | None:
+        """What was exported last, to be served, if anything was, and its checkpoint is still there."""
+        try:
+            noted = Exported.read(self._store)
+        except CorruptionError as error:
+            _log.warning("nothing tells what was exported last: %s", error)
+            return None
+        return Path(noted.path) if noted is not None and is_checkpoint(Path(noted.path)) else None
 
     def remove_left(self, *, closed: bool) -> None:
         """Removes what nobody reads: rows of crashes, unfinished checkpoints, working copies whose server has ended.
@@ -180,13 +190,8 @@ class Eraser:
 
     def _look_at_exported(self, seen: set[Path]) -> None:
         """Reports what was exported last to be served, if it is elsewhere, was not shown, and has the rows."""
-        try:
-            noted = Exported.read(self._store)
-        except CorruptionError as error:
-            self._report.leave(self._store, "export", f"which was made last, nothing tells: {error}")
-            return
-        path = None if noted is None else Path(noted.path)
-        if path is None or path in seen or path.parent == self._store / CHECKPOINTS or not is_checkpoint(path):
+        path = self._exported()
+        if path is None or path in seen or path.parent == self._store / CHECKPOINTS:
             return
         probe = ForgetReport({}, dry_run=True)
         erase_from_checkpoint(path, self._wanted_at(path), probe, what="export")

@@ -24,7 +24,7 @@ class Places:
 
     Args:
         checkpoints: of the store that have rows which are to be forgotten: they are written anew without, or go. The
-            newest, and the newest of `save_model`, are written anew whatever this says.
+            newest, the newest of `save_model` and what was exported last are written anew whatever this says.
         exports: exported graphs, checkpoints, and directories of checkpoints.
         deltas: deltas, and directories of deltas.
         working_copies: of servers.

@@ -51,7 +51,8 @@ class ForgetReport:
     Args:
         asked: how many ids were to be forgotten, by table.
         dry_run: whether nothing was changed.
-        deleted: of these, how many had a row that training would have gone on with, by table.
+        deleted: of these, how many had a row that training would have gone on with, by table; of a closed store not
+            known.
         erased: what held something of them.
         remaining: what holds something of them still, or may, as far as this can be known.
     """
@@ -95,10 +96,10 @@ class ForgetReport:
 
     def __str__(self) -> str:
         would = "would be " if self.dry_run else ""
-        lines = [
-            f"table {name!r}: {self.deleted.get(name, 0)} of {asked} ids had a row"
-            for name, asked in self.asked.items()
-        ]
+        lines = []
+        for name, asked in self.asked.items():
+            had = f", of which {self.deleted[name]} had a row" if name in self.deleted else ""
+            lines.append(f"table {name!r}: {asked} ids{had}")
         for one in self.erased:
             rows = "" if one.rows is None else f", had {one.rows} of the rows"
             lines.append(f"{one.what} {one.path}: {would}{one.done}{rows}")

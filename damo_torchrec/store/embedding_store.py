@@ -203,7 +203,7 @@ class EmbeddingStore:
         Args:
             ids: by table, also one that is dropped, and that checkpoints have still. Ids without a row are passed over.
             checkpoints: of the store that have such rows: ``"rewrite"`` writes them anew without, as of the same step
-                and state. ``"remove"`` removes them, but for the newest one and the newest of `save_model`.
+                and state. ``"remove"`` removes them, but the newest, the newest of `save_model` and the last export.
             exports: of `damo_torchrec.onnx.export` and `damo_torchrec.serving.export`, by what these were given, and
                 checkpoints elsewhere, or directories of them.
             deltas: of `export_delta`, or a `DeltaPublisher`'s directory.

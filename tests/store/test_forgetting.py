@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import damo_torchrec as damo
+from damo_torchrec.checkpoints.exported import Exported
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.rescue.verification import verify
 from forgotten import DIM, OTHERS, PERSON, Traces, collection, days, train
@@ -106,11 +107,13 @@ def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(tmp_path):
 def test_checkpoints_that_have_the_rows_are_removed_but_what_the_store_goes_on_from(tmp_path):
     traces = Traces()
     store = days(tmp_path / "store", traces)
-    newest = store.checkpoints()[-1]
+    newest, exported = store.checkpoints()[-1], store.checkpoints()[2]
+    Exported(Manifest.read(exported).id, str(exported)).write(store.path)
     report = store.forget({"t": PERSON}, checkpoints="remove")
     assert traces.files(store.path) == []
     assert {(e.path.name, e.done) for e in report.erased if e.done != "removed"} == {
         (newest.name, "rewritten"),
+        (exported.name, "rewritten"),
         ("live", "rewritten"),
     }
     assert store.checkpoints()[-1] == newest
