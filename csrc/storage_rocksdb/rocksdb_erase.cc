@@ -15,6 +15,7 @@
 #include <optional>
 #include <set>
 #include <span>
+#include <system_error>
 #include <utility>
 
 #include "base/status.h"
@@ -88,6 +89,13 @@ std::vector<std::string> FilesWith(rocksdb::DB* db, const rocksdb::Options& opti
     if (std::any_of(keys.begin(), keys.end(), [&](const Key& key) { return hidden.contains(key); })) names.insert(name);
   }
   return {names.begin(), names.end()};
+}
+
+uint64_t SizeOf(const std::string& path) {
+  std::error_code error;
+  const uint64_t size = std::filesystem::file_size(path, error);
+  if (error) throw Error(ErrorCode::kIo, path + ": " + error.message());
+  return size;
 }
 
 std::string FileName(const std::string& path) { return std::filesystem::path(path).filename().string(); }
@@ -172,7 +180,7 @@ class LogEraser {
     const bool holds = std::find(found_.files.begin(), found_.files.end(), FileName(log)) != found_.files.end();
     if (!copying_ && !holds) {
       read_ = ReadLogFile(log, [](std::span<const RowWrite>) {}, read_);
-      return {log, std::filesystem::file_size(log), number};
+      return {log, SizeOf(log), number};
     }
     if (!copying_ && read_) sequence_ = *read_;
     copying_ = true;

@@ -55,6 +55,9 @@ constexpr size_t kReadsPerRelease = 100;
 // long.
 constexpr std::chrono::seconds kPatience(7);
 
+// How long RocksDB may take to remove files that nothing reads any more. It is moments.
+constexpr std::chrono::seconds kRemovalPatience(2);
+
 class Listener : public rocksdb::EventListener {
  public:
   uint64_t bytes_written() const { return bytes_written_; }
@@ -315,9 +318,10 @@ class RocksDbStore : public RowStore {
   // a compaction. False if something reads one for longer.
   bool AwaitRemoval(std::set<std::string> files) const {
     for (const std::string& file : TableFiles()) files.erase(file);
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+    const auto deadline = std::chrono::steady_clock::now() + kRemovalPatience;
     for (;;) {
-      std::erase_if(files, [](const std::string& file) { return !std::filesystem::exists(file); });
+      std::error_code ignored;
+      std::erase_if(files, [&](const std::string& file) { return !std::filesystem::exists(file, ignored); });
       if (files.empty() || std::chrono::steady_clock::now() > deadline) return files.empty();
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
