@@ -30,6 +30,7 @@ if not versions.is_tool():
     with versions.explained():
         from damo_torchrec import init, optim
         from damo_torchrec.checkpoints.delta import Delta
+        from damo_torchrec.erasing.report import ForgetReport
         from damo_torchrec.errors import (
             ClockWarning,
             ContinuedRowsWarning,
@@ -83,6 +84,7 @@ __all__ = [
     "EmbeddingBagCollection",
     "EmbeddingCollection",
     "EmbeddingStore",
+    "ForgetReport",
     "Idle",
     "IncompatibleKeys",
     "LookupStats",

@@ -169,6 +169,10 @@ class Store {
   void AddRows(uint16_t table, std::span<const int64_t> ids, const float* weights, const float* state,
                const RowHeader* headers);
   void Delete(uint16_t table, std::span<const int64_t> ids);
+  // Deletes rows and has nothing left of them on disk, and begins the journal anew: the next checkpoint has nothing of
+  // them, either. Returns those of which snapshots or iterators still need something. Takes as long as rewriting the
+  // files that hold them.
+  std::vector<int64_t> Erase(uint16_t table, std::span<const int64_t> ids);
   void Contains(uint16_t table, std::span<const int64_t> ids, uint8_t* contains);
   // The tables as they are now; flushes first.
   RowSnapshot TakeSnapshot(std::span<const uint16_t> tables);

@@ -355,4 +355,18 @@ void Store::Delete(uint16_t table, std::span<const int64_t> ids) {
   });
 }
 
+std::vector<int64_t> Store::Erase(uint16_t table, std::span<const int64_t> ids) {
+  Delete(table, ids);
+  std::vector<int64_t> distinct(ids.begin(), ids.end());
+  std::sort(distinct.begin(), distinct.end());
+  distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+  const Call call(this);
+  capture_.AwaitEnd();
+  RequireWritable("erased");
+  const uint32_t number = TableAt(table).schema.number;
+  write_back_.WaitIdle();
+  journal_.Clear();
+  return store_->EraseDeleted(number, distinct);
+}
+
 }  // namespace damo

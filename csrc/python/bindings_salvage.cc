@@ -12,6 +12,7 @@
 #include "life/life_recount.h"
 #include "python/bindings.h"
 #include "row/key.h"
+#include "storage_rocksdb/rocksdb_erase.h"
 #include "storage_rocksdb/rocksdb_exit.h"
 #include "storage_rocksdb/rocksdb_log_reader.h"
 #include "storage_rocksdb/rocksdb_salvage.h"
@@ -106,6 +107,13 @@ void RegisterSalvage(py::module_& m) {
   m.def("verify_table_file", &VerifyTableFile, py::arg("path"), ReleaseGil());
   m.def("list_table_files", &ListTableFiles, py::arg("path"), ReleaseGil());
   m.def("rebuild_rows", &RebuildRocksDb, py::arg("path"), ReleaseGil());
+  py::class_<FoundRows>(m, "FoundRows")
+      .def_readonly("held", &FoundRows::held)
+      .def_readonly("rows", &FoundRows::rows)
+      .def_readonly("files", &FoundRows::files);
+  m.def("find_rows", &FindRows, py::arg("rows"), py::arg("logs"), py::arg("no_logs"), py::arg("wanted"), ReleaseGil());
+  m.def("erase_rows", &EraseRows, py::arg("rows"), py::arg("logs"), py::arg("found"), py::arg("steps"), py::arg("to"),
+        ReleaseGil());
   m.def("link_or_copy_rows", &LinkOrCopyRocksDb, py::arg("source"), py::arg("target"), py::arg("logs") = true,
         ReleaseGil());
 }

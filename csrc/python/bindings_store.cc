@@ -299,6 +299,9 @@ void RegisterStore(py::module_& m) {
       .def(
           "delete", [](Store& s, uint16_t table, Address ids, size_t n) { s.Delete(table, Ids(ids, n)); }, ReleaseGil())
       .def(
+          "erase", [](Store& s, uint16_t table, Address ids, size_t n) { return s.Erase(table, Ids(ids, n)); },
+          ReleaseGil())
+      .def(
           "contains",
           [](Store& s, uint16_t table, Address ids, size_t n, Address contains) {
             s.Contains(table, Ids(ids, n), At<uint8_t>(contains));

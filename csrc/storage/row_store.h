@@ -12,10 +12,10 @@
 #include <span>
 #include <string>
 #include <string_view>
-
-#include "row/record.h"
+#include <vector>
 
 #include "row/ladder.h"
+#include "row/record.h"
 
 namespace damo {
 
@@ -117,6 +117,10 @@ class RowStore {
   // Gives back what a deleted table takes on disk, as far as snapshots let it: until then that is for compactions to
   // come. Takes as long as reading the table does. Throws kOutOfSpace or kIo.
   virtual void ReclaimTable(uint32_t /*table*/) {}
+  // Has nothing left on disk of what rows of a table were before they were deleted, but what snapshots and iterators
+  // need, and the journal. Takes as long as rewriting the files that hold them. Returns those of which something is
+  // left. REQUIRES: ascending, distinct, deleted. Throws kOutOfSpace or kIo.
+  virtual std::vector<int64_t> EraseDeleted(uint32_t /*table*/, std::span<const int64_t> /*ids*/) { return {}; }
 
   // Says what is Reclaimable, besides what earlier calls said. Readers take no notice: to them it is not there, whether
   // its bytes are or not. A snapshot reads all that was not reclaimable when it was taken. Cheap, and does not throw:

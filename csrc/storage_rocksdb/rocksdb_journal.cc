@@ -5,14 +5,6 @@
 #include <utility>
 
 namespace damo {
-namespace {
-
-// Changes of the journal are newer than any that the database may hold when it lies beside them: a journal is begun
-// anew long before so many are written.
-constexpr uint64_t kSequencesAhead = uint64_t{1} << 36;
-
-}  // namespace
-
 void RocksDbJournal::Add(std::span<const RowWrite> rows, uint64_t latest_sequence) {
   if (!open_) {
     if (finished_.empty()) sequence_ = latest_sequence + kSequencesAhead;

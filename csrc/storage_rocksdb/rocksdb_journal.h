@@ -18,6 +18,10 @@ namespace damo {
 // Not thread-safe, but for the figures. Throws kOutOfSpace or kIo.
 class RocksDbJournal {
  public:
+  // Changes of the journal are newer than any that the database may hold when it lies beside them: a journal is begun
+  // anew long before so many are written.
+  static constexpr uint64_t kSequencesAhead = uint64_t{1} << 36;
+
   struct LogFile {
     std::string path;
     uint64_t size;

@@ -1,6 +1,5 @@
 #include "storage_rocksdb/rocksdb_salvage.h"
 
-#include <rocksdb/convenience.h>
 #include <rocksdb/db.h>
 #include <rocksdb/iterator.h>
 #include <rocksdb/metadata.h>
@@ -8,7 +7,6 @@
 #include <rocksdb/slice.h>
 #include <rocksdb/sst_file_reader.h>
 #include <rocksdb/table.h>
-#include <rocksdb/version.h>
 #include <rocksdb/write_batch.h>
 
 #include <algorithm>
@@ -19,7 +17,7 @@
 #include "row/record.h"
 #include "row/row.h"
 #include "storage_rocksdb/rocksdb_checkpoint.h"
-#include "storage_rocksdb/rocksdb_options.h"
+#include "storage_rocksdb/rocksdb_open.h"
 #include "storage_rocksdb/rocksdb_status.h"
 
 namespace damo {
@@ -27,16 +25,7 @@ namespace {
 
 using rocksdb::Slice;
 
-constexpr size_t kMemory = size_t{64} << 20;     // of a database that is read or written
 constexpr size_t kBatchBytes = size_t{1} << 20;  // of records that are written at a time
-
-rocksdb::Options SalvageOptions(const std::string& path, bool create = false) {
-  RocksDbOptions options;
-  options.path = path;
-  options.create = create;
-  options.memory_bytes = kMemory;
-  return MakeOptions(options);
-}
 
 rocksdb::BlockBasedTableOptions* TableOptionsOf(rocksdb::Options* options) {
   return options->table_factory->GetOptions<rocksdb::BlockBasedTableOptions>();
@@ -44,33 +33,10 @@ rocksdb::BlockBasedTableOptions* TableOptionsOf(rocksdb::Options* options) {
 
 // Blocks are read one by one, so that none is lost for another one beside it; and no filters, which rows do without.
 rocksdb::Options ReaderOptions(const std::string& path) {
-  rocksdb::Options options = SalvageOptions(path);
+  rocksdb::Options options = SideOptions(path);
   TableOptionsOf(&options)->filter_policy = nullptr;
   TableOptionsOf(&options)->max_auto_readahead_size = 0;
   return options;
-}
-
-template <class Open>
-std::unique_ptr<rocksdb::DB> OpenDb(const std::string& path, Open open) {
-#if ROCKSDB_MAJOR >= 11
-  std::unique_ptr<rocksdb::DB> db;
-  Check(open(&db), "cannot open " + path);
-  return db;
-#else
-  rocksdb::DB* db = nullptr;
-  Check(open(&db), "cannot open " + path);
-  return std::unique_ptr<rocksdb::DB>(db);
-#endif
-}
-
-std::unique_ptr<rocksdb::DB> OpenReadOnly(const rocksdb::Options& options, const std::string& path) {
-  return OpenDb(path, [&](auto* db) { return rocksdb::DB::OpenForReadOnly(options, path, db); });
-}
-
-void CloseDb(std::unique_ptr<rocksdb::DB>* db) {
-  if (*db == nullptr) return;
-  rocksdb::CancelAllBackgroundWork(db->get(), /*wait=*/true);
-  db->reset();
 }
 
 // The key's first bytes, with zeros where there are none, whatever its size.
@@ -83,7 +49,7 @@ Key KeyOf(std::string_view bytes) {
 }  // namespace
 
 void VerifyTableFile(const std::string& path) {
-  rocksdb::Options options = SalvageOptions(path);
+  rocksdb::Options options = SideOptions(path);
   // VerifyChecksum passes over the parts of filters; this has Open read them.
   TableOptionsOf(&options)->metadata_cache_options.partition_pinning = rocksdb::PinningTier::kAll;
   rocksdb::SstFileReader file(options);
@@ -117,9 +83,7 @@ struct RecordWriter::Batch {
 };
 
 RecordWriter::RecordWriter(const std::string& scratch)
-    : db_(OpenDb(scratch,
-                 [&](auto* db) { return rocksdb::DB::Open(SalvageOptions(scratch, /*create=*/true), scratch, db); })),
-      batch_(std::make_unique<Batch>()) {}
+    : db_(OpenReadWrite(SideOptions(scratch, /*create=*/true), scratch)), batch_(std::make_unique<Batch>()) {}
 
 RecordWriter::~RecordWriter() { CloseDb(&db_); }
 

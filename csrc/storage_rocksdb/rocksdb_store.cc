@@ -3,6 +3,7 @@
 #include <rocksdb/convenience.h>
 #include <rocksdb/db.h>
 #include <rocksdb/listener.h>
+#include <rocksdb/metadata.h>
 #include <rocksdb/options.h>
 #include <rocksdb/slice.h>
 #include <rocksdb/version.h>
@@ -19,6 +20,7 @@
 #include <cstring>
 #include <filesystem>
 #include <new>
+#include <set>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -30,6 +32,7 @@
 #include "row/record.h"
 #include "storage_rocksdb/rocksdb_async_reads.h"
 #include "storage_rocksdb/rocksdb_checkpoint.h"
+#include "storage_rocksdb/rocksdb_compact_keys.h"
 #include "storage_rocksdb/rocksdb_compaction_filter.h"
 #include "storage_rocksdb/rocksdb_journal.h"
 #include "storage_rocksdb/rocksdb_log_format.h"
@@ -55,6 +58,9 @@ constexpr size_t kReadsPerRelease = 100;
 // asked for meanwhile, a compaction every second. Once there is space again, a call that needs it to succeed waits this
 // long.
 constexpr std::chrono::seconds kPatience(7);
+
+// How long RocksDB may take to remove files that nothing reads any more. It is moments.
+constexpr std::chrono::seconds kRemovalPatience(2);
 
 class Listener : public rocksdb::EventListener {
  public:
@@ -197,6 +203,26 @@ class RocksDbStore : public RowStore {
     reclaimer_.Wake();
   }
 
+  std::vector<int64_t> EraseDeleted(uint32_t table, std::span<const int64_t> ids) override {
+    std::vector<Key> keys;
+    for (const int64_t id : ids) keys.push_back(EncodeKey(table, id));
+    keys = KeysWithValues(db_.get(), keys);
+    rocksdb::WriteBatch batch;
+    rocksdb::Status deleted;
+    for (const Key& key : keys) {  // also what is not said to be deleted, as nothing reads it
+      if (deleted.ok()) deleted = batch.Delete(key.view());
+    }
+    if (deleted.ok()) deleted = Write(&batch);
+    if (deleted.ok()) deleted = WithPatience([&] { return Flush(); });
+    Check(deleted, "deletion of " + std::to_string(ids.size()) + " rows");
+    const std::set<std::string> before = TableFiles();
+    CompactKeys(db_.get(), keys);
+    if (AwaitRemoval(before)) keys = KeysWithValues(db_.get(), keys);
+    std::vector<int64_t> left;
+    for (const Key& key : keys) left.push_back(DecodeId(key.view()));
+    return left;
+  }
+
   bool OverlapsReads() const override { return overlaps_reads_; }
 
   std::unique_ptr<RowStoreSnapshot> TakeSnapshot(std::span<const uint32_t> tables) override {
@@ -306,6 +332,28 @@ class RocksDbStore : public RowStore {
       error = listener_->error();
     }
     return error;
+  }
+
+  // Paths of those that the database consists of now.
+  std::set<std::string> TableFiles() const {
+    std::vector<rocksdb::LiveFileMetaData> files;
+    db_->GetLiveFilesMetaData(&files);
+    std::set<std::string> paths;
+    for (const auto& file : files) paths.insert(file.directory + "/" + file.relative_filename);
+    return paths;
+  }
+
+  // Waits until those of the files that are no longer the database's are removed, which RocksDB does some moments after
+  // a compaction. False if something reads one for longer.
+  bool AwaitRemoval(std::set<std::string> files) const {
+    for (const std::string& file : TableFiles()) files.erase(file);
+    const auto deadline = std::chrono::steady_clock::now() + kRemovalPatience;
+    for (;;) {
+      std::error_code ignored;
+      std::erase_if(files, [&](const std::string& file) { return !std::filesystem::exists(file, ignored); });
+      if (files.empty() || std::chrono::steady_clock::now() > deadline) return files.empty();
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
   }
 
   uint64_t IntProperty(const std::string& name) const {

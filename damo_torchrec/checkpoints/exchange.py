@@ -13,14 +13,14 @@ def exchange(one: Path, other: Path) -> None:
     """Has two directories trade names: nobody ever finds that one of them is not there.
 
     A kernel or file system that cannot do that takes three steps. A crash between them leaves what was `other` beside
-    `one`, with a name that ends in ``.exchanged``.
+    it, whole, with a name that ends in ``.exchanged``.
 
     Raises:
         OSError: the system refuses; both are as they were.
     """
     if _exchange_at_once(one, other):
         return
-    aside = one.with_name(one.name + ".exchanged")
+    aside = other.with_name(other.name + ".exchanged")
     os.rename(other, aside)
     try:
         os.rename(one, other)

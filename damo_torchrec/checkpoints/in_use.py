@@ -33,6 +33,13 @@ class InUse:
                 _PATIENCE,
             )
 
+    def is_at(self, path: Path) -> bool:
+        """Whether it is what lies at `path` now, and not what was there before."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.lstat(path))
+        except FileNotFoundError:
+            return False
+
     def end(self) -> None:
         """It is not in use any more, unless others say so. Idempotent."""
         if self._descriptor >= 0:
@@ -89,6 +96,18 @@ def holders(descriptor: int) -> str:
     """Who has a file or directory locked, or at least open, as far as this user may know: for messages."""
     processes = _with_lock(descriptor) or processes_with(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
     return f"process {', '.join(map(str, processes))}" if processes else "another process"
+
+
+def holders_of(path: Path) -> str:
+    """As `holders`, of a path."""
+    try:
+        descriptor = _open(path)
+    except OSError:
+        return "another process"
+    try:
+        return holders(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def processes_with(path: Path) -> list[int]:

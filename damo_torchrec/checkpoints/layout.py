@@ -12,6 +12,7 @@
         manifest.json
         line.json          the store's lineage
         origin.json        whose line of states it is of, and who may remove it
+        forgotten.json     there if rows were taken out of it since it was made
         model.pt           the dense part     } what save_model adds
         module.pickle      the model's pickle }
         N.life.bin         of table number N, where its rows have a life: how many live, and which are dead
@@ -34,6 +35,7 @@ CHECKPOINTS = "checkpoints"
 MANIFEST_FILE = "manifest.json"
 LINEAGE_FILE = "line.json"
 ORIGIN_FILE = "origin.json"
+FORGOTTEN_FILE = "forgotten.json"
 EXPORTED_FILE = "exported.json"
 MODEL_FILE = "model.pt"
 MODULE_FILE = "module.pickle"

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from damo_torchrec.checkpoints.delta import DeltaManifest
 from damo_torchrec.checkpoints.document import MAY_LACK, load_json, parse, shown
-from damo_torchrec.checkpoints.layout import DELTA_FILE, LINEAGE_FILE
+from damo_torchrec.checkpoints.layout import DELTA_FILE, FORGOTTEN_FILE, LINEAGE_FILE
 from damo_torchrec.checkpoints.listing import is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.rules import check_id
@@ -160,18 +160,23 @@ class Lineage:
     def read(checkpoint: Path, manifest: Manifest) -> "Lineage":
         """The lineage that leads to a checkpoint. Earlier releases wrote none: it begins there.
 
+        Rows of a checkpoint that some were taken out of are not as in its state.
+
         Raises:
             CorruptionError: it is damaged.
         """
-        if LINEAGE_FILE not in manifest.files:
-            return Lineage([replace(StoreState.of(manifest), landmark=True)])
-        content = manifest.read_file(checkpoint, LINEAGE_FILE)
-        try:
-            states: list[StoreState] = parse(load_json(content), list[StoreState], "states")
-            _check_states(states, StoreState.of(manifest))
-        except (ValueError, RecursionError) as error:
-            raise CorruptionError(f"{checkpoint / LINEAGE_FILE} is damaged: {error}") from error
-        return Lineage([*states, replace(StoreState.of(manifest), landmark=True)])
+        states: list[StoreState] = []
+        if LINEAGE_FILE in manifest.files:
+            content = manifest.read_file(checkpoint, LINEAGE_FILE)
+            try:
+                states = parse(load_json(content), list[StoreState], "states")
+                _check_states(states, StoreState.of(manifest))
+            except (ValueError, RecursionError) as error:
+                raise CorruptionError(f"{checkpoint / LINEAGE_FILE} is damaged: {error}") from error
+        lineage = Lineage([*states, replace(StoreState.of(manifest), landmark=True)])
+        if FORGOTTEN_FILE in manifest.files:  # who is in this state otherwise may have rows that are gone from here
+            lineage.note_change()
+        return lineage
 
 
 def _body(state: StoreState) -> dict[str, Any]:

@@ -140,14 +140,14 @@ class StoreDirectory:
             os.rename(self.live, aside)
             rows = [*earlier, aside]
             for path in rows[: len(rows) - keep]:
-                _remove_rows(path)
+                remove_rows(path)
                 _log.info("removed %s: of rows that crashes left behind, the newest %d are kept", path, keep)
         return rows[len(rows) - keep :]
 
     def remove_live(self) -> None:
         """Removes the live rows. REQUIRES: a checkpoint holds them, or the user gave them up."""
         with os_errors(f"cannot remove {self.live}"):
-            _remove_rows(self.live)
+            remove_rows(self.live)
 
     def prepare_live(self, checkpoint: Path, names: Iterable[str], *, copy: bool = False) -> Path:
         """Makes a directory with the rows of `checkpoint` beside the live ones, but its journal, for `start_live`.
@@ -171,7 +171,7 @@ class StoreDirectory:
 
     def remove_prepared(self) -> None:
         """Removes what `prepare_live` made, unless it has become the live rows."""
-        _remove_rows(self.prepared)
+        remove_rows(self.prepared)
 
     def start_live(self, fresh: Path) -> None:
         """Makes what `prepare_live` made the live rows, in place of those that were."""
@@ -181,7 +181,7 @@ class StoreDirectory:
             sync_directory(self.path)
 
 
-def _remove_rows(directory: Path) -> None:
+def remove_rows(directory: Path) -> None:
     """Removes a directory of rows, if it is there. Raises DamoError if it is something else by such a name."""
     if not os.path.lexists(directory):
         return

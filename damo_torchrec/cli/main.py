@@ -16,10 +16,10 @@ from damo_torchrec.cli.ending import (
 )
 
 with ended_imports():
-    from damo_torchrec.cli import convert, info, repair, verify
+    from damo_torchrec.cli import convert, forget, info, repair, verify
     from damo_torchrec.errors import DamoError, OutOfSpaceError
 
-_COMMANDS = (info.COMMAND, verify.COMMAND, repair.COMMAND, convert.COMMAND)
+_COMMANDS = (info.COMMAND, verify.COMMAND, repair.COMMAND, forget.COMMAND, convert.COMMAND)
 
 # What the system says of a disk or a user rather than of the bytes.
 _REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -64,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="damo-torchrec",
         description="Looks after stores of embedding tables and their checkpoints.",
-        epilog="Exit status: 0 sound, 1 damage found or something lost, 2 wrong usage, a package is missing, or the "
-        "system refuses to read or write.",
+        epilog="Exit status: 0 sound, 1 damage found, something lost, or not all forgotten, 2 wrong usage, a package "
+        "is missing, or the system refuses to read or write.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in _COMMANDS:

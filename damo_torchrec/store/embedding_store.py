@@ -12,7 +12,10 @@ from typing import Any
 
 import torch
 
+from damo_torchrec.arrays import as_ids
 from damo_torchrec.checkpoints.retention import Retention
+from damo_torchrec.erasing.places import Kept, Paths, Places, paths_of
+from damo_torchrec.erasing.report import ForgetReport
 from damo_torchrec.files import make_temporary_directory, on_tmpfs
 from damo_torchrec.options import StoreOptions, parse_budget
 from damo_torchrec.progress import reporting
@@ -24,8 +27,9 @@ from damo_torchrec.store.conversion import Wanted, convert_table
 from damo_torchrec.store.delta_writer import write_delta
 from damo_torchrec.store.expiring import Condition, Where, expire
 from damo_torchrec.store.flushing import flush
+from damo_torchrec.store.forgetting import forget
 from damo_torchrec.store.session import Session
-from damo_torchrec.store.table import Table
+from damo_torchrec.store.table import IdsLike, Table
 from damo_torchrec.store.table_changes import drop_table, rename_table
 from damo_torchrec.store.updates import apply_waiting
 
@@ -216,6 +220,45 @@ class EmbeddingStore:
         """
         names = [tables] if isinstance(tables, str) else tables
         return expire(self._session, names, Condition(below_norm, idle_steps, where))
+
+    def forget(
+        self,
+        ids: Mapping[str, IdsLike],
+        *,
+        checkpoints: Kept = "rewrite",
+        exports: Paths = (),
+        deltas: Paths = (),
+        working_copies: Paths = (),
+        dry_run: bool = False,
+    ) -> ForgetReport:
+        """Deletes rows so that no byte of their weights and state is left: the request of a person to be forgotten.
+
+        Not in the live rows, not in any checkpoint inside the store, whoever made it, and in nothing that is shown.
+        Servers hear of it by the next delta. What remains is the id, in the record that says that it was deleted. It is
+        a call between two steps of training, and takes as long as copying the files that held the rows. One that was
+        interrupted is completed by calling again, and a crash brings nothing back.
+
+        Args:
+            ids: by table, also one that is dropped, and that checkpoints have still. Ids without a row are passed over.
+            checkpoints: of the store that have such rows: ``"rewrite"`` writes them anew without, as of the same step
+                and state. ``"remove"`` removes them, but the newest, the newest of `save_model` and the last export.
+            exports: of `damo_torchrec.onnx.export` and `damo_torchrec.serving.export`, by what these were given, and
+                checkpoints elsewhere, or directories of them.
+            deltas: of `export_delta`, or a `DeltaPublisher`'s directory.
+            working_copies: of servers. Those that no server uses are removed; others, closed by their server, are gone.
+            dry_run: find out what there is to do, and do nothing.
+
+        Returns:
+            ForgetReport: what had rows of them, and in `remaining` what has still, and why: what somebody reads, what
+            the system refuses, files that have other names elsewhere.
+
+        Raises:
+            KeyError: there is no such table, nor was one in a checkpoint.
+            ValueError: the store is read-only or in memory, gradients of `accumulate` wait, or a path is not there.
+            OutOfSpaceError, DamoError: live rows cannot be rewritten.
+        """
+        places = Places(checkpoints, paths_of(exports), paths_of(deltas), paths_of(working_copies))
+        return forget(self._session, {name: as_ids(some) for name, some in ids.items()}, places, dry_run=dry_run)
 
     # ------------------------------------------------------------------ state
 

@@ -135,9 +135,13 @@ def _start_reading(session: Session, seed: int | None, restore: str | int | os.P
     for _ in range(_TRIES):
         source = path if is_checkpoint(path) else CheckpointLine.of_store(path).find(restore)
         try:
-            manifest = Manifest.read(source)
+            Manifest.read(source)
             session.checkpoint_in_use = InUse(source / MANIFEST_FILE)  # who has the store does not remove it any more
-            break
+            manifest = Manifest.read(source)  # which may have been written anew
+            if session.checkpoint_in_use.is_at(source / MANIFEST_FILE):
+                break
+            session.checkpoint_in_use.end()
+            _log.info("the checkpoint %s has been written anew meanwhile", source)
         except (OSError, CorruptionError):
             if source.exists():
                 raise

@@ -5,11 +5,16 @@ import runpy
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import damo_torchrec as damo
 from damo_torchrec.checkpoints.manifest import FORMAT_VERSION
+from damo_torchrec.erasing.checkpoint import erase_from_checkpoint
+from damo_torchrec.erasing.report import ForgetReport
+from damo_torchrec.erasing.wanted import Wanted
+from damo_torchrec.rescue.verification import verify
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FORMATS = sorted(GOLDEN.glob("format_*/"))
@@ -69,6 +74,25 @@ def test_the_dense_part_is_read_exactly(golden, expected, version, tmp_path):
         assert {name: value.tolist() for name, value in model.named_parameters()} == expected["dense"]
         assert all(state["step"] == 1 for state in optimizer.state.values())
         assert make["contents"](store) == expected["rows"]
+
+
+def test_rows_can_be_forgotten(golden, expected, version, tmp_path):
+    copy, gone = tmp_path / "copy", -(2**63)
+    shutil.copytree(golden, copy)
+    report = ForgetReport({})
+    ids = {name: np.array([gone]) for name in expected["rows"]}
+    erase_from_checkpoint(copy, Wanted.of(ids, {}, []), report)
+    assert [(erased.path, erased.done) for erased in report.erased] == [(copy, "rewritten")]
+    assert report.complete
+    assert not [str(finding) for finding in verify(copy, lambda *_: None)]
+    torch.manual_seed(1)
+    with damo.EmbeddingStore(tmp_path / "store", seed=make["SEED"]) as store:
+        model = make["make_model"](store, version)
+        damo.load_model(copy, model, optimizer=torch.optim.Adam(model["dense"].parameters()))
+        assert {name: value.tolist() for name, value in model.named_parameters()} == expected["dense"]
+        assert make["contents"](store) == {
+            name: {i: row for i, row in rows.items() if i != str(gone)} for name, rows in expected["rows"].items()
+        }
 
 
 def test_a_checkpoint_tells_what_it_holds(golden, expected):

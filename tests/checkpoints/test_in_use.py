@@ -32,6 +32,17 @@ def test_a_directory_is_in_use_until_the_last_end(tmp_path):
     assert not is_in_use(tmp_path)
 
 
+def test_what_has_taken_the_place_of_a_directory_is_told_from_it(tmp_path):
+    (tmp_path / "place").mkdir()
+    used = InUse(tmp_path / "place")
+    assert used.is_at(tmp_path / "place")
+    (tmp_path / "place").rename(tmp_path / "before")
+    assert not used.is_at(tmp_path / "place")
+    (tmp_path / "place").mkdir()
+    assert not used.is_at(tmp_path / "place")
+    used.end()
+
+
 def test_what_is_not_there_a_link_or_a_fifo_is_in_nobodys_use(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to(tmp_path)

@@ -57,6 +57,9 @@ def test_rows_are_looked_after_without_torch(tmp_path):
     assert status == 0
     assert "checkpoints are sound" in out
     assert run_without_torch("repair", tmp_path / "store", tmp_path / "repaired")[0] == 0
+    status, _, err = run_without_torch("forget", tmp_path / "store", "t", 1)
+    assert status == 2
+    assert "no table 't'" in err
     status, out, err = run_without_torch("convert", "damo-dump", FILE, tmp_path / "converted")
     assert (status, out) == (2, "")
     assert err.startswith("damo-torchrec: damo_torchrec needs torch, TorchRec and FBGEMM in versions that fit")
