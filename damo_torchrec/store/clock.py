@@ -12,7 +12,8 @@ from damo_torchrec.errors import ClockWarning
 class Clock:
     """Seconds since any origin, read once for each update. The session's mutex guards it.
 
-    A table's time is the latest that the clock has ever said: it does not go back.
+    A table's time never goes back: where the clock does so by more than may be jitter, the time stands, and goes on with
+    the clock from there.
 
     Args:
         path: the store's, for messages.
@@ -39,7 +40,7 @@ class Clock:
     def note(self, seconds: float, narrowest: float | None) -> bool:
         """Takes a reading that an update went by; returns whether it may be a leap ahead.
 
-        Warns, once, of a clock that went back by more than that counts: until it is where it was, no rows age.
+        Warns, once, of a clock that went back by more than may be jitter.
 
         Args:
             seconds: what was read.
@@ -48,16 +49,25 @@ class Clock:
         before, self._latest = self._latest, max(seconds, self._latest)
         if narrowest is None:
             return False
-        if before - seconds > narrowest / 2 and not self._told_of_back:
-            self._told_of_back = True
-            warnings.warn(
-                f"the clock of the store {self._path} has gone back by {before - seconds:.0f} seconds: rows do not age "
-                "by time until it is where it was. Set store.clock before the first collection is made, and have it "
-                "never go back",
-                ClockWarning,
-                stacklevel=2,
-            )
+        if before - seconds > narrowest / 2:
+            self._latest = seconds
+            self._warn_of_back(before - seconds)
         return seconds - before > narrowest / 2
+
+    def restart(self) -> None:
+        """Says that what comes is not later than what was: the store has gone back to a state of another time."""
+        self._latest = -math.inf
+
+    def _warn_of_back(self, seconds: float) -> None:
+        if self._told_of_back:
+            return
+        self._told_of_back = True
+        warnings.warn(
+            f"the clock of the store {self._path} has gone back by {seconds:.0f} seconds: no row gets younger, and rows "
+            "age on as it goes on. Set store.clock before the first collection is made, and have it never go back",
+            ClockWarning,
+            stacklevel=2,
+        )
 
     def warn_of_leap(self, table: str, seconds: float) -> None:
         """Says that `seconds` by which the clock went ahead at once are left out of a table's time."""

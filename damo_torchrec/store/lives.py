@@ -110,6 +110,8 @@ class Lives:
 
     def watch(self, engine: _core.Store, *, anew: bool = False) -> None:
         """Has `tell` tell what comes and goes from now on, in all tables, or in those that are new."""
+        if anew:
+            self.clock.restart()
         for table in self.tables():
             self._log.begin(table, engine, anew=anew)
 
