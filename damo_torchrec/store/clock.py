@@ -12,8 +12,8 @@ from damo_torchrec.errors import ClockWarning
 class Clock:
     """Seconds since any origin, read once for each update. The session's mutex guards it.
 
-    A table's time never goes back: where the clock does so by more than may be jitter, the time stands, and goes on with
-    the clock from there.
+    A table's time never goes back: where the clock does so by more than may be jitter, the time stands, and goes on
+    with the clock from there.
 
     Args:
         path: the store's, for messages.
@@ -63,8 +63,8 @@ class Clock:
             return
         self._told_of_back = True
         warnings.warn(
-            f"the clock of the store {self._path} has gone back by {seconds:.0f} seconds: no row gets younger, and rows "
-            "age on as it goes on. Set store.clock before the first collection is made, and have it never go back",
+            f"the clock of the store {self._path} has gone back by {seconds:.0f} seconds: no row gets younger, and "
+            "rows age on as it goes on. Set store.clock before the first collection is made, and have it never go back",
             ClockWarning,
             stacklevel=2,
         )
