@@ -138,7 +138,7 @@ TEST_P(RowLifeTest, IsAsIfTheDeadWereDeletedAtOnce) {
   store->SetLife(0, GetParam().options, 0);
   Model model(GetParam().options.sightings);
   int checkpoints = 0;
-  for (int i = 0; i < 400; ++i) {
+  for (int i = 0; i < 160; ++i) {
     const auto what = random_() % 20;
     if (what < 15) {
       const std::vector<int64_t> ids = SomeIds(1 + random_() % 300);

@@ -8,6 +8,7 @@
 #include <rocksdb/write_batch.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <span>
@@ -207,6 +208,8 @@ TEST_F(RocksDbLogReaderTest, ARecordThatNoJournalHasIsCorruption) {
   EXPECT_EQ(ChangesIn(path_), (std::vector<Change>{{1, 4, false, "ab", 0}}));
   WriteRecord(two + deletion);
   EXPECT_EQ(ChangesIn(path_), (std::vector<Change>{{1, 4, true, "", 5}}));
+  WriteRecord(one + std::string("\0\14", 2) + key);  // of a row that had died
+  EXPECT_EQ(ChangesIn(path_), (std::vector<Change>{{1, 4, true, "", 0}}));
 
   const std::string other_key(EncodeDeletionKey(1, 5).view());
   const std::vector<std::pair<std::string, std::string>> records = {
@@ -225,7 +228,7 @@ TEST_F(RocksDbLogReaderTest, ARecordThatNoJournalHasIsCorruption) {
       {"a value larger than any row's", one + std::string("\1\14") + key + "\xff\xff\xff\xff\7"},
       {"changes that end all numbers", std::string("\0\0\0\0\0\0\0\1", 8) + std::string("\1\0\0\0", 4) + put},
       {"a number that is negative", std::string(8, '\xff') + std::string("\1\0\0\0", 4) + put},
-      {"a deletion without its record", one + std::string("\0\14", 2) + key},
+      {"a deletion of two changes without its record", two + std::string("\0\14", 2) + key},
       {"a deletion with the record of another",
        two + std::string("\0\14", 2) + key + "\1\14" + other_key + "\11" + step},
       {"a deletion's record alone", one + "\1\14" + deletion_key + "\11" + step},
@@ -237,6 +240,37 @@ TEST_F(RocksDbLogReaderTest, ARecordThatNoJournalHasIsCorruption) {
     ExpectError(ErrorCode::kCorruption, {path_}, [&] { ChangesIn(path_); });
     ExpectError(ErrorCode::kCorruption, {path_}, [&] { VerifyLogFile(path_); });
   }
+}
+
+TEST_F(RocksDbLogReaderTest, SightingsAndDeletionsOfTheDeadComeBackAsTheyWere) {
+  const std::string row = Payload(40, 1, 1), seen(sizeof(RowHeader), '\7');
+  std::vector<RowWrite> writes = {{1, 1, row.data(), row.size(), 0},
+                                  {1, 2, seen.data(), seen.size(), 0},
+                                  {1, 3, nullptr, 0, 0},
+                                  {1, 4, nullptr, 0, 9},
+                                  {1, 5, nullptr, 0, 0}};
+  writes[1].sighting = true;
+  writes[2].recorded = writes[4].recorded = false;
+  std::filesystem::remove(path_);
+  RocksDbLogWriter log(path_);
+  for (uint64_t i = 0; i < 3; ++i) EXPECT_EQ(log.Append(writes, 1 + 6 * i), 7 + 6 * i);
+  log.Finish();
+  size_t n = 0;
+  ReadLogFile(path_, [&](std::span<const RowWrite> rows) {
+    for (const RowWrite& read : rows) {
+      const RowWrite& written = writes[n++ % writes.size()];
+      EXPECT_EQ(read.id, written.id);
+      EXPECT_EQ(read.sighting, written.sighting);
+      EXPECT_EQ(read.step, written.step);
+      ASSERT_EQ(read.deletes(), written.deletes());
+      if (read.deletes()) {
+        EXPECT_EQ(read.recorded, written.recorded);
+      } else {
+        EXPECT_EQ(std::string(read.payload, read.payload_size), std::string(written.payload, written.payload_size));
+      }
+    }
+  });
+  EXPECT_EQ(n, 3 * writes.size());
 }
 
 TEST_F(RocksDbLogReaderTest, AnEmptyFileHasNoChanges) {
