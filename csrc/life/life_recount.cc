@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/status.h"
 #include "life/life_options.h"
 
 namespace damo {
@@ -27,18 +28,38 @@ LifeOptions SameRules(const LifeState& state) {
   return options;
 }
 
+bool Lives(const Ladder& ladder, RowHeader header, int64_t id, bool sighting) {
+  return sighting ? !ladder.IsDeadSighting(header) : !ladder.IsDead(header, id);
+}
+
 }  // namespace
 
 LifeRecount::LifeRecount(const LifeState& state, uint32_t iter)
     : rows_before_(RowsOf(state)), life_(Emptied(state, iter), SameRules(state)) {}
 
 bool LifeRecount::Count(RowHeader header, int64_t id, bool sighting) {
-  const Ladder& ladder = life_.ladder();
-  if (sighting ? ladder.IsDeadSighting(header) : ladder.IsDead(header, id)) return false;
+  if (!Lives(life_.ladder(), header, id, sighting)) return false;
   if (sighting) {
     life_.AddSighting(header);
   } else {
     life_.Add(header, id);
+  }
+  return true;
+}
+
+LifeWithout::LifeWithout(const LifeState& state) : life_(EncodeLife(state), SameRules(state)) {}
+
+bool LifeWithout::Remove(RowHeader header, int64_t id, bool sighting) {
+  if (!Lives(life_.ladder(), header, id, sighting)) return false;
+  if (!life_.Counts(header, id, sighting)) {
+    throw Error(ErrorCode::kCorruption, "the life of rows is of others: it counts none like id " + std::to_string(id) +
+                                            ", of step " + std::to_string(header.last_step) + " and " +
+                                            std::to_string(header.count) + " updates or sightings");
+  }
+  if (sighting) {
+    life_.RemoveSighting(header);
+  } else {
+    life_.Remove(header, id);
   }
   return true;
 }

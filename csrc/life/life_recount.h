@@ -1,5 +1,5 @@
 // A table's life with its rows counted anew: whether it is right, and what it is of the rows that a damaged table has
-// left.
+// left. And the same without some of its rows, which takes no look at the others.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +29,24 @@ class LifeRecount {
   LifeRecount(const LifeState& state, uint32_t iter);
 
   const uint64_t rows_before_;
+  TableLife life_;
+};
+
+class LifeWithout {
+ public:
+  // `bytes`: as TableLife::Serialize left it. Throws kCorruption.
+  explicit LifeWithout(std::string_view bytes) : LifeWithout(DecodeLife(bytes)) {}
+
+  // Takes out a row, or an id that was seen and has none. Returns whether it lived: what is dead is not counted anyway.
+  // Throws kCorruption if the life counts nothing of the kind.
+  bool Remove(RowHeader header, int64_t id, bool sighting);
+
+  uint64_t rows() const { return life_.rows(); }
+  std::string Serialize() const { return life_.Serialize(); }
+
+ private:
+  explicit LifeWithout(const LifeState& state);
+
   TableLife life_;
 };
 

@@ -59,6 +59,10 @@ class TableLife {
   void Remove(RowHeader row, int64_t id) { Count(Place(row, id), &rows_, kMinusOne); }
   void AddSighting(RowHeader sighting) { Count(PlaceOfSighting(sighting), &sighted_, 1); }
   void RemoveSighting(RowHeader sighting) { Count(PlaceOfSighting(sighting), &sighted_, kMinusOne); }
+  // Whether any are counted where this row, or this id's sightings, would be.
+  bool Counts(RowHeader row, int64_t id, bool sighting) {
+    return (sighting ? PlaceOfSighting(row) : Place(row, id))->load(std::memory_order_relaxed) > 0;
+  }
   // Rows that `set` has made are counted as created here; of those of updates the life knows.
   void CountCreated(uint64_t rows) { counts_.created += rows; }
 

@@ -32,6 +32,14 @@ RecordReader::Lives LivesOf(std::map<uint32_t, std::shared_ptr<LifeRecount>> liv
   };
 }
 
+// Takes what there is out of the lives of tables, and tells whether it lived.
+RecordReader::Lives TakenOut(std::map<uint32_t, std::shared_ptr<LifeWithout>> lives) {
+  return [lives = std::move(lives)](uint32_t table, int64_t id, RowHeader header, bool sighting) {
+    const auto found = lives.find(table);
+    return found == lives.end() || found->second->Remove(header, id, sighting);
+  };
+}
+
 void RegisterKeys(py::module_& m) {
   m.attr("KEY_BYTES") = kKeySize;
   const auto numbered = [](uint32_t table, bool deletions) { return deletions ? table | kDeletionBit : table; };
@@ -72,6 +80,11 @@ void RegisterSalvage(py::module_& m) {
       .def_property_readonly("rows_before", &LifeRecount::rows_before)
       .def_property_readonly("bytes", [](const LifeRecount& recount) { return py::bytes(recount.Serialize()); });
 
+  py::class_<LifeWithout, std::shared_ptr<LifeWithout>>(m, "LifeWithout")
+      .def(py::init([](std::string_view bytes) { return std::make_shared<LifeWithout>(bytes); }), py::arg("bytes"))
+      .def_property_readonly("rows", &LifeWithout::rows)
+      .def_property_readonly("bytes", [](const LifeWithout& life) { return py::bytes(life.Serialize()); });
+
   py::class_<RecordWriter, Held<RecordWriter>>(m, "RecordWriter")
       .def(py::init([](const std::string& scratch) {
              const WithoutGil unlocked;
@@ -111,7 +124,14 @@ void RegisterSalvage(py::module_& m) {
       .def_readonly("held", &FoundRows::held)
       .def_readonly("rows", &FoundRows::rows)
       .def_readonly("files", &FoundRows::files);
-  m.def("find_rows", &FindRows, py::arg("rows"), py::arg("logs"), py::arg("no_logs"), py::arg("wanted"), ReleaseGil());
+  m.def(
+      "find_rows",
+      [](const std::string& rows, const std::vector<std::string>& logs, const std::string& no_logs,
+         const IdsByTable& wanted, std::map<uint32_t, std::shared_ptr<LifeWithout>> lives) {
+        return FindRows(rows, logs, no_logs, wanted, TakenOut(std::move(lives)));
+      },
+      py::arg("rows"), py::arg("logs"), py::arg("no_logs"), py::arg("wanted"),
+      py::arg("lives") = std::map<uint32_t, std::shared_ptr<LifeWithout>>(), ReleaseGil());
   m.def("erase_rows", &EraseRows, py::arg("rows"), py::arg("logs"), py::arg("found"), py::arg("steps"), py::arg("to"),
         ReleaseGil());
   m.def("link_or_copy_rows", &LinkOrCopyRocksDb, py::arg("source"), py::arg("target"), py::arg("logs") = true,

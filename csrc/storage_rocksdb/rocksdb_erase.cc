@@ -98,12 +98,48 @@ uint64_t SizeOf(const std::string& path) {
   return size;
 }
 
+// The newest value of a key.
+struct Newest {
+  RowHeader header;
+  bool sighting;
+};
+using NewestByKey = std::map<Key, Newest>;
+
+// Throws kCorruption.
+Newest NewestOf(uint32_t table, int64_t id, const char* payload, size_t size, bool sighting) {
+  if (size >= sizeof(RowHeader)) return {PayloadHeader(payload, size), sighting};
+  throw Error(ErrorCode::kCorruption,
+              RowName(table, id) + ": expected a row, found " + std::to_string(size) + " bytes");
+}
+
+// Values of versions that this release does not know are no rows of its.
+void NoteNewest(rocksdb::DB* db, const Key& key, NewestByKey* newest) {
+  const uint32_t table = DecodeTable(key.view());
+  const int64_t id = DecodeId(key.view());
+  std::string value;
+  const rocksdb::Status status = db->Get(rocksdb::ReadOptions(), key.view(), &value);
+  if (status.IsNotFound()) return;
+  CheckRead(status, "read of " + RowName(table, id));
+  if (value.empty() || (value[0] != kRecordVersion && !IsSighting(value))) return;
+  (*newest)[key] = NewestOf(table, id, value.data() + 1, value.size() - 1, IsSighting(value));
+}
+
+std::set<Key> RowsThatLive(const NewestByKey& newest, const RecordReader::Lives& lives) {
+  std::set<Key> rows;
+  for (const auto& [key, record] : newest) {
+    const bool alive =
+        lives == nullptr || lives(DecodeTable(key.view()), DecodeId(key.view()), record.header, record.sighting);
+    if (alive && !record.sighting) rows.insert(key);
+  }
+  return rows;
+}
+
 std::string FileName(const std::string& path) { return std::filesystem::path(path).filename().string(); }
 
 }  // namespace
 
 FoundRows FindRows(const std::string& rows, const std::vector<std::string>& logs, const std::string& no_logs,
-                   const IdsByTable& wanted) {
+                   const IdsByTable& wanted, const RecordReader::Lives& lives) {
   rocksdb::Options options = SideOptions(rows);
   options.wal_dir = no_logs;  // else RocksDB reads them into memory
   std::unique_ptr<rocksdb::DB> db = OpenReadOnly(options, rows);
@@ -111,13 +147,9 @@ FoundRows FindRows(const std::string& rows, const std::vector<std::string>& logs
   const std::vector<Key> in_tables = KeysWithValues(db.get(), keys);
   FoundRows found;
   found.files = FilesWith(db.get(), options, in_tables);
-  std::set<Key> held(in_tables.begin(), in_tables.end()), newest;
-  for (const Key& key : in_tables) {
-    std::string value;
-    const rocksdb::Status status = db->Get(rocksdb::ReadOptions(), key.view(), &value);
-    if (!status.IsNotFound()) CheckRead(status, "read of " + RowName(DecodeTable(key.view()), DecodeId(key.view())));
-    if (status.ok() && !value.empty() && value[0] == kRecordVersion) newest.insert(key);
-  }
+  std::set<Key> held(in_tables.begin(), in_tables.end());
+  NewestByKey newest;
+  for (const Key& key : in_tables) NoteNewest(db.get(), key, &newest);
   CloseDb(&db);
   std::optional<uint64_t> sequence;
   for (const std::string& log : logs) {
@@ -131,7 +163,7 @@ FoundRows FindRows(const std::string& rows, const std::vector<std::string>& logs
             if (change.payload == nullptr) {
               newest.erase(key);
             } else {
-              newest.insert(key);
+              newest[key] = NewestOf(change.table, change.id, change.payload, change.payload_size, change.sighting);
               held.insert(key);
               holds = true;
             }
@@ -141,7 +173,7 @@ FoundRows FindRows(const std::string& rows, const std::vector<std::string>& logs
     if (holds) found.files.push_back(FileName(log));
   }
   found.held = IdsOf(held);
-  found.rows = IdsOf(newest);
+  found.rows = IdsOf(RowsThatLive(newest, lives));
   return found;
 }
 

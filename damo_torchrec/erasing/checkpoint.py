@@ -8,16 +8,17 @@ first delta that leads on from there.
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.atomic_directory import build_directory, remove_directory
+from damo_torchrec.checkpoints.file_entry import FileEntry
 from damo_torchrec.checkpoints.in_use import holders_of, unused
 from damo_torchrec.checkpoints.known_digests import KnownDigests
-from damo_torchrec.checkpoints.layout import FORGOTTEN_FILE, MANIFEST_FILE, ROWS, logs
+from damo_torchrec.checkpoints.layout import FORGOTTEN_FILE, MANIFEST_FILE, ROWS, life_file, logs
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.regular_file import is_directory, is_regular
 from damo_torchrec.checkpoints.rows_copy import copy_file
@@ -46,7 +47,8 @@ def erase_from_checkpoint(
     try:
         manifest = Manifest.read(checkpoint)
         manifest.check_files(checkpoint, tables=False, logs=False, records=False)
-        found = find_rows(checkpoint / ROWS, manifest, wanted)
+        lives = _lives(checkpoint, manifest)
+        found = find_rows(checkpoint / ROWS, manifest, wanted, lives)
         if not found.held:
             return
         rows = sum(map(len, found.held.values()))
@@ -64,7 +66,7 @@ def erase_from_checkpoint(
             if remove:
                 remove_directory(checkpoint, WHAT)
             else:
-                build_directory(checkpoint, WHAT, _filler(checkpoint, manifest, found), may_replace=is_directory)
+                build_directory(checkpoint, WHAT, _filler(checkpoint, manifest, found, lives), may_replace=is_directory)
         report.note_removed(files)
         report.erased.append(Erased(checkpoint, what, done, rows))
     except CorruptionError as error:
@@ -73,19 +75,38 @@ def erase_from_checkpoint(
         report.leave(checkpoint, what, f"it holds them, or may: {error}")
 
 
-def find_rows(rows: Path, manifest: Manifest, wanted: Wanted) -> _core.FoundRows:
-    """What a directory of rows has of the wanted ones, deleted ones too. Raises DamoError or OSError."""
+def _lives(checkpoint: Path, manifest: Manifest) -> dict[int, _core.LifeWithout]:
+    """By table number. Raises CorruptionError."""
+    lives = manifest.read_lives(checkpoint)
+    return {manifest.tables[name].number: _core.LifeWithout(content) for name, content in lives.items()}
+
+
+def find_rows(
+    rows: Path, manifest: Manifest, wanted: Wanted, lives: Mapping[int, _core.LifeWithout] | None = None
+) -> _core.FoundRows:
+    """What a directory of rows has of the wanted ones, deleted and dead ones and sightings too.
+
+    Args:
+        rows: the directory.
+        manifest: of the checkpoint that it is of.
+        wanted: rows.
+        lives: by table number. What is found, and lives, is taken out of them. Without, all rows count as living.
+
+    Raises:
+        DamoError, OSError: they cannot be read.
+    """
     # Also under the number that a table had before it was converted, should compactions not have come by since.
     tables = {number: wanted.of_table("", number).tolist() for number in wanted.numbers}
     tables |= {entry.number: wanted.of_table(name, entry.number).tolist() for name, entry in manifest.tables.items()}
     with tempfile.TemporaryDirectory(prefix="damo_torchrec-no-logs-") as empty:
-        return _core.find_rows(
-            str(rows), [str(log) for log in logs(rows)], empty, {number: ids for number, ids in tables.items() if ids}
-        )
+        asked = {number: ids for number, ids in tables.items() if ids}
+        return _core.find_rows(str(rows), [str(log) for log in logs(rows)], empty, asked, dict(lives or {}))
 
 
-def _filler(checkpoint: Path, manifest: Manifest, found: _core.FoundRows) -> Callable[[Path], None]:
-    """What fills a new directory with the checkpoint but for the rows that were found."""
+def _filler(
+    checkpoint: Path, manifest: Manifest, found: _core.FoundRows, lives: Mapping[int, _core.LifeWithout]
+) -> Callable[[Path], None]:
+    """What fills a new directory with the checkpoint but for the rows that were found, which `lives` are without."""
     digests = KnownDigests()
     digests.note(checkpoint, manifest.files)
     steps = dict.fromkeys(found.held, 0) | {entry.number: entry.iter for entry in manifest.tables.values()}
@@ -93,6 +114,7 @@ def _filler(checkpoint: Path, manifest: Manifest, found: _core.FoundRows) -> Cal
         name: replace(entry, rows=entry.rows - len(found.rows.get(entry.number, ())))
         for name, entry in manifest.tables.items()
     }
+    renewed = {life_file(number): life.bytes for number, life in lives.items() if number in found.held}
 
     def is_part(name: str) -> bool:
         return name in manifest.files or name == FORGOTTEN_FILE or name.startswith(f"{ROWS}/")
@@ -106,11 +128,14 @@ def _filler(checkpoint: Path, manifest: Manifest, found: _core.FoundRows) -> Cal
         if found.rows and not (staged / FORGOTTEN_FILE).exists():
             write_file(staged / FORGOTTEN_FILE, b"{}\n")
         written = replace(manifest, tables=tables).with_files(staged, digests.entry_of)
-        others = {name: entry for name, entry in manifest.files.items() if not name.startswith(f"{ROWS}/")}
-        for name, entry in others.items():
-            if written.files.get(name) != entry:
+        for name, entry in manifest.files.items():
+            if not name.startswith(f"{ROWS}/") and written.files.get(name) != entry:
                 raise CorruptionError(f"{checkpoint / name} is damaged: it is not what {MANIFEST_FILE} says")
-        replace(written, files={name: entry for name, entry in written.files.items() if is_part(name)}).write(staged)
+        for name, content in renewed.items():
+            (staged / name).unlink()
+            write_file(staged / name, content)
+        entries = written.files | {name: FileEntry.of(staged / name) for name in renewed}
+        replace(written, files={name: entry for name, entry in entries.items() if is_part(name)}).write(staged)
 
     return fill
 

@@ -17,7 +17,8 @@ class Erased:
         what: it is: ``"live rows"``, ``"checkpoint"``, ``"delta"``, ``"export"``, ``"working copy"``, ``"rows of a
             crash"``, ``"unfinished checkpoint"``.
         done: ``"rewritten"``, ``"removed"``.
-        rows: how many of the rows it had; None where nobody looked, as it is of no use otherwise.
+        rows: how many of the rows it had, or of sightings of ids that had none; None where nobody looked, as it is of
+            no use otherwise.
     """
 
     path: Path

@@ -50,13 +50,15 @@ def forget(session: Session, ids: Mapping[str, torch.Tensor], places: Places, *,
 def _forget_live(session: Session, table: OpenTable, ids: torch.Tensor, report: ForgetReport) -> None:
     engine, name = session.engine, table.definition.name
     found = torch.empty(len(ids), dtype=torch.bool, device="cpu")
-    engine.contains(table.index, address(ids), len(ids), address(found))
+    headers = torch.empty(len(ids), 2, dtype=torch.int32, device="cpu")
+    engine.describe(table.index, address(ids), len(ids), state=0, headers=address(headers), contains=address(found))
     report.deleted[name] = int(found.sum())
-    if report.deleted[name]:
-        report.erased.append(Erased(session.path / LIVE, "live rows", "rewritten", report.deleted[name]))
+    known = int((found | (headers[:, 1] != 0)).sum())  # ids that were only seen have a count, and no row
+    if known:
+        report.erased.append(Erased(session.path / LIVE, "live rows", "rewritten", known))
     if report.dry_run:
         return
-    if report.deleted[name]:
+    if known:
         session.note_change()
         table.edited_after = session.catalog.manifest.sequence
     left = engine.erase(table.index, address(ids), len(ids))

@@ -66,6 +66,28 @@ TEST(LifeRecount, TakesRowsThatAreNewerThanTheLife) {
   EXPECT_EQ(later.rows(), 1u);
 }
 
+TEST(LifeWithout, IsThatOfWhichRowsWereRemoved) {
+  const std::unique_ptr<TableLife> life = TenIds();
+  const uint64_t rows = life->rows();
+  LifeWithout without(life->Serialize());
+  EXPECT_TRUE(without.Remove({10, 1}, 9, /*sighting=*/false));
+  EXPECT_TRUE(without.Remove({9, 1}, 99, /*sighting=*/true));
+  EXPECT_FALSE(without.Remove({1, 1}, 0, /*sighting=*/false));
+  EXPECT_EQ(without.rows(), rows - 1);
+  life->Remove({10, 1}, 9);
+  life->RemoveSighting({9, 1});
+  EXPECT_EQ(without.Serialize(), life->Serialize());
+}
+
+TEST(LifeWithout, RefusesRowsThatItDoesNotCount) {
+  LifeWithout without(TenIds()->Serialize());
+  ExpectError(ErrorCode::kCorruption, {"of others", "id 3", "step 10"},
+              [&] { without.Remove({10, 9}, 3, /*sighting=*/false); });
+  EXPECT_TRUE(without.Remove({9, 1}, 99, /*sighting=*/true));
+  ExpectError(ErrorCode::kCorruption, {"of others", "id 99"}, [&] { without.Remove({9, 1}, 99, /*sighting=*/true); });
+  ExpectError(ErrorCode::kCorruption, {"the life of rows"}, [] { LifeWithout("no life"); });
+}
+
 TEST(LifeRecount, RefusesWhatIsNoLife) {
   ExpectError(ErrorCode::kCorruption, {"the life of rows"}, [] { LifeRecount("no life", 1); });
 }

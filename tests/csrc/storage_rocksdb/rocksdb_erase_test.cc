@@ -8,6 +8,7 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "storage_rocksdb/rocksdb_store.h"
@@ -123,6 +124,42 @@ TEST_F(RocksDbEraseTest, ErasesWhatLogsHave) {
   rows_[2] = other;
   const std::unique_ptr<RowStore> erased = Open(directory_ / "erased");
   EXPECT_EQ(ScanAll(erased.get(), 1, kSize), rows_);
+}
+
+TEST_F(RocksDbEraseTest, FindsSightingsAndRowsThatAreDeadButForNoRowsThatLive) {
+  const std::string row = Payload(kSize, 8, 1), sighted = Payload(sizeof(RowHeader), 8, 2);
+  const auto sighting_of = [&](int64_t id) {
+    RowWrite write{1, id, sighted.data(), sighted.size(), 0};
+    write.sighting = true;
+    return write;
+  };
+  const RowWrite in_table[] = {sighting_of(kRows), sighting_of(kRows + 1)};
+  store_->Write(in_table);
+  AddToJournal(kRows, row);                                            // which has become one
+  const RowWrite in_log[] = {sighting_of(4), sighting_of(kRows + 2)};  // one was a row, which had died
+  store_->AddToJournal(in_log);
+  const std::string path = directory_ / "rows";
+  const std::vector<std::string> logs = Checkpoint(path);
+  std::vector<std::pair<int64_t, bool>> asked;
+  const std::vector<int64_t> ids = {3, 4, 5, kRows, kRows + 1, kRows + 2};
+  const FoundRows found =
+      FindRows(path, logs, empty_, {{1, ids}}, [&](uint32_t, int64_t id, RowHeader header, bool sighting) {
+        asked.emplace_back(id, sighting);
+        if (sighting) {
+          EXPECT_EQ(header.last_step, PayloadHeader(sighted.data(), sighted.size()).last_step);
+        }
+        return id != 5;
+      });
+  EXPECT_EQ(asked, (std::vector<std::pair<int64_t, bool>>{
+                       {3, false}, {4, true}, {5, false}, {kRows, false}, {kRows + 1, true}, {kRows + 2, true}}));
+  EXPECT_EQ(found.held, (IdsByTable{{1, ids}}));
+  EXPECT_EQ(found.rows, (IdsByTable{{1, {3, kRows}}}));
+  Erase(path, logs, found);
+  std::vector<std::string> erased_logs;
+  for (const auto& file : fs::directory_iterator(directory_ / "erased")) {
+    if (file.path().extension() == ".log") erased_logs.push_back(file.path());
+  }
+  EXPECT_TRUE(Find(directory_ / "erased", erased_logs, ids).held.empty());
 }
 
 TEST_F(RocksDbEraseTest, AStoreErasesDeletedRowsAndTellsWhatASnapshotKeeps) {
