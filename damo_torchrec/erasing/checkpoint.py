@@ -15,6 +15,7 @@ from pathlib import Path
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.atomic_directory import build_directory, remove_directory
+from damo_torchrec.checkpoints.document import shown
 from damo_torchrec.checkpoints.file_entry import FileEntry
 from damo_torchrec.checkpoints.in_use import holders_of, unused
 from damo_torchrec.checkpoints.known_digests import KnownDigests
@@ -77,8 +78,13 @@ def erase_from_checkpoint(
 
 def _lives(checkpoint: Path, manifest: Manifest) -> dict[int, _core.LifeWithout]:
     """By table number. Raises CorruptionError."""
-    lives = manifest.read_lives(checkpoint)
-    return {manifest.tables[name].number: _core.LifeWithout(content) for name, content in lives.items()}
+    lives = {}
+    for name, content in manifest.read_lives(checkpoint).items():
+        table, life = manifest.tables[name], _core.LifeWithout(content)
+        if life.rows != table.rows:
+            raise CorruptionError(f"the life of table {shown(name)} has {life.rows} rows, expected {table.rows}")
+        lives[table.number] = life
+    return lives
 
 
 def find_rows(
