@@ -144,3 +144,38 @@ def test_rows_of_another_store_are_for_tables_that_follow_its_ladder(tmp_path: P
             engine.set_copies(index, *rows)
         assert not store.table("t").contains([1])
         store.session.give_up_rows()
+
+
+def test_servers_hear_of_rows_that_are_forgotten(tmp_path: Path) -> None:
+    """Of rows that live and that died, in what servers begin from and in deltas."""
+    (tmp_path / "deltas").mkdir()
+    with damo.EmbeddingStore(tmp_path / "store", memory_budget="64MiB") as store:
+        model = Model(store, expire=[damo.Idle(steps=4)])
+        train(model, [1, 2, 3, 4, 5])
+        base = damo.serving.export(model, ARGUMENTS, tmp_path / "served")
+        train(model, [1, 2, 6])
+        first = store.export_delta(tmp_path / "deltas" / "1", since=base)
+        with damo.serving.Predictor(base, memory_budget="64MiB", num_threads=1) as predictor:
+            predictor.apply_delta(first)
+            for _ in range(4):
+                train(model, [2])
+            assert store.table("t").contains([1, 2, 3, 6]).tolist() == [True, True, False, True]
+            report = store.forget({"t": [1, 3, 6]}, exports=base, deltas=tmp_path / "deltas")
+            assert {left.what for left in report.remaining} == {"working copy", "file"}, report
+            second = store.export_delta(tmp_path / "deltas" / "2", since=first)
+            predictor.apply_delta(second)
+            check(predictor, store)
+        assert store.forget({"t": [1, 3, 6]}, exports=base, deltas=tmp_path / "deltas").complete
+        changes = Delta.read(first).tables["t"]
+        assert {1, 6} <= {*changes.deleted.tolist()}
+        assert not {1, 3, 6} & {*changes.ids.tolist()}
+        with damo.serving.Predictor(base, memory_budget="64MiB", num_threads=1) as predictor:
+            for delta in (first, second):
+                predictor.apply_delta(delta)
+            check(predictor, store)
+            assert not np.isin([1, 3, 6], living(base)).any()
+
+
+def living(checkpoint: Path) -> list[int]:
+    with damo.EmbeddingStore(checkpoint, memory_budget="64MiB", read_only=True) as store:
+        return [int(i) for ids, _ in store.table("t").items() for i in ids]
