@@ -98,7 +98,8 @@ def _feature_score(policy: Any, config: BaseEmbeddingConfig, given: AskedLife) -
 
 def _check_scores(policy: Any, config: BaseEmbeddingConfig) -> None:
     """Raises ValueError if an update of one feature counts for more than one of another."""
-    mapping, default = policy.feature_score_mapping or {}, policy.feature_score_default_value
+    mapping = getattr(policy, "feature_score_mapping", None) or {}  # without, all features' updates count the same
+    default = getattr(policy, "feature_score_default_value", None)
     scores = {feature: mapping.get(feature, default) for feature in config.feature_names or [config.name]}
     if len(set(scores.values())) > 1:
         raise ValueError(
