@@ -1,7 +1,7 @@
 """The models that online_training.py compares: one architecture, over four kinds of embedding tables."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +51,19 @@ def configs(rows: dict[str, int]) -> list[EmbeddingBagConfig]:
 
 
 class Contestant(ABC):
-    """A model, and its training. Subclasses say what the rows are, and which ids they are found by."""
+    """A model, and its training. Subclasses say what the rows are, and which ids they are found by.
 
-    def __init__(self, model: Model, optimizers: list[torch.optim.Optimizer]) -> None:
+    Args:
+        model: that it trains.
+        optimizers: of the model's rows, unless they have theirs fused.
+
+    Attributes:
+        seconds: the stream's time, that of the newest batch.
+    """
+
+    seconds = 0.0
+
+    def __init__(self, model: Model, optimizers: Sequence[torch.optim.Optimizer] = ()) -> None:
         self._model = model
         self._optimizers = [torch.optim.Adam(model.dense.parameters(), DENSE_LR), *optimizers]
 
@@ -68,7 +78,7 @@ class Contestant(ABC):
     def train(self, day: Day) -> None:
         """Goes through the day once, in the order of time."""
         for number, (features, clicks) in enumerate(self._batches(day)):
-            self._at(day.number + number * BATCH / len(day.clicks))
+            self.seconds = SECONDS_A_DAY * (day.number + number * BATCH / len(day.clicks))
             for optimizer in self._optimizers:
                 optimizer.zero_grad()
             binary_cross_entropy_with_logits(self._model(features), clicks).backward()
@@ -83,15 +93,9 @@ class Contestant(ABC):
     def disk_bytes(self, scratch: Path) -> int:
         """Of the rows as they are now, saved."""
 
-    def close(self) -> None:
-        """Gives back what it holds."""
-
     @abstractmethod
     def _places(self, name: str, ids: np.ndarray) -> np.ndarray:
         """What the collection is asked for, given the stream's ids."""
-
-    def _at(self, day: float) -> None:
-        """Tells the time of the next batch, in days."""
 
     def _batches(self, day: Day) -> Iterator[tuple[KeyedJaggedTensor, torch.Tensor]]:
         places = [self._places("user", day.users), self._places("item", day.items)]
@@ -145,33 +149,25 @@ class Hashed(InMemory):
 class Ours(Contestant):
     """The collection of damo_torchrec: a row for every id, or for those that the options give one."""
 
-    def __init__(self, path: Path, seed: int, options: dict[str, damo.TableOptions]) -> None:
-        self._now = 0.0
-        self._store = damo.EmbeddingStore(path, memory_budget="64MiB", seed=seed)
-        self._store.clock = lambda: self._now  # the stream's time, so that runs can be repeated
-        tables = configs(dict.fromkeys(TABLES, 1))  # no limit: the ranges of initial weights are given
+    def __init__(self, store: damo.EmbeddingStore, options: dict[str, damo.TableOptions]) -> None:
+        self._store = store
+        store.clock = lambda: self.seconds  # so that runs can be repeated
         collection = damo.EmbeddingBagCollection(
-            tables,
+            configs(dict.fromkeys(TABLES, 1)),  # no limit: the range of initial weights is given
             torchrec.optim.RowWiseAdagrad,
             {"lr": LR},
-            store=self._store,
+            store=store,
             table_options=options,
         )
-        super().__init__(Model(collection), [])
+        super().__init__(Model(collection))
 
     def rows(self) -> dict[str, int]:
         return {name: len(self._store.table(f"t_{name}")) for name in TABLES}
 
     def disk_bytes(self, scratch: Path) -> int:
-        self._store.flush()  # so that the checkpoint has rows sorted, and no journal
+        self._store.flush()  # so that the checkpoint has rows in order, and no journal
         self._store.checkpoint()
         return self._store.stats().disk_bytes
 
-    def close(self) -> None:
-        self._store.close()
-
     def _places(self, name: str, ids: np.ndarray) -> np.ndarray:
         return ids
-
-    def _at(self, day: float) -> None:
-        self._now = day * SECONDS_A_DAY

@@ -15,7 +15,7 @@ parts that are merged every few days, and shrinks then.
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,31 +69,35 @@ def bounded(options: StreamOptions) -> dict[str, damo.TableOptions]:
     }
 
 
-def contestants(options: StreamOptions, first: Day, seed: int, scratch: Path) -> Iterator[tuple[str, Contestant]]:
-    """Each with weights by the same seed."""
+def contestants(
+    options: StreamOptions, first: Day, seed: int, stores: Sequence[damo.EmbeddingStore]
+) -> dict[str, Contestant]:
+    """All begin with dense weights by the same seed."""
     unbounded = {f"t_{name}": damo.TableOptions(unseen_in_eval="mean") for name in row_limits(options)}
-    makers = {
-        "fixed": lambda: Fixed(first),
-        "hashed": lambda: Hashed(row_limits(options)),
-        "ours": lambda: Ours(scratch / "ours", seed, unbounded),
-        "bounded": lambda: Ours(scratch / "bounded", seed, bounded(options)),
-    }
-    for name, make in makers.items():
+    made = {}
+    for name, make in (
+        ("fixed", lambda: Fixed(first)),
+        ("hashed", lambda: Hashed(row_limits(options))),
+        ("ours", lambda: Ours(stores[0], unbounded)),
+        ("bounded", lambda: Ours(stores[1], bounded(options))),
+    ):
         torch.manual_seed(seed)
-        yield name, make()
+        made[name] = make()
+    return made
 
 
 def compare(options: StreamOptions, days: int, seed: int) -> Iterator[dict[str, Figures]]:
     """The figures of each day, by contestant. Temporary files hold the rows meanwhile."""
-    with tempfile.TemporaryDirectory(prefix="online_training-") as directory, ExitStack() as stack:
-        scratch = Path(directory)
-        entered: dict[str, Contestant] = {}
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="online_training-")))
+        stores = [
+            stack.enter_context(damo.EmbeddingStore(scratch / name, memory_budget="64MiB", seed=seed))
+            for name in ("ours", "bounded")
+        ]
+        models: dict[str, Contestant] = {}
         for day in stream(options, days, seed):
-            if not entered:
-                for name, contestant in contestants(options, day, seed, scratch):
-                    stack.callback(contestant.close)
-                    entered[name] = contestant
-            yield {name: one_day(contestant, day, scratch) for name, contestant in entered.items()}
+            models = models or contestants(options, day, seed, stores)
+            yield {name: one_day(model, day, scratch) for name, model in models.items()}
 
 
 def one_day(contestant: Contestant, day: Day, scratch: Path) -> Figures:
@@ -131,9 +135,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--days must be at least 2: the first has nothing to predict from; got {arguments.days}")
     if arguments.seed < 0:
         parser.error(f"--seed must not be negative, got {arguments.seed}")
-    if arguments.plot is not None:
-        if reason := online_plot.unable(arguments.plot):
-            parser.error(f"--plot {arguments.plot}: {reason}")
+    if arguments.plot is not None and (reason := online_plot.unable(arguments.plot)):
+        parser.error(f"--plot {arguments.plot}: {reason}")
     return arguments
 
 
