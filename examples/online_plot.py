@@ -53,7 +53,7 @@ def draw(days: Sequence[Mapping[str, Figures]], file: Path) -> None:
             textcoords="offset points",
             color=COLOURS[name],
         )
-    figure.savefig(file, dpi=90)
+    figure.savefig(file, dpi=80)
 
 
 def lines(axes: Axes, values: Mapping[str, Sequence[float]], first: int) -> None:
@@ -63,5 +63,6 @@ def lines(axes: Axes, values: Mapping[str, Sequence[float]], first: int) -> None
         bold = 2.5 if name in ("ours", "bounded") else 1.5
         axes.plot(days, line, label=LABELS[name], color=COLOURS[name], linewidth=bold)
     axes.set_xlabel("day")
+    axes.set_xlim(left=1)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
