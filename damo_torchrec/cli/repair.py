@@ -29,8 +29,10 @@ def _run(options: argparse.Namespace) -> int:
             print(lost)
         print(f"{done.source} is repaired in {done.target}")
         for name, rows in done.rows.items():
-            of = f" of {done.expected[name]}" if name in done.expected else ""
-            print(f"table {name!r}: {rows}{of} rows")
+            expected = done.expected.get(name, rows)
+            of = f" of {expected}" if name in done.expected else ""
+            more = f", and {rows - expected} that may have been dead" if rows > expected else ""
+            print(f"table {name!r}: {min(rows, expected)}{of} rows{more}")
     return DAMAGED if done.losses or done.findings else SOUND
 
 

@@ -58,10 +58,10 @@ class Verified:
     def __str__(self) -> str:
         if self.findings == 0:
             return f"{self.checkpoint}: sound: {self.files} files, {self.tables} tables, {self.rows} rows"
-        return (
-            f"{self.checkpoint}: damaged: of it {self.sound_files} of {self.files} files and "
-            f"{self.sound_rows} of {self.rows} rows of {self.tables} tables are sound"
-        )
+        rows = f"{min(self.sound_rows, self.rows)} of {self.rows} rows of {self.tables} tables are sound"
+        if self.sound_rows > self.rows:
+            rows += f"; {self.sound_rows - self.rows} more may have been dead: nothing tells which"
+        return f"{self.checkpoint}: damaged: of it {self.sound_files} of {self.files} files and {rows}"
 
 
 def verify(path: Path, progress: Progress, verified: Callable[[Verified], None] = lambda _: None) -> Iterator[Finding]:

@@ -230,7 +230,8 @@ class Table:
             weights: ``(n, dim)``.
 
         Raises:
-            ValueError: the shapes do not fit, or a weight is not finite.
+            ValueError: the shapes do not fit, a weight is not finite, or the table would have more rows than its
+                `max_rows`: nothing was set.
         """
         ids = as_ids(ids)
         weights, layout = as_numbers(weights, "weights"), self._layout
