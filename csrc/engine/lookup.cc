@@ -20,20 +20,29 @@ class Census {
     return header.last_step < ladder_->highest() && ladder_->IsDead(header, RowId(row));
   }
 
-  void Count(const RowCache& cache, Slot slot, Unit* unit) const {
-    if (slot == kMissingSlot) {
-      ++unit->missing;
-      return;
+  // Of the rows that a unit has found.
+  size_t CountDead(const RowCache& cache, const Unit& unit) const {
+    size_t dead = 0;
+    if (ladder_ == nullptr || ladder_->highest() == 0) return 0;
+    for (size_t i = 0; i < unit.num_ids(); ++i) {
+      const Slot slot = unit.slots()[i];
+      dead += slot != kMissingSlot && IsDead(cache.Row(slot)) ? 1 : 0;
     }
-    char* row = cache.Row(slot);
-    unit->loading += RowFlags(row) & kLoading ? 1 : 0;
-    unit->dead += IsDead(row) ? 1 : 0;
+    return dead;
   }
 
  private:
   const RowLayout& layout_;
   const Ladder* const ladder_;
 };
+
+void Count(const RowCache& cache, Slot slot, Unit* unit) {
+  if (slot == kMissingSlot) {
+    ++unit->missing;
+  } else {
+    unit->loading += RowFlags(cache.Row(slot)) & kLoading ? 1 : 0;
+  }
+}
 
 }  // namespace
 
@@ -176,7 +185,6 @@ void RowFinder::Resolve(Unit* unit) {
   const int64_t* ids = unit->ids();
   Slot* slots = unit->slots();
   unit->missing = unit->loading = unit->awaited = unit->dead = 0;
-  const Census census(tables_[table]);
   uint32_t tags[kBlock];
   for (size_t begin = 0; begin < n; begin += kBlock, ids += kBlock, slots += kBlock) {
     const size_t m = std::min(kBlock, n - begin);
@@ -194,13 +202,14 @@ void RowFinder::Resolve(Unit* unit) {
         const char* row = cache.Row(slots[i]);
         if (RowId(row) != ids[i] || RowTable(row) != table) slots[i] = cache.Find(tags[i], table, ids[i]);
       }
-      census.Count(cache, slots[i], unit);
+      Count(cache, slots[i], unit);
       if (kUse && slots[i] != kMissingSlot) {
         const bool first_use = cache.Touch(slots[i]);
         unit->awaited += first_use || (RowFlags(cache.Row(slots[i])) & kLoading) ? 1 : 0;
       }
     }
-  }
+  }  // A row says at its end whether it lives: that is on its way by now.
+  if (kUse) unit->dead = Census(tables_[table]).CountDead(cache, *unit);
 }
 
 // Resolve for slots found earlier: looks up again only what may have moved since.
@@ -208,13 +217,13 @@ void RowFinder::Revalidate(Unit* unit) {
   const uint64_t epoch = unit->lookup->epoch;
   if (epoch == 0 || cache_.ErasedSince(epoch)) return Resolve<true>(unit);
   const uint16_t table = unit->feature->table;
-  const Census census(tables_[table]);
   Slot* slots = unit->slots();
   for (size_t i = 0; i < unit->num_ids(); ++i) {
     if (slots[i] != kMissingSlot && cache_.StillThere(slots[i], epoch)) continue;
     slots[i] = cache_.Find(HashTag(table, unit->ids()[i]), table, unit->ids()[i]);
-    census.Count(cache_, slots[i], unit);
+    Count(cache_, slots[i], unit);
   }
+  unit->dead = Census(tables_[table]).CountDead(cache_, *unit);
 }
 
 // Makes rows that are dead absent where they are. What is dirty stays so: the RowStore may have an older version that
@@ -256,20 +265,17 @@ void RowFinder::ResolveMissing(Unit* unit) {
   const auto here = [&](Slot slot) DAMO_REQUIRES(store_mutex) {
     return slot != kMissingSlot && !(RowFlags(cache.Row(slot)) & kDead);
   };
-  const Census census(tables_[table]);
-  unit->missing = unit->loading = unit->dead = 0;
+  unit->missing = unit->loading = 0;
   for (size_t i = 0; i < n; ++i) {
     if (slots[i] == kMissingSlot) cache.PrefetchIndex(HashTag(table, ids[i]));
   }
   for (size_t i = 0; i < n; ++i) {
-    if (here(slots[i])) {
-      unit->dead += census.IsDead(cache.Row(slots[i])) ? 1 : 0;  // a prefetch may have brought it meanwhile
-      continue;
-    }
+    if (here(slots[i])) continue;
     slots[i] = cache.Find(HashTag(table, ids[i]), table, ids[i]);
-    census.Count(cache, slots[i], unit);
+    Count(cache, slots[i], unit);
     if (slots[i] != kMissingSlot) cache.Touch(slots[i]);
   }
+  unit->dead = Census(tables_[table]).CountDead(cache, *unit);
 }
 
 // Has what `units` miss loaded, and waits for what a prefetch is about to bring. Slots that `units` already have stay

@@ -11,7 +11,13 @@
 namespace damo {
 namespace {
 
-constexpr size_t kHeadersAhead = 8;
+// Where rows have a life, what that has to know of a row is read before it is updated: for so many rows at a time,
+// which stay in the processor's cache from one to the other, and are fetched so many rows ahead.
+constexpr size_t kRowsAtOnce = 512, kRowsAhead = 16, kLine = 64;
+
+void Fetch(const char* row, size_t bytes) {
+  for (size_t offset = 0; offset < bytes; offset += kLine) __builtin_prefetch(row + offset, 1);
+}
 
 }  // namespace
 
@@ -248,11 +254,13 @@ void Updater::ApplyTo(const Work& work, const RowGradients& g, OfTable* counts) 
     table.bounds.Add(applied.bounds);
   };
   if (table.life == nullptr) return apply(0, g.rows.size());
-  LifeTally tally(table.life.get());
+  LifeTally tally(table.life.get(), /*alone=*/work.share.shares == 1);
   size_t begin = 0;
   for (size_t r = 0; r < g.rows.size(); ++r) {
-    if (r + kHeadersAhead < g.rows.size()) {
-      __builtin_prefetch(HeaderOf(cache_.Row(g.rows[r + kHeadersAhead]), table.layout));
+    if (r + kRowsAhead < g.rows.size()) Fetch(cache_.Row(g.rows[r + kRowsAhead]), table.layout.row_size());
+    if (r - begin == kRowsAtOnce) {
+      apply(begin, r);
+      begin = r;
     }
     if (Admit(table, cache_.Row(g.rows[r]), g.ids_of(r), table.schema.iter + 1, &tally)) continue;
     apply(begin, r);
