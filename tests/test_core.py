@@ -95,6 +95,7 @@ CALLS: dict[str, Callable[[_core.Store], object]] = {
         0, NEW_IDS.ctypes.data, 64, VALUES.ctypes.data, VALUES.ctypes.data, HEADERS.ctypes.data
     ),
     "delete": lambda s: s.delete(0, IDS.ctypes.data, 64),
+    "erase": lambda s: s.erase(1, NEW_IDS.ctypes.data, 64),
     "contains": lambda s: s.contains(0, IDS.ctypes.data, 64, FOUND.ctypes.data),
     "flush": lambda s: s.flush(),
     "flush_part": lambda s: s.flush_part(0),

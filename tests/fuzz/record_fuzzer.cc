@@ -20,9 +20,11 @@ void Require(bool holds) {
   if (!holds) std::abort();
 }
 
-// A row of `payload_size` bytes is found in `value` if and only if that is what it is.
+// A row of `payload_size` bytes, or sightings, are found in `value` if and only if that is what it is.
 void CheckRow(std::string_view value, size_t payload_size) {
-  const bool valid = value.size() == payload_size + 1 && value[0] == damo::kRecordVersion;
+  const bool row = value.size() == payload_size + 1 && value[0] == damo::kRecordVersion;
+  const bool sighting = value.size() == sizeof(damo::RowHeader) + 1 && value[0] == damo::kSightingVersion;
+  const bool valid = row || sighting;
   try {
     const char* payload = damo::RowPayload(value, payload_size, 1, 2);
     Require(valid && payload == value.data() + 1);
