@@ -208,7 +208,8 @@ void RowFinder::Resolve(Unit* unit) {
         unit->awaited += first_use || (RowFlags(cache.Row(slots[i])) & kLoading) ? 1 : 0;
       }
     }
-  }  // A row says at its end whether it lives: that is on its way by now.
+  }
+  // Whether a row lives stands at its end, which is on its way by now.
   if (kUse) unit->dead = Census(tables_[table]).CountDead(cache, *unit);
 }
 

@@ -78,80 +78,6 @@ uint16_t Store::OpenTable(const TableSchema& schema) {
   return index;
 }
 
-uint16_t Store::OpenTable(const TableSchema& schema, const std::string& life, const LifeOptions& options) {
-  std::unique_ptr<TableLife> parsed;
-  try {
-    parsed = std::make_unique<TableLife>(life, options);
-  } catch (const Error& error) {
-    throw Error(error.code(), "table \"" + schema.name + "\": " + error.what());
-  }
-  if (schema.rows != static_cast<int64_t>(parsed->rows())) {
-    throw Error(ErrorCode::kCorruption, "table \"" + schema.name + "\": its life has " +
-                                            std::to_string(parsed->rows()) + " rows, expected " +
-                                            std::to_string(schema.rows));
-  }
-  const uint16_t index = OpenTable(schema);
-  const Call call(this);
-  tables_[index].life = std::move(parsed);
-  return index;
-}
-
-void Store::SetLife(uint16_t table, const LifeOptions& options, double clock) {
-  CheckLifeOptions(options);
-  const Call call(this);
-  capture_.AwaitEnd();
-  RequireWritable("given a life");
-  Table& t = TableAt(table);
-  if (t.life != nullptr) return t.life->SetOptions(options);
-  auto life = std::make_unique<TableLife>(options, t.schema.iter, clock);
-  if (t.schema.rows > 0) {
-    write_back_.WriteAll();
-    const size_t payload_size = t.layout.payload_size();
-    const std::unique_ptr<RowIterator> rows = store_->Scan(t.schema.number, payload_size);
-    int64_t id;
-    for (const char* payload; rows->Next(&id, &payload);) life->Add(PayloadHeader(payload, payload_size), id);
-    if (static_cast<int64_t>(life->rows()) != t.schema.rows) {
-      throw Error(ErrorCode::kCorruption, "table \"" + t.schema.name + "\" has " + std::to_string(life->rows()) +
-                                              " rows, expected " + std::to_string(t.schema.rows));
-    }
-  }
-  t.life = std::move(life);
-}
-
-void Store::Follow(uint16_t table, const Ladder& ladder) {
-  const Call call(this);
-  capture_.AwaitEnd();
-  RequireWritable("given a ladder");
-  Table& t = TableAt(table);
-  t.life = nullptr;
-  t.followed = ladder;
-  ++t.writes;                // rows may die, or live again
-  cache_.InvalidateSlots();  // some may be of rows that are dead now
-}
-
-std::optional<LifeStats> Store::life_stats(uint16_t table) {
-  const Call call(this);
-  TableLife* const life = TableAt(table).life.get();
-  if (life == nullptr) return std::nullopt;
-  return LifeStats{life->rows(),   life->sighted(),      life->counts(),
-                   life->ladder(), life->memory_bytes(), life->TakeClockLeap()};
-}
-
-std::optional<std::string> Store::life_bytes(uint16_t table) {
-  const Call call(this);
-  const TableLife* const life = TableAt(table).life.get();
-  if (life == nullptr) return std::nullopt;
-  return life->Serialize();
-}
-
-uint64_t Store::PreviewLife(uint16_t table, const LifeOptions& options) {
-  CheckLifeOptions(options);
-  const Call call(this);
-  const Table& t = TableAt(table);
-  if (t.life != nullptr) return t.life->Preview(options);
-  throw Error(ErrorCode::kInvalidArgument, "table \"" + t.schema.name + "\" has no life that could be foreseen");
-}
-
 uint16_t Store::AddTable(const TableSchema& schema) {
   tables_.emplace_back(schema);
   uint16_t index;
@@ -302,7 +228,7 @@ bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonF
 }
 
 void Store::RequireRows(std::span<const Slot> slots) {
-  const auto absent = [&](Slot slot) DAMO_REQUIRES(store_mutex) { return RowFlags(cache_.Row(slot)) & kAbsent; };
+  const auto absent = [&](Slot slot) DAMO_REQUIRES(store_mutex) { return IsAbsent(slot); };
   if (std::any_of(slots.begin(), slots.end(), absent)) disk_.Refuse();
 }
 
@@ -417,15 +343,6 @@ void Store::EndCheckpoint(bool complete) {
   capture_.End(complete);
   write_back_.Release();
   NoteDead();
-}
-
-void Store::NoteDead() {
-  if (capture_.active()) return;
-  for (Table& table : tables_) {
-    if (table.dropped || table.life == nullptr || table.life->ladder() == table.reclaimable) continue;
-    table.reclaimable = table.life->ladder();
-    store_->SetReclaimable(table.schema.number, {table.reclaimable, 0});
-  }
 }
 
 void Store::Close() {

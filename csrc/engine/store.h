@@ -13,6 +13,7 @@
 //   capture.h, journal.h         checkpoints
 //   journal_loading.h            what one holds beside the RowStore's files
 //   store_rows.cc                its own calls for rows by their ids
+//   store_lives.cc               and for how long they live
 //   budget.h, open.h             how memory is divided, and how a store comes to be
 #pragma once
 

@@ -163,6 +163,8 @@ void Store::RecordReplaced(uint16_t table, std::span<const Slot> slots) {
   write_back_.WaitIdle();
   store_->Write(replaced);
   journal_.NoteWritten(replaced);
+  // Whatever comes next, the rows are nowhere else now.
+  for (const RowWrite& write : replaced) cache_.MarkDirty(cache_.Find(HashTag(table, write.id), table, write.id));
 }
 
 void Store::Set(uint16_t table, std::span<const int64_t> ids, const float* weights, const float* state) {
@@ -211,6 +213,14 @@ void Store::SetRows(uint16_t table, std::span<const int64_t> ids, const float* w
 void Store::SetRow(Slot slot, const float* weights, const float* state) {
   char* row = cache_.Row(slot);
   Table& t = tables_[RowTable(row)];
+  if (t.life == nullptr) {
+    t.schema.rows += IsAbsent(slot) ? 1 : 0;
+  } else {
+    t.life->Add({t.schema.iter, 0}, RowId(row));  // which may throw: then nothing has changed
+    t.life->CountCreated(IsAbsent(slot) ? 1 : 0);
+    ForgetRow(&t, row);
+    t.schema.rows = static_cast<int64_t>(t.life->rows());
+  }
   if (weights != nullptr) EncodeWeights(t.layout.weight_type, t.layout.dim, weights, row + kPayloadOffset);
   const size_t state_size = static_cast<size_t>(t.layout.state_size);
   if (state != nullptr) {
@@ -218,16 +228,7 @@ void Store::SetRow(Slot slot, const float* weights, const float* state) {
   } else {
     std::fill_n(RowState(row, t.layout), state_size, InitialState(t.schema.optimizer));
   }
-  RowHeader& header = *HeaderOf(row, t.layout);
-  if (t.life == nullptr) {
-    t.schema.rows += RowFlags(row) & kAbsent ? 1 : 0;
-  } else {
-    t.life->CountCreated(RowFlags(row) & kAbsent ? 1 : 0);
-    ForgetRow(&t, row);
-    t.life->Add({t.schema.iter, 0}, RowId(row));
-    t.schema.rows = static_cast<int64_t>(t.life->rows());
-  }
-  header = {.last_step = t.schema.iter, .count = 0};
+  *HeaderOf(row, t.layout) = {.last_step = t.schema.iter, .count = 0};
   t.bounds.Add(kernels_.row_bounds(t.layout, row + kPayloadOffset));
   SetRowFlags(row, static_cast<uint8_t>(RowFlags(row) & ~kAbsent));
   cache_.MarkDirty(slot);
@@ -357,9 +358,7 @@ void Store::Delete(uint16_t table, std::span<const int64_t> ids) {
 
 std::vector<int64_t> Store::Erase(uint16_t table, std::span<const int64_t> ids) {
   Delete(table, ids);
-  std::vector<int64_t> distinct(ids.begin(), ids.end());
-  std::sort(distinct.begin(), distinct.end());
-  distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+  const std::vector<int64_t> distinct = DistinctOf(ids);
   const Call call(this);
   capture_.AwaitEnd();
   RequireWritable("erased");

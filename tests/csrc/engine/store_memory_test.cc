@@ -182,6 +182,19 @@ TEST_F(StoreMemoryTest, OfDelete) {
   ExpectDoneOrNot(MakeMany, kMany, [](Store* store) { store->Delete(0, Range(0, 8)); }, kMany.Deleted(Range(0, 8)));
 }
 
+TEST_F(StoreMemoryTest, OfCallsWhereRowsHaveALife) {
+  const auto prepare = [](Store* store) {
+    MakeFew(store);
+    LifeOptions options;
+    options.max_rows = options.keep_rows = 100;
+    options.idle.push_back({1000, 0, 0});
+    store->SetLife(0, options, 0);
+  };
+  ExpectDoneOrNot(prepare, kFew, [](Store* store) { SetAll(store, Range(3, 10), 7); }, kFew.Set(Range(3, 10), 7));
+  ExpectDoneOrNot(prepare, kFew, [](Store* store) { store->Delete(0, Range(0, 4)); }, kFew.Deleted(Range(0, 4)));
+  ExpectDoneOrNot(prepare, kFew, [](Store* store) { Train(store, Range(4, 9)); }, kFew.Stepped(Range(4, 9)));
+}
+
 TEST_F(StoreMemoryTest, OfFlush) {
   ExpectDoneOrNot(MakeFew, kFew, [](Store* store) { store->Flush(); });
 }
