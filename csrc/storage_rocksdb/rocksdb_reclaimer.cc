@@ -69,7 +69,7 @@ void RocksDbReclaimer::Wake() {
   }
   try {
     thread_ = StartThread([this] { Loop(); });
-  } catch (const std::exception&) {
+  } catch (const std::exception&) {  // no more threads: what is dead stays until the next call, as dead_bytes tell
   }
 }
 

@@ -38,6 +38,7 @@ def life_of(config: BaseEmbeddingConfig, given: AskedLife) -> AskedLife:
 
 def _asked_by(policy: Any, config: BaseEmbeddingConfig, given: AskedLife) -> AskedLife:
     """Raises ValueError as `life_of`, in words that go on from the policy's name."""
+    _check_served(policy)
     for kind in type(policy).__mro__:  # by names: not every TorchRec has all of them
         if kind.__name__ in _POLICIES:
             return _POLICIES[kind.__name__](policy, config, given)
@@ -49,11 +50,6 @@ def _no_eviction(policy: Any, config: BaseEmbeddingConfig, given: AskedLife) -> 
 
 
 def _timestamp(policy: Any, config: BaseEmbeddingConfig, given: AskedLife) -> AskedLife:
-    if _number(policy, "max_inference_id_num_per_rank"):
-        raise ValueError(
-            f"has max_inference_id_num_per_rank={policy.max_inference_id_num_per_rank}, which no training goes by: "
-            "leave it out, and give top_n to damo.onnx.export"
-        )
     return _idle(policy, None)
 
 
@@ -86,6 +82,7 @@ def _feature_score(policy: Any, config: BaseEmbeddingConfig, given: AskedLife) -
         return _STAY
     if not 0 < keep <= trigger:
         raise ValueError(f"has training_id_keep_count={keep}, expected one from 1 to {trigger}, which triggers it")
+    _check_inference(policy, "eviction_ttl_mins", "expire")
     _check_scores(policy, config)
     if given.credit is None:
         raise ValueError(
@@ -139,6 +136,20 @@ def _idle(policy: Any, below_count: int | None) -> AskedLife:
     if minutes == 0:
         return _STAY
     return AskedLife(expire=[Idle(minutes=minutes, below_count=below_count)])
+
+
+def _check_served(policy: Any) -> None:
+    """Raises ValueError for what only servers go by, and is nothing of training's besides."""
+    if _number(policy, "max_inference_id_num_per_rank"):
+        raise ValueError(
+            f"has max_inference_id_num_per_rank={policy.max_inference_id_num_per_rank}, which no training goes by: "
+            "leave it out, and give top_n to damo.onnx.export"
+        )
+    if threshold := getattr(policy, "inference_eviction_feature_score_threshold", None):
+        raise ValueError(
+            f"has inference_eviction_feature_score_threshold={threshold}, and no scores are kept here: leave it out; "
+            "damo.onnx.export takes min_count, by which it leaves out rows updated rarely"
+        )
 
 
 def _check_inference(policy: Any, name: str, argument: str) -> None:

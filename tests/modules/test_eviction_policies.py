@@ -93,6 +93,8 @@ def test_one_less_than_a_power_of_two_is_taken_with_a_warning():
         ("TimestampBased", {"inference_eviction_ttl_mins": 5}, "inference_eviction_ttl_mins=5 .*export takes expire"),
         ("TimestampBased", {"training_id_eviction_trigger_count": 7}, r"TableOptions\(min_rows=7\)"),
         ("TimestampBased", {"max_inference_id_num_per_rank": 7}, r"give top_n to damo\.onnx\.export"),
+        ("FeatureScoreBased", {"max_inference_id_num_per_rank": 7}, r"give top_n to damo\.onnx\.export"),
+        ("FeatureScoreBased", {"inference_eviction_feature_score_threshold": 0.5}, "=0.5, .*export takes min_count"),
         ("TimestampBased", {"eviction_ttl_mins": -1}, "eviction_ttl_mins=-1, expected a number that is not negative"),
         ("CountBased", {}, r"count alone.*credit.*damo\.Admit"),
         ("FeatureL2NormBased", {"eviction_threshold": 0.5}, r"store\.expire\('t', below_norm=0\.5\)"),

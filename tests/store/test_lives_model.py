@@ -2,7 +2,7 @@
 
 import copy
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -118,8 +118,7 @@ class Run:
             self.path, num_threads=self.setting.threads, cache_bytes=self.setting.cache_bytes, keep_checkpoints=None
         )
         self.store.clock = lambda: self.now
-        options = copy.copy(self.life)
-        object.__setattr__(options, "initializer", damo.init.Constant(1.0))
+        options = replace(self.life, initializer=damo.init.Constant(1.0))
         self.ebc = damo.EmbeddingBagCollection(
             [config("t", DIM)], torch.optim.SGD, {"lr": 1.0}, store=self.store, table_options={"t": options}
         )
@@ -127,8 +126,13 @@ class Run:
 
     def ids(self, n: int) -> list[int]:
         begin = 2 * self.model.iter
-        return [self.chance.randrange(begin, begin + 60) if self.chance.random() < 0.7 else
-                self.chance.randrange(-20, 20) for _ in range(n)]  # fmt: skip
+
+        def one() -> int:
+            if self.chance.random() < 0.7:
+                return self.chance.randrange(begin, begin + 60)
+            return self.chance.randrange(-20, 20)
+
+        return [one() for _ in range(n)]
 
     def ladder(self) -> Ladder:
         life = self.store.session.engine.life_stats(self.table.opened.index)
