@@ -139,8 +139,8 @@ def _idle(policy: Any, below_count: int | None) -> AskedLife:
 
 
 def _check_served(policy: Any) -> None:
-    """Raises ValueError for what only servers go by, and is nothing of training's besides."""
-    if _number(policy, "max_inference_id_num_per_rank"):
+    """Raises ValueError for what only servers go by, and is not what TorchRec itself puts there."""
+    if _number(policy, "max_inference_id_num_per_rank") not in (0, _number(policy, "training_id_keep_count")):
         raise ValueError(
             f"has max_inference_id_num_per_rank={policy.max_inference_id_num_per_rank}, which no training goes by: "
             "leave it out, and give top_n to damo.onnx.export"
