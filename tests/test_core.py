@@ -95,7 +95,7 @@ CALLS: dict[str, Callable[[_core.Store], object]] = {
         0, NEW_IDS.ctypes.data, 64, VALUES.ctypes.data, VALUES.ctypes.data, HEADERS.ctypes.data
     ),
     "delete": lambda s: s.delete(0, IDS.ctypes.data, 64),
-    "erase": lambda s: s.erase(1, NEW_IDS.ctypes.data, 64),
+    "erase": lambda s: s.erase(0, NEW_IDS.ctypes.data, 64),
     "contains": lambda s: s.contains(0, IDS.ctypes.data, 64, FOUND.ctypes.data),
     "flush": lambda s: s.flush(),
     "flush_part": lambda s: s.flush_part(0),
@@ -156,3 +156,17 @@ def test_a_call_that_waits_lets_other_threads_run(name):
     with started(call_while_the_engine_waits, name) as (_, connection):
         assert connection.poll(HANGS_AFTER), "it keeps Python's lock while it waits"
         assert connection.recv() == "ended"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda s: s.rows(1),
+        lambda s: s.get(1, IDS.ctypes.data, 64, _core.UnseenRows.ZEROS, OUT.ctypes.data),
+        lambda s: s.delete(1, IDS.ctypes.data, 64),
+        lambda s: s.erase(1, IDS.ctypes.data, 64),
+    ],
+)
+def test_a_table_that_is_not_there_is_refused(call):
+    with pytest.raises(ValueError, match="there are 1 tables, got number 1"):
+        call(engine_with_rows())

@@ -120,6 +120,10 @@ void Store::LoadJournal(std::span<const TableSchema> tables, const JournalReader
 }
 
 Table& Store::TableAt(uint16_t table) {
+  if (table >= tables_.size()) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "there are " + std::to_string(tables_.size()) + " tables, got number " + std::to_string(table));
+  }
   Table& t = tables_[table];
   if (!t.dropped) return t;
   throw Error(ErrorCode::kInvalidArgument, "table \"" + t.schema.name + "\" was dropped, or converted, meanwhile");
