@@ -1,75 +1,100 @@
-"""TorchRec embedding tables on local disk: any int64 id, a fixed memory budget, updates fused into backward."""
+"""TorchRec embedding tables on local disk: any int64 id, a fixed memory budget, updates fused into backward.
+
+What is public is imported at its first use: most of it needs torch and TorchRec, which the command line and whatever
+only reads files do without.
+"""
 
 import importlib
 import importlib.metadata
-import warnings
-from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from damo_torchrec import versions
-from damo_torchrec.cli.ending import ended_imports
+from damo_torchrec.store import process_end as _process_end  # noqa: F401  # from now on, the interpreter's end closes stores
 
-# The program imports what it needs by itself: some of its commands need no torch.
-if not versions.is_tool():
-    with versions.explained():
-        import torch as _torch  # noqa: F401
-        import torchrec as _torchrec  # noqa: F401
+if TYPE_CHECKING:
+    from damo_torchrec import init as init
+    from damo_torchrec import onnx as onnx
+    from damo_torchrec import optim as optim
+    from damo_torchrec import serving as serving
+    from damo_torchrec.checkpoints.delta import Delta as Delta
+    from damo_torchrec.erasing.report import ForgetReport as ForgetReport
+    from damo_torchrec.errors import ClockWarning as ClockWarning
+    from damo_torchrec.errors import ContinuedRowsWarning as ContinuedRowsWarning
+    from damo_torchrec.errors import CorruptionError as CorruptionError
+    from damo_torchrec.errors import DamoError as DamoError
+    from damo_torchrec.errors import NonFiniteGradientError as NonFiniteGradientError
+    from damo_torchrec.errors import OutOfSpaceError as OutOfSpaceError
+    from damo_torchrec.errors import SchemaMismatchError as SchemaMismatchError
+    from damo_torchrec.errors import StoreClosedError as StoreClosedError
+    from damo_torchrec.errors import StoreLockedError as StoreLockedError
+    from damo_torchrec.errors import UncleanStoreError as UncleanStoreError
+    from damo_torchrec.life import Admit as Admit
+    from damo_torchrec.life import Idle as Idle
+    from damo_torchrec.modules import Embedding as Embedding
+    from damo_torchrec.modules import EmbeddingBagCollection as EmbeddingBagCollection
+    from damo_torchrec.modules import EmbeddingCollection as EmbeddingCollection
+    from damo_torchrec.modules import damo_embedding_init as damo_embedding_init
+    from damo_torchrec.options import StoreOptions as StoreOptions
+    from damo_torchrec.options import TableOptions as TableOptions
+    from damo_torchrec.stats import LookupStats as LookupStats
+    from damo_torchrec.stats import StoreStats as StoreStats
+    from damo_torchrec.stats import TableStats as TableStats
+    from damo_torchrec.store.default_store import default_store as default_store
+    from damo_torchrec.store.default_store import set_default_store as set_default_store
+    from damo_torchrec.store.embedding_store import EmbeddingStore as EmbeddingStore
+    from damo_torchrec.store.table import Table as Table
+    from damo_torchrec.training.checkpoint_manager import CheckpointManager as CheckpointManager
+    from damo_torchrec.training.fitting import IncompatibleKeys as IncompatibleKeys
+    from damo_torchrec.training.grad_scaler import follow_grad_scaler as follow_grad_scaler
+    from damo_torchrec.training.loading import load_model as load_model
+    from damo_torchrec.training.model_checkpoint import CheckpointInfo as CheckpointInfo
+    from damo_torchrec.training.model_checkpoint import checkpoint_info as checkpoint_info
+    from damo_torchrec.training.prefetch import PrefetchIterator as PrefetchIterator
+    from damo_torchrec.training.saving import save_model as save_model
+    from damo_torchrec.training.saving import save_model_async as save_model_async
+    from damo_torchrec.training.swap import swap as swap
 
-with ended_imports() if versions.is_tool() else nullcontext():
-    try:
-        from damo_torchrec import _core as _core
-    except ImportError as error:
-        raise ImportError(
-            f"damo_torchrec's compiled part cannot be loaded ({error}). If that names librocksdb, RocksDB's library is "
-            "missing, or of another version than at the build: `apt-get install librocksdb-dev`, and install the "
-            "package anew. In a source tree, was it built? `make venv` does"
-        ) from error
-    __version__ = importlib.metadata.version("damo-torchrec")
-
-if not versions.is_tool():
-    with versions.explained():
-        from damo_torchrec import init, optim
-        from damo_torchrec.checkpoints.delta import Delta
-        from damo_torchrec.erasing.report import ForgetReport
-        from damo_torchrec.errors import (
-            ClockWarning,
-            ContinuedRowsWarning,
-            CorruptionError,
-            DamoError,
-            NonFiniteGradientError,
-            OutOfSpaceError,
-            SchemaMismatchError,
-            StoreClosedError,
-            StoreLockedError,
-            UncleanStoreError,
-        )
-        from damo_torchrec.life import Admit, Idle
-        from damo_torchrec.modules import Embedding, EmbeddingBagCollection, EmbeddingCollection, damo_embedding_init
-        from damo_torchrec.options import StoreOptions, TableOptions
-        from damo_torchrec.stats import LookupStats, StoreStats, TableStats
-        from damo_torchrec.store.default_store import default_store, set_default_store
-        from damo_torchrec.store.embedding_store import EmbeddingStore
-        from damo_torchrec.store.table import Table
-        from damo_torchrec.training.checkpoint_manager import CheckpointManager
-        from damo_torchrec.training.fitting import IncompatibleKeys
-        from damo_torchrec.training.grad_scaler import follow_grad_scaler
-        from damo_torchrec.training.loading import load_model
-        from damo_torchrec.training.model_checkpoint import CheckpointInfo, checkpoint_info
-        from damo_torchrec.training.prefetch import PrefetchIterator
-        from damo_torchrec.training.saving import save_model, save_model_async
-        from damo_torchrec.training.swap import swap
-    if (_misfit := versions.misfit(versions.installed())) is not None:
-        warnings.warn(_misfit, stacklevel=2)
-
-# Submodules that need more packages, imported when they are first used.
-_LAZY = ("onnx", "serving")
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return importlib.import_module(f"damo_torchrec.{name}")
-    raise AttributeError(f"module 'damo_torchrec' has no attribute {name!r}")
-
+# Modules by the names that they have.
+_HOMES = {
+    "Delta": "checkpoints.delta",
+    "ForgetReport": "erasing.report",
+    "ClockWarning": "errors",
+    "ContinuedRowsWarning": "errors",
+    "CorruptionError": "errors",
+    "DamoError": "errors",
+    "NonFiniteGradientError": "errors",
+    "OutOfSpaceError": "errors",
+    "SchemaMismatchError": "errors",
+    "StoreClosedError": "errors",
+    "StoreLockedError": "errors",
+    "UncleanStoreError": "errors",
+    "Admit": "life",
+    "Idle": "life",
+    "Embedding": "modules",
+    "EmbeddingBagCollection": "modules",
+    "EmbeddingCollection": "modules",
+    "damo_embedding_init": "modules",
+    "StoreOptions": "options",
+    "TableOptions": "options",
+    "LookupStats": "stats",
+    "StoreStats": "stats",
+    "TableStats": "stats",
+    "default_store": "store.default_store",
+    "set_default_store": "store.default_store",
+    "EmbeddingStore": "store.embedding_store",
+    "Table": "store.table",
+    "CheckpointManager": "training.checkpoint_manager",
+    "IncompatibleKeys": "training.fitting",
+    "follow_grad_scaler": "training.grad_scaler",
+    "load_model": "training.loading",
+    "CheckpointInfo": "training.model_checkpoint",
+    "checkpoint_info": "training.model_checkpoint",
+    "PrefetchIterator": "training.prefetch",
+    "save_model": "training.saving",
+    "save_model_async": "training.saving",
+    "swap": "training.swap",
+}
+_SUBMODULES = ("init", "onnx", "optim", "serving")
 
 __all__ = [
     "Admit",
@@ -106,9 +131,43 @@ __all__ = [
     "follow_grad_scaler",
     "init",
     "load_model",
+    "onnx",
     "optim",
     "save_model",
     "save_model_async",
+    "serving",
     "set_default_store",
     "swap",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "_core":
+        value = _compiled_part()
+    elif name == "__version__":
+        value = importlib.metadata.version("damo-torchrec")
+    elif name in _SUBMODULES:
+        return importlib.import_module(f"damo_torchrec.{name}")
+    elif name in _HOMES:
+        with versions.explained():
+            value = getattr(importlib.import_module(f"damo_torchrec.{_HOMES[name]}"), name)
+        versions.warn_of_misfit()
+    else:
+        raise AttributeError(f"module 'damo_torchrec' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _compiled_part() -> Any:
+    try:
+        return importlib.import_module("damo_torchrec._core")
+    except ImportError as error:
+        raise ImportError(
+            f"damo_torchrec's compiled part cannot be loaded ({error}). If that names librocksdb, RocksDB's library is "
+            "missing, or of another version than at the build: `apt-get install librocksdb-dev`, and install the "
+            "package anew. In a source tree, was it built? `make venv` does"
+        ) from error

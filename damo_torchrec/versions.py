@@ -6,11 +6,11 @@ but what comes with Python, so that this is known where they are missing.
 
 import importlib.metadata
 import re
-import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,6 @@ PINNED = SUPPORTED[4]
 _FBGEMM = ("fbgemm-gpu-cpu", "fbgemm-gpu")
 
 
-def is_tool() -> bool:
-    """Whether this process runs the program ``damo-torchrec``, which needs torch for some of its work alone."""
-    module = sys.orig_argv[-len(sys.argv)] if sys.argv[:1] == ["-m"] else ""  # while its package is imported
-    return Path(sys.argv[0] if sys.argv else "").name == "damo-torchrec" or bool(
-        re.fullmatch(r"(-\w*m)?damo_torchrec", module)
-    )
-
-
 @contextmanager
 def explained() -> Iterator[None]:
     """Around imports: what cannot be imported is said with what is installed, and what to install instead.
@@ -84,6 +76,13 @@ def installed() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+@cache
+def warn_of_misfit() -> None:
+    """Once in a process: warns where the versions that are installed work together, but no test has met them so."""
+    if (reason := misfit(installed())) is not None:
+        warnings.warn(reason, stacklevel=3)
 
 
 def misfit(found: Mapping[str, str]) -> str | None:

@@ -1,11 +1,16 @@
-"""`import damo_torchrec` where something that it needs is missing: one sentence says what to install."""
+"""The package's imports: what each brings, and where something that it needs is missing, the sentence that says so."""
 
+import ast
+import importlib
 import importlib.metadata
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+
+import damo_torchrec
 
 # As if the package were not installed, or a library that the compiled part was linked to.
 ABSENT = """
@@ -51,7 +56,7 @@ def last_line(*script: str, options: Sequence[str] = ("-W", "ignore")) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["torch", "torchrec", "fbgemm_gpu", "tensordict"])
 def test_a_missing_package_is_named_with_how_to_install_it(name):
-    line = last_line(ABSENT.format(name=name), "import damo_torchrec")
+    line = last_line(ABSENT.format(name=name), "from damo_torchrec import EmbeddingBagCollection")
     assert line.startswith("ImportError: damo_torchrec needs torch, TorchRec and FBGEMM in versions that fit")
     assert name in line
     assert "Without a GPU: `pip install torch==" in line
@@ -59,7 +64,7 @@ def test_a_missing_package_is_named_with_how_to_install_it(name):
 
 @pytest.mark.slow
 def test_an_fbgemm_for_another_torch_is_said_with_what_fits():
-    line = last_line(UNFIT, "import damo_torchrec")
+    line = last_line(UNFIT, "import damo_torchrec", "damo_torchrec.EmbeddingBagCollection")
     assert line.startswith("ImportError: damo_torchrec needs torch, TorchRec and FBGEMM in versions that fit")
     assert "Could not load this library: fbgemm_gpu_py.so" in line
     assert f"Installed: torch {importlib.metadata.version('torch')}, " in line
@@ -67,7 +72,7 @@ def test_an_fbgemm_for_another_torch_is_said_with_what_fits():
 
 @pytest.mark.slow
 def test_versions_that_no_test_has_met_are_warned_of():
-    script = [UNTRIED, "import warnings", "warnings.simplefilter('error')", "import damo_torchrec"]
+    script = [UNTRIED, "import warnings", "warnings.simplefilter('error')", "from damo_torchrec import EmbeddingStore"]
     line = last_line(*script, options=[])
     assert line.startswith("UserWarning: ")
     assert "no test has met them together" in line
@@ -76,7 +81,7 @@ def test_versions_that_no_test_has_met_are_warned_of():
 
 @pytest.mark.slow
 def test_a_missing_library_is_named_with_how_to_install_it():
-    line = last_line(UNLINKED, "import damo_torchrec")
+    line = last_line(UNLINKED, "import damo_torchrec", "damo_torchrec.EmbeddingStore")
     assert "librocksdb.so.7.8: cannot open shared object file" in line
     assert "apt-get install librocksdb-dev" in line
 
@@ -94,3 +99,31 @@ def test_a_part_that_needs_more_says_what(name, module, what):
     line = last_line(ABSENT.format(name=name), f"import damo_torchrec.{module}")
     assert line.startswith(f"ImportError: damo_torchrec.{module} needs pip install {what}: ")
     assert name in line
+
+
+def test_what_is_public_is_found_where_type_checkers_are_told():
+    tree = ast.parse(Path(damo_torchrec.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))  # TYPE_CHECKING
+    told = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert sorted(told) == sorted(damo_torchrec.__all__)
+    for name, module in told.items():
+        value = getattr(damo_torchrec, name)
+        assert value is getattr(importlib.import_module(module), name)
+        assert name in dir(damo_torchrec)
+
+
+def test_what_is_not_there_is_no_attribute():
+    with pytest.raises(AttributeError, match="module 'damo_torchrec' has no attribute 'Store'"):
+        damo_torchrec.Store  # noqa: B018
+
+
+def test_the_package_itself_needs_neither_torch_nor_the_compiled_part():
+    script = [
+        ABSENT.format(name="torch"),
+        UNLINKED,
+        "import damo_torchrec, sys",
+        "from damo_torchrec import DamoError, __version__",
+        "print(sorted({'numpy', 'torchrec'} & set(sys.modules)))",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(script)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from damo_torchrec import versions
-from damo_torchrec.versions import PINNED, SUPPORTED, Trio, explained, is_tool, misfit
+from damo_torchrec.versions import PINNED, SUPPORTED, Trio, explained, misfit
 
 PROJECT = Path(__file__).parents[1]
 PINS = re.findall(r"^([\w-]+)==([\d.]+)", (PROJECT / "scripts" / "requirements_alone.in").read_text(), re.MULTILINE)
@@ -93,27 +93,3 @@ def test_what_is_too_old_is_refused_before_anything_is_imported(monkeypatch, nam
     monkeypatch.setattr(versions, "installed", lambda: {**found(PINNED), name: version})
     with pytest.raises(ImportError, match=f"{name} {version} is older than"), explained():
         pytest.fail("went on")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "whether"),
-    [
-        (["/usr/bin/python3", "/home/me/.venv/bin/damo-torchrec", "info", "store"], True),
-        (["python", "-W", "ignore", "-m", "damo_torchrec", "info", "store"], True),
-        (["python", "-Im", "damo_torchrec"], True),
-        (["python", "-mdamo_torchrec", "--help"], True),
-        (["python", "-m", "pytest", "damo_torchrec"], False),
-        (["python", "-m", "my_damo_torchrec", "-m", "damo_torchrec"], False),
-        (["python", "train.py", "damo-torchrec"], False),
-        (["python"], False),
-    ],
-)
-def test_the_program_is_known_by_its_name(monkeypatch, arguments, whether):
-    """As Python has them when it imports the package: of ``-m``, not yet with the module's path."""
-    option = next((at for at, argument in enumerate(arguments) if argument[:2] in ("-m", "-I")), None)
-    monkeypatch.setattr("sys.orig_argv", arguments)
-    if option is None:
-        monkeypatch.setattr("sys.argv", arguments[1:] or [""])
-    else:
-        monkeypatch.setattr("sys.argv", ["-m", *arguments[option + (2 if arguments[option].endswith("m") else 1) :]])
-    assert is_tool() is whether
