@@ -8,8 +8,8 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
-from damo_torchrec import versions
-from damo_torchrec.store import process_end as _process_end  # noqa: F401  # from now on, the interpreter's end closes stores
+from damo_torchrec import lazy, versions
+from damo_torchrec.store import process_end as _process_end  # noqa: F401  # from now on, stores are closed at the end
 
 if TYPE_CHECKING:
     from damo_torchrec import init as init
@@ -140,26 +140,20 @@ __all__ = [
     "swap",
 ]
 
+_attribute, __dir__ = lazy.attributes(__name__, _HOMES)
+
 
 def __getattr__(name: str) -> Any:
-    if name == "_core":
-        value = _compiled_part()
-    elif name == "__version__":
-        value = importlib.metadata.version("damo-torchrec")
-    elif name in _SUBMODULES:
+    if name in _SUBMODULES:
         return importlib.import_module(f"damo_torchrec.{name}")
-    elif name in _HOMES:
-        with versions.explained():
-            value = getattr(importlib.import_module(f"damo_torchrec.{_HOMES[name]}"), name)
-        versions.warn_of_misfit()
-    else:
-        raise AttributeError(f"module 'damo_torchrec' has no attribute {name!r}")
-    globals()[name] = value
+    if name == "_core":
+        return _compiled_part()
+    if name == "__version__":
+        return importlib.metadata.version("damo-torchrec")
+    with versions.explained():
+        value = _attribute(name)
+    versions.warn_of_misfit()
     return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
 
 
 def _compiled_part() -> Any:

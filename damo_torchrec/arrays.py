@@ -4,12 +4,14 @@ The one place that says what is taken and what it becomes. Nothing is rounded bu
 another kind is taken for a number: bools, strings and objects are refused.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
-import torch
 
 from damo_torchrec.tensors import plain
+from damo_torchrec.torch_at_use import is_tensor, torch
 
 _SEQUENCES = (list, tuple, range)
 
@@ -64,7 +66,7 @@ def as_numbers(numbers: object, what: str) -> torch.Tensor:
     return plain(what, given).detach().to(torch.float32)
 
 
-def _of_ints(ids: "list[Any] | tuple[Any, ...] | range", what: str) -> torch.Tensor:
+def _of_ints(ids: list[Any] | tuple[Any, ...] | range, what: str) -> torch.Tensor:
     for i in ids:
         if isinstance(i, bool) or not isinstance(i, int | np.integer):
             raise TypeError(f"{what} must be ints, got {ids!s:.80}")
@@ -73,7 +75,7 @@ def _of_ints(ids: "list[Any] | tuple[Any, ...] | range", what: str) -> torch.Ten
     return torch.tensor([int(i) for i in ids], dtype=torch.int64, device="cpu")
 
 
-def _of_numbers(numbers: "list[Any] | tuple[Any, ...] | range", what: str) -> "np.ndarray[Any, Any]":
+def _of_numbers(numbers: list[Any] | tuple[Any, ...] | range, what: str) -> np.ndarray[Any, Any]:
     try:
         array = np.asarray(numbers)
     except ValueError as error:
@@ -85,7 +87,7 @@ def _of_numbers(numbers: "list[Any] | tuple[Any, ...] | range", what: str) -> "n
 
 def _as_tensor(value: object, what: str) -> torch.Tensor | None:
     """A tensor, or one over the memory of an array; None of what is neither."""
-    if isinstance(value, torch.Tensor):
+    if is_tensor(value):
         return value
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{what} must not be masked: fill or compress the array first")
@@ -99,7 +101,7 @@ def _as_tensor(value: object, what: str) -> torch.Tensor | None:
 
 
 def _describe(value: object) -> str:
-    if isinstance(value, torch.Tensor):
+    if is_tensor(value):
         return f"a tensor of {value.dtype}"
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype}"

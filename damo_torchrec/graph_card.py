@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from damo_torchrec.errors import CorruptionError
-from damo_torchrec.modules.lookup_plan import LookupKind, LookupOutput, LookupPlan
+from damo_torchrec.lookup_plan import LookupKind, LookupOutput, LookupPlan
 
 CARD = "damo_torchrec"  # the card's key in a graph's metadata
 _FORMAT_VERSION = 1

@@ -1,17 +1,18 @@
 """Options of stores and tables, and how sizes in bytes are written."""
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-
 from damo_torchrec import _core
 from damo_torchrec.init import Initializer
 from damo_torchrec.life import Admit, AskedLife, Idle
 from damo_torchrec.progress import Progress
+from damo_torchrec.torch_at_use import torch
 
 _UNITS = {
     "": 1,
@@ -209,7 +210,7 @@ class TableOptions:
                 raise TypeError(f"{name} must be a number, got {limit!r}")
             if limit is not None and not 0 < limit < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {limit}")
-        if self.row_dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
+        if self.row_dtype is not None and self.row_dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"row_dtype must be torch.float32, float16 or bfloat16, got {self.row_dtype}")
         if self.initializer is not None and not isinstance(self.initializer, Initializer):
             raise TypeError(f"initializer must be one of damo.init's, got {self.initializer!r}")

@@ -1,6 +1,8 @@
 """From a tensor to an address: the one way by which tensors reach the engine, which reads and writes plain memory."""
 
-import torch
+from __future__ import annotations
+
+from damo_torchrec.torch_at_use import torch
 
 
 def plain(what: str, tensor: torch.Tensor) -> torch.Tensor:

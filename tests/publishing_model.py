@@ -326,7 +326,7 @@ def cheap_exports(graph: bytes) -> Iterator[None]:
         return refresh_dense(graph, model)
 
     with (
-        mock.patch("damo_torchrec.serving.export.dense_graph", refreshed),
+        mock.patch("damo_torchrec.serving.exporting.dense_graph", refreshed),
         mock.patch("damo_torchrec.serving.refresh.dense_graph", refreshed),
     ):
         yield

@@ -8,7 +8,7 @@ import pytest
 
 from damo_torchrec.errors import CorruptionError
 from damo_torchrec.graph_card import DenseCard, Feature, FullCard, LookupCard, parse_card
-from damo_torchrec.modules.lookup_plan import LookupKind, LookupOutput, LookupPlan
+from damo_torchrec.lookup_plan import LookupKind, LookupOutput, LookupPlan
 
 TABLES = {"t": {"dim": 4, "rows": 9}}
 FILES = {"model.data-01234567/4.keys": {"size": 72, "sha256": "ab" * 32}}

@@ -15,12 +15,12 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from damo_torchrec import _core
 from damo_torchrec.life import ASKS_NOTHING, AskedLife
+from damo_torchrec.lookup_plan import LookupOutput, LookupPlan, engine_features
 from damo_torchrec.modules import passing_by, state
 from damo_torchrec.modules.autograd import Batch, Call, lookup, make_lookup
 from damo_torchrec.modules.definitions import check_options, definition_of, outputs_of, spec_of
 from damo_torchrec.modules.fused_optimizer import FusedTableOptimizer
 from damo_torchrec.modules.jagged_input import Accepted, as_keyed_jagged
-from damo_torchrec.modules.lookup_plan import LookupOutput, LookupPlan, engine_features
 from damo_torchrec.modules.output_parts import parts_of_output
 from damo_torchrec.modules.tracing import eager
 from damo_torchrec.options import TableOptions

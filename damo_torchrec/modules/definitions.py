@@ -8,8 +8,8 @@ import torch
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, DataType, EmbeddingBagConfig, PoolingType
 
 from damo_torchrec.init import from_config
+from damo_torchrec.lookup_plan import LookupOutput
 from damo_torchrec.modules.eviction_policies import life_of
-from damo_torchrec.modules.lookup_plan import LookupOutput
 from damo_torchrec.optim.rules import optimizer_spec
 from damo_torchrec.optim.spec import OptimizerSpec
 from damo_torchrec.options import TableOptions

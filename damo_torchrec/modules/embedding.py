@@ -11,11 +11,11 @@ import torchrec
 from torchrec.modules.embedding_configs import EmbeddingConfig
 
 from damo_torchrec import init
+from damo_torchrec.lookup_plan import LookupKind, LookupPlan
 from damo_torchrec.modules import damo_dicts, damo_groups
 from damo_torchrec.modules.autograd import Batch
 from damo_torchrec.modules.collection import Collection
 from damo_torchrec.modules.jagged_input import as_ids, check_device
-from damo_torchrec.modules.lookup_plan import LookupKind, LookupPlan
 from damo_torchrec.optim.spec import OptimizerSpec
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store.default_store import default_store

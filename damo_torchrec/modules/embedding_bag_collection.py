@@ -9,10 +9,10 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from damo_torchrec.lookup_plan import LookupKind, LookupPlan
 from damo_torchrec.modules import jagged_input, operators, tracing
 from damo_torchrec.modules.autograd import Batch, graph_backward
 from damo_torchrec.modules.collection import Collection
-from damo_torchrec.modules.lookup_plan import LookupKind, LookupPlan
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store.embedding_store import EmbeddingStore
 

@@ -1,7 +1,16 @@
 """Models as ONNX files that take raw ids: ``damo.onnx.export`` makes one, ``damo.onnx.session`` runs it.
 
-Needs ``pip install 'damo-torchrec[onnx]'``.
+Needs ``pip install 'damo-torchrec[onnx]'``; `session` needs neither torch nor TorchRec.
 """
+
+from typing import TYPE_CHECKING
+
+from damo_torchrec import lazy
+
+if TYPE_CHECKING:
+    from damo_torchrec.onnx.card import model_card as model_card
+    from damo_torchrec.onnx.exporting import export as export
+    from damo_torchrec.onnx.sessions import session as session
 
 try:
     import onnx as _onnx
@@ -11,10 +20,7 @@ try:
 except ImportError as error:
     raise ImportError(f"damo_torchrec.onnx needs pip install 'damo-torchrec[onnx]': {error}") from error
 
-from damo_torchrec.onnx.card import model_card
-from damo_torchrec.onnx.export import export
-from damo_torchrec.onnx.session import session
-
 del _onnx, _onnx_runtime, _onnxscript
 
 __all__ = ["export", "model_card", "session"]
+__getattr__, __dir__ = lazy.attributes(__name__, {"export": "exporting", "model_card": "card", "session": "sessions"})

@@ -14,7 +14,7 @@ from damo_torchrec.graph_card import CARD, DenseCard, Feature, FullCard, LookupC
 from damo_torchrec.graph_check import parse_graph
 from damo_torchrec.onnx.arguments import FeatureInput, JaggedInput
 from damo_torchrec.onnx.rows import RowGroup
-from damo_torchrec.onnx.session import existing_model_file
+from damo_torchrec.onnx.sessions import existing_model_file
 from damo_torchrec.onnx.stand_ins import LookupCall
 from damo_torchrec.store.embedding_store import EmbeddingStore
 

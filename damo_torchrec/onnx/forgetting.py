@@ -25,7 +25,7 @@ from damo_torchrec.files import os_errors
 from damo_torchrec.graph_card import CARD, SEAL, UNSEALED, parse_card
 from damo_torchrec.graph_check import check_exported_graph, data_file, parse_graph
 from damo_torchrec.onnx.graph_files import write_graph
-from damo_torchrec.onnx.session import model_file
+from damo_torchrec.onnx.sessions import model_file
 
 _WHAT = "export"
 _OF_TABLES = ("first_bucket", "bucket_mask")

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from onnx.inliner import inline_local_functions
 
 from damo_torchrec.graph_check import DOMAIN
-from damo_torchrec.modules.lookup_plan import LookupKind
+from damo_torchrec.lookup_plan import LookupKind
 from damo_torchrec.onnx.arguments import JaggedInput
 from damo_torchrec.onnx.functions import functions_for
 from damo_torchrec.onnx.graph_files import LARGEST_FILE

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from damo_torchrec.modules.lookup_plan import LookupOutput
+from damo_torchrec.lookup_plan import LookupOutput
 from damo_torchrec.onnx.arguments import Arguments
 from damo_torchrec.onnx.trace_model import Traced
 from damo_torchrec.onnx.trial import difference

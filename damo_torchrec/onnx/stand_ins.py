@@ -14,8 +14,8 @@ from torch import nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from damo_torchrec.graph_check import DOMAIN
+from damo_torchrec.lookup_plan import LookupKind, LookupOutput, LookupPlan
 from damo_torchrec.modules.collection import Collection
-from damo_torchrec.modules.lookup_plan import LookupKind, LookupOutput, LookupPlan
 from damo_torchrec.onnx.vocabulary import VERSION
 
 NODE = "Lookup"

@@ -12,7 +12,7 @@ import torch
 
 from damo_torchrec import _core
 from damo_torchrec.errors import CorruptionError
-from damo_torchrec.modules.lookup_plan import LookupOutput
+from damo_torchrec.lookup_plan import LookupOutput
 from damo_torchrec.onnx.stand_ins import Rows
 from damo_torchrec.onnx.trace_model import Traced
 from damo_torchrec.onnx_runtime import open_session

@@ -1,5 +1,12 @@
 """Optimizer classes for update rules that torch.optim and torchrec.optim do not have."""
 
-from damo_torchrec.optim.classes import FTRL, Lion
+from typing import TYPE_CHECKING
+
+from damo_torchrec import lazy
+
+if TYPE_CHECKING:
+    from damo_torchrec.optim.classes import FTRL as FTRL
+    from damo_torchrec.optim.classes import Lion as Lion
 
 __all__ = ["FTRL", "Lion"]
+__getattr__, __dir__ = lazy.attributes(__name__, {"FTRL": "classes", "Lion": "classes"})

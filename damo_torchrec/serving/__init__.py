@@ -1,20 +1,26 @@
 """Serving: a `Predictor` answers requests from a checkpoint that `export` made.
 
-Needs ``pip install 'damo-torchrec[onnx]'``.
+Needs ``pip install 'damo-torchrec[onnx]'``; a `Predictor` needs neither torch nor TorchRec.
 """
+
+from typing import TYPE_CHECKING
+
+from damo_torchrec import lazy
+
+if TYPE_CHECKING:
+    from damo_torchrec.serving.exporting import export as export
+    from damo_torchrec.serving.histogram import Latencies as Latencies
+    from damo_torchrec.serving.predictor import Predictor as Predictor
+    from damo_torchrec.serving.publisher import DeltaPublisher as DeltaPublisher
+    from damo_torchrec.serving.refresh import refresh_dense as refresh_dense
+    from damo_torchrec.serving.requests import Argument as Argument
+    from damo_torchrec.serving.requests import Request as Request
+    from damo_torchrec.serving.stats import PredictorStats as PredictorStats
 
 try:
     from damo_torchrec import onnx_runtime as _onnx_runtime
 except ImportError as error:
     raise ImportError(f"damo_torchrec.serving needs pip install 'damo-torchrec[onnx]': {error}") from error
-
-from damo_torchrec.serving.export import export
-from damo_torchrec.serving.histogram import Latencies
-from damo_torchrec.serving.predictor import Predictor
-from damo_torchrec.serving.publisher import DeltaPublisher
-from damo_torchrec.serving.refresh import refresh_dense
-from damo_torchrec.serving.requests import Argument, Request
-from damo_torchrec.serving.stats import PredictorStats
 
 del _onnx_runtime
 
@@ -28,3 +34,16 @@ __all__ = [
     "export",
     "refresh_dense",
 ]
+__getattr__, __dir__ = lazy.attributes(
+    __name__,
+    {
+        "Argument": "requests",
+        "DeltaPublisher": "publisher",
+        "Latencies": "histogram",
+        "Predictor": "predictor",
+        "PredictorStats": "stats",
+        "Request": "requests",
+        "export": "exporting",
+        "refresh_dense": "refresh",
+    },
+)

@@ -1,12 +1,14 @@
 """From what a caller has, arrays, tensors or nested lists, to the arrays of a request."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from damo_torchrec.tensors import plain
+from damo_torchrec.torch_at_use import is_tensor, torch
 
 Array = npt.NDArray[Any]
 
@@ -48,7 +50,7 @@ def _to_numpy(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
     if isinstance(value, np.ndarray):
         array = np.asarray(value)
         return array if array.dtype != object else _of_objects(name, array, dtype)
-    if isinstance(value, torch.Tensor):
+    if is_tensor(value):
         return _of_tensor(name, value)
     if isinstance(value, list | tuple | int | float | np.generic):
         try:

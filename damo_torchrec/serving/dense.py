@@ -11,7 +11,7 @@ from damo_torchrec.checkpoints.table_entry import TableEntry
 from damo_torchrec.errors import CorruptionError, SchemaMismatchError
 from damo_torchrec.graph_card import CARD, DenseCard
 from damo_torchrec.graph_check import check_dense_graph
-from damo_torchrec.modules.lookup_plan import LookupKind
+from damo_torchrec.lookup_plan import LookupKind
 from damo_torchrec.onnx_runtime import open_session
 from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.requests import BATCH, Argument

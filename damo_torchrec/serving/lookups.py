@@ -8,7 +8,7 @@ import numpy as np
 
 from damo_torchrec import _core
 from damo_torchrec.graph_card import Feature, LookupCard
-from damo_torchrec.modules.lookup_plan import LookupKind, engine_features
+from damo_torchrec.lookup_plan import LookupKind, engine_features
 from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.overlay import Overlay, TableOverlay, pool
 from damo_torchrec.serving.requests import Request

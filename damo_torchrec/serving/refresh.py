@@ -21,7 +21,7 @@ from damo_torchrec.modules.dense_weights import warn_of_nonfinite
 from damo_torchrec.modules.wrappers import unwrapped
 from damo_torchrec.serving.arrays import Array
 from damo_torchrec.serving.dense import DENSE_FILE
-from damo_torchrec.serving.export import dense_graph
+from damo_torchrec.serving.exporting import dense_graph
 
 _log = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torchrec import KeyedJaggedTensor
 
 from damo_torchrec.graph_card import Feature
 from damo_torchrec.serving.arrays import Array, as_array
+from damo_torchrec.torch_at_use import is_keyed_jagged
 
 BATCH = "batch"
 _PARTS = ("values", "lengths", "weights")
@@ -151,7 +151,7 @@ def _check_lengths(name: str, lengths: Array, n: int) -> None:
 
 def _parts(name: str, feature: Feature, features: object) -> dict[str, Any]:
     """Values, lengths and weights, with the keys in the model's order; keys that it does not have are passed over."""
-    if not isinstance(features, KeyedJaggedTensor):
+    if not is_keyed_jagged(features):
         raise TypeError(
             f"{name} must be a KeyedJaggedTensor, got {type(features).__name__}; as arrays it is {name}.values, "
             f"{name}.lengths{f' and {name}.weights' if feature.weighted else ''}"

@@ -18,7 +18,7 @@ import numpy as np
 from damo_torchrec.checkpoints.delta import Delta
 from damo_torchrec.checkpoints.ladder import Ladder
 from damo_torchrec.errors import CorruptionError, SchemaMismatchError, StoreClosedError
-from damo_torchrec.modules.lookup_plan import LookupOutput
+from damo_torchrec.lookup_plan import LookupOutput
 from damo_torchrec.serving.dense import DENSE_FILE, DensePart
 from damo_torchrec.serving.overlay import Overlay, TableOverlay
 from damo_torchrec.serving.states import State, States

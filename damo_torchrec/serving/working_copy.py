@@ -20,7 +20,7 @@ from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.checkpoints.temporary_directory import is_temporary, mark_temporary
 from damo_torchrec.errors import DamoError
 from damo_torchrec.files import make_temporary_directory, on_tmpfs, os_errors
-from damo_torchrec.modules.lookup_plan import LookupOutput
+from damo_torchrec.lookup_plan import LookupOutput
 from damo_torchrec.options import StoreOptions
 from damo_torchrec.serving.arrays import Array
 from damo_torchrec.store.embedding_store import EmbeddingStore
@@ -68,7 +68,7 @@ def open_tables(store: EmbeddingStore, manifest: Manifest, outputs: Iterable[Loo
 def means_of(store: EmbeddingStore, outputs: Iterable[LookupOutput]) -> dict[str, list[float]]:
     """Means of the rows of tables, by name, where outputs read them. REQUIRES: the tables are open."""
     tables = {output.table for output in outputs if output.unseen == "mean"}
-    return {name: store.table(name).mean().tolist() for name in sorted(tables)}
+    return {name: store.table(name).mean_weights() for name in sorted(tables)}
 
 
 class CopiedTable:

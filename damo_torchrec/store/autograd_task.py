@@ -1,9 +1,11 @@
 """What torch's autograd engine says of the backward pass that calls: the only place that asks its private interface."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
-import torch
+from damo_torchrec.torch_at_use import torch
 
 
 def current_task() -> int | None:

@@ -1,5 +1,7 @@
 """Stored tables that get another optimizer, dim or dtype of rows: `EmbeddingStore.convert_table`."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -8,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.table_entry import InitializerNumbers, TableEntry, TableSchema
 from damo_torchrec.errors import DamoError
 from damo_torchrec.init import from_description
-from damo_torchrec.optim.rules import optimizer_spec
 from damo_torchrec.optim.spec import OptimizerSpec
 from damo_torchrec.optim.state_parts import StatePart, state_parts
 from damo_torchrec.progress import reporting
@@ -23,10 +23,11 @@ from damo_torchrec.store.schemas import differences
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.table_changes import changing_table, reclaim, undone_unless_done
 from damo_torchrec.store.table_definition import TableDefinition
+from damo_torchrec.torch_at_use import torch
 
 _log = logging.getLogger(__name__)
 _BATCH_BYTES = 1 << 20
-_ROW_DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+_ROW_DTYPES = ("float32", "float16", "bfloat16")
 
 Floats = npt.NDArray[np.float32]
 
@@ -68,6 +69,8 @@ class Wanted:
                 raise ValueError(f"optimizer_kwargs need an optimizer, got {kwargs}")
             return now.optimizer
         if not isinstance(self.optimizer, str):
+            from damo_torchrec.optim.rules import optimizer_spec  # with which TorchRec comes
+
             return optimizer_spec(self.optimizer, kwargs).schema()
         if self.optimizer not in _core.UPDATE_RULES:
             rules = ", ".join(_core.UPDATE_RULES)
@@ -84,10 +87,10 @@ class Wanted:
     def _row_dtype(self, now: TableSchema) -> str:
         if self.row_dtype is None:
             return now.row_dtype
-        name = _ROW_DTYPES.get(self.row_dtype) if isinstance(self.row_dtype, torch.dtype) else self.row_dtype
-        if name not in _ROW_DTYPES.values():
+        name = str(self.row_dtype).removeprefix("torch.")
+        if name not in _ROW_DTYPES:
             raise ValueError(f"row_dtype must be float32, float16 or bfloat16, got {self.row_dtype}")
-        return str(name)
+        return name
 
 
 def convert_table(session: Session, name: str, wanted: Wanted) -> None:

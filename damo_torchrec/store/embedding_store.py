@@ -10,8 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from damo_torchrec.arrays import as_ids
 from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.erasing.places import Kept, Paths, Places, paths_of
@@ -32,6 +30,7 @@ from damo_torchrec.store.session import Session
 from damo_torchrec.store.table import IdsLike, Table
 from damo_torchrec.store.table_changes import drop_table, rename_table
 from damo_torchrec.store.updates import apply_waiting
+from damo_torchrec.torch_at_use import torch
 
 _log = logging.getLogger(__name__)
 

@@ -1,5 +1,7 @@
 """Rows that go by what is in them, which only reading all of them tells: `EmbeddingStore.expire`."""
 
+from __future__ import annotations
+
 import logging
 import math
 from collections.abc import Callable, Iterable
@@ -8,18 +10,18 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from damo_torchrec import _core
 from damo_torchrec.progress import Progress, reporting
 from damo_torchrec.store.open_table import OpenTable
 from damo_torchrec.store.session import Session
 from damo_torchrec.tensors import address
+from damo_torchrec.torch_at_use import torch
 
 # Of ids, weights, last steps and counts, which rows go.
-Where: TypeAlias = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], "torch.Tensor | npt.NDArray[np.bool_]"
-]
+Where: TypeAlias = (
+    "Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor | npt.NDArray[np.bool_]]"
+)
 
 _log = logging.getLogger(__name__)
 _BATCH_BYTES = 1 << 20
@@ -61,7 +63,7 @@ class Condition:
         if not 0 < norm < math.inf:
             raise ValueError(f"below_norm must be positive and finite, got {norm}")
 
-    def chosen(self, table: OpenTable, iteration: int, rows: "_Rows") -> torch.Tensor:
+    def chosen(self, table: OpenTable, iteration: int, rows: _Rows) -> torch.Tensor:
         """Which of the rows go: bool ``(n,)``. Raises ValueError or TypeError if `where` returns something else."""
         if self.where is None:
             assert self.below_norm is not None

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 
 from damo_torchrec.checkpoints.layout import LIVE
 from damo_torchrec.erasing.eraser import Eraser
@@ -16,6 +15,7 @@ from damo_torchrec.erasing.wanted import Ids
 from damo_torchrec.store.open_table import OpenTable
 from damo_torchrec.store.session import Session
 from damo_torchrec.tensors import address
+from damo_torchrec.torch_at_use import torch
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from damo_torchrec import _core
 from damo_torchrec.arrays import as_ids, as_numbers
@@ -23,9 +22,10 @@ from damo_torchrec.store.open_table import Layout, OpenTable
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.table_definition import TableDefinition
 from damo_torchrec.tensors import address
+from damo_torchrec.torch_at_use import torch
 
-IdsLike: TypeAlias = torch.Tensor | npt.NDArray[np.integer[Any]] | Sequence[int]
-NumbersLike: TypeAlias = torch.Tensor | npt.NDArray[np.floating[Any]] | Sequence[float] | Sequence[Sequence[float]]
+IdsLike: TypeAlias = "torch.Tensor | npt.NDArray[np.integer[Any]] | Sequence[int]"
+NumbersLike: TypeAlias = "torch.Tensor | npt.NDArray[np.floating[Any]] | Sequence[float] | Sequence[Sequence[float]]"
 
 _Read = TypeVar("_Read")
 
@@ -209,6 +209,10 @@ class Table:
         are none. All rows are read, at some 2 to 4 million a second, unless none has changed since the last time; a
         checkpoint that is being written is waited for.
         """
+        return torch.tensor(self.mean_weights(), dtype=torch.float32, device="cpu")
+
+    def mean_weights(self) -> list[float]:
+        """The same, as a list. For the modules of this package."""
         mean = self._reading(lambda engine, layout: engine.known_mean(layout.index))
         if mean is None:
             began = time.monotonic()
@@ -216,7 +220,7 @@ class Table:
                 mean = self._reading(lambda engine, layout: engine.mean(layout.index))
             seconds = time.monotonic() - began
             _log.info("table %r: took the mean of its rows, %d now, in %.1f s", self.name, len(self), seconds)
-        return torch.tensor(mean, dtype=torch.float32, device="cpu")
+        return mean
 
     def set(self, ids: IdsLike, weights: NumbersLike) -> None:
         """Sets rows, creating those that are not there.

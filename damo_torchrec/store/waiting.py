@@ -6,11 +6,10 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from damo_torchrec import _core
 from damo_torchrec.store.hyperparameters import Optimizer
 from damo_torchrec.store.open_table import OpenTable
+from damo_torchrec.torch_at_use import torch
 
 
 @dataclass(frozen=True)

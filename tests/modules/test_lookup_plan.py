@@ -4,7 +4,7 @@ import pytest
 from torchrec import EmbeddingConfig, PoolingType
 
 import damo_torchrec as damo
-from damo_torchrec.modules.lookup_plan import LookupKind, LookupOutput
+from damo_torchrec.lookup_plan import LookupKind, LookupOutput
 from support import config
 
 

@@ -21,7 +21,7 @@ from damo_torchrec.onnx.graphs import DenseGraph, FullGraph, RowOptions
 from damo_torchrec.onnx.lowering import Layout
 from damo_torchrec.onnx.row_dtypes import ROW_DTYPES, DtypeName
 from damo_torchrec.onnx.samples import is_by_sample
-from damo_torchrec.onnx.session import model_file
+from damo_torchrec.onnx.sessions import model_file
 from damo_torchrec.onnx.sizes import check_sizes
 from damo_torchrec.onnx.stand_ins import LookupCall
 from damo_torchrec.onnx.trace_model import trace_model
