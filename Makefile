@@ -10,6 +10,8 @@ MINUTES ?= 60
 CONFIGURE := $(BIN)/cmake --log-level=NOTICE -S . -G Ninja -DDAMO_BUILD_TESTS=ON -DDAMO_WARNINGS_AS_ERRORS=ON
 BUILD := $(BIN)/cmake --build
 BENCHMARKS := embedding_step dlrm cold scale cache_policy checkpoint serving serving_load
+# Programs of tests that start threads, or whose code does.
+WITH_THREADS := $(addprefix damo_test_,base life storage storage_rocksdb engine serving)
 CPP_FILES = $(shell find csrc tests/csrc tests/fuzz benchmarks/csrc -name '*.h' -o -name '*.cc')
 # Thread sanitizers of GCC before 14 cannot run where the kernel randomises addresses widely.
 FIXED_ADDRESSES = $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(uname -m) -R)
@@ -50,21 +52,21 @@ test-versions:  ## run the Python tests with TRIO=torch/torchrec/fbgemm on PYTHO
 	@TRIO="$(TRIO)" PYTHON="$(PYTHON)" JOBS=$(JOBS) scripts/test_versions.sh $(ARGS)
 
 sanitize: venv gtest  ## run the C++ tests under the address, undefined-behaviour and thread sanitizers
-	@$(CONFIGURE) -B build/asan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDAMO_SANITIZE=address,undefined -DDAMO_BUILD_FUZZERS=ON
+	@$(CONFIGURE) -B build/asan -DDAMO_SANITIZE=address,undefined -DDAMO_BUILD_FUZZERS=ON
 	@$(BUILD) build/asan --parallel $(JOBS)
 	@for tests in build/asan/damo_test_*; do $(IN_SHARES) $$tests --gtest_brief=1 || exit; done
 	@$(BIN)/ctest --test-dir build/asan --quiet --output-on-failure --tests-regex Fuzzer
-	@$(CONFIGURE) -B build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDAMO_SANITIZE=thread
-	@$(BUILD) build/tsan --parallel $(JOBS)
+	@$(CONFIGURE) -B build/tsan -DDAMO_SANITIZE=thread
+	@$(BUILD) build/tsan --parallel $(JOBS) --target $(WITH_THREADS)
 # Without the tests of RocksDB: the system's library is not instrumented, so its locks would go unseen. Without those
 # that open hundreds of stores to have each allocation fail: they take minutes here, and one thread.
-	@for tests in build/tsan/damo_test_*; do \
+	@for tests in $(addprefix build/tsan/,$(WITH_THREADS)); do \
 	  $(IN_SHARES) $(FIXED_ADDRESSES) $$tests --gtest_brief=1 --gtest_filter='-*RocksDb*:StoreMemoryTest*:UpdateWithoutMemoryTest*' || exit; \
 	done
 
 # One decoder after the other, each for its share of the time. What is found lies in build/fuzz, as crash-*; so does the corpus.
 fuzz: venv clang  ## feed every decoder random bytes, by libFuzzer, for MINUTES
-	@$(CONFIGURE) -B build/fuzz -DCMAKE_CXX_COMPILER=$${CLANGXX:-clang++} -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	@$(CONFIGURE) -B build/fuzz -DCMAKE_CXX_COMPILER=$${CLANGXX:-clang++} \
 	  -DDAMO_BUILD_TESTS=OFF -DDAMO_BUILD_FUZZERS=ON -DDAMO_SANITIZE=address,undefined
 	@$(BUILD) build/fuzz --parallel $(JOBS)
 	@cd build/fuzz && for fuzzer in fuzzers/*_fuzzer; do \

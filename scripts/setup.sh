@@ -28,7 +28,8 @@ die() {
 
 say() { printf '==> %s\n' "$*"; }
 
-pip() { "$py" -m pip --disable-pip-version-check install --quiet "$@"; }
+# Python compiles what it imports, a small part of torch, when it does.
+pip() { "$py" -m pip --disable-pip-version-check install --quiet --no-compile "$@"; }
 
 # The version of an installed distribution; nothing, and failure, where it is not installed.
 version_of() { "$py" -c 'import sys, importlib.metadata as m; print(m.version(sys.argv[1]))' "$1" 2>/dev/null; }

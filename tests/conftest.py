@@ -9,8 +9,9 @@ from hypothesis import settings
 
 from support import A_HANDFUL_OF_ROWS, small_store
 
-# The same examples in each run, and with HYPOTHESIS_PROFILE=long many, and others each time.
-settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
+# The same examples in each run; with HYPOTHESIS_PROFILE=weekly more of them; with `long` many, and others each time.
+settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True, max_examples=40)
+settings.register_profile("weekly", settings.get_profile("ci"), max_examples=100)
 settings.register_profile("long", settings.get_profile("ci"), derandomize=False, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

@@ -3,9 +3,10 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 
@@ -14,6 +15,11 @@ from damo_torchrec import _core
 
 # The engine evicts all rows after each call that leaves more than so many bytes of them.
 A_HANDFUL_OF_ROWS = 1024
+
+
+def weekly(cases: Iterable[object]) -> list[object]:
+    """Cases of a parametrized test that are more of what its others try: left out but once a week."""
+    return [pytest.param(case, marks=[pytest.mark.slow, pytest.mark.weekly]) for case in cases]
 
 
 def small_store(path: str | os.PathLike[str] | None = None, *, seed: int = 0, **options: object) -> damo.EmbeddingStore:

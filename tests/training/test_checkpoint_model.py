@@ -9,7 +9,7 @@ import pytest
 import damo_torchrec as damo
 from line_model import RunModel, Shelf
 from mixed_run import collection, update
-from support import directory_in_memory, small_store
+from support import directory_in_memory, small_store, weekly
 
 KEEP, KEEP_INSIDE = 2, 3
 CALLS = 25
@@ -119,7 +119,7 @@ CALLS_AND_WEIGHTS = {
 }
 
 
-@pytest.mark.parametrize("seed", [*range(12), *(pytest.param(i, marks=pytest.mark.slow) for i in range(12, 200))])
+@pytest.mark.parametrize("seed", [*range(24), *weekly(range(24, 200))])
 def test_two_runs_with_one_directory_do_what_a_model_of_lines_does(seed, monkeypatch):
     dice = random.Random(seed)
     shelf = Shelf()
