@@ -34,7 +34,7 @@ class NonFiniteGradientError(DamoError, ValueError):
 
 
 class ClockWarning(UserWarning):
-    """`EmbeddingStore.clock` has gone back, or leapt ahead by more than counts for rules that go by time."""
+    """`EmbeddingStore.clock` has gone back, or leapt ahead by more than counts for some rule that goes by time."""
 
 
 class ContinuedRowsWarning(UserWarning):

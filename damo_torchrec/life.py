@@ -151,9 +151,9 @@ class Life:
         return self.max_rows - self.max_rows // 16 if self.keep_rows is None else self.keep_rows
 
     @cached_property
-    def narrowest_time(self) -> float | None:
-        """The least time of the rules that go by time, in seconds; None if there are none."""
-        return min((rule.seconds for rule in self.expire if rule.seconds is not None), default=None)
+    def narrowest_rule(self) -> Idle | None:
+        """Of the rules that go by time the one with the least; None if there are none."""
+        return min((rule for rule in self.expire if rule.seconds), key=lambda rule: rule.seconds or 0, default=None)
 
     def to_core(self) -> _core.LifeOptions:
         """The engine's form of it."""

@@ -44,9 +44,9 @@ class LifeStats:
             its number with it.
         cut: rows that went as there were more than `max_rows`.
         forgotten_sightings: ids that were seen and had no row yet, and were not seen again in time.
-        ladder: a row is dead if the step of its last update is below the one that this has for its count: of counts 0,
-            1, 2 to 3, 4 to 7 and so on; the last one is for sightings.
-        ladder_part: of rows with the first one's step itself, the share that is dead, by a hash of the id, in 1/256.
+        ladder: a row is dead if it stands before the position that this has for its count: of counts 0, 1, 2 to 3, 4 to
+            7 and so on; the last one is for sightings. A row stands at the step of its last update, times 256, and the
+            first byte of a hash of its id, so that of many rows of one step some can go.
         memory_bytes: what the engine keeps for it.
     """
 
@@ -57,7 +57,6 @@ class LifeStats:
     cut: int
     forgotten_sightings: int
     ladder: tuple[int, ...]
-    ladder_part: int
     memory_bytes: int
 
 

@@ -1,7 +1,7 @@
 """A store whose rows die, as plain dictionaries that forget them at once, and the deltas that it would write."""
 
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from damo_torchrec.checkpoints.array_file import ArrayWriter
 from damo_torchrec.checkpoints.delta import DeltaManifest, TableChanges
 from damo_torchrec.checkpoints.file_entry import FileEntry
-from damo_torchrec.checkpoints.ladder import CLASSES, Ladder
+from damo_torchrec.checkpoints.ladder import CLASSES, Ladder, position
 from damo_torchrec.checkpoints.layout import array_files, header_file
 from damo_torchrec.checkpoints.manifest import new_id
 
@@ -96,7 +96,7 @@ class PlainStore:
             seed=seed,
             since_step=since.iter,
             step=self.iter,
-            tables={"t": TableChanges(1, 2, len(changed), len(deleted), self.ladder.numbers())},
+            tables={"t": TableChanges(1, 2, len(changed), len(deleted), [*self.ladder.positions])},
             files={file.name: FileEntry.of(file) for file in sorted(path.iterdir())},
         ).write(path)
         return path
@@ -126,5 +126,4 @@ class Policy:
             for c in range(CLASSES):
                 steps[c] = max(steps[c], min(cut - self.credit * c, store.iter))
         steps = [max(steps[c:]) for c in range(CLASSES)]  # ladders fall with the class
-        ladder = Ladder((*steps,))
-        return replace(ladder, part=part) if steps[0] < store.iter else ladder
+        return Ladder(tuple(position(step, part if step < store.iter else 0) for step in steps))

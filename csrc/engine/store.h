@@ -77,7 +77,7 @@ struct LifeStats {
   LifeCounts counts;
   Ladder ladder;
   size_t memory_bytes;
-  double clock_leap;  // seconds that the clock leapt ahead and that do not count, since this was last asked
+  double clock_gap;  // seconds by which the clock went ahead at the store's last update
 };
 
 // What has gone between the cache and the RowStore, in rows.

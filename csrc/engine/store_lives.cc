@@ -3,9 +3,11 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "base/status.h"
 #include "engine/store.h"
+#include "life/row_sample.h"
 
 namespace damo {
 
@@ -34,17 +36,22 @@ void Store::SetLife(uint16_t table, const LifeOptions& options, double clock) {
   RequireWritable("given a life");
   Table& t = TableAt(table);
   if (t.life != nullptr) return t.life->SetOptions(options);
-  auto life = std::make_unique<TableLife>(options, t.schema.iter, clock);
-  if (t.schema.rows > 0) {
-    write_back_.WriteAll();
+  if (t.schema.rows > 0) write_back_.WriteAll();
+  const auto for_each_row = [&](const auto& f) {
+    if (t.schema.rows == 0) return;
     const size_t payload_size = t.layout.payload_size();
     const std::unique_ptr<RowIterator> rows = store_->Scan(t.schema.number, payload_size);
     int64_t id;
-    for (const char* payload; rows->Next(&id, &payload);) life->Add(PayloadHeader(payload, payload_size), id);
-    if (static_cast<int64_t>(life->rows()) != t.schema.rows) {
-      throw Error(ErrorCode::kCorruption, "table \"" + t.schema.name + "\" has " + std::to_string(life->rows()) +
-                                              " rows, expected " + std::to_string(t.schema.rows));
-    }
+    for (const char* payload; rows->Next(&id, &payload);) f(PayloadHeader(payload, payload_size), id);
+  };
+  RowSample sample;  // so that a cut can divide steps that brought many
+  for_each_row([&](RowHeader header, int64_t row) { sample.Add(header, row); });
+  const std::vector<Position> edges = sample.Edges(TableLife::RowEdges());
+  auto life = std::make_unique<TableLife>(options, t.schema.iter, clock, LifeLimits(), edges);
+  for_each_row([&](RowHeader header, int64_t row) { life->Add(header, row); });
+  if (static_cast<int64_t>(life->rows()) != t.schema.rows) {
+    throw Error(ErrorCode::kCorruption, "table \"" + t.schema.name + "\" has " + std::to_string(life->rows()) +
+                                            " rows, expected " + std::to_string(t.schema.rows));
   }
   t.life = std::move(life);
 }
@@ -65,7 +72,7 @@ std::optional<LifeStats> Store::life_stats(uint16_t table) {
   TableLife* const life = TableAt(table).life.get();
   if (life == nullptr) return std::nullopt;
   return LifeStats{life->rows(),   life->sighted(),      life->counts(),
-                   life->ladder(), life->memory_bytes(), life->TakeClockLeap()};
+                   life->ladder(), life->memory_bytes(), life->clock_gap()};
 }
 
 std::optional<std::string> Store::life_bytes(uint16_t table) {

@@ -228,8 +228,13 @@ void Updater::KeepRows(Plan* plan) {
 
 void Updater::BeginLives(const Plan& plan, double clock) {
   for (size_t t = 0; t < tables_.size(); ++t) {
-    if (!plan.tables[t].involved || tables_[t].life == nullptr) continue;
-    tables_[t].life->BeginStep(tables_[t].schema.iter + 1, plan.tables[t].ids, clock);
+    TableLife* const life = tables_[t].life.get();
+    if (life == nullptr) continue;
+    if (plan.tables[t].involved) {
+      life->BeginStep(tables_[t].schema.iter + 1, plan.tables[t].ids, clock);
+    } else {
+      life->PassTime(clock);
+    }
   }
 }
 

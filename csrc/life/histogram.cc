@@ -35,9 +35,9 @@ size_t Histogram::memory_bytes() const {
   return sizeof *this + buckets_.capacity() * sizeof(Bucket) + classes * capacity_ * sizeof(Counter);
 }
 
-size_t Histogram::FindOld(uint32_t step) const {
-  const auto after = std::upper_bound(buckets_.begin(), buckets_.end(), step,
-                                      [](uint32_t s, const Bucket& bucket) { return s < bucket.first; });
+size_t Histogram::FindOld(Position position) const {
+  const auto after = std::upper_bound(buckets_.begin(), buckets_.end(), position,
+                                      [](Position p, const Bucket& bucket) { return p < bucket.first; });
   return static_cast<size_t>(after - buckets_.begin()) - 1;
 }
 
@@ -77,7 +77,7 @@ uint64_t Histogram::Take(size_t count_class, size_t from, size_t to) noexcept {
 void Histogram::PrepareClasses(bool sightings) {
   if (sightings && !Has(kSightingClass)) MakeCells(kSightingClass);
   for (size_t c = 1; c < kCountClasses; ++c) {
-    const bool rises = c <= 2 || Rows(c - 1, size() - 1, size()) > 0;
+    const bool rises = c <= 2 || Rows(c - 1, NewestFrom(), size()) > 0;
     if (rises && !Has(c)) MakeCells(c);
   }
 }
@@ -98,32 +98,37 @@ void Histogram::Reserve(size_t buckets) {
   capacity_ = capacity;
 }
 
-void Histogram::Open(uint32_t step, double time) noexcept {
-  const size_t ended = size() - 1;
-  const uint32_t from = std::max<uint32_t>(last_first_, step > kRecent ? step - kRecent : 0);
-  for (uint32_t s = from; s < step; ++s) recent_[s % kRecent] = static_cast<uint16_t>(ended);
-  recent_from_ = std::max<uint32_t>(recent_from_, step > kRecent ? step - kRecent : 0);
-  buckets_.push_back({step, time});
-  last_first_ = step;
+void Histogram::Open(uint32_t step, size_t parts, double before, double time) noexcept {
+  const auto ended = static_cast<uint16_t>(size() - 1);
+  recent_from_ = std::max(recent_from_, step >= kRecent ? step - static_cast<uint32_t>(kRecent) + 1 : 0);
+  for (uint32_t s = std::max(last_step_ + 1, recent_from_); s < step; ++s) recent_[s % kRecent] = {ended, 0};
+  recent_[step % kRecent] = {static_cast<uint16_t>(ended + 1), static_cast<uint16_t>(parts - 1)};
+  for (size_t i = 0; i < parts; ++i) {
+    buckets_.push_back({PositionOf(step, static_cast<uint32_t>(i * kIdParts / parts)), i == 0 ? before : time});
+  }
+  last_step_ = step;
+}
+
+void Histogram::Retime(uint32_t step, double time) noexcept {
+  for (size_t b = size(); b-- > 0 && buckets_[b].first > PositionOf(step);) buckets_[b].time = time;
 }
 
 void Histogram::NoteRecent() noexcept {
-  last_first_ = buckets_.back().first;
-  recent_from_ = last_first_ > kRecent ? last_first_ - static_cast<uint32_t>(kRecent) : 0;
-  size_t b = FindOld(recent_from_);
-  for (uint32_t s = recent_from_; s < last_first_; ++s) {
-    if (s == buckets_[b + 1].first) ++b;
-    recent_[s % kRecent] = static_cast<uint16_t>(b);
+  last_step_ = StepOf(buckets_.back().first);
+  recent_from_ = last_step_ >= kRecent ? last_step_ - static_cast<uint32_t>(kRecent) + 1 : 0;
+  size_t b = FindOld(PositionOf(recent_from_));
+  for (uint64_t s = recent_from_; s <= last_step_; ++s) {
+    while (b + 1 < size() && buckets_[b + 1].first <= PositionOf(s)) ++b;
+    const size_t first = b;
+    while (b + 1 < size() && buckets_[b + 1].first < PositionOf(s + 1)) ++b;
+    recent_[s % kRecent] = {static_cast<uint16_t>(first), static_cast<uint16_t>(b - first)};
   }
 }
 
 // With a limit to what a merger may cost, which rises until enough are merged.
 bool Histogram::Merge(size_t most, const std::vector<Contents>& contents, const Cost& cost, double dearest) {
+  if (size() <= most) return true;
   std::vector<double> costs;
-  for (size_t b = 0; b + 2 < size(); ++b) {
-    costs.push_back(cost({buckets_[b], buckets_[b + 2], contents[b], contents[b + 1]}));
-  }
-  std::sort(costs.begin(), costs.end());
   double limit = 0;
   for (size_t cheap = size() - most;; cheap *= 2) {
     const std::vector<uint16_t> becomes = PlanMerge(most, contents, cost, limit);
@@ -132,8 +137,19 @@ bool Histogram::Merge(size_t most, const std::vector<Contents>& contents, const 
       return true;
     }
     if (limit >= dearest || size() <= 2) return false;
+    if (costs.empty()) costs = CostsOfMergers(contents, cost);
     limit = std::min(cheap < costs.size() ? std::max(costs[cheap], limit) : kInfinity, dearest);
   }
+}
+
+// Ascending.
+std::vector<double> Histogram::CostsOfMergers(const std::vector<Contents>& contents, const Cost& cost) const {
+  std::vector<double> costs;
+  for (size_t b = 0; b + 2 < size(); ++b) {
+    costs.push_back(cost({buckets_[b], buckets_[b + 2], contents[b], contents[b + 1]}));
+  }
+  std::sort(costs.begin(), costs.end());
+  return costs;
 }
 
 std::vector<uint16_t> Histogram::PlanMerge(size_t most, const std::vector<Contents>& contents, const Cost& cost,

@@ -1,7 +1,7 @@
-// How many rows live, in cells: by class of update count (row/ladder.h), and by bucket of last steps.
+// How many rows live, in cells: by class of update count (row/ladder.h), and by bucket of positions (row/position.h).
 //
-// Buckets are runs of consecutive steps that begin at 0; the last has no end yet. Nothing but the edges between them is
-// known of the steps of a bucket's rows.
+// Buckets are runs of consecutive positions that begin at 0; the last has no end yet. Nothing but the edges between
+// them is known of the steps of a bucket's rows. Most have whole steps; one that brings many rows is divided.
 #pragma once
 
 #include <array>
@@ -19,28 +19,34 @@ namespace damo {
 using Counter = std::atomic<uint64_t>;
 
 struct Bucket {
-  uint32_t first;  // step
-  double time;     // of the last update before it: rows of earlier buckets have been idle at least since
+  Position first;
+  double time;  // of the last update before it: rows of earlier buckets have been idle at least since
   bool operator==(const Bucket&) const = default;
 };
 
 class Histogram {
  public:
-  // REQUIRES: first steps ascend from 0; `most` is 2 to 65,535.
+  // REQUIRES: first positions ascend from 0; `most` is 2 to 65,535.
   Histogram(std::vector<Bucket> buckets, size_t most);
 
   size_t size() const { return buckets_.size(); }
-  bool is_full() const { return size() >= most_; }
+  size_t most() const { return most_; }
   const Bucket& bucket(size_t b) const { return buckets_[b]; }
   size_t memory_bytes() const;
 
-  // The bucket of a step.
-  size_t Find(uint32_t step) const {
-    if (step >= last_first_) return buckets_.size() - 1;
-    return step >= recent_from_ ? recent_[step % kRecent] : FindOld(step);
+  // The bucket of a row.
+  size_t Find(uint32_t step, int64_t id) const {
+    if (step > last_step_) return buckets_.size() - 1;
+    if (step < recent_from_) return FindOld(PositionOf(step, IdPart(id)));
+    const Span& span = recent_[step % kRecent];
+    return span.more == 0 ? span.first : FindIn(span, PositionOf(step, IdPart(id)));
   }
-  // Of steps so far away that they are none, too: how many buckets end at `step` or earlier.
-  size_t EndedBy(uint64_t step) const { return step >= last_first_ ? size() - 1 : Find(static_cast<uint32_t>(step)); }
+  // The bucket of a position: so many end there or earlier.
+  size_t Find(Position position) const {
+    const uint32_t step = StepOf(position);
+    if (step > last_step_) return buckets_.size() - 1;
+    return step < recent_from_ ? FindOld(position) : FindIn(recent_[step % kRecent], position);
+  }
 
   // Thread-safe. Allocates only for the first row of a class, unless PrepareClasses has.
   Counter& Cell(size_t count_class, size_t b) {
@@ -57,10 +63,14 @@ class Histogram {
   void PrepareClasses(bool sightings);
   // Allocates what so many buckets take.
   void Reserve(size_t buckets);
-  // Ends the last bucket. REQUIRES: there is room; `step` is above the last first.
-  void Open(uint32_t step, double time) noexcept;
+  // Ends the last bucket before `step`, and has as many as `parts` begin within it. `before`: the time of the last
+  // update; `time`: that of this one. REQUIRES: there is room; `step` is above that of the last first; `parts` is a
+  // power of two up to kIdParts.
+  void Open(uint32_t step, size_t parts, double before, double time) noexcept;
+  // Has the step begin at another time.
+  void Retime(uint32_t step, double time) noexcept;
 
-  // What lives of the steps of a bucket.
+  // What lives of the positions of a bucket.
   struct Contents {
     uint64_t rows = 0, sightings = 0;
     bool empty() const { return rows == 0 && sightings == 0; }
@@ -76,8 +86,12 @@ class Histogram {
   bool Merge(size_t most, const std::vector<Contents>& contents, const Cost& cost, double dearest);
 
  private:
-  static constexpr size_t kRecent = 4096;
+  static constexpr size_t kRecent = 2048;
 
+  // Of a step: the bucket in which it begins, and how many more begin within it.
+  struct Span {
+    uint16_t first, more;
+  };
   struct Cells {
     Cells() = default;
     ~Cells();
@@ -86,10 +100,22 @@ class Histogram {
     std::array<std::atomic<Counter*>, kLadderClasses> of_class{};
   };
 
-  size_t FindOld(uint32_t step) const;
+  size_t FindOld(Position position) const;
+  size_t FindIn(const Span& span, Position position) const {
+    size_t b = span.first;
+    for (size_t left = size_t{span.more} + 1; left > 1;) {
+      const size_t half = left / 2;
+      b += buckets_[b + half].first <= position ? half : 0;
+      left -= half;
+    }
+    return b;
+  }
   Counter* MakeCells(size_t count_class);
   Counter* MakeClass(size_t count_class);
   void NoteRecent() noexcept;
+  // The first bucket that has positions of the last step of which any began.
+  size_t NewestFrom() const { return recent_[last_step_ % kRecent].first; }
+  std::vector<double> CostsOfMergers(const std::vector<Contents>& contents, const Cost& cost) const;
   // Of each bucket which it becomes, if no merger may cost more than `limit`.
   std::vector<uint16_t> PlanMerge(size_t most, const std::vector<Contents>& contents, const Cost& cost,
                                   double limit) const;
@@ -100,9 +126,9 @@ class Histogram {
   std::vector<Bucket> buckets_;
   Cells cells_;  // each as many as capacity_; those behind the last bucket are 0
 
-  uint32_t last_first_ = 0;   // of the last bucket
-  uint32_t recent_from_ = 0;  // since then, up to last_first_, steps have their buckets here
-  std::array<uint16_t, kRecent> recent_{};
+  uint32_t last_step_ = 0;    // in which the last bucket begins
+  uint32_t recent_from_ = 0;  // since then, up to last_step_, steps have their buckets here
+  std::array<Span, kRecent> recent_{};
 };
 
 }  // namespace damo

@@ -84,18 +84,45 @@ Sums SumsOf(const LifeState& state) {
 // ---- its parts, in their order
 
 void PutLadder(const Ladder& ladder, std::string* bytes) {
-  for (size_t c = 0; c < kLadderClasses; ++c) Put(ladder.step(c), bytes);
-  Put(ladder.part(), bytes);
+  for (size_t c = 0; c < kLadderClasses; ++c) Put(ladder.position(c), bytes);
 }
 
 Ladder TakeLadder(uint32_t iter, Reader* reader) {
   Ladder ladder;
-  for (size_t c = 0; c < kLadderClasses; ++c) ladder.Raise(c, reader->Take<uint32_t>());
-  ladder.RaiseFirst(ladder.step(0), reader->Take<uint32_t>());
-  for (size_t c = 0; c < kLadderClasses; ++c) Require(ladder.step(c) <= iter, "a ladder above the iteration");
-  Require(ladder.part() < kIdParts, "a ladder's part that ids have not");
-  Require(ladder.part() == 0 || ladder.step(0) < iter, "a ladder within the newest step");
+  for (size_t c = 0; c < kLadderClasses; ++c) {
+    const auto position = reader->Take<uint64_t>();
+    Require(position <= PositionOf(iter), "a ladder above the newest step");
+    ladder.Raise(c, position);
+  }
   return ladder;
+}
+
+void PutClock(const LifeState& state, std::string* bytes) {
+  Put(state.time, bytes);
+  Put(state.updated, bytes);
+  Put(state.clock, bytes);
+  Put(static_cast<uint32_t>(state.leaps.size()), bytes);
+  for (const LifeClock::Leap& leap : state.leaps) {
+    Put(leap.time, bytes);
+    Put(leap.gap, bytes);
+  }
+}
+
+void TakeClock(Reader* reader, LifeState* state) {
+  state->time = reader->TakeFinite();
+  state->updated = reader->TakeFinite();
+  state->clock = reader->TakeFinite();
+  Require(state->updated >= 0 && state->updated <= state->time, "an update later than the time");
+  const size_t n = reader->TakeSize(16);
+  Require(n <= LifeClock::kMostLeaps, "more leaps of the clock than there can be");
+  double after = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const LifeClock::Leap leap{reader->TakeFinite(), reader->TakeFinite()};
+    Require(leap.time >= after && leap.gap > 0, "expected leaps of the clock in ascending order");
+    after = leap.time + leap.gap;
+    Require(after <= state->time, "a leap of the clock later than the time");
+    state->leaps.push_back(leap);
+  }
 }
 
 void PutCounts(const LifeState& state, std::string* bytes) {
@@ -145,15 +172,15 @@ void PutBuckets(const std::vector<Bucket>& buckets, std::string* bytes) {
 }
 
 std::vector<Bucket> TakeBuckets(uint32_t iter, double time, Reader* reader) {
-  std::vector<Bucket> buckets(reader->TakeSize(12));
+  std::vector<Bucket> buckets(reader->TakeSize(16));
   Require(!buckets.empty() && buckets.size() <= kMostBuckets, "expected 1 to 2048 buckets");
   for (size_t b = 0; b < buckets.size(); ++b) {
     Bucket& bucket = buckets[b];
-    bucket = {reader->Take<uint32_t>(), reader->TakeFinite()};
-    Require(b == 0 ? bucket.first == 0 : bucket.first > buckets[b - 1].first, "expected steps that ascend from 0");
+    bucket = {reader->Take<uint64_t>(), reader->TakeFinite()};
+    Require(b == 0 ? bucket.first == 0 : bucket.first > buckets[b - 1].first, "expected positions that ascend from 0");
     Require(bucket.time >= (b == 0 ? 0 : buckets[b - 1].time), "expected times that ascend from 0");
   }
-  Require(buckets.back().first <= iter, "a bucket above the iteration");
+  Require(buckets.back().first < PositionOf(uint64_t{iter} + 1), "a bucket above the iteration");
   Require(buckets.back().time <= time, "a bucket later than the time");
   return buckets;
 }
@@ -182,7 +209,7 @@ void TakeCells(Reader* reader, LifeState* state) {
     const auto key = [](const LifeState::Cell& c) { return std::tuple(c.count_class, c.bucket); };
     Require(i == 0 || key(cell) > key(state->cells.back()), "expected cells in ascending order");
     Require(cell.bucket + 1 == state->buckets.size() ||
-                state->buckets[cell.bucket + 1].first > state->ladder.step(cell.count_class),
+                state->buckets[cell.bucket + 1].first > state->ladder.position(cell.count_class),
             "rows below the ladder");
     AddTo(&sum, cell.rows);
     state->cells.push_back(cell);
@@ -199,8 +226,7 @@ void TakeParts(Reader* reader, LifeState* state) {
     Require(i == 0 || key(part) > key(state->parts.back()), "expected parts in ascending order");
     steps += i == 0 || part.step > state->parts.back().step ? 1 : 0;
     Require(part.step <= state->iter, "rows above the iteration");
-    Require(std::tuple(part.step, part.part) >= std::tuple(state->ladder.step(0), state->ladder.part()),
-            "rows below the ladder");
+    Require(PositionOf(part.step, part.part) >= state->ladder.position(0), "rows below the ladder");
     AddTo(&sum, part.rows);
     state->parts.push_back(part);
   }
@@ -213,8 +239,7 @@ std::string EncodeLife(const LifeState& state) {
   std::string bytes;
   Put(kLifeVersion, &bytes);
   Put(state.iter, &bytes);
-  Put(state.time, &bytes);
-  Put(state.clock, &bytes);
+  PutClock(state, &bytes);
   PutLadder(state.ladder, &bytes);
   PutCounts(state, &bytes);
   PutBuckets(state.buckets, &bytes);
@@ -235,8 +260,7 @@ LifeState DecodeLife(std::string_view bytes) {
   }
   LifeState state;
   state.iter = reader.Take<uint32_t>();
-  state.time = reader.TakeFinite();
-  state.clock = reader.TakeFinite();
+  TakeClock(&reader, &state);
   state.ladder = TakeLadder(state.iter, &reader);
   TakeCounts(&reader, &state);
   state.buckets = TakeBuckets(state.iter, state.time, &reader);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "life/histogram.h"
+#include "life/life_clock.h"
 #include "life/life_counts.h"
 #include "life/life_options.h"
 #include "row/ladder.h"
@@ -29,7 +30,9 @@ struct LifeState {
   };
 
   uint32_t iter = 0;
-  double time = 0, clock = 0;
+  double time = 0, updated = 0;  // now, and at the last update
+  double clock = 0;
+  std::vector<LifeClock::Leap> leaps;
   Ladder ladder;
   LifeCounts counts;
   std::vector<IdleRule> rules;  // those that counts.expired is of

@@ -1,12 +1,13 @@
 // How fine a histogram has to be, so that the options of a life take effect when they say: to a 256th of an idle rule's
 // time, and to a 1,024th of the rows that there may be. Without a limit to rows, to a 256th of those that there are:
-// one may come.
+// one may come. A step that alone brings more is divided into parts of a 256th.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "life/histogram.h"
+#include "life/life_clock.h"
 #include "life/life_options.h"
 
 namespace damo {
@@ -19,19 +20,22 @@ class Resolution {
   uint64_t steps() const { return steps_; }
   double seconds() const { return seconds_; }
   uint64_t RowsOf(uint64_t rows) const { return rows_ == kNoLimit ? rows / static_cast<uint64_t>(kIdleParts) : rows_; }
-  // The least time of an idle rule; infinite if there is none.
-  double least_time() const { return seconds_ * kIdleParts; }
+  // Into how many parts a step is divided that brings `ids`: a power of two up to kIdParts.
+  size_t PartsOf(size_t ids, uint64_t rows) const;
+  // The times of idle rules, ascending.
+  const std::vector<double>& times() const { return idle_seconds_; }
 
   // How much is lost if two buckets become one: at most 1 if the options take effect as finely as they should.
-  double CostOf(const Histogram::Neighbours& buckets, const Bucket& now, uint64_t rows) const;
+  double CostOf(const Histogram::Neighbours& buckets, uint32_t step, const LifeClock& clock, uint64_t rows) const;
   // Buckets of the steps before `end`, at most `most`, of a table whose rows are not known: the later, the finer.
-  std::vector<Bucket> Divide(uint64_t end, size_t most, double time) const;
+  std::vector<Bucket> Divide(uint64_t end, size_t most) const;
 
  private:
   static constexpr double kIdleParts = 256, kRowParts = 1024;
+  static constexpr uint64_t kStepParts = 256, kFewRows = 4;  // that are not divided
 
   std::vector<double> idle_steps_, idle_seconds_;  // of the rules, ascending
-  uint64_t steps_, rows_;
+  uint64_t steps_, rows_, max_rows_;
   double seconds_;
 };
 

@@ -5,13 +5,23 @@
 
 namespace damo {
 
-uint64_t SetSteps::Step::rows_below(uint32_t part) const {
-  uint64_t rows = 0;
-  for (uint32_t p = 0; p < part; ++p) rows += parts[p].load(std::memory_order_relaxed);
-  return rows;
+namespace {
+
+// Of the parts of a step the first that is not before `position`.
+uint32_t PartFrom(uint32_t step, Position position) {
+  const Position first = PositionOf(step);
+  return static_cast<uint32_t>(std::clamp(position, first, first + kIdParts) - first);
 }
 
-uint64_t SetSteps::Step::rows() const { return rows_below(kIdParts); }
+}  // namespace
+
+uint64_t SetSteps::Step::Rows(Position from, Position to) const {
+  uint64_t rows = 0;
+  for (uint32_t p = PartFrom(step, from); p < PartFrom(step, to); ++p) {
+    rows += parts[p].load(std::memory_order_relaxed);
+  }
+  return rows;
+}
 
 Counter* SetSteps::FindOrAdd(uint32_t step, int64_t id) {
   if (Counter* found = Find(step, id)) return found;
@@ -55,44 +65,22 @@ void SetSteps::Sort() noexcept {
             [](const Step& a, const Step& b) { return a.step < b.step; });
 }
 
-uint64_t SetSteps::Rows(uint64_t from, uint64_t to) const {
+uint64_t SetSteps::Rows(Position from, Position to) const {
   uint64_t rows = 0;
-  for (size_t i = 0; i < size(); ++i) {
-    if (steps_[i].step >= from && steps_[i].step < to) rows += steps_[i].rows();
-  }
+  for (size_t i = 0; i < size(); ++i) rows += steps_[i].Rows(from, to);
   return rows;
 }
 
-uint64_t SetSteps::Take(uint64_t from, uint64_t to) noexcept {
+uint64_t SetSteps::Take(Position from, Position to) noexcept {
   const uint64_t rows = Rows(from, to);
-  DropIf([&](const Step& step) { return step.step >= from && step.step < to; });
-  return rows;
-}
-
-uint32_t SetSteps::LeastPart(uint32_t step, uint64_t rows) const {
-  const Step* found = Find(step);
-  if (found == nullptr) return kIdParts;
-  uint32_t part = 0;
-  for (uint64_t below = 0; below < rows && part < kIdParts; ++part) {
-    below += found->parts[part].load(std::memory_order_relaxed);
-  }
-  return part;
-}
-
-uint64_t SetSteps::TakeParts(uint32_t step, uint32_t part) noexcept {
-  const Step* found = Find(step);
-  if (found == nullptr) return 0;
-  const uint64_t rows = found->rows_below(part);
-  for (uint32_t p = 0; p < part; ++p) found->parts[p].store(0, std::memory_order_relaxed);
-  return rows;
-}
-
-std::optional<uint32_t> SetSteps::LastBefore(uint64_t step) const {
-  std::optional<uint32_t> last;
   for (size_t i = 0; i < size(); ++i) {
-    if (steps_[i].step < step) last = std::max(last.value_or(0), steps_[i].step);
+    const Step& step = steps_[i];
+    for (uint32_t p = PartFrom(step.step, from); p < PartFrom(step.step, to); ++p) {
+      step.parts[p].store(0, std::memory_order_relaxed);
+    }
   }
-  return last;
+  DropIf([&](const Step& step) { return step.step >= StepOf(from) && step.step <= StepOf(to) && step.rows() == 0; });
+  return rows;
 }
 
 }  // namespace damo

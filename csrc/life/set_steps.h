@@ -1,8 +1,8 @@
 // How many rows live that were set and never updated: by the step at which they were, and by the part of their ids.
 //
-// One call may set any number of rows, all of them at one step: a cut that had to take or leave a step would take all.
-// So they are divided further, as long as the steps at which rows were set are few; of others a histogram's cells have
-// them, like rows that were updated.
+// Calls between two updates may set any number of rows, which nobody knows before, so that no bucket of a histogram can
+// be divided for them. They are counted by parts here as long as the steps at which rows were set are few; of others a
+// histogram's cells have them, like rows that were updated.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "base/mutex.h"
@@ -30,8 +29,8 @@ class SetSteps {
   struct Step {
     uint32_t step = 0;
     std::unique_ptr<Counter[]> parts;  // kIdParts
-    uint64_t rows() const;
-    uint64_t rows_below(uint32_t part) const;
+    uint64_t rows() const { return Rows(0, kEndOfPositions); }
+    uint64_t Rows(Position from, Position to) const;  // of the positions between the two
   };
 
   size_t size() const { return size_.load(std::memory_order_acquire); }
@@ -52,16 +51,10 @@ class SetSteps {
   bool overflowed() const { return overflowed_.load(std::memory_order_relaxed); }
   void ClearOverflow() { overflowed_.store(false, std::memory_order_relaxed); }
 
-  // Of the steps `from` up to `to`.
-  uint64_t Rows(uint64_t from, uint64_t to) const;
+  // Of the positions `from` up to `to`.
+  uint64_t Rows(Position from, Position to) const;
   // The same, and has them no more afterwards.
-  uint64_t Take(uint64_t from, uint64_t to) noexcept;
-  // The least part below which a step has so many rows; kIdParts if all of them are too few, or are needed.
-  uint32_t LeastPart(uint32_t step, uint64_t rows) const;
-  // Of a step the parts below `part`, which are empty afterwards.
-  uint64_t TakeParts(uint32_t step, uint32_t part) noexcept;
-  // The last before `step` that is one of these.
-  std::optional<uint32_t> LastBefore(uint64_t step) const;
+  uint64_t Take(Position from, Position to) noexcept;
   // Brings them into ascending order, those without rows left out.
   void Sort() noexcept;
 

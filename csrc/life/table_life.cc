@@ -11,15 +11,19 @@
 namespace damo {
 namespace {
 
-// No clock of anybody's goes on by more seconds at once, where no rule says what is too much: 30 years.
-constexpr double kLongestLeap = 1e9;
-
 // Fewer buckets take little memory, whether they have rows or not.
 constexpr size_t kLeastMerged = 64;
 
 const LifeOptions& Checked(const LifeOptions& options) {
   CheckLifeOptions(options);
   return options;
+}
+
+std::vector<Bucket> WithEdges(std::vector<Bucket> buckets, std::span<const Position> edges) {
+  for (const Position edge : edges) buckets.push_back({edge, 0});
+  std::sort(buckets.begin(), buckets.end(), [](const Bucket& a, const Bucket& b) { return a.first < b.first; });
+  buckets.erase(std::unique(buckets.begin(), buckets.end()), buckets.end());
+  return buckets;
 }
 
 double Checked(double clock) {
@@ -29,11 +33,12 @@ double Checked(double clock) {
 
 }  // namespace
 
-TableLife::TableLife(const LifeOptions& options, uint32_t iter, double clock, const LifeLimits& limits)
+TableLife::TableLife(const LifeOptions& options, uint32_t iter, double clock, const LifeLimits& limits,
+                     std::span<const Position> edges)
     : limits_(limits),
       options_(Checked(options)),
       resolution_(options),
-      histogram_(resolution_.Divide(uint64_t{iter} + 1, limits.buckets / 2, 0), limits.buckets),
+      histogram_(WithEdges(resolution_.Divide(uint64_t{iter} + 1, limits.buckets / 2), edges), limits.buckets),
       passed_(options.idle.size()),
       iter_(iter),
       clock_(Checked(clock)) {
@@ -52,8 +57,8 @@ TableLife::TableLife(const LifeState& state, const LifeOptions& options, const L
       ladder_(state.ladder),
       counts_(state.counts),
       iter_(state.iter),
-      time_(state.time),
-      clock_(state.clock) {
+      clock_(state.time, state.clock, state.leaps),
+      updated_(state.updated) {
   for (const LifeState::Cell& cell : state.cells) {
     Count(&histogram_.Cell(cell.count_class, cell.bucket), cell.count_class == kSightingClass ? &sighted_ : &rows_,
           cell.rows);
@@ -68,8 +73,10 @@ std::string TableLife::Serialize() const { return EncodeLife(State()); }
 LifeState TableLife::State() const {
   LifeState state;
   state.iter = iter_;
-  state.time = time_;
-  state.clock = clock_;
+  state.time = clock_.time();
+  state.updated = updated_;
+  state.clock = clock_.reading();
+  state.leaps = clock_.leaps();
   state.ladder = ladder_;
   state.counts = counts_;
   state.rules = options_.idle;
@@ -91,7 +98,7 @@ void TableLife::SetOptions(const LifeOptions& options) {
   CheckLifeOptions(options);
   LifeOptions changed = options;
   Resolution resolution(options);
-  std::vector<uint32_t> passed(options.idle.size());
+  std::vector<Position> passed(options.idle.size());
   std::vector<uint64_t> expired;
   std::vector<IdleRule> before = options_.idle;
   std::vector<uint64_t> counts = counts_.expired;
@@ -116,18 +123,11 @@ size_t TableLife::memory_bytes() const {
 
 // ---- a step
 
-double TableLife::TakeClockLeap() { return std::exchange(leap_, 0); }
-
-// Of so many seconds that have passed by the clock those that do by the life's time.
-double TableLife::CountedOf(double ahead) const {
-  return std::clamp(ahead, 0.0, std::min(resolution_.least_time() / 2, kLongestLeap));
-}
-
 bool TableLife::Opens(uint32_t step, size_t ids, double time) const {
   const size_t last = histogram_.size() - 1;
   const Bucket& bucket = histogram_.bucket(last);
-  if (step == bucket.first) return false;
-  if (step - bucket.first >= resolution_.steps() || time - bucket.time >= resolution_.seconds()) return true;
+  if (step == StepOf(bucket.first)) return false;
+  if (step - StepOf(bucket.first) >= resolution_.steps() || time - bucket.time >= resolution_.seconds()) return true;
   const uint64_t most = resolution_.RowsOf(rows());
   return ids > most || RowsOf({0, kCountClasses}, last) + ids > most;
 }
@@ -135,16 +135,25 @@ bool TableLife::Opens(uint32_t step, size_t ids, double time) const {
 // Merges an eighth of the buckets, if they may be as coarse as that or there can be no more, else makes room for twice
 // as many. That is a matter of how many there are, not of how many there is room for, which a life that is read again
 // does not know.
-void TableLife::PrepareToOpen(const Bucket& next) {
+void TableLife::PrepareToOpen(uint32_t step, size_t buckets) {
   const size_t n = histogram_.size();
-  const bool is_full = histogram_.is_full();
-  if (is_full || (std::has_single_bit(n) && n >= kLeastMerged)) {
-    const auto cost = [&](const Histogram::Neighbours& buckets) { return resolution_.CostOf(buckets, next, rows()); };
-    const size_t most = std::min(n, limits_.buckets) - std::max<size_t>(std::min(n, limits_.buckets) / 8, 1);
+  const bool is_full = n + buckets > histogram_.most();
+  const size_t room = std::min(std::max(std::bit_ceil(n), kLeastMerged), histogram_.most());
+  if (n + buckets > room) {
+    const auto cost = [&](const Histogram::Neighbours& neighbours) {
+      return resolution_.CostOf(neighbours, step, clock_, rows());
+    };
+    const size_t most = room - std::min(std::max(room / 8, buckets), room / 2);
+    histogram_.Reserve(most + buckets);
     if (histogram_.Merge(most, ContentsOfBuckets(), cost, is_full ? std::numeric_limits<double>::infinity() : 1))
       return;
   }
-  histogram_.Reserve(n + 1);
+  histogram_.Reserve(n + buckets);
+}
+
+// As many as a step can be divided into where there are few buckets.
+size_t TableLife::PartsOf(size_t ids) const {
+  return std::min(resolution_.PartsOf(ids, rows()), std::bit_floor(std::max<size_t>(histogram_.most() / 8, 1)));
 }
 
 void TableLife::BeginStep(uint32_t step, size_t ids, double clock) {
@@ -153,24 +162,29 @@ void TableLife::BeginStep(uint32_t step, size_t ids, double clock) {
     throw Error(ErrorCode::kInvalidArgument,
                 "step: expected none before " + std::to_string(iter_) + ", got " + std::to_string(step));
   }
-  const double ahead = clock - clock_, counted = CountedOf(ahead), time = time_ + counted;
+  const double time = clock_.TimeAt(clock);
   const bool opens = Opens(step, ids, time);
+  const size_t parts = opens ? PartsOf(ids) : 0;
   histogram_.PrepareClasses(options_.sightings > 1);
   if (set_steps_.size() > 0) histogram_.Cell(0, 0);
-  if (opens) PrepareToOpen({step, time_});
+  clock_.Reserve();
+  if (opens) PrepareToOpen(step, parts);
   // Nothing fails from here on.
-  if (opens) histogram_.Open(step, time_);
-  time_ = time;
-  if (std::isfinite(resolution_.least_time())) leap_ += std::max(ahead - counted, 0.0);
-  // A clock may go back a little, as the times of events do, and then counts again when it is where it was. If it goes
-  // back further, it has been set right.
-  if (ahead > 0 || CountedOf(-ahead) < -ahead) clock_ = clock;
+  clock_.Read(clock, resolution_.times());
+  opens ? histogram_.Open(step, parts, updated_, time) : histogram_.Retime(step, time);
   iter_ = step;
   rows_before_ = rows();
   FoldSetSteps();
 }
 
+void TableLife::PassTime(double clock) {
+  Checked(clock);
+  clock_.Reserve();
+  clock_.Read(clock, resolution_.times());
+}
+
 void TableLife::EndStep() noexcept {
+  updated_ = clock_.time();
   counts_.created += rows() - std::min(rows(), rows_before_);
   for (size_t i = 0; i < options_.idle.size(); ++i) {
     const IdleRule& rule = options_.idle[i];
@@ -195,15 +209,18 @@ TableLife::Classes TableLife::ClassesOf(const IdleRule& rule) {
   return {0, rule.below_count == 0 ? kCountClasses : static_cast<size_t>(std::countr_zero(rule.below_count)) + 1};
 }
 
-// Has the rows of buckets go that end so long ago, the oldest first, as long as `floor` are left. `*passed`: before it,
-// none of the classes live.
-uint64_t TableLife::Expire(const IdleRule& rule, Classes classes, uint64_t floor, uint32_t* passed) noexcept {
-  const auto is_due = [&](const Bucket& end) {
-    return rule.steps > 0 ? uint64_t{end.first} + rule.steps <= iter_ : time_ - end.time >= rule.seconds;
-  };
+// Whether all rows that stand before `end` have been idle for as long as the rule says, and longer where it has steps.
+bool TableLife::IsDue(const IdleRule& rule, const Bucket& end) const {
+  if (rule.steps > 0) return uint64_t{StepOf(end.first - 1)} + rule.steps < iter_;
+  return clock_.IdleTime(end.time, rule.seconds) >= rule.seconds;
+}
+
+// Has the rows of buckets go that are due, the oldest first, as long as `floor` are left. `*passed`: before it, none of
+// the classes live.
+uint64_t TableLife::Expire(const IdleRule& rule, Classes classes, uint64_t floor, Position* passed) noexcept {
   uint64_t gone = 0;
-  const uint32_t before = *passed;
-  for (size_t b = histogram_.Find(before); b + 1 < histogram_.size() && is_due(histogram_.bucket(b + 1)); ++b) {
+  const Position before = *passed;
+  for (size_t b = histogram_.Find(before); b + 1 < histogram_.size() && IsDue(rule, histogram_.bucket(b + 1)); ++b) {
     const uint64_t rows_here = RowsOf(classes, b);
     if (floor > 0 && rows_here > rows() - std::min(floor, rows())) break;
     if (rows_here > 0) gone += Take(classes, b, b + 1);
@@ -221,7 +238,10 @@ std::vector<Histogram::Contents> TableLife::ContentsOfBuckets() const {
     }
   }
   for (size_t i = 0; i < set_steps_.size(); ++i) {
-    contents[histogram_.Find(set_steps_[i].step)].rows += set_steps_[i].rows();
+    const Position first = PositionOf(set_steps_[i].step), end = first + kIdParts;
+    for (size_t b = histogram_.Find(first); b < contents.size() && histogram_.bucket(b).first < end; ++b) {
+      contents[b].rows += set_steps_[i].Rows(histogram_.bucket(b).first, EndOf(b));
+    }
   }
   return contents;
 }
@@ -230,8 +250,7 @@ uint64_t TableLife::RowsOf(Classes classes, size_t b) const {
   uint64_t rows = 0;
   for (size_t c = classes.begin; c < classes.end; ++c) rows += histogram_.Rows(c, b, b + 1);
   if (classes.begin > 0) return rows;
-  const bool is_last = b + 1 == histogram_.size();
-  return rows + set_steps_.Rows(histogram_.bucket(b).first, is_last ? kAfterAll : EndOf(b));
+  return rows + set_steps_.Rows(histogram_.bucket(b).first, EndOf(b));
 }
 
 // REQUIRES: the last bucket is not among them.

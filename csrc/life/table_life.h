@@ -1,7 +1,8 @@
 // The life of a table's rows: a histogram of those that live, and the ladder (row/ladder.h) that policies raise by it.
 //
-// Rows are counted in cells: by class of update count, and by bucket of last steps. The ladder stands on edges of
-// buckets, so that raising it empties whole cells: how many rows live is known without looking at any.
+// Rows are counted in cells: by class of update count, and by bucket of positions, that is, of last steps, or parts of
+// one that brought many. The ladder stands on edges of buckets, so that raising it empties whole cells: how many rows
+// live is known without looking at any.
 //
 // All of it is a function of the calls, whatever the order of Add and Remove between two others: same calls, same
 // ladder. Cells of two tables with the same edges may be added up.
@@ -10,12 +11,14 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "life/histogram.h"
 #include "life/life_bytes.h"
+#include "life/life_clock.h"
 #include "life/life_counts.h"
 #include "life/life_options.h"
 #include "life/resolution.h"
@@ -33,8 +36,10 @@ struct LifeLimits {
 class TableLife {
  public:
   // Of a table that has had `iter` updates and whose rows, if any, are Added next. `clock`: seconds, of any origin.
-  // Throws kInvalidArgument.
-  TableLife(const LifeOptions& options, uint32_t iter, double clock, const LifeLimits& limits = {});
+  // `edges`: where buckets of these rows are to begin, RowEdges() at most. Throws kInvalidArgument.
+  TableLife(const LifeOptions& options, uint32_t iter, double clock, const LifeLimits& limits = {},
+            std::span<const Position> edges = {});
+  static size_t RowEdges(const LifeLimits& limits = {}) { return limits.buckets / 4; }
   // As Serialize left it. Throws kCorruption, or kInvalidArgument for the options.
   TableLife(std::string_view bytes, const LifeOptions& options, const LifeLimits& limits = {});
   std::string Serialize() const;
@@ -74,9 +79,11 @@ class TableLife {
   void BeginStep(uint32_t step, size_t ids, double clock);
   // Raises the ladder as far as the options want it.
   void EndStep() noexcept;
-  // Seconds by which the clock leapt ahead beyond what counts (half of the narrowest rule's), since this was last
-  // asked; 0 if it did not.
-  double TakeClockLeap();
+  // An update of others than this table: time goes on, and that was no leap of the clock. When it throws, nothing has
+  // changed.
+  void PassTime(double clock);
+  // By how many seconds the clock had gone ahead at the last update, of whatever table.
+  double clock_gap() const { return clock_.gap(); }
 
   // How many rows options would have had removed by now, had they held in this EndStep. Throws kInvalidArgument.
   uint64_t Preview(const LifeOptions& options) const;
@@ -87,15 +94,14 @@ class TableLife {
   TableLife(const LifeState& state, const LifeOptions& options, const LifeLimits& limits);
   LifeState State() const;
 
-  static constexpr uint64_t kAfterAll = uint64_t{1} << 32;  // steps
-  static constexpr uint64_t kMinusOne = ~uint64_t{0};       // of numbers that wrap
+  static constexpr uint64_t kMinusOne = ~uint64_t{0};  // of numbers that wrap
 
   // Where rows are counted.
   Counter* Place(RowHeader row, int64_t id) {
     if (row.count == 0) {
       if (Counter* part = set_steps_.Find(row.last_step, id)) return part;
     }
-    return &histogram_.Cell(CountClass(row.count), histogram_.Find(row.last_step));
+    return &histogram_.Cell(CountClass(row.count), histogram_.Find(row.last_step, id));
   }
   Counter* PlaceOfNew(RowHeader row, int64_t id) {
     if (row.count == 0) {
@@ -104,7 +110,7 @@ class TableLife {
     return Place(row, id);
   }
   Counter* PlaceOfSighting(RowHeader sighting) {
-    return &histogram_.Cell(kSightingClass, histogram_.Find(sighting.last_step));
+    return &histogram_.Cell(kSightingClass, histogram_.Find(PositionOf(sighting.last_step, kIdParts - 1)));
   }
   static void Count(Counter* place, Counter* all, uint64_t n) {
     place->fetch_add(n, std::memory_order_relaxed);
@@ -117,24 +123,35 @@ class TableLife {
   };
   static Classes ClassesOf(const IdleRule& rule);
 
-  Bucket now() const { return {iter_, time_}; }
-  uint32_t EndOf(size_t b) const { return histogram_.bucket(b + 1).first; }  // REQUIRES: not the last
-  double CountedOf(double ahead) const;
+  // Of the last one, beyond all rows.
+  Position EndOf(size_t b) const {
+    return b + 1 == histogram_.size() ? kEndOfPositions : histogram_.bucket(b + 1).first;
+  }
   bool Opens(uint32_t step, size_t ids, double time) const;
-  void PrepareToOpen(const Bucket& next);
+  size_t PartsOf(size_t ids) const;
+  void PrepareToOpen(uint32_t step, size_t buckets);
   std::vector<Histogram::Contents> ContentsOfBuckets() const;
   uint64_t RowsOf(Classes classes, size_t b) const;
   uint64_t Take(Classes classes, size_t from, size_t to) noexcept;
-  uint64_t Expire(const IdleRule& rule, Classes classes, uint64_t floor, uint32_t* passed) noexcept;
+  bool IsDue(const IdleRule& rule, const Bucket& end) const;
+  uint64_t Expire(const IdleRule& rule, Classes classes, uint64_t floor, Position* passed) noexcept;
 
   // ---- cut.cc
 
   uint64_t Cut() noexcept;
-  uint64_t CutAt(uint64_t cut) noexcept;
-  size_t EndedBy(uint64_t cut, size_t count_class) const;
+  uint64_t CutAt(Position cut) noexcept;
+  size_t EndedBy(Position cut, size_t count_class) const;
+
+  // ---- fold.cc
+
+  // Those from `begin` up to `end`.
+  struct Buckets {
+    size_t begin, end;
+  };
+  Buckets BucketsOf(const SetSteps::Step& step) const;
   void FoldSetSteps() noexcept;
   void FoldMixedSetSteps() noexcept;
-  void FoldSetStepsOf(size_t b) noexcept;
+  void Fold(size_t begin, size_t end) noexcept;
 
   const LifeLimits limits_;
   LifeOptions options_;
@@ -145,12 +162,12 @@ class TableLife {
   LifeCounts counts_;
   Counter rows_{0}, sighted_{0};
   uint64_t rows_before_ = 0;      // at BeginStep
-  std::vector<uint32_t> passed_;  // by each rule: no row of its classes lives before this step
-  uint32_t forgotten_ = 0;        // the same of sightings
+  std::vector<Position> passed_;  // by each rule: no row of its classes lives before this
+  Position forgotten_ = 0;        // the same of sightings
 
   uint32_t iter_;
-  double time_ = 0, clock_;  // the life's own, which never leaps; the last that was read
-  double leap_ = 0;
+  LifeClock clock_;
+  double updated_ = 0;  // the time of the last update
 };
 
 }  // namespace damo

@@ -33,10 +33,10 @@ LifeOptions MakeLifeOptions(uint32_t sightings, double probability, uint32_t wit
   return options;
 }
 
-std::array<uint32_t, kLadderClasses> StepsOf(const Ladder& ladder) {
-  std::array<uint32_t, kLadderClasses> steps;
-  for (size_t i = 0; i < steps.size(); ++i) steps[i] = ladder.step(i);
-  return steps;
+std::array<Position, kLadderClasses> PositionsOf(const Ladder& ladder) {
+  std::array<Position, kLadderClasses> positions;
+  for (size_t i = 0; i < positions.size(); ++i) positions[i] = ladder.position(i);
+  return positions;
 }
 
 }  // namespace
@@ -47,7 +47,7 @@ void RegisterLife(py::module_& m) {
            py::arg("within_steps") = 0, py::arg("idle") = std::vector<std::tuple<uint32_t, double, uint64_t>>(),
            py::arg("min_rows") = 0, py::arg("max_rows") = py::none(), py::arg("keep_rows") = py::none(),
            py::arg("credit") = 0);
-  py::class_<Ladder>(m, "Ladder").def_property_readonly("steps", &StepsOf).def_property_readonly("part", &Ladder::part);
+  py::class_<Ladder>(m, "Ladder").def_property_readonly("positions", &PositionsOf);
   py::class_<LifeCounts>(m, "LifeCounts")
       .def_readonly("created", &LifeCounts::created)
       .def_readonly("expired", &LifeCounts::expired)

@@ -19,10 +19,9 @@
 namespace damo {
 namespace {
 
-Ladder MakeLadder(const std::array<uint32_t, kLadderClasses>& steps, uint32_t part) {
+Ladder MakeLadder(const std::array<Position, kLadderClasses>& positions) {
   Ladder ladder;
-  for (size_t i = 0; i < steps.size(); ++i) ladder.Raise(i, steps[i]);
-  ladder.RaiseFirst(steps[0], part);
+  for (size_t i = 0; i < positions.size(); ++i) ladder.Raise(i, positions[i]);
   return ladder;
 }
 
@@ -170,7 +169,7 @@ static void RegisterResults(py::module_& m) {
       .def_readonly("counts", &LifeStats::counts)
       .def_readonly("ladder", &LifeStats::ladder)
       .def_readonly("memory_bytes", &LifeStats::memory_bytes)
-      .def_readonly("clock_leap", &LifeStats::clock_leap);
+      .def_readonly("clock_gap", &LifeStats::clock_gap);
   py::class_<LookupStats>(m, "LookupStats")
       .def_readonly("hits", &LookupStats::hits)
       .def_readonly("prefetched", &LookupStats::prefetched)
@@ -199,10 +198,10 @@ void RegisterStore(py::module_& m) {
       .def("set_life", &Store::SetLife, py::arg("table"), py::arg("options"), py::arg("clock"), ReleaseGil())
       .def(
           "follow",
-          [](Store& s, uint16_t table, const std::array<uint32_t, kLadderClasses>& steps, uint32_t part) {
-            s.Follow(table, MakeLadder(steps, part));
+          [](Store& s, uint16_t table, const std::array<Position, kLadderClasses>& positions) {
+            s.Follow(table, MakeLadder(positions));
           },
-          py::arg("table"), py::arg("steps"), py::arg("part"), ReleaseGil())
+          py::arg("table"), py::arg("positions"), ReleaseGil())
       .def("life_stats", &Store::life_stats, ReleaseGil())
       .def("life_bytes",
            [](Store& s, uint16_t table) -> std::optional<py::bytes> {

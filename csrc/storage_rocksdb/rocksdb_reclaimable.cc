@@ -4,19 +4,11 @@
 #include <utility>
 
 namespace damo {
-namespace {
-
-void Raise(const Ladder& to, Ladder* ladder) {
-  for (size_t c = 0; c < kLadderClasses; ++c) ladder->Raise(c, to.step(c));
-  ladder->RaiseFirst(to.step(0), to.part());
-}
-
-}  // namespace
 
 void ReclaimableRecords::Add(uint32_t table, const Reclaimable& reclaimable) {
   const MutexLock lock(&mutex_);
   Reclaimable& now = now_[table];
-  Raise(reclaimable.ladder, &now.ladder);
+  now.ladder.RaiseTo(reclaimable.ladder);
   now.deletions_before = std::max(now.deletions_before, reclaimable.deletions_before);
 }
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from damo_torchrec.checkpoints.array_file import map_array
 from damo_torchrec.checkpoints.document import MAY_LACK, dump_document, parse_versioned, shown
 from damo_torchrec.checkpoints.file_entry import FileEntry
-from damo_torchrec.checkpoints.ladder import Headers, Ladder
+from damo_torchrec.checkpoints.ladder import END, Headers, Ladder, position
 from damo_torchrec.checkpoints.layout import DELTA_FILE, array_files, header_file
 from damo_torchrec.checkpoints.manifest import LAST_SEQUENCE
 from damo_torchrec.checkpoints.regular_file import NotRegularError, check_regular, read_regular
@@ -30,6 +30,7 @@ _FILE_NAME = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]{0,200}")  # none that leads
 
 _Count = Annotated[int, range(2**63)]
 _Step = Annotated[int, range(2**32)]
+_Position = Annotated[int, range(END)]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class TableChanges:
         dim: weights in a row.
         changed: rows that are new or have changed.
         deleted: rows that are gone.
-        ladder: where its rows die, `Ladder.numbers`; else nothing.
+        ladder: where its rows die, `Ladder.positions`; else nothing.
         mean: of the rows that it leads to, if ids without a row read it; else empty.
     """
 
@@ -49,7 +50,7 @@ class TableChanges:
     dim: Annotated[int, range(1, 2**31)]
     changed: _Count
     deleted: _Count
-    ladder: list[_Step] = field(default_factory=list, metadata=MAY_LACK)
+    ladder: list[_Position] = field(default_factory=list, metadata=MAY_LACK)
     mean: list[float] = field(default_factory=list, metadata=MAY_LACK)
 
     def files(self) -> list[str]:
@@ -58,8 +59,8 @@ class TableChanges:
 
     def check(self, step: int) -> None:
         """Raises ValueError if it contradicts itself, in a delta that leads to `step`."""
-        if self.ladder and (highest := max(Ladder.of_numbers(self.ladder).steps)) > step:
-            raise ValueError(f"a ladder stands at step {highest}, but the delta leads to {step}")
+        if self.ladder and (highest := max(Ladder(tuple(self.ladder)).positions)) > position(step):
+            raise ValueError(f"a ladder stands at position {highest}, but the delta leads to {position(step)}")
 
 
 @dataclass(frozen=True)
@@ -290,7 +291,7 @@ def _read_table(path: Path, table: TableChanges, step: int, private: Path | None
         raise CorruptionError(f"{files[2]} is damaged: it has ids that {files[0].name} has, too")
     if not table.ladder:
         return DeltaTable(ids, weights, deleted)
-    file, ladder = path / header_file(table.number), Ladder.of_numbers(table.ladder)
+    file, ladder = path / header_file(table.number), Ladder(tuple(table.ladder))
     headers = map_array(file, np.uint32, (table.changed, 2), private)
     for first, block in _blocks_with_places(headers):
         if bool((block[:, 0] > step).any()):

@@ -88,13 +88,13 @@ class CopiedTable:
         self._engine = store.session.engine
         self._index = store.table(name).opened.index
         stored = _core.RowSnapshot(self._engine, [self._index]).ladder(0)
-        self.ladder = Ladder() if stored is None else Ladder(tuple(stored.steps), stored.part)
+        self.ladder = Ladder() if stored is None else Ladder(tuple(stored.positions))
         if stored is not None:
             self.follow(self.ladder)
 
     def follow(self, ladder: Ladder) -> None:
         """Has rows be dead by `ladder` from now on, and by no other."""
-        self._engine.follow(self._index, list(ladder.steps), ladder.part)
+        self._engine.follow(self._index, list(ladder.positions))
         self.ladder = ladder
 
     def stored(self, ids: Array) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from damo_torchrec import _core
-from damo_torchrec.checkpoints.ladder import CLASSES, Headers, Ladder
+from damo_torchrec.checkpoints.ladder import CLASSES, END, Headers, Ladder
 from damo_torchrec.checkpoints.lineage import StoreState
 from damo_torchrec.store.open_table import OpenTable
 from damo_torchrec.store.session import Session
@@ -21,7 +21,7 @@ Ids = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]
 RowIds = Mapping[str, Ids]  # ascending, by table
 
-NO_ROW_LIVES = Ladder((2**32 - 1,) * CLASSES)
+NO_ROW_LIVES = Ladder((END - 1,) * CLASSES)
 
 
 class Rows(NamedTuple):
@@ -118,7 +118,7 @@ class TableNow:
     def ladder(self) -> Ladder | None:
         """By which its rows die; None if they do not."""
         core = self.snapshot.ladder(self.position)
-        return None if core is None else Ladder(tuple(core.steps), core.part)
+        return None if core is None else Ladder(tuple(core.positions))
 
 
 class ChangedRows:

@@ -3,10 +3,13 @@
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from damo_torchrec.errors import ClockWarning
+from damo_torchrec.life import Idle
+
+_MOST_NAMED = 3  # tables, in a warning
 
 
 class Clock:
@@ -69,12 +72,15 @@ class Clock:
             stacklevel=2,
         )
 
-    def warn_of_leap(self, table: str, seconds: float) -> None:
-        """Says that `seconds` by which the clock went ahead at once are left out of a table's time."""
+    def warn_of_leap(self, seconds: float, less: Mapping[str, Idle]) -> None:
+        """Says that the clock went ahead by `seconds` at once, and by which rules of tables less than that counts."""
+        named = [f"{(rule.seconds or 0) / 2:.0f} by {rule} of table {table!r}" for table, rule in less.items()]
+        more = f" and so on, for {len(named)} tables" if len(named) > _MOST_NAMED else ""
         warnings.warn(
-            f"the clock of the store {self._path} has leapt ahead, of which {seconds:.0f} seconds do not count for "
-            f"table {table!r}: no rows go for that alone. After a pause of the stream nothing is to be done; if the "
-            "clock was wrong, set store.clock to one that is right, such as the time of the batch's events",
+            f"the clock of the store {self._path} has leapt ahead by {seconds:.0f} seconds, of which count: "
+            f"{', '.join(named[:_MOST_NAMED])}{more}. No rows go for that alone. After a pause of the stream nothing "
+            "is to be done; if the clock was wrong, set store.clock to one that is right, such as the time of the "
+            "batch's events",
             ClockWarning,
             stacklevel=2,
         )

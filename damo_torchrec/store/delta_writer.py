@@ -141,6 +141,6 @@ def _write_table(directory: Path, now: TableNow, rows: ChangedRows) -> TableChan
                 headers.append(some.headers)
         for gone in rows.deleted():
             deleted.append(gone)
-    steps = [] if ladder is None else ladder.numbers()
+    positions = [] if ladder is None else [*ladder.positions]
     mean = now.snapshot.mean(now.position) if now.table.definition.unseen_in_eval == "mean" else []
-    return TableChanges(number, dim, ids.rows, deleted.rows, steps, mean)
+    return TableChanges(number, dim, ids.rows, deleted.rows, positions, mean)

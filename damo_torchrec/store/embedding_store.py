@@ -297,8 +297,8 @@ class EmbeddingStore:
         """What tells the time that rules like ``Idle(days=30)`` go by, in seconds from any origin: `time.time`.
 
         It is read once for each update, by the thread that makes it. With the time of a stream's events, a run can be
-        repeated: set it before the first collection is made. A table's time is the latest that it has said; of a leap
-        ahead, no more than half of the table's narrowest rule counts, and `ClockWarning` tells of the rest.
+        repeated: set it before the first collection is made. The time is the latest that it has said. Where it leaps
+        ahead between two updates of the store, each rule counts half of its own time at most, and `ClockWarning` tells.
         """
         return self._session.catalog.lives.clock.function
 

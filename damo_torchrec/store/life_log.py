@@ -24,8 +24,7 @@ def life_stats(table: OpenTable, engine: _core.Store) -> LifeStats | None:
         expired=dict(zip(life.expire, stats.counts.expired, strict=True)),
         cut=stats.counts.cut,
         forgotten_sightings=stats.counts.forgotten_sightings,
-        ladder=tuple(stats.ladder.steps),
-        ladder_part=stats.ladder.part,
+        ladder=tuple(stats.ladder.positions),
         memory_bytes=stats.memory_bytes,
     )
 

@@ -100,13 +100,14 @@ class Lives:
 
     def note_clock(self, seconds: float, engine: _core.Store) -> None:
         """Says that an update went by that. Warns if the clock has gone back, or leapt ahead."""
-        with_times = [(table, table.life.narrowest_time) for table in self.tables() if table.life is not None]
-        times = {table: time for table, time in with_times if time is not None}
-        if self.clock.note(seconds, min(times.values(), default=None)):
-            for table in times:
-                stats = engine.life_stats(table.index)
-                if stats is not None and stats.clock_leap > 0:
-                    self.clock.warn_of_leap(table.name, stats.clock_leap)
+        lives = [(table, table.life.narrowest_rule) for table in self.tables() if table.life is not None]
+        rules = {table: rule for table, rule in lives if rule is not None}
+        if not self.clock.note(seconds, min((rule.seconds or 0 for rule in rules.values()), default=None)):
+            return
+        gaps = {table: stats.clock_gap for table in rules if (stats := engine.life_stats(table.index)) is not None}
+        less = {t.name: rules[t] for t, gap in gaps.items() if gap > (rules[t].seconds or 0) / 2}
+        if less:
+            self.clock.warn_of_leap(max(gaps.values()), less)
 
     def watch(self, engine: _core.Store, *, anew: bool = False) -> None:
         """Has `tell` tell what comes and goes from now on, in all tables, or in those that are new."""

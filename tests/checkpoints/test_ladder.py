@@ -5,14 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from damo_torchrec.checkpoints.ladder import CLASSES, Ladder, id_parts
+from damo_torchrec.checkpoints.ladder import CLASSES, END, Ladder, id_parts, position
 
 STEP = st.integers(0, 2**32 - 1) | st.integers(0, 4)
-LADDERS = st.builds(
-    Ladder,
-    st.lists(STEP, min_size=CLASSES, max_size=CLASSES).map(tuple),
-    st.integers(0, 256),
-)
+POSITIONS = st.builds(position, STEP, st.integers(0, 255) | st.just(0))
+LADDERS = st.builds(Ladder, st.lists(POSITIONS, min_size=CLASSES, max_size=CLASSES).map(tuple))
 ROWS = st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), STEP, STEP | st.just(0)), max_size=30)
 
 
@@ -24,10 +21,8 @@ def part_of(i: int) -> int:
 
 
 def is_dead(ladder: Ladder, i: int, last_step: int, count: int) -> bool:
-    rung = ladder.steps[count.bit_length()]
-    if last_step != rung:
-        return last_step < rung
-    return count == 0 and part_of(i) < ladder.part
+    step, part = divmod(ladder.positions[count.bit_length()], 256)
+    return last_step < step or (last_step == step and part_of(i) < part)
 
 
 def dead(ladder: Ladder, rows: list[tuple[int, int, int]]) -> list[bool]:
@@ -38,7 +33,7 @@ def dead(ladder: Ladder, rows: list[tuple[int, int, int]]) -> list[bool]:
 
 @given(LADDERS, ROWS)
 def test_it_is_the_rule_of_the_engine(ladder: Ladder, rows: list[tuple[int, int, int]]) -> None:
-    rows += [(i, ladder.steps[count.bit_length()], count) for i, _, count in rows]  # on the rungs
+    rows += [(i, ladder.positions[count.bit_length()] // 256, count) for i, _, count in rows]  # on the rungs
     assert dead(ladder, rows) == [is_dead(ladder, *row) for row in rows]
 
 
@@ -46,21 +41,17 @@ def test_it_is_the_rule_of_the_engine(ladder: Ladder, rows: list[tuple[int, int,
 def test_a_ladder_over_two_is_the_lowest_that_has_what_is_dead_by_either(
     one: Ladder, other: Ladder, rows: list[tuple[int, int, int]]
 ) -> None:
-    rows += [(i, ladder.steps[count.bit_length()], count) for i, _, count in rows for ladder in (one, other)]
+    rungs = [(ladder, count.bit_length()) for _, _, count in rows for ladder in (one, other)]
+    rows += [(i, ladder.positions[c] // 256, 2**c // 2) for i, _, _ in rows[:3] for ladder, c in rungs]
     over = one.over(other)
     assert dead(over, rows) == [is_dead(one, *row) or is_dead(other, *row) for row in rows]
     assert one.is_above(other) == (over != other)
     assert not one.is_above(over)
 
 
-@given(LADDERS)
-def test_numbers_make_the_same_again(ladder: Ladder) -> None:
-    assert Ladder.of_numbers(ladder.numbers()) == ladder
-
-
 def test_every_count_has_its_class() -> None:
     counts = [count for k in range(33) for count in (2**k - 1, 2**k) if count < 2**32]
-    ladder = Ladder((*range(100, 100 + CLASSES),))
+    ladder = Ladder.of_steps(range(100, 100 + CLASSES))
     for below in (0, 1):
         rows = [(0, 100 + count.bit_length() - below, count) for count in counts]
         assert dead(ladder, rows) == [below == 1] * len(rows)
@@ -71,7 +62,7 @@ def test_parts_are_those_of_the_engine() -> None:
     assert id_parts(np.array(ids)).tolist() == [part_of(i) for i in ids]
 
 
-@pytest.mark.parametrize("numbers", [[0] * 34, [0] * 36, [-1] + [0] * 34, [2**32] + [0] * 34, [0] * 34 + [257]])
-def test_other_numbers_are_none(numbers: list[int]) -> None:
-    with pytest.raises(ValueError, match="ladder"):
-        Ladder.of_numbers(numbers)
+@pytest.mark.parametrize("positions", [(0,) * 33, (0,) * 35, (-1,) + (0,) * 33, (0,) * 33 + (END,)])
+def test_other_numbers_are_none(positions: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=f"a ladder is 34 positions from 0 to {2**40 - 1}, got"):
+        Ladder(positions)

@@ -139,7 +139,7 @@ def test_dead_rows_are_unseen_before_anything_is_written(
     """As in the middle of `apply_delta`."""
     store = plain_store_of(exported)
     store.update({3: (1.0, 2.0)})
-    store.raise_ladder(Ladder((9, 9, 8, 8, 2) + (0,) * (CLASSES - 5)))
+    store.raise_ladder(Ladder.of_steps((9, 9, 8, 8, 2) + (0,) * (CLASSES - 5)))
     assert {3} < store.rows.keys() < set(range(9))
     monkeypatch.setattr(Updates, "complete", lambda _: None)
     server.apply_delta(store.delta(tmp_path / "delta", store.moments[0], Manifest.read(exported).seed))

@@ -68,11 +68,10 @@ class Model:
     def sweep(self, ladder: Ladder) -> None:
         """Deletes what is dead: one row at a time, by the definition."""
         for id, row in list(self.rows.items()):
-            step = ladder.steps[row.count.bit_length()]
-            part = row.count == 0 and row.last_step == step and id_part(id) < ladder.part
-            if row.last_step < step or part:
+            step, part = divmod(ladder.positions[row.count.bit_length()], 256)
+            if row.last_step < step or (row.last_step == step and id_part(id) < part):
                 del self.rows[id]
-        self.sightings = {id: seen for id, seen in self.sightings.items() if seen[0] >= ladder.steps[33]}
+        self.sightings = {id: seen for id, seen in self.sightings.items() if seen[0] >= ladder.positions[33] // 256}
 
 
 def id_part(id: int) -> int:
@@ -136,7 +135,7 @@ class Run:
 
     def ladder(self) -> Ladder:
         life = self.store.session.engine.life_stats(self.table.opened.index)
-        return Ladder(tuple(life.ladder.steps), life.ladder.part)
+        return Ladder(tuple(life.ladder.positions))
 
     def update(self) -> None:
         self.now += self.chance.choice([1, 10, 60])

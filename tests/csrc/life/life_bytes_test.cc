@@ -31,7 +31,7 @@ LifeOptions Options() {
 LifeState State() {
   TableLife life(Options(), 0, 100);
   for (uint32_t step = 1; step <= 60; ++step) {
-    life.BeginStep(step, 6, 100 + step);
+    life.BeginStep(step, 6, 100 + step + (step > 5 ? 20 : 0));
     for (uint32_t i = 0; i < 5; ++i) life.Add({step, i + 1}, i);
     life.AddSighting({step, 1});
     life.EndStep();
@@ -50,14 +50,15 @@ TEST(LifeBytes, AreWhatTheFormatSays) {
   state.cells = {{2, 0, 7}};
   const std::string bytes = EncodeLife(state);
   // docs/format.md
-  EXPECT_EQ(bytes.size(), 4 + 4 + 16 + 35 * 4 + 24 + 4 + (4 + 12) + (4 + 11) + 4 + 5 + 16u);
+  EXPECT_EQ(bytes.size(), 4 + 4 + 24 + 4 + 34 * 8 + 24 + 4 + (4 + 16) + (4 + 11) + 4 + 5 + 16u);
   EXPECT_EQ(bytes.substr(0, 8), std::string("\1\0\0\0\4\3\2\1", 8));
   EXPECT_EQ(bytes.substr(bytes.size() - 16, 8), std::string("\7\0\0\0\0\0\0\0", 8));
 }
 
 TEST(LifeBytes, AreReadAsWhatWasWritten) {
   const LifeState state = State();
-  EXPECT_GT(state.ladder.part(), 0u);
+  EXPECT_GT(PartOf(state.ladder.position(0)), 0u);
+  EXPECT_GT(state.leaps.size(), 0u);
   EXPECT_GT(state.cells.size(), 100u);
   EXPECT_GT(state.parts.size(), 100u);
   EXPECT_EQ(state.rules, Options().idle);
@@ -97,20 +98,28 @@ TEST(LifeBytes, AreRefusedIfTheyAreOfNoLife) {
     ExpectError(ErrorCode::kCorruption, {what}, [&] { TableLife(EncodeLife(state), Options()); });
   };
   refuses("above the iteration", [](LifeState* s) { s->iter = 59; });
-  refuses("ladder above", [](LifeState* s) { s->ladder.Raise(32, 61); });
-  refuses("part that ids have not", [](LifeState* s) { s->ladder.RaiseFirst(s->ladder.step(0), 256); });
-  refuses("within the newest step", [](LifeState* s) { s->ladder.RaiseFirst(60, 1); });
+  refuses("ladder above", [](LifeState* s) { s->ladder.Raise(32, PositionOf(61)); });
+  refuses("ladder above", [](LifeState* s) { s->ladder.Raise(0, PositionOf(60, 1)); });
   for (double bad : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
     refuses("finite", [=](LifeState* s) { s->time = bad; });
     refuses("finite", [=](LifeState* s) { s->clock = bad; });
+    refuses("finite", [=](LifeState* s) { s->updated = bad; });
+    refuses("finite", [=](LifeState* s) { s->leaps[0].gap = bad; });
     refuses("finite", [=](LifeState* s) { s->buckets[1].time = bad; });
     refuses("finite", [=](LifeState* s) { s->rules[1].seconds = bad; });
   }
   refuses("expire[0]", [](LifeState* s) { s->rules[0].seconds = 1; });
   refuses("1 to 2048 buckets", [](LifeState* s) { s->buckets.clear(); });
   refuses("1 to 2048 buckets", [](LifeState* s) { s->buckets.resize(2049); });
-  refuses("steps that ascend", [](LifeState* s) { s->buckets[0].first = 1; });
-  refuses("steps that ascend", [](LifeState* s) { s->buckets[2].first = s->buckets[1].first; });
+  refuses("positions that ascend", [](LifeState* s) { s->buckets[0].first = 1; });
+  refuses("positions that ascend", [](LifeState* s) { s->buckets[2].first = s->buckets[1].first; });
+  refuses("bucket above the iteration", [](LifeState* s) { s->buckets.back().first = PositionOf(61); });
+  refuses("update later than the time", [](LifeState* s) { s->updated = s->time + 1; });
+  refuses("update later than the time", [](LifeState* s) { s->updated = -1; });
+  refuses("leap of the clock later", [](LifeState* s) { s->leaps.back().gap += s->time; });
+  refuses("in ascending order", [](LifeState* s) { s->leaps.push_back(s->leaps.back()); });
+  refuses("in ascending order", [](LifeState* s) { s->leaps.back().gap = 0; });
+  refuses("more leaps", [](LifeState* s) { s->leaps.resize(257); });
   refuses("times that ascend", [](LifeState* s) { s->buckets[0].time = -1; });
   refuses("later than the time", [](LifeState* s) { s->buckets.back().time = s->time + 1; });
   refuses("cell that there is not", [](LifeState* s) { s->cells.back().count_class = 34; });
@@ -118,8 +127,8 @@ TEST(LifeBytes, AreRefusedIfTheyAreOfNoLife) {
   refuses("ascending order", [](LifeState* s) { std::swap(s->cells[0], s->cells[1]); });
   refuses("ascending order", [](LifeState* s) { s->cells[1] = s->cells[0]; });
   refuses("ascending order", [](LifeState* s) { std::swap(s->parts[0], s->parts[1]); });
-  refuses("below the ladder", [](LifeState* s) { s->ladder.Raise(1, 60); });
-  refuses("below the ladder", [](LifeState* s) { s->ladder.RaiseFirst(s->ladder.step(0), 255); });
+  refuses("below the ladder", [](LifeState* s) { s->ladder.Raise(1, PositionOf(60)); });
+  refuses("below the ladder", [](LifeState* s) { s->ladder.Raise(0, s->ladder.position(0) + 50); });
   refuses("without rows", [](LifeState* s) { s->cells[0].rows = 0; });
   refuses("without rows", [](LifeState* s) { s->parts[0].rows = 0; });
   refuses("more rows", [](LifeState* s) { s->cells[0].rows = uint64_t{1} << 63; });

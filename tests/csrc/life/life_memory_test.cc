@@ -110,7 +110,7 @@ TEST(Life, SumsWhatThreadsDo) {
   });
   life.EndStep();
   TableLife expected(unlimited, 5, 0);
-  expected.BeginStep(6, 0, 0);
+  expected.BeginStep(6, kThreads * kRows, 0);
   for (int i = 0; i < kThreads * kRows; ++i) expected.Add({6, static_cast<uint32_t>(i % kRows % 40) + 1}, i);
   expected.EndStep();
   EXPECT_EQ(DecodeLife(life.Serialize()).cells, DecodeLife(expected.Serialize()).cells);

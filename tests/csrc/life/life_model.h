@@ -29,15 +29,22 @@ class LifeModel {
     expired.assign(options.idle.size(), 0);
   }
 
-  void BeginStep(uint32_t step, double clock) {
+  void BeginStep(uint32_t step, size_t ids, double clock) {
+    PassTime(clock);
+    parts_.emplace(step, PartsFor(ids));
+    begun_[step] = gaps_.size();
+    iter = step;
+  }
+  // An update that fails.
+  void BeginInVain(uint32_t step, size_t ids) { parts_.emplace(step, PartsFor(ids)); }
+  void PassTime(double clock) {
     double least = std::numeric_limits<double>::infinity();
     for (const IdleRule& rule : options_.idle) {
       if (rule.steps == 0) least = std::min(least, rule.seconds);
     }
-    if (clock > clock_) time_ += std::min(clock - clock_, least / 2);
+    const double gap = std::max(clock - clock_, 0.0);
+    if (gap > 0) gaps_.push_back({gap, gap > least / 2});
     if (clock > clock_ || clock_ - clock > least / 2) clock_ = clock;
-    iter = step;
-    times_[step] = time_;
   }
 
   void EndStep() {
@@ -48,20 +55,46 @@ class LifeModel {
                   [&](const auto& s) { return s.second.last_step + uint64_t{options_.within_steps} < iter; });
   }
 
-  // Seconds that a row has been idle.
-  double IdleTime(RowHeader row) const { return time_ - times_.at(row.last_step); }
+  // Seconds that a row has been idle by a rule: of each gap at most half of the rule's, if some rule had told it for a
+  // leap then.
+  double IdleTime(RowHeader row, double rule) const {
+    double idle = 0;
+    for (size_t i = begun_.at(row.last_step); i < gaps_.size(); ++i) {
+      idle += gaps_[i].is_leap ? std::min(gaps_[i].seconds, rule / 2) : gaps_[i].seconds;
+    }
+    return idle;
+  }
 
  private:
-  // By steps, the oldest first.
+  struct Gap {
+    double seconds;
+    bool is_leap;
+  };
+
+  // A step's ids are divided so that no part has more than a 256th of the table.
+  uint32_t PartsFor(size_t ids) const {
+    const uint64_t part = std::max<uint64_t>(4, std::min(options_.max_rows, std::max(rows.size(), ids)) / 256);
+    uint32_t parts = 1;
+    while (parts < 256 && parts * part < ids) parts *= 2;
+    return parts;
+  }
+  // The end of what goes together with a row.
+  Position EndOfPart(int64_t id, RowHeader row) const {
+    const uint32_t ids = 256 / parts_.at(row.last_step);
+    return PositionOf(row.last_step) + (IdPart(id) / ids + 1) * ids;
+  }
+
+  // The oldest first.
   uint64_t Expire(const IdleRule& rule) {
     uint64_t gone = 0;
-    std::map<uint32_t, std::vector<int64_t>> steps;
+    std::map<Position, std::vector<int64_t>> parts;
     for (const auto& [id, row] : rows) {
-      if (rule.below_count == 0 || row.count < rule.below_count) steps[row.last_step].push_back(id);
+      if (rule.below_count == 0 || row.count < rule.below_count) parts[EndOfPart(id, row)].push_back(id);
     }
-    for (const auto& [step, ids] : steps) {
-      const bool is_due =
-          rule.steps > 0 ? step + uint64_t{rule.steps} < iter : step < iter && time_ - times_.at(step) >= rule.seconds;
+    for (const auto& [end, ids] : parts) {
+      const RowHeader row = rows.at(ids[0]);
+      const bool is_due = rule.steps > 0 ? row.last_step + uint64_t{rule.steps} < iter
+                                         : row.last_step < iter && IdleTime(row, rule.seconds) >= rule.seconds;
       if (!is_due || (options_.min_rows > 0 && rows.size() < options_.min_rows + ids.size())) break;
       for (int64_t id : ids) rows.erase(id);
       gone += ids.size();
@@ -69,41 +102,33 @@ class LifeModel {
     return gone;
   }
 
-  uint64_t PlaceOf(RowHeader row) const { return row.last_step + uint64_t{options_.credit} * CountClass(row.count); }
-  bool GoesWith(uint64_t cut, uint32_t part, int64_t id, RowHeader row) const {
-    const uint64_t place = PlaceOf(row);
-    return row.last_step < iter && (place < cut || (place == cut && row.count == 0 && IdPart(id) < part));
+  // Rows that were set are known by their ids' own parts.
+  Position PlaceOf(int64_t id, RowHeader row) const {
+    const Position end = row.count == 0 ? PositionOf(row.last_step, IdPart(id)) + 1 : EndOfPart(id, row);
+    return end + PositionOf(uint64_t{options_.credit} * CountClass(row.count));
   }
 
   // Tries one cut after the other: at the place of each row.
   uint64_t Cut() {
     const uint64_t before = rows.size();
-    std::set<uint64_t> places;
-    for (const auto& [id, row] : rows) places.insert(PlaceOf(row));
-    for (uint64_t place : places) {
-      if (CutAt(place, false) || CutAt(place, true)) return before - rows.size();
+    std::set<Position> places;
+    for (const auto& [id, row] : rows) {
+      if (row.last_step < iter) places.insert(PlaceOf(id, row));
     }
-    std::erase_if(rows, [&](const auto& row) { return row.second.last_step < iter; });
+    for (Position place : places) {
+      if (rows.size() <= options_.keep_rows) break;
+      std::erase_if(rows, [&](const auto& row) {
+        return row.second.last_step < iter && PlaceOf(row.first, row.second) <= place;
+      });
+    }
     return before - rows.size();
   }
 
-  // Whether it does to have go what is before a place, and of rows there, that were set, some, or, if `all`, all rows.
-  bool CutAt(uint64_t place, bool all) {
-    for (uint32_t part = all ? kIdParts : 0; part < kIdParts + (all ? 1 : 0); ++part) {
-      const auto goes = [&](const auto& row) {
-        return GoesWith(place + (all ? 1 : 0), all ? 0 : part, row.first, row.second);
-      };
-      if (rows.size() - static_cast<size_t>(std::count_if(rows.begin(), rows.end(), goes)) > options_.keep_rows)
-        continue;
-      std::erase_if(rows, goes);
-      return true;
-    }
-    return false;
-  }
-
   LifeOptions options_;
-  double time_ = 0, clock_ = 0;
-  std::map<uint32_t, double> times_{{0, 0.0}};
+  double clock_ = 0;
+  std::vector<Gap> gaps_;
+  std::map<uint32_t, size_t> begun_{{0, 0}};    // at which gap each step began
+  std::map<uint32_t, uint32_t> parts_{{0, 1}};  // of each step
 };
 
 }  // namespace damo::testing

@@ -80,21 +80,24 @@ class RandomRun {
     if (dice_.Chance(0.15)) Set();
     if (dice_.Chance(0.1)) Delete();
     if (dice_.Chance(0.03)) SetOptions();
+    if (dice_.Chance(0.2)) UpdateOthers();
     if (dice_.Chance(0.1)) Reread();
   }
 
   void Update() {
     const uint32_t step = model_.iter + 1;
     std::set<int64_t> ids, seen;
-    for (uint64_t n = dice_.Below(12); n > 0; --n) ids.insert(static_cast<int64_t>(dice_.Below(1 + dice_.Below(300))));
+    const uint64_t many = dice_.Chance(0.05) ? 300 : 12;
+    for (uint64_t n = dice_.Below(many); n > 0; --n)
+      ids.insert(static_cast<int64_t>(dice_.Below(1 + dice_.Below(300))));
     for (uint64_t n = dice_.Below(4); n > 0; --n) seen.insert(static_cast<int64_t>(dice_.Below(60)));
     clock_ += dice_.Of({0.0, 0.25, 1.0, 1.0, 4.0, 25.0});
     if (dice_.Chance(0.05)) clock_ -= dice_.Of({1.0, 10.0, 1e4});
     if (dice_.Chance(0.02)) clock_ += 1e5;
-    const uint64_t more = dice_.Below(3);
-    life_->BeginStep(step, ids.size() + seen.size() + more, clock_);
-    other_->BeginStep(step, ids.size() + seen.size() + more, clock_);
-    model_.BeginStep(step, clock_);
+    const size_t most = ids.size() + seen.size() + dice_.Below(3);
+    life_->BeginStep(step, most, clock_);
+    other_->BeginStep(step, most, clock_);
+    model_.BeginStep(step, most, clock_);
     Apply(step, ids, seen);
     life_->EndStep();
     other_->EndStep();
@@ -158,6 +161,14 @@ class RandomRun {
   void BeginInVain() {
     life_->BeginStep(model_.iter + 1, 3, clock_);
     other_->BeginStep(model_.iter + 1, 3, clock_);
+    model_.BeginInVain(model_.iter + 1, 3);
+  }
+
+  void UpdateOthers() {
+    clock_ += dice_.Of({-2.0, 1.0, 3.0, 100.0});
+    life_->PassTime(clock_);
+    other_->PassTime(clock_);
+    model_.PassTime(clock_);
   }
 
   void Set() {
@@ -241,7 +252,8 @@ TEST_P(LifeOf, FewBucketsLetsNoRowGoTooSoon) {
     const auto is_idle = [&](RowHeader row) {
       return std::any_of(options.idle.begin(), options.idle.end(), [&](const IdleRule& rule) {
         if (rule.below_count > 0 && row.count >= rule.below_count) return false;
-        return rule.steps > 0 ? model.iter - row.last_step > rule.steps : model.IdleTime(row) >= rule.seconds;
+        return rule.steps > 0 ? model.iter - row.last_step > rule.steps
+                              : model.IdleTime(row, rule.seconds) >= rule.seconds;
       });
     };
     const uint64_t before = model.rows.size();

@@ -64,8 +64,8 @@ TEST(RecordLife, IsOfNothingElse) {
 
 TEST(RecordLife, IsDeadByItsOwnRule) {
   Reclaimable reclaimable;
-  reclaimable.ladder.Raise(CountClass(2), 6);
-  reclaimable.ladder.Raise(kSightingClass, 8);
+  reclaimable.ladder.Raise(CountClass(2), PositionOf(6));
+  reclaimable.ladder.Raise(kSightingClass, PositionOf(8));
   reclaimable.deletions_before = 9;
   const auto is_dead = [&](const Key& key, const std::string& value) {
     return RecordLife::Of(key.view(), value).IsDead(reclaimable);
@@ -84,19 +84,19 @@ TEST(RecordLife, IsDeadByItsOwnRule) {
 
 TEST(ReclaimableRecords, OnlyGrowAndWaitForTheOldestHold) {
   const auto records = std::make_shared<ReclaimableRecords>();
-  const auto step = [&] { return records->Removable()[kTable].ladder.step(1); };
+  const auto step = [&] { return StepOf(records->Removable()[kTable].ladder.position(1)); };
   Reclaimable more;
-  more.ladder.Raise(1, 10);
+  more.ladder.Raise(1, PositionOf(10));
   records->Add(kTable, more);
   records->Add(kTable, {{}, 7});
   EXPECT_EQ(step(), 10u);
   EXPECT_EQ(records->Removable()[kTable].deletions_before, 7u);
 
   std::shared_ptr<const void> oldest = records->Hold();
-  more.ladder.Raise(1, 20);
+  more.ladder.Raise(1, PositionOf(20));
   records->Add(kTable, more);
   std::shared_ptr<const void> younger = records->Hold();
-  more.ladder.Raise(1, 30);
+  more.ladder.Raise(1, PositionOf(30));
   records->Add(kTable, more);
   EXPECT_EQ(step(), 10u);
   oldest.reset();
@@ -114,7 +114,7 @@ TEST(ReclaimingFilter, RemovesWhatIsDeadAndCountsIt) {
   const auto factory = ReclaimingFilterFactory(records, counts);
   EXPECT_EQ(factory->CreateCompactionFilter({}), nullptr);
   Reclaimable reclaimable;
-  reclaimable.ladder.Raise(1, 10);
+  reclaimable.ladder.Raise(1, PositionOf(10));
   records->Add(kTable, reclaimable);
   {
     const auto filter = factory->CreateCompactionFilter({});
@@ -155,7 +155,7 @@ class SampleTest : public ::testing::Test {
 
 ReclaimableTables Below(uint32_t step) {
   Reclaimable reclaimable;
-  for (size_t c = 0; c < kLadderClasses; ++c) reclaimable.ladder.Raise(c, step);
+  for (size_t c = 0; c < kLadderClasses; ++c) reclaimable.ladder.Raise(c, PositionOf(step));
   return {{kTable, reclaimable}};
 }
 

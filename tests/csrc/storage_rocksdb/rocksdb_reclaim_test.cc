@@ -51,7 +51,7 @@ std::string RowOf(RowHeader header, int64_t id = 0) {
 
 Reclaimable AllBelow(uint32_t step) {
   Reclaimable reclaimable;
-  for (size_t c = 0; c < kLadderClasses; ++c) reclaimable.ladder.Raise(c, step);
+  for (size_t c = 0; c < kLadderClasses; ++c) reclaimable.ladder.Raise(c, PositionOf(step));
   return reclaimable;
 }
 
@@ -174,7 +174,7 @@ TEST_F(ReclaimTest, HidesOlderVersions) {
   const std::string newest = database_.Files().front().level == 0 ? database_.Files().front().relative_filename
                                                                   : database_.Files().back().relative_filename;
   Reclaimable reclaimable;
-  reclaimable.ladder.Raise(0, 6);
+  reclaimable.ladder.Raise(0, PositionOf(6));
   database_.reclaimable->Add(kTable, reclaimable);
   database_.Compact({newest}, 3);
   EXPECT_EQ(database_.counts->records, 1u);
@@ -256,8 +256,8 @@ class RandomRun {
   }
 
   void RaiseLadder() {
-    ladder_.Raise(Below(5), static_cast<uint32_t>(step_ - Below(std::min<size_t>(step_, 20))));
-    if (Chance(3)) ladder_.RaiseFirst(step_ - 1, static_cast<uint32_t>(Below(kIdParts)));
+    ladder_.Raise(Below(5), PositionOf(step_ - Below(std::min<size_t>(step_, 20))));
+    if (Chance(3)) ladder_.Raise(Below(5), PositionOf(step_ - 1, static_cast<uint32_t>(Below(kIdParts))));
     deletions_before_ = std::max(deletions_before_, step_ - Below(std::min<size_t>(step_, 50)));
     database_.reclaimable->Add(kTable, {ladder_, deletions_before_});
   }

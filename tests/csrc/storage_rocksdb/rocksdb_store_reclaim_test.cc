@@ -31,7 +31,7 @@ class StoreReclaimTest : public ::testing::Test {
   }
   static void ReclaimTheFirstStep(RowStore* store) {
     Reclaimable reclaimable;
-    reclaimable.ladder.Raise(1, 2);
+    reclaimable.ladder.Raise(1, PositionOf(2));
     store->SetReclaimable(kTable, reclaimable);
   }
   Table RowsOfTheSecondStep() const {
