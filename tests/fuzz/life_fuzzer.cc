@@ -17,7 +17,8 @@ using damo::fuzz::Require;
 void GoOn(damo::TableLife* life, uint32_t iter) {
   for (uint32_t i = 0; i < 3 && iter < UINT32_MAX; ++i) {
     const uint64_t before = life->rows();
-    life->BeginStep(++iter, i, i * 1e3);
+    life->PassTime(i * 9e2);
+    life->BeginStep(++iter, i * 100, i * 1e3);
     life->EndStep();
     Require(life->rows() <= before && life->ladder().highest() <= iter);
     damo::DecodeLife(life->Serialize());
