@@ -102,12 +102,10 @@ class Histogram {
 
   size_t FindOld(Position position) const;
   size_t FindIn(const Span& span, Position position) const {
-    size_t b = span.first;
-    for (size_t left = size_t{span.more} + 1; left > 1;) {
-      const size_t half = left / 2;
-      b += buckets_[b + half].first <= position ? half : 0;
-      left -= half;
-    }
+    // Exact as long as none of them have been merged.
+    size_t b = span.first + PartOf(position) * (size_t{span.more} + 1) / kIdParts;
+    while (buckets_[b].first > position) --b;
+    while (b < size_t{span.first} + span.more && buckets_[b + 1].first <= position) ++b;
     return b;
   }
   Counter* MakeCells(size_t count_class);
