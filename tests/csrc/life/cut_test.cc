@@ -20,9 +20,9 @@ LifeOptions MostRows(uint64_t max_rows, uint64_t keep_rows) {
   return options;
 }
 
-// By how much a cut may miss `keep_rows`: about a 256th of the limit, or of a batch that was larger, and a few rows of
+// By how much a cut may miss `keep_rows`: about a 32nd of the limit, or of a batch that was larger, and a few rows of
 // ids with hashes alike.
-uint64_t Tolerance(uint64_t rows) { return rows / 128 + 12; }
+uint64_t Tolerance(uint64_t rows) { return rows / 24 + 12; }
 
 // A table of rows of one update each, whose ids are 0, 1, 2, ...
 class Rows {

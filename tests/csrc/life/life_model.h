@@ -71,9 +71,9 @@ class LifeModel {
     bool is_leap;
   };
 
-  // A step's ids are divided so that no part has more than a 256th of the table.
+  // A step's ids are divided so that no part has more than a 32nd of the table.
   uint32_t PartsFor(size_t ids) const {
-    const uint64_t part = std::max<uint64_t>(4, std::min(options_.max_rows, std::max(rows.size(), ids)) / 256);
+    const uint64_t part = std::max<uint64_t>(4, std::min(options_.max_rows, std::max(rows.size(), ids)) / 32);
     uint32_t parts = 1;
     while (parts < 256 && parts * part < ids) parts *= 2;
     return parts;
