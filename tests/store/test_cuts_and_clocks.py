@@ -36,7 +36,7 @@ def test_a_cut_takes_some_of_the_rows_of_one_batch(store):
     ebc, table = collection(store, max_rows=1_000), store.table("t")
     train(ebc, range(999))
     train(ebc, [10_001, 10_002])
-    assert 918 <= len(table) <= 938
+    assert 890 <= len(table) <= 938
     assert len(table) == sum(len(ids) for ids, _ in table.items())
     assert table.contains([10_001, 10_002]).all()
 
@@ -46,7 +46,7 @@ def test_a_batch_of_more_than_the_limit_leaves_as_many_as_it_should(store):
     train(ebc, range(1_200))
     assert len(table) == 1_200
     train(ebc, [])
-    assert 918 <= len(table) <= 938
+    assert 890 <= len(table) <= 938
 
 
 @pytest.mark.parametrize("before", [{}, {"max_rows": 5_000}, {"expire": [damo.Idle(days=1)]}])
@@ -57,7 +57,7 @@ def test_a_limit_below_what_one_batch_has_brought_leaves_as_many_as_it_should(st
     del ebc
     ebc = collection(store, max_rows=1_000, keep_rows=900)
     train(ebc, [-1])
-    assert 876 <= len(store.table("t")) <= 900
+    assert 860 <= len(store.table("t")) <= 900
 
 
 def test_expiry_goes_as_far_as_min_rows_within_a_batch(store):
@@ -65,7 +65,7 @@ def test_expiry_goes_as_far_as_min_rows_within_a_batch(store):
     train(ebc, range(1_000))
     for _ in range(5):
         train(ebc, [])
-    assert 300 <= len(table) <= 312
+    assert 300 <= len(table) <= 345
 
 
 @pytest.mark.parametrize("seed", range(3))
