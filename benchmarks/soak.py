@@ -9,13 +9,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
 from common.measure import write_json
 from common.program import DEFAULT, QUIET, Options, RefusedError, begin, count, exponent, run, seed, share
-from parts.soak.case import Case
+from common.resident import resident_bytes
+from parts.soak import bounds
+from parts.soak.bounds import LifeSample, RowRange
+from parts.soak.case import Case, EndlessCase
 from parts.soak.report import LEAST_SAMPLES, MIB, Sample, as_json, grows, in_words
 
 FULL = {"minutes": 60.0}
@@ -29,6 +33,11 @@ oldest are deleted, and arrive anew. Makes checkpoints and keeps the last few. L
 seconds at the memory, the descriptors and the threads of the process and at the disk. Ends with
 status 1 if memory, descriptors or threads grow once all rows are there: from the median of the
 first quarter of that time to that of the last by more than is allowed.
+
+With --lives no id arrives twice and nothing is deleted: the tables' options say which ids get rows
+(at the second sighting) and which rows go (idle by steps or by time, and max_rows, which is ten
+times the memory budget). The number of rows, the disk and the memory of the store have bounds then;
+it ends with status 1 as well if one is broken.
 """
 
 EPILOG = """\
@@ -37,6 +46,7 @@ The store is made in a temporary directory: $TMPDIR has to be on the disk that i
 examples:
   python benchmarks/soak.py
   python benchmarks/soak.py --quick
+  python benchmarks/soak.py --lives
   python benchmarks/soak.py --minutes 600 --memory-budget 512 --json soak.json
 """
 
@@ -49,19 +59,37 @@ def main() -> None:
     print(f"\n{describe(case)}", flush=True)
     with tempfile.TemporaryDirectory(prefix="damo-soak-") as directory:
         check_room(case, Path(directory))
-        samples = soak(case, Path(directory) / "store", arguments)
-    warm = [sample for sample in samples if sample.steps >= case.steps_to_fill]
+        watched = soak(case, Path(directory) / "store", arguments)
+    warm = [sample for sample in watched.samples if sample.steps >= watched.filled_at]
     if len(warm) < LEAST_SAMPLES:
         raise RefusedError(
             f"too few samples to tell what grows: {len(warm)} since all rows were there, and {LEAST_SAMPLES} are "
             "needed; take more --minutes"
         )
-    print(f"\n{len(warm)} of {len(samples)} samples, since all rows were there:\n")
+    print(f"\n{len(warm)} of {len(watched.samples)} samples, since all rows were there:\n")
     print(in_words(warm, case.memory_budget))
+    report |= as_json(watched.samples, warm, case.memory_budget)
+    failed = grows(warm, case.memory_budget)
+    if isinstance(case, EndlessCase):
+        held = bounds.held(
+            case, watched.lives, [sample for sample in watched.lives if sample.steps >= watched.filled_at]
+        )
+        print(f"\n{bounds.in_words(held, watched.lives[-1].lives)}")
+        report |= bounds.as_json(held, watched.lives)
+        failed |= any(bound.broken for bound in held)
     if arguments.json is not None:
-        write_json(arguments.json, report | as_json(samples, warm, case.memory_budget))
-    if grows(warm, case.memory_budget):
+        write_json(arguments.json, report)
+    if failed:
         sys.exit(1)
+
+
+@dataclass
+class Watched:
+    """What was seen of a run, and after how many steps all rows were there."""
+
+    samples: list[Sample] = field(default_factory=list)
+    lives: list[LifeSample] = field(default_factory=list)
+    filled_at: int = sys.maxsize
 
 
 def describe(case: Case) -> str:
@@ -82,13 +110,16 @@ def check_room(case: Case, directory: Path) -> None:
         )
 
 
-def soak(case: Case, path: Path, arguments: argparse.Namespace) -> list[Sample]:
+def soak(case: Case, path: Path, arguments: argparse.Namespace) -> Watched:
     """Trains until all rows are there, and then for the time that is asked for."""
-    from parts.soak.model import Soaked
+    from parts.soak.model import Soaked, warm_up
 
+    warm_up(case)
+    before = resident_bytes()
     model = Soaked(case, path)
-    samples: list[Sample] = []
+    watched = Watched()
     of_steps: list[float] = []
+    rows = RowRange()
     number = 0
     start = sampled = saved = now = time.monotonic()
     end = math.inf
@@ -99,24 +130,30 @@ def soak(case: Case, path: Path, arguments: argparse.Namespace) -> list[Sample]:
         while now < end:
             model.step(number)
             number += 1
-            before, now = now, time.monotonic()
-            of_steps.append(now - before)
+            last, now = now, time.monotonic()
+            of_steps.append(now - last)
+            rows.add(model.rows())
             progress.update()
-            if number == case.steps_to_fill:
+            if end == math.inf and model.is_full(number):
+                watched.filled_at = number
                 end = now + 60 * arguments.minutes
                 progress.set_description(f"soaking for {arguments.minutes:g} minutes")
             if now - saved >= arguments.checkpoint_every:
                 model.save()
                 saved = now = time.monotonic()
             if now - sampled >= arguments.sample_every:
-                samples.append(Sample.take(path, now - start, number, model.rows(), of_steps))
+                sample = Sample.take(path, now - start, number, sum(model.rows()), of_steps)
+                watched.samples.append(sample)
+                if isinstance(case, EndlessCase):
+                    watched.lives.append(LifeSample.of(sample, rows, model.lives(), before))
                 of_steps.clear()
+                rows = RowRange()
                 sampled = now = time.monotonic()
-    return samples
+    return watched
 
 
 def case_of(arguments: argparse.Namespace) -> Case:
-    return Case(
+    return (EndlessCase if arguments.lives else Case)(
         tables=arguments.tables,
         dim=arguments.dim,
         batch_size=arguments.batch_size,
@@ -141,6 +178,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     options = Options(DESCRIPTION, EPILOG, FULL, QUICK)
     add = options.parser.add_argument
     add("--minutes", type=positive, metavar="N", help=f"once all rows are there (default: {FULL['minutes']:g})")
+    add("--lives", action="store_true", help="have rows come and go by the tables' options")
     add("--tables", type=count, metavar="N", default=4, help=f"how many {DEFAULT}")
     add("--dim", type=count, metavar="N", default=32, help=f"weights of a row, a multiple of 4 {DEFAULT}")
     add("--batch-size", type=count, metavar="N", default=4096, help=f"samples in a step {DEFAULT}")

@@ -58,6 +58,11 @@ class Case:
         return math.ceil(self.rows / self.arrivals)
 
     @property
+    def remembered(self) -> int:
+        """How many of those that arrived last are asked for again."""
+        return self.rows
+
+    @property
     def expected_disk_bytes(self) -> int:
         """At most."""
         return int(DISK_FACTOR * self.times_budget * self.memory_budget)
@@ -74,9 +79,49 @@ class Case:
         rng = np.random.default_rng((self.seed, step))
         newest = (step + 1) * self.arrivals
         again = (self.tables, self.batch_size - self.arrivals)
-        ages = Zipf(min(newest, self.rows), self.zipf).sample(rng, math.prod(again)).reshape(again)
+        ages = Zipf(min(newest, self.remembered), self.zipf).sample(rng, math.prod(again)).reshape(again)
         return np.concatenate([self.arriving(step), self._ids(newest - ages)], axis=1)
 
     def _ids(self, numbers: np.ndarray) -> np.ndarray:
         """Those of arrivals: int64 (tables, n)."""
-        return np.stack([scatter(of_table % self.rows, table) for table, of_table in enumerate(numbers)])
+        return np.stack([scatter(self._come_again(of_table), table) for table, of_table in enumerate(numbers)])
+
+    def _come_again(self, numbers: np.ndarray) -> np.ndarray:
+        """The same arrivals as numbers of ids."""
+        return numbers % self.rows
+
+
+@dataclass(frozen=True)
+class EndlessCase(Case):
+    """The same where no id arrives twice, and a table's options say which get rows, and which rows go.
+
+    `rows` is what a table may have at most.
+    """
+
+    @property
+    def remembered(self) -> int:
+        """Of those that arrived last, which are asked for again: also of rows that have gone."""
+        return 4 * self.rows
+
+    @property
+    def idle_steps(self) -> int:
+        """After which rows with a single update go."""
+        return max(1, self.steps_to_fill // 4)
+
+    @property
+    def idle_minutes(self) -> int:
+        """After which any row goes, at a minute for each step."""
+        return 3 * self.steps_to_fill
+
+    @property
+    def sighted_steps(self) -> int:
+        """After which an id that has no row yet, and was not seen again, is forgotten."""
+        return self.steps_to_fill
+
+    @property
+    def credit(self) -> int:
+        """Of a cut, in steps."""
+        return self.steps_to_fill
+
+    def _come_again(self, numbers: np.ndarray) -> np.ndarray:
+        return numbers
