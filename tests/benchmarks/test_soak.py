@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +14,9 @@ import pytest
 import soak
 from common.program import RefusedError
 from common.resident import resident_bytes, threads
-from parts.soak.case import Case
+from parts.soak import bounds
+from parts.soak.bounds import LifeSample, Lives, RowRange
+from parts.soak.case import Case, EndlessCase
 from parts.soak.report import LEAST_SAMPLES, MIB, Sample, as_json, disk_bytes, figures, grows, in_words
 
 TINY = Case(
@@ -56,6 +58,23 @@ def test_each_step_brings_new_ids_until_all_rows_are_there_and_none_after():
 
 def test_rows_take_as_many_bytes_as_the_budget_times_what_is_asked_for():
     assert TINY.tables * TINY.rows * (4 * 5 + 8) == pytest.approx(1e-4 * 64 * MIB, rel=0.01)
+
+
+ENDLESS = EndlessCase(**asdict(TINY))
+
+
+def test_no_id_arrives_twice_in_an_endless_case_and_old_ones_are_asked_for_again():
+    known: set[int] = set()
+    again = 0
+    for step in range(20 * ENDLESS.steps_to_fill):
+        arriving = set(ENDLESS.arriving(step).ravel().tolist())
+        assert not arriving & known
+        others = set(ENDLESS.batch(step)[:, ENDLESS.arrivals :].ravel().tolist())
+        known |= arriving
+        assert others <= known
+        again += len(others - arriving)
+    assert len(known) > 15 * ENDLESS.tables * ENDLESS.rows
+    assert again > 1000
 
 
 # ---------------------------------------------------------------- samples
@@ -142,6 +161,67 @@ def test_one_high_sample_is_no_growth():
     assert f"{(1 << 40) / MIB:,.1f}" in in_words(samples, 64 * MIB)
 
 
+# ---------------------------------------------------------------- bounds of rows that come and go
+
+KEPT = ENDLESS.rows - ENDLESS.rows // 16
+LIVES = Lives(sighted=10, created=50, idle_by_steps=1, idle_by_time=1, cut=1, forgotten_sightings=1, file_bytes=1000)
+WITHIN = LifeSample(
+    steps=1,
+    least_rows=KEPT,
+    most_rows=ENDLESS.rows,
+    rows=ENDLESS.tables * ENDLESS.rows,
+    lives=LIVES,
+    disk_bytes=1000,
+    resident_bytes=64 * MIB,
+)
+
+
+def broken(sample: LifeSample, warm: bool = True) -> list[str]:
+    held = bounds.held(ENDLESS, [WITHIN, sample], [WITHIN, sample] if warm else [WITHIN])
+    words = bounds.in_words(held, sample.lives)
+    names = [bound.name for bound in held if bound.broken]
+    assert [line for line in words.splitlines() if "BROKEN" in line] == [f"BROKEN: {name}" for name in names]
+    assert ("every bound holds" in words) == (not names)
+    return names
+
+
+def test_a_run_within_its_bounds_passes():
+    assert broken(WITHIN) == []
+    assert broken(replace(WITHIN, least_rows=1), warm=False) == []  # as on the way to the first cut
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"most_rows": ENDLESS.rows + 1}, "most rows of a table"),
+        ({"least_rows": KEPT - ENDLESS.rows // 64 - ENDLESS.batch_size - 1}, "least rows of a table"),
+        ({"disk_bytes": 5 << 30}, "disk with checkpoints, MiB"),
+        ({"resident_bytes": 129 * MIB}, "memory of the store, MiB"),
+        ({"lives": replace(LIVES, file_bytes=65 * MIB)}, "files of live rows, MiB"),
+        ({"lives": replace(LIVES, idle_by_steps=0)}, "removed by idle steps"),
+        ({"lives": replace(LIVES, idle_by_time=0)}, "removed by idle time"),
+        ({"lives": replace(LIVES, cut=0)}, "removed by max_rows"),
+        ({"lives": replace(LIVES, forgotten_sightings=0)}, "removed by within_steps"),
+    ],
+)
+def test_what_goes_beyond_a_bound_is_told(changes, name):
+    assert broken(replace(WITHIN, **changes)) == [name]
+
+
+def test_files_may_take_half_as_much_again_as_rows_and_sightings():
+    case = replace(ENDLESS, dim=64)
+    sample = replace(WITHIN, rows=1000, lives=replace(LIVES, sighted=100))
+    assert bounds.live_bytes(case, sample) == pytest.approx(1000 * 289 + 100 * 33, rel=0.02)
+    assert bounds.files_allowed(case, sample) == 1.5 * bounds.live_bytes(case, sample) + case.memory_budget
+
+
+def test_the_least_and_the_most_of_any_step_are_kept():
+    rows = RowRange()
+    for some in ([5, 9], [7, 3], [4, 4]):
+        rows.add(some)
+    assert (rows.least, rows.most) == (3, 9)
+
+
 # ---------------------------------------------------------------- the program
 
 
@@ -192,6 +272,28 @@ def test_a_run_prints_a_table_and_writes_json(tmp_path, monkeypatch, capsys):
     for figure in figures(64 * MIB):
         assert figure.name in printed
         assert figure.name in written["growth"]
+
+
+@pytest.mark.slow
+def test_a_run_of_rows_that_come_and_go_tells_of_its_bounds(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(soak, "grows", lambda *_: False)
+    report = tmp_path / "report.json"
+    monkeypatch.setattr(bounds, "RULES", {"max_rows": "cut"})  # the others come to their first row later
+    start(monkeypatch, "--lives", "--checkpoint-every=2", "--sample-every=0.01", "--json", str(report))
+    assert "every bound holds" in capsys.readouterr().out
+    written = json.loads(report.read_text())
+    assert len(written["lives"]) == len(written["samples"])
+    assert not any(bound["broken"] for bound in written["bounds"])
+
+
+@pytest.mark.slow
+def test_a_broken_bound_ends_the_program_with_status_1(monkeypatch, capsys):
+    monkeypatch.setattr(soak, "grows", lambda *_: False)
+    monkeypatch.setattr(bounds, "FILES_FACTOR", -1e9)
+    with pytest.raises(SystemExit) as exit_:
+        start(monkeypatch, "--lives", "--checkpoint-every=2", "--sample-every=0.01")
+    assert exit_.value.code == 1
+    assert "BROKEN: files of live rows, MiB" in capsys.readouterr().out
 
 
 def test_growth_ends_the_program_with_status_1(monkeypatch):
