@@ -16,10 +16,10 @@ from damo_torchrec.cli.ending import (
 )
 
 with ended_imports():
-    from damo_torchrec.cli import convert, forget, info, repair, verify
+    from damo_torchrec.cli import convert, expired, forget, info, repair, verify
     from damo_torchrec.errors import DamoError, OutOfSpaceError
 
-_COMMANDS = (info.COMMAND, verify.COMMAND, repair.COMMAND, forget.COMMAND, convert.COMMAND)
+_COMMANDS = (info.COMMAND, verify.COMMAND, repair.COMMAND, expired.COMMAND, forget.COMMAND, convert.COMMAND)
 
 # What the system says of a disk or a user rather than of the bytes.
 _REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from damo_torchrec.arrays import as_ids, as_numbers
 from damo_torchrec.errors import DamoError
 from damo_torchrec.life import AskedLife, Idle
 from damo_torchrec.stats import LookupStats, TableStats
+from damo_torchrec.store.expired import check_had_table, expired
 from damo_torchrec.store.life_log import life_stats
 from damo_torchrec.store.open_table import Layout, OpenTable
 from damo_torchrec.store.session import Session
@@ -368,6 +370,31 @@ class Table:
             if n == 0:
                 return
             yield ids[:n], weights[:n]
+
+    def expired(self, *, since: str | int | os.PathLike[str]) -> Iterator[torch.Tensor]:
+        """Ids that had a row in an earlier checkpoint and have none now, whatever removed it: options, or `delete`.
+
+        For what keeps a copy by id, as a cache or an index of vectors, and has to hear of removals: it calls this with
+        the checkpoint that it went by last. A row that went and was made anew is not among them. It costs nothing where
+        it is not called: both are read in the order of ids, at some million rows a second, in the least memory budget
+        besides the store's own.
+
+        Args:
+            since: a checkpoint: its step, name or path, or ``"latest"``, as `EmbeddingStore.restore` takes it. The
+                table is the one that has this name there, if it was converted or made anew since as well.
+
+        Returns:
+            Iterator: int64 ``(n,)`` tensors, ascending, n >= 1 and at most some hundred thousand. The rows of now are
+                those of the moment the iteration begins, whatever happens to them meanwhile, and the checkpoint is
+                not pruned until it ends.
+
+        Raises:
+            ValueError: there is no such checkpoint, or it has no table of this name, as where that was renamed.
+            CorruptionError: it is damaged; what only reading rows shows is raised by the iteration.
+        """
+        _ = self._layout
+        source = check_had_table(self._session, self.name, since)
+        return (torch.from_numpy(ids) for ids in expired(self._session, self._opened, source))
 
     def to_torch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """All rows at once, as `items` yields them: for tables that fit in memory."""
