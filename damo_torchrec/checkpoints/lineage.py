@@ -22,6 +22,7 @@ from damo_torchrec.checkpoints.rules import check_id
 from damo_torchrec.errors import CorruptionError
 
 _KEPT = 64  # of landmarks, and of other states
+_AGED = 16  # times as many states after it, in one session, a landmark is as others: else one that never ends keeps all
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Lineage:
 
     def __init__(self, states: Iterable[StoreState] = (), begun_by: str = "") -> None:
         self._states: list[StoreState] = []
+        self._ages: dict[str, int] = {}  # of landmarks: how many states came after them, in this session
         self.begun_by = begun_by
         self.unchanged = False
         for state in states:
@@ -83,10 +85,18 @@ class Lineage:
         before = [other for other in self._states if other.id != state.id]
         if len(before) < len(self._states):
             state = replace(state, landmark=state.landmark or self._states[-1].landmark)
+        elif self._states:
+            before = [self._aged(other) for other in before]
         states = [*before, state]
         dropped = [[s.id for s in states if s.landmark is kind][:-_KEPT] for kind in (False, True)]
         self._states = [s for s in states if s.id not in {*dropped[0], *dropped[1]}]
+        self._ages = {s.id: self._ages.get(s.id, 0) for s in self._states if s.landmark}
         self.unchanged = True
+
+    def _aged(self, state: StoreState) -> StoreState:
+        """As it is remembered once there is another state after it."""
+        self._ages[state.id] = self._ages.get(state.id, 0) + 1
+        return replace(state, landmark=state.landmark and self._ages[state.id] <= _AGED * _KEPT)
 
     def note_change(self) -> None:
         """Notes that rows are no longer as in the last state."""
@@ -95,6 +105,7 @@ class Lineage:
     def mark(self, state: StoreState) -> None:
         """Has a state of it be a landmark, which is remembered for longer than others."""
         self._states = [replace(s, landmark=True) if s.id == state.id else s for s in self._states]
+        self._ages[state.id] = 0
 
     def unchanged_id(self, iters: Mapping[str, int], lives: Iterable[str]) -> str | None:
         """The id of the last state, if the store is in it still and its tables have had these updates.

@@ -96,3 +96,34 @@ def test_what_is_set_and_deleted_for_ever_takes_no_more_disk(tmp_path, monkeypat
         assert store.stats().reclaimed_records >= 2000 * 20
     assert max(sizes[12:]) < 1.1 * max(sizes[4:8])
     assert np.argmax(sizes) < 23
+
+
+def test_a_session_that_never_ends_keeps_none_for_ever(tmp_path, monkeypatch):
+    """Also since the state that it began with, which is remembered for longer than others."""
+    monkeypatch.setattr(lineage, "_KEPT", 2)
+    monkeypatch.setattr(lineage, "_AGED", 3)
+    sizes = []
+    with small_store(tmp_path / "s") as store:
+        train(SmallModel(store), range(1_000_000, 1_000_010))
+    with small_store(tmp_path / "s") as store:
+        model, table, known = SmallModel(store), store.table("t"), store.session.catalog.lineage
+        for step in range(24):
+            ids = torch.arange(2000 * step, 2000 * (step + 1))
+            table.set(ids, torch.ones(2000, 4))
+            table.delete(ids)
+            train(model, range(1_000_000, 1_000_010))
+            store.flush()  # so that there is no journal
+            checkpoint = store.checkpoint()
+            if step == 4:
+                assert deleted_since(store, 1, tmp_path / "delta") == list(range(10_000))
+                known.mark(known.find(1))  # as publishing from it does
+            if step == 9:
+                assert known.find(1).landmark
+            store.prune(keep=1)
+            compact(store)
+            sizes.append(store.stats().disk_bytes)
+        assert store.checkpoints() == [checkpoint]
+        with pytest.raises(ValueError, match="is no state of this store that it remembers"):
+            store.export_delta(tmp_path / "refused", since=1)
+        assert store.stats().reclaimed_records >= 2000 * 12
+    assert max(sizes[18:]) < max(sizes[:12])
