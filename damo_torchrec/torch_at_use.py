@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 
 
 class _Torch:
+    _imported: Any = None
+
     def __getattr__(self, name: str) -> Any:
-        with versions.explained():
-            return getattr(importlib.import_module("torch"), name)
+        if self._imported is None:
+            with versions.explained():  # which looks at what is installed: that takes milliseconds
+                self._imported = importlib.import_module("torch")
+        return getattr(self._imported, name)
 
 
 if not TYPE_CHECKING:

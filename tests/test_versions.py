@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from damo_torchrec import versions
+from damo_torchrec.torch_at_use import torch as torch_at_use
 from damo_torchrec.versions import PINNED, SUPPORTED, Trio, explained, misfit
 
 PROJECT = Path(__file__).parents[1]
@@ -93,3 +95,10 @@ def test_what_is_too_old_is_refused_before_anything_is_imported(monkeypatch, nam
     monkeypatch.setattr(versions, "installed", lambda: {**found(PINNED), name: version})
     with pytest.raises(ImportError, match=f"{name} {version} is older than"), explained():
         pytest.fail("went on")
+
+
+def test_what_is_installed_is_looked_at_once_where_torch_is_used(monkeypatch):
+    assert torch_at_use.int64 is torch.int64
+    monkeypatch.setattr("importlib.metadata.version", lambda name: pytest.fail(f"asked for the version of {name}"))
+    assert torch_at_use.float32 is torch.float32
+    assert torch_at_use.empty(2).shape == (2,)
