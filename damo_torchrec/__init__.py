@@ -94,7 +94,7 @@ _HOMES = {
     "save_model_async": "training.saving",
     "swap": "training.swap",
 }
-_SUBMODULES = ("init", "onnx", "optim", "serving")
+_SUBMODULES = ("distributed", "init", "onnx", "optim", "serving")
 
 __all__ = [
     "Admit",
@@ -128,6 +128,7 @@ __all__ = [
     "checkpoint_info",
     "damo_embedding_init",
     "default_store",
+    "distributed",
     "follow_grad_scaler",
     "init",
     "load_model",
