@@ -218,12 +218,24 @@ void Store::Prefetch(Lookup* lookup) {
   write_back_.Wake();
 }
 
-bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonFinite policy, double clock) {
-  const Call call(this);
+void Store::RequireUpdate(std::span<const GradientPart> parts) {
   for (const GradientPart& part : parts) CheckTables(*part.lookup);
   room_.RaiseTrimError();
   RequireWritable("updated");
   if (disk_.IsFull()) RequireRows(parts);
+}
+
+std::string Store::FindFault(std::span<const GradientPart> parts, float grad_scale) {
+  const Call call(this);
+  RequireUpdate(parts);
+  std::string fault = updater_.FindFault(parts, grad_scale);
+  room_.Trim();
+  return fault;
+}
+
+bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonFinite policy, double clock) {
+  const Call call(this);
+  RequireUpdate(parts);
   if (!updater_.Update(parts, grad_scale, policy, clock)) return false;
   NoteDead();
   room_.Trim();

@@ -137,6 +137,9 @@ class Store {
   // by `grad_scale`. Returns false if a gradient was not finite and was skipped. `clock`, in seconds, is what the lives
   // of tables measure time by.
   bool Backward(std::span<const GradientPart> parts, float grad_scale, NonFinite policy, double clock = 0);
+  // What would not be finite if a Backward applied these now, in words; empty if it can. Throws what that would throw.
+  // For updates of several stores, of which all are applied or none.
+  std::string FindFault(std::span<const GradientPart> parts, float grad_scale);
 
   // Gradient of the batch's weights, [num_ids]; ids that no feature uses get 0.
   void WeightGradient(Lookup* lookup, const float* grad, size_t stride, float* weight_grad);
@@ -251,6 +254,7 @@ class Store {
   // Throw kOutOfSpace if one of the slots, or of the ids, has no row.
   void RequireRows(std::span<const Slot> slots) DAMO_REQUIRES(store_mutex);
   void RequireRows(std::span<const GradientPart> parts) DAMO_REQUIRES(store_mutex);
+  void RequireUpdate(std::span<const GradientPart> parts) DAMO_REQUIRES(store_mutex);
   void CheckMean(uint16_t table, const MeanRow& mean) DAMO_REQUIRES(store_mutex);
   void FindMeans(Lookup* lookup);
   bool IsAbsent(Slot slot) const DAMO_REQUIRES(store_mutex) { return RowFlags(cache_.Row(slot)) & kAbsent; }

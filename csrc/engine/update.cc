@@ -31,7 +31,8 @@ Updater::Updater(CachedTables* rows, const Compute& compute, RowFinder* finder, 
       work_bytes_(work_bytes),
       groups_(static_cast<size_t>(compute.threads->threads())) {}
 
-bool Updater::Update(std::span<const GradientPart> parts, float grad_scale, NonFinite policy, double clock) {
+template <class F>
+auto Updater::WithPlan(std::span<const GradientPart> parts, float grad_scale, F f) {
   if (!(std::abs(grad_scale) > 0) || !std::isfinite(grad_scale)) {
     throw Error(ErrorCode::kInvalidArgument, "grad_scale must be finite and not 0, got " + std::to_string(grad_scale));
   }
@@ -39,17 +40,26 @@ bool Updater::Update(std::span<const GradientPart> parts, float grad_scale, NonF
   Plan plan = MakePlan(parts, grad_scale);
   std::vector<Lookup*> lookups;
   for (const GradientPart& part : parts) lookups.push_back(part.lookup);
-  if (PlanGroups(lookups, &plan)) return CheckAndApply(parts, policy, clock, &plan);
+  if (PlanGroups(lookups, &plan)) return f(&plan);
   try {
     finder_->PinAll(lookups);
     PlanSums(&plan);
-    const bool applied = CheckAndApply(parts, policy, clock, &plan);
+    auto result = f(&plan);
     cache_.UnpinAll();
-    return applied;
+    return result;
   } catch (...) {
     cache_.UnpinAll();
     throw;
   }
+}
+
+bool Updater::Update(std::span<const GradientPart> parts, float grad_scale, NonFinite policy, double clock) {
+  return WithPlan(parts, grad_scale,
+                  [&](Plan* plan) DAMO_REQUIRES(store_mutex) { return CheckAndApply(parts, policy, clock, plan); });
+}
+
+std::string Updater::FindFault(std::span<const GradientPart> parts, float grad_scale) {
+  return WithPlan(parts, grad_scale, [&](Plan* plan) DAMO_REQUIRES(store_mutex) { return FindFault(parts, plan); });
 }
 
 // All that can fail, and all that allocates, comes before the first row changes.

@@ -30,6 +30,9 @@ class Updater {
   bool Update(std::span<const GradientPart> parts, float grad_scale, NonFinite policy, double clock)
       DAMO_REQUIRES(store_mutex);
 
+  // See Store::FindFault.
+  std::string FindFault(std::span<const GradientPart> parts, float grad_scale) DAMO_REQUIRES(store_mutex);
+
   // What is kept from call to call.
   size_t memory_bytes() const DAMO_REQUIRES(store_mutex);
 
@@ -54,6 +57,9 @@ class Updater {
     std::vector<SummedGradients> sums;  // by thread, where ids are too many to be grouped
   };
 
+  // f(&plan), with the rows found.
+  template <class F>
+  auto WithPlan(std::span<const GradientPart> parts, float grad_scale, F f) DAMO_REQUIRES(store_mutex);
   Plan MakePlan(std::span<const GradientPart> parts, float grad_scale) DAMO_REQUIRES(store_mutex);
   size_t LeastShares(const Plan& plan, size_t table) const DAMO_REQUIRES(store_mutex);
   bool PlanGroups(std::span<Lookup* const> lookups, Plan* plan) DAMO_REQUIRES(store_mutex);

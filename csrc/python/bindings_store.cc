@@ -31,6 +31,14 @@ MeanRow ToMeanRow(const GivenMean& mean) { return mean ? std::make_shared<const 
 
 std::span<const int64_t> Ids(Address address, size_t n) { return {At<const int64_t>(address), n}; }
 
+using AddressedParts = std::vector<std::tuple<Lookup*, Address, size_t>>;  // lookups, with the gradients of theirs
+
+std::vector<GradientPart> ToParts(const AddressedParts& parts) {
+  std::vector<GradientPart> gradients;
+  for (const auto& [lookup, grad, stride] : parts) gradients.push_back({lookup, At<const float>(grad), stride});
+  return gradients;
+}
+
 // Hands out a table's rows in id order, a batch at a time.
 class Scan {
  public:
@@ -229,13 +237,17 @@ void RegisterStore(py::module_& m) {
           [](Store& s, Lookup& lookup, Address out, size_t stride) { s.Forward(&lookup, At<float>(out), stride); },
           ReleaseGil())
       .def(
+          "find_fault",
+          [](Store& s, const AddressedParts& parts, float grad_scale) {
+            const std::vector<GradientPart> gradients = ToParts(parts);
+            const WithoutGil unlocked;
+            return s.FindFault(gradients, grad_scale);
+          },
+          py::arg("parts"), py::arg("grad_scale"))
+      .def(
           "backward",
-          [](Store& s, const std::vector<std::tuple<Lookup*, Address, size_t>>& parts, float grad_scale, bool skip,
-             double clock) {
-            std::vector<GradientPart> gradients;
-            for (const auto& [lookup, grad, stride] : parts) {
-              gradients.push_back({lookup, At<const float>(grad), stride});
-            }
+          [](Store& s, const AddressedParts& parts, float grad_scale, bool skip, double clock) {
+            const std::vector<GradientPart> gradients = ToParts(parts);
             const WithoutGil unlocked;
             return s.Backward(gradients, grad_scale, skip ? NonFinite::kSkip : NonFinite::kRaise, clock);
           },

@@ -1,1 +1,18 @@
-"""Tables whose rows are spread over the ranks of a process group, under TorchRec's `DistributedModelParallel`."""
+"""Tables whose rows are spread over the ranks of a process group, under TorchRec's `DistributedModelParallel`.
+
+docs/distributed.md tells how to run a model on several processes and machines.
+"""
+
+from damo_torchrec.distributed.mixing import rank_of
+from damo_torchrec.distributed.sharded_bags import ShardedEmbeddingBagCollection
+from damo_torchrec.distributed.sharded_sequences import ShardedEmbeddingCollection
+from damo_torchrec.distributed.sharders import EmbeddingBagCollectionSharder, EmbeddingCollectionSharder, sharders
+
+__all__ = [
+    "EmbeddingBagCollectionSharder",
+    "EmbeddingCollectionSharder",
+    "ShardedEmbeddingBagCollection",
+    "ShardedEmbeddingCollection",
+    "rank_of",
+    "sharders",
+]

@@ -167,7 +167,7 @@ class Collection(FusedOptimizerModule, nn.Module):
         super().__setattr__(name, value)
 
     @property
-    def _trains(self) -> bool:
+    def trains(self) -> bool:
         """Whether rows are read, and updated, as in train mode."""
         return self.training and not self._frozen and any(self._plan.trained)
 
@@ -191,7 +191,7 @@ class Collection(FusedOptimizerModule, nn.Module):
             return
         batch = self._batch(features)
         self._check_outputs(features, batch)
-        self._session.engine.prefetch(make_lookup(batch, self._engine_features(batch.keys, self._trains)))
+        self._session.engine.prefetch(make_lookup(batch, self._engine_features(batch.keys, self.trains)))
 
     @abc.abstractmethod
     def _batch(self, features: Any) -> Batch:
@@ -399,8 +399,9 @@ def _check_one_process() -> None:
         processes = torch.distributed.get_world_size()
         if processes > 1:
             raise RuntimeError(
-                f"the process group has {processes} processes, and a store belongs to one: each would train rows of "
-                "its own. Train in one process, which uses all cores of its machine"
+                f"the process group has {processes} processes, and each would train rows of its own. To spread the "
+                "rows over all of them, wrap the model: "
+                "DistributedModelParallel(model, sharders=damo_torchrec.distributed.sharders())"
             )
 
 

@@ -179,7 +179,7 @@ class Embedding(Collection):
             raise TypeError(f"ids must be a tensor, got {type(ids).__name__}")
         if self._has_shapes_only(ids):
             return torch.empty(*ids.shape, self.dim, device="meta")
-        return self._lookup(self._batch(ids), self._trains).view(*ids.shape, self.dim)
+        return self._lookup(self._batch(ids), self.trains).view(*ids.shape, self.dim)
 
     def _batch(self, ids: torch.Tensor) -> Batch:
         check_device("ids", ids, self._device)

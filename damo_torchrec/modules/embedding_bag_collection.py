@@ -98,10 +98,10 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
             values = torch.empty(features.stride(), self._plan.width, device="meta")
         elif tracing.is_traced(features):
             values = operators.embedding_bag_collection(
-                self._rows if self._trains else self._rows_in_eval,
+                self._rows if self.trains else self._rows_in_eval,
                 *jagged_input.parts_in_graph(features, self._plan.weighted),
                 self._number,
-                self._trains,
+                self.trains,
             )
         else:
             values = self._eager_forward(features)
@@ -110,7 +110,7 @@ class EmbeddingBagCollection(Collection, EmbeddingBagCollectionInterface):
     @tracing.eager
     def _eager_forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
         batch = self._batch(features)
-        values = self._lookup(batch, self._trains)
+        values = self._lookup(batch, self.trains)
         if batch.bags is None:
             return values
         return jagged_input.expand(features, self._plan.features, self._outputs(values, batch))

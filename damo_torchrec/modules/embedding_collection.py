@@ -98,7 +98,7 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
         shapes_only = self._has_shapes_only(features.values())
         if not shapes_only:
             batch = self._batch(features)
-            outputs = self._outputs(self._lookup(batch, self._trains), batch)
+            outputs = self._outputs(self._lookup(batch, self.trains), batch)
         ids, lengths = jagged_input.by_key(features)
         if shapes_only:
             outputs = [torch.empty(len(ids[name]), self._embedding_dim, device="meta") for name in self._plan.features]
@@ -114,7 +114,7 @@ class EmbeddingCollection(Collection, EmbeddingCollectionInterface):
     def _traced_forward(self, features: Any) -> dict[str, JaggedTensor]:
         """What torch.fx sees of `forward`: nothing that depends on the proxy's values."""
         parts = jagged_input.sequence_parts_in_graph(features)
-        outputs = operators.embedding_collection(*parts, self._number, self._trains)
+        outputs = operators.embedding_collection(*parts, self._number, self.trains)
         jagged = features.to_dict()
         return {
             name: JaggedTensor(

@@ -30,6 +30,7 @@ from damo_torchrec.errors import DamoError, StoreClosedError
 from damo_torchrec.life import AskedLife
 from damo_torchrec.options import StoreOptions
 from damo_torchrec.progress import Progress, reporting
+from damo_torchrec.store.agreement import Agreement
 from damo_torchrec.store.catalog import Catalog, core_tables, empty_manifest
 from damo_torchrec.store.checkpoint_writer import CheckpointOptions, CheckpointWriter, NewCheckpoint
 from damo_torchrec.store.continued_rows import ContinuedRows
@@ -69,6 +70,7 @@ class Session:
         hyperparameters: what has trained which table.
         grad_scale: what arriving gradients are divided by.
         dense_part: the dense parameters whose steps are skipped where the rows' are, and the other way round, or None.
+        agreement: those who train other stores by the same steps, or None.
         skipped_backwards: updates that were skipped because of a gradient that was not finite.
         skipped_in_a_row: those since the last one that was not.
         generation: counts the engines that there were. What was worked out for one is of no use to the next.
@@ -100,6 +102,7 @@ class Session:
         self.hyperparameters = Hyperparameters()
         self.grad_scale = 1.0
         self.dense_part: DensePart | None = None
+        self.agreement: Agreement | None = None
         self.skipped_backwards = 0
         self.skipped_in_a_row = 0
         self.generation = 0

@@ -7,9 +7,13 @@ that it brought.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from damo_torchrec import _core
 from damo_torchrec.errors import NonFiniteGradientError, StoreClosedError
+from damo_torchrec.store.agreement import Update
 from damo_torchrec.store.autograd_task import at_end_of_task, current_task
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.waiting import BackwardPass, Gradient
@@ -54,9 +58,7 @@ def add(session: Session, gradient: Gradient, joined: BackwardPass | None) -> No
 def apply_waiting(session: Session) -> bool:
     """Updates with what waits for more passes. Returns whether there was anything, and it was not skipped."""
     with session.mutex:
-        scale = _scale(session)
-        gradients = session.waiting.take(scale)
-        return bool(gradients) and _apply(session, gradients, scale)
+        return _update(session, session.waiting.take)
 
 
 def check_same_rows(session: Session, generation: int) -> None:
@@ -67,38 +69,65 @@ def check_same_rows(session: Session, generation: int) -> None:
 
 
 def _end(session: Session, gradients: list[Gradient]) -> None:
-    if not gradients:
-        return
-    with session.mutex:
+    def ready(scale: float) -> list[Gradient]:
         for gradient in gradients:
             check_same_rows(session, gradient.generation)
             gradient.check_unchanged()
-        scale = _scale(session)
-        if ready := session.waiting.end(gradients, scale):
-            _apply(session, ready, scale)
+        return session.waiting.end(gradients, scale)
+
+    if gradients:
+        with session.mutex:
+            _update(session, ready)
 
 
-def _scale(session: Session) -> float:
-    return session.dense_part.scale() if session.dense_part is not None else session.grad_scale
+def _update(session: Session, ready: Callable[[float], list[Gradient]]) -> bool:
+    """One update of all rows with what is ready under a loss scale. REQUIRES: the mutex."""
+    agreement = session.agreement
+    if agreement is None:
+        update = _prepare(session, ready)
+    else:
+        update = agreement.settle(lambda: _check(session, _prepare(session, ready)))
+    return bool(update.gradients) and _apply(session, update)
 
 
-def _apply(session: Session, gradients: Sequence[Gradient], scale: float) -> bool:
+def _prepare(session: Session, ready: Callable[[float], list[Gradient]]) -> Update:
+    scale = session.dense_part.scale() if session.dense_part is not None else session.grad_scale
+    gradients = ready(scale)
+    if gradients:
+        _set_optimizers(session, gradients)
+    finite = not gradients or session.dense_part is None or not session.dense_part.overflows()
+    return Update(gradients, scale, finite)
+
+
+def _check(session: Session, update: Update) -> Update:
+    """An update that can be applied as it is, and what others compare theirs with.
+
+    Raises:
+        NonFiniteGradientError: it would be skipped, but this store does not skip.
+        DamoError: it cannot be applied.
+    """
+    tables = {table.name: table for gradient in update.gradients for table in gradient.tables}
+    rules = [(name, repr(table.optimizer), session.engine.iter(table.index)) for name, table in tables.items()]
+    digest = zlib.crc32(repr((update.scale, len(update.gradients), rules)).encode())
+    if not update.gradients or not update.finite:
+        return replace(update, digest=digest)
+    fault = session.engine.find_fault(_parts(update.gradients), update.scale)
+    if fault and not _skips(session):
+        raise _nonfinite(fault)
+    return replace(update, finite=not fault, digest=digest)
+
+
+def _apply(session: Session, update: Update) -> bool:
     """One update of all rows. REQUIRES: the mutex."""
     engine, dense = session.engine, session.dense_part
-    _set_optimizers(session, gradients)
     clock = session.catalog.lives.read_clock()
     session.note_update()
-    skip = session.options.on_nonfinite == "skip" or dense is not None
     try:
-        applied = (dense is None or not dense.overflows()) and engine.backward(
-            [(g.lookup, address(g.grad), g.grad.stride(0)) for g in gradients],
-            grad_scale=scale,
-            skip_nonfinite=skip,
-            clock=clock,
+        applied = update.finite and engine.backward(
+            _parts(update.gradients), grad_scale=update.scale, skip_nonfinite=_skips(session), clock=clock
         )
     except NonFiniteGradientError as error:
-        advice = "with a torch.amp.GradScaler, damo.follow_grad_scaler has rows skip the steps that it skips"
-        raise NonFiniteGradientError(f"{error}; {advice}") from None
+        raise _nonfinite(str(error)) from None
     if not applied and dense is not None:
         dense.skip()
     if applied:
@@ -107,6 +136,19 @@ def _apply(session: Session, gradients: Sequence[Gradient], scale: float) -> boo
     else:
         _count_skipped(session)
     return applied
+
+
+def _parts(gradients: Sequence[Gradient]) -> list[tuple[_core.Lookup, int, int]]:
+    return [(g.lookup, address(g.grad), g.grad.stride(0)) for g in gradients]
+
+
+def _skips(session: Session) -> bool:
+    return session.options.on_nonfinite == "skip" or session.dense_part is not None
+
+
+def _nonfinite(fault: str) -> NonFiniteGradientError:
+    advice = "with a torch.amp.GradScaler, damo.follow_grad_scaler has rows skip the steps that it skips"
+    return NonFiniteGradientError(f"{fault}; {advice}")
 
 
 def _set_optimizers(session: Session, gradients: Sequence[Gradient]) -> None:
