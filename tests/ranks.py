@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import faulthandler
 import os
 import pickle
 import tempfile
@@ -67,6 +68,7 @@ def started_ranks(size: int) -> Iterator[Ranks]:
 
 def _serve(connection: Connection, rank: int, size: int, meet: str) -> None:
     os.environ.setdefault("LOCAL_WORLD_SIZE", str(size))
+    faulthandler.enable()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # TorchRec's own, of several kinds
     distributed.init_process_group(

@@ -11,8 +11,7 @@ from torchrec import EmbeddingBagConfig, EmbeddingConfig, KeyedJaggedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 import damo_torchrec as damo
-
-Bags = list[list[int]]
+from damo_torchrec.modules.jagged_input import by_key
 
 
 @dataclass(frozen=True)
@@ -137,9 +136,8 @@ def batch_of(case: Case, step: int, begin: int = 0, end: int | None = None) -> K
 def coefficients(case: Case, step: int, begin: int, end: int, features: KeyedJaggedTensor) -> torch.Tensor:
     """What the outputs of some samples are multiplied by in the loss."""
     if case.sequences:  # by the ids themselves, as rows stand by feature, then sample
-        by_feature = features.to_dict()
-        names = [f for fs, _ in case.tables.values() for f in fs]
-        values = torch.cat([torch.empty(0), *(by_feature[f].values().float() for f in names)])
+        ids, _ = by_key(features)
+        values = torch.cat([ids[f].float() for fs, _ in case.tables.values() for f in fs])
         return torch.sin(values + step).unsqueeze(1) * torch.arange(1, case.dim + 1)
     generator = torch.Generator().manual_seed(2000 + step)
     return torch.randn(case.batch, case.outputs() * case.dim, generator=generator)[begin:end]
@@ -154,7 +152,9 @@ def train(rank: int, case: Case, size: int = 1, group: bool = True) -> Trained:
         return steps(model, store, case, rank, size)
 
 
-def steps(model: nn.Module, store: damo.EmbeddingStore, case: Case, rank: int, size: int) -> Trained:
+def steps(
+    model: nn.Module, store: damo.EmbeddingStore, case: Case, rank: int, size: int, scale: float = 1.0
+) -> Trained:
     outputs, grads = [], []
     begin, end = share(case, rank, size)
     for step in range(case.steps):
@@ -166,9 +166,9 @@ def steps(model: nn.Module, store: damo.EmbeddingStore, case: Case, rank: int, s
         values = model(features)
         outputs.append(values.detach().clone())
         loss = (values * coefficients(case, step, begin, end, features)).sum()
-        (loss * size).backward()
+        (loss * size * scale).backward()
         if case.weights == "learned":
-            grads.append(features.weights().grad / size)
+            grads.append(features.weights().grad / size / scale)
     return Trained(outputs, grads, rows_of(store), {name: store.table(name).iter for name in store.tables()})
 
 

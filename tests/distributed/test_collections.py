@@ -51,8 +51,21 @@ SEQUENCES = {
 CASES = {**BAGS, **{name: Case(_TWO, optimizer=rule) for name, rule in RULES.items()}, **SEQUENCES}
 
 
+# With one rank and with four, those whose way through the exchange differs.
+_OF_ALL_SIZES = ("sums and means", "learned weights", "an idle rank", "sequences of an idle rank")
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_it_is_what_one_process_does(ranks, case):
+def test_two_ranks_do_what_one_process_does(two_ranks, case):
+    check(two_ranks, case)
+
+
+@pytest.mark.parametrize("name", _OF_ALL_SIZES)
+def test_any_number_of_ranks_does_what_one_process_does(ranks, name):
+    check(ranks, CASES[name])
+
+
+def check(ranks, case):
     alone = spread.train(0, case, group=False)
     of_ranks = ranks(spread.train, case, ranks.size)
     within = 2e-2 if "t" in case.options and case.options["t"].row_dtype is not None else 1e-5

@@ -84,8 +84,10 @@ def test_training_in_one_of_several_processes_is_refused(memory_store):
     ebc = collection(memory_store, "t")
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     try:
-        with pytest.raises(RuntimeError, match="the process group has 2 processes"):
+        with pytest.raises(RuntimeError, match="the process group has 2 processes") as refusal:
             update(ebc, {"t": [[1]]})
+        line = "DistributedModelParallel(model, sharders=damo_torchrec.distributed.sharders())"
+        assert str(refusal.value).endswith(line)
         look_up(ebc.eval(), {"t": [[1]]})
     finally:
         torch.distributed.destroy_process_group()
