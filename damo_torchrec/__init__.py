@@ -12,6 +12,7 @@ from damo_torchrec import lazy, versions
 from damo_torchrec.store import process_end as _process_end  # noqa: F401  # from now on, stores are closed at the end
 
 if TYPE_CHECKING:
+    from damo_torchrec import distributed as distributed
     from damo_torchrec import init as init
     from damo_torchrec import onnx as onnx
     from damo_torchrec import optim as optim

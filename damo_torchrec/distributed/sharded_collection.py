@@ -21,11 +21,11 @@ from torchrec.streamable import Multistreamable
 
 from damo_torchrec.distributed.agreement import RanksAgreement
 from damo_torchrec.distributed.exchange import Splits, exchange
+from damo_torchrec.lookup_plan import LookupPlan, engine_features
 from damo_torchrec.modules.autograd import Batch, Call, lookup, make_lookup
 from damo_torchrec.modules.collection import Collection
 from damo_torchrec.modules.fused_optimizer import FusedTableOptimizer
 from damo_torchrec.modules.jagged_input import Accepted, as_keyed_jagged
-from damo_torchrec.modules.lookup_plan import LookupPlan, engine_features
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.table import Table
 
