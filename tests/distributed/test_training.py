@@ -1,56 +1,19 @@
 """DLRM under `DistributedModelParallel`: several ranks train what one process trains, on the same global batches."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
-import torchrec
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan
-from torchrec.models.dlrm import DLRM
 
 import damo_torchrec as damo
 import spread
 from damo_torchrec.distributed import ShardedEmbeddingBagCollection, rank_of
-
-_FEATURES = ("user", "item", "clicks")
-_GLOBAL_BATCH = 16
-
-
-@dataclass(frozen=True)
-class Run:
-    """How a model is trained: `plan` is "default", "planner" or "by hand"."""
-
-    plan: str = "default"
-    store: Mapping[str, Any] = field(default_factory=dict)
-    prefetch: bool = False
-    threads: int = 1
-    steps: int = 6
-    ids: int = 60
-
-
-def batch_of(run: Run, step: int, begin: int, end: int) -> tuple[torch.Tensor, KeyedJaggedTensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(step)
-    dense = torch.rand(_GLOBAL_BATCH, 3, generator=generator)
-    labels = torch.randint(0, 2, (_GLOBAL_BATCH,), generator=generator).float()
-    case = spread.Case({name: ([name], "SUM") for name in _FEATURES}, batch=_GLOBAL_BATCH, ids=run.ids)
-    return dense[begin:end], spread.batch_of(case, step, begin, end), labels[begin:end]
-
-
-def model_over(store: damo.EmbeddingStore) -> DLRM:
-    torch.manual_seed(0)
-    tables = [
-        EmbeddingBagConfig(name=f"t_{name}", embedding_dim=8, num_embeddings=1000, feature_names=[name])
-        for name in _FEATURES
-    ]
-    ebc = damo.EmbeddingBagCollection(tables, torchrec.optim.RowWiseAdagrad, {"lr": 0.1}, store=store)
-    return DLRM(ebc, 3, [16, 8], [16, 1])
+from distributed_dlrm import FEATURES, GLOBAL_BATCH, Run, batch_of, model_over
 
 
 def distributed(model: nn.Module, run: Run, size: int) -> DistributedModelParallel:
@@ -59,7 +22,7 @@ def distributed(model: nn.Module, run: Run, size: int) -> DistributedModelParall
         return DistributedModelParallel(model, sharders=sharders)
     if run.plan == "by hand":
         by_rows = ParameterSharding("row_wise", "customized_kernel", list(range(size)))
-        of_module = EmbeddingModuleShardingPlan({f"t_{name}": by_rows for name in _FEATURES})
+        of_module = EmbeddingModuleShardingPlan({f"t_{name}": by_rows for name in FEATURES})
         plan = ShardingPlan({"sparse_arch.embedding_bag_collection": of_module})
     else:
         budget = model.sparse_arch.embedding_bag_collection.store.session.memory_budget
@@ -78,7 +41,7 @@ def train(rank: int, run: Run, size: int, group: bool = True) -> tuple[list[floa
             model = distributed(model, run, size)
             assert isinstance(model.module.sparse_arch.embedding_bag_collection, ShardedEmbeddingBagCollection)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        begin, end = _GLOBAL_BATCH * rank // size, _GLOBAL_BATCH * (rank + 1) // size
+        begin, end = GLOBAL_BATCH * rank // size, GLOBAL_BATCH * (rank + 1) // size
         losses = []
         for step in range(run.steps):
             dense, features, labels = batch_of(run, step, begin, end)

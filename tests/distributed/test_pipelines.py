@@ -1,0 +1,85 @@
+"""Train pipelines: the exchange and the reads of later batches change no bit of what is trained."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torchrec.datasets.utils import Batch
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import EvalPipelineSparseDist, TrainPipelineBase, TrainPipelineSparseDist
+from torchrec.models.dlrm import DLRMTrain
+
+import damo_torchrec as damo
+import spread
+from damo_torchrec.distributed import PrefetchTrainPipeline
+from distributed_dlrm import Run, batch_of, model_over
+
+_PIPELINES = {
+    "base": TrainPipelineBase,
+    "sparse dist": TrainPipelineSparseDist,
+    "prefetch": PrefetchTrainPipeline,
+}
+
+
+def batches(run: Run, rank: int, size: int) -> list[Batch]:
+    begin, end = 16 * rank // size, 16 * (rank + 1) // size
+    return [Batch(*batch_of(run, step, begin, end)) for step in range(run.steps)]
+
+
+def train(rank: int, run: Run, size: int, name: str | None) -> tuple[list[float], Any, int]:
+    with spread.new_store(**run.store) as store:
+        model = DistributedModelParallel(DLRMTrain(model_over(store)), sharders=damo.distributed.sharders())
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        losses = []
+        if name is None:
+            for batch in batches(run, rank, size):
+                optimizer.zero_grad()
+                loss, _ = model(batch)
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+        else:
+            pipeline = _PIPELINES[name](model, optimizer, torch.device("cpu"))
+            stream = iter(batches(run, rank, size))
+            for _ in range(run.steps):
+                loss, _, _ = pipeline.progress(stream)
+                losses.append(loss.item())
+            with pytest.raises(StopIteration):
+                pipeline.progress(stream)
+        return losses, spread.rows_of(store), sum(of_table.prefetched for of_table in store.stats().tables.values())
+
+
+def test_pipelines_change_no_bit(two_ranks):
+    run = Run(ids=2000, steps=5)
+    plain = two_ranks(train, run, 2, None)
+    for name in _PIPELINES:
+        on_disk = {"backend": "rocksdb", "cache_bytes": 1 << 15, "path": None}
+        found = two_ranks(train, dataclasses.replace(run, store=on_disk), 2, name)
+        for (losses, rows, _), (others, other_rows, prefetched) in zip(plain, found, strict=True):
+            assert losses == others, name
+            assert (prefetched > 0) == (name == "prefetch")
+            assert rows.keys() == other_rows.keys()
+            assert all(torch.equal(row, other_rows[key]) for key, row in rows.items())
+
+
+def evaluate(rank: int, run: Run, size: int) -> tuple[list[float], list[float], int]:
+    with spread.new_store() as store:
+        model = DistributedModelParallel(DLRMTrain(model_over(store)), sharders=damo.distributed.sharders())
+        for batch in batches(run, rank, size)[:2]:
+            model(batch)[0].backward()
+        model.eval()
+        rows = sum(len(store.table(name)) for name in store.tables())
+        with torch.no_grad():
+            plain = [model(batch)[0].item() for batch in batches(run, rank, size)]
+        pipeline = EvalPipelineSparseDist(model, torch.optim.SGD(model.parameters(), lr=1.0), torch.device("cpu"))
+        stream = iter(batches(run, rank, size))
+        piped = [pipeline.progress(stream)[0].item() for _ in range(run.steps)]
+        new = sum(len(store.table(name)) for name in store.tables()) - rows
+        return plain, piped, new
+
+
+def test_evaluation_makes_no_row(two_ranks):
+    for plain, piped, new in two_ranks(evaluate, Run(ids=500), 2):
+        assert plain == piped
+        assert new == 0
