@@ -7,8 +7,10 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "engine/table.h"
+#include "life/life_combined.h"
 #include "life/life_recount.h"
 #include "python/bindings.h"
 #include "row/key.h"
@@ -29,6 +31,16 @@ RecordReader::Lives LivesOf(std::map<uint32_t, std::shared_ptr<LifeRecount>> liv
   return [lives = std::move(lives)](uint32_t table, int64_t id, RowHeader header, bool sighting) {
     const auto found = lives.find(table);
     return found == lives.end() || found->second->Count(header, id, sighting);
+  };
+}
+
+// The same of rows that lived by the first of the two lives of a table, by which the second counts them.
+RecordReader::Lives LivesOf(std::map<uint32_t, std::shared_ptr<LifeRecount>> lives,
+                            std::map<uint32_t, std::shared_ptr<LifeRecount>> counts) {
+  if (counts.empty()) return LivesOf(std::move(lives));
+  const RecordReader::Lives before = LivesOf(std::move(lives)), now = LivesOf(std::move(counts));
+  return [=](uint32_t table, int64_t id, RowHeader header, bool sighting) {
+    return (before == nullptr || before(table, id, header, sighting)) && now(table, id, header, sighting);
   };
 }
 
@@ -80,6 +92,11 @@ void RegisterSalvage(py::module_& m) {
       .def_property_readonly("rows_before", &LifeRecount::rows_before)
       .def_property_readonly("bytes", [](const LifeRecount& recount) { return py::bytes(recount.Serialize()); });
 
+  m.def(
+      "combine_lives",
+      [](const std::vector<std::string>& lives, bool counts) { return py::bytes(CombineLives(lives, counts)); },
+      py::arg("lives"), py::arg("counts"));
+
   py::class_<LifeWithout, std::shared_ptr<LifeWithout>>(m, "LifeWithout")
       .def(py::init([](std::string_view bytes) { return std::make_shared<LifeWithout>(bytes); }), py::arg("bytes"))
       .def_property_readonly("rows", &LifeWithout::rows)
@@ -95,16 +112,26 @@ void RegisterSalvage(py::module_& m) {
       .def("finish", &RecordWriter::Finish, py::arg("path"), ReleaseGil());
   py::class_<RecordReader, Held<RecordReader>>(m, "RecordReader")
       .def(py::init([](const std::string& path, std::map<uint32_t, size_t> payload_sizes,
-                       std::map<uint32_t, std::shared_ptr<LifeRecount>> lives) {
+                       std::map<uint32_t, std::shared_ptr<LifeRecount>> lives,
+                       std::map<uint32_t, std::shared_ptr<LifeRecount>> counts) {
              const WithoutGil unlocked;
              LeaveForkedChildrenAtExit();
-             return Held<RecordReader>(new RecordReader(path, std::move(payload_sizes), LivesOf(std::move(lives))));
+             return Held<RecordReader>(
+                 new RecordReader(path, std::move(payload_sizes), LivesOf(std::move(lives), std::move(counts))));
            }),
            py::arg("path"), py::arg("payload_sizes"),
-           py::arg("lives") = std::map<uint32_t, std::shared_ptr<LifeRecount>>())
+           py::arg("lives") = std::map<uint32_t, std::shared_ptr<LifeRecount>>(),
+           py::arg("counts") = std::map<uint32_t, std::shared_ptr<LifeRecount>>())
       .def(
           "seek", [](RecordReader& r, std::string_view key) { return r.Seek(KeyOfBytes(key)); }, ReleaseGil())
       .def("read", &RecordReader::Read, py::arg("n"), py::arg("writer"), ReleaseGil())
+      .def(
+          "read_share",
+          [](RecordReader& r, size_t n, RecordWriter* writer, uint64_t rank, uint64_t world_size) {
+            if (rank >= world_size) throw Error(ErrorCode::kInvalidArgument, "expected a rank below the world size");
+            return r.ReadShare(n, writer, {rank, world_size});
+          },
+          py::arg("n"), py::arg("writer"), py::arg("rank"), py::arg("world_size"), ReleaseGil())
       .def_property_readonly("path", &RecordReader::path)
       .def_property_readonly("error", &RecordReader::error)
       .def_property_readonly("last_key",

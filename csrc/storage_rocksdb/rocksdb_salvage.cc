@@ -46,6 +46,12 @@ Key KeyOf(std::string_view bytes) {
   return key;
 }
 
+// What may be in nobody's share, since it is malformed, is in everybody's.
+bool IsIn(const RankShare& share, std::string_view key) {
+  if (key.size() != kKeySize) return true;
+  return (DecodeTable(key) & kDeletionBit) == 0 && share.Has(DecodeId(key));
+}
+
 }  // namespace
 
 void VerifyTableFile(const std::string& path) {
@@ -141,19 +147,28 @@ bool RecordReader::Seek(const Key& key) {
   return status.ok();
 }
 
-size_t RecordReader::Read(size_t n, RecordWriter* writer) {
+size_t RecordReader::Read(size_t n, RecordWriter* writer) { return ReadRecords(n, writer, nullptr); }
+
+size_t RecordReader::ReadShare(size_t n, RecordWriter* writer, const RankShare& share) {
+  return ReadRecords(n, writer, &share);
+}
+
+size_t RecordReader::ReadRecords(size_t n, RecordWriter* writer, const RankShare* share) {
   size_t read = 0;
   for (; read < n && records_->Valid(); ++read, records_->Next()) {
     const std::string_view key = records_->key().ToStringView(), value = records_->value().ToStringView();
     last_ = KeyOf(key);
     has_last_ = true;
-    if (Accept(key, value) && writer != nullptr) writer->Put(key, value);
+    if (share != nullptr && !IsIn(*share, key)) continue;
+    const Found found = Accept(key, value);
+    const bool wanted = found == Found::kLives || (found == Found::kDead && share == nullptr);
+    if (wanted && writer != nullptr) writer->Put(key, value);
   }
   if (!records_->status().ok()) error_ = records_->status().ToString();
   return read;
 }
 
-bool RecordReader::Accept(std::string_view key, std::string_view value) {
+RecordReader::Found RecordReader::Accept(std::string_view key, std::string_view value) {
   const uint32_t number = DecodeTable(last_.view()), table = number & ~kDeletionBit;
   try {
     const auto size = payload_sizes_.find(table);
@@ -167,17 +182,18 @@ bool RecordReader::Accept(std::string_view key, std::string_view value) {
     const char* payload = RowPayload(value, payload_size, table, DecodeId(key));
     if (!is_row && IsSighting(value)) throw Error(ErrorCode::kCorruption, "sightings in place of a deletion record");
     RecordTally& tally = tallies_[number];
+    bool lives = true;
     if (!is_row) {
       ++tally.records;
     } else {
       const bool sighting = IsSighting(value);
       const RowHeader header = PayloadHeader(payload, sighting ? sizeof(RowHeader) : payload_size);
-      const bool lives = !lives_ || lives_(number, DecodeId(key), header, sighting);
+      lives = !lives_ || lives_(number, DecodeId(key), header, sighting);
       ++(sighting ? tally.sightings : lives ? tally.records : tally.dead);
       if (!sighting) tally.last_step = std::max(tally.last_step, header.last_step);
     }
     in_malformed_ = false;
-    return true;
+    return lives ? Found::kLives : Found::kDead;
   } catch (const Error& error) {
     if (in_malformed_ && DecodeTable(malformed_.back().last.view()) == number) {
       malformed_.back().last = last_;
@@ -185,7 +201,7 @@ bool RecordReader::Accept(std::string_view key, std::string_view value) {
       malformed_.push_back({last_, last_, error.what()});
     }
     in_malformed_ = true;
-    return false;
+    return Found::kMalformed;
   }
 }
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "row/key.h"
+#include "row/rank.h"
 #include "row/row_header.h"
 
 namespace rocksdb {
@@ -101,6 +102,8 @@ class RecordReader {
   // Reads up to `n` records, and hands those that are well-formed to `writer`, if there is one; how many there were. If
   // fewer than `n`, the next cannot be read, or, with an empty error(), there are no more. Throws what Put throws.
   size_t Read(size_t n, RecordWriter* writer);
+  // The same of a rank's rows and sightings that live alone: others, and deletions, are neither counted nor written.
+  size_t ReadShare(size_t n, RecordWriter* writer, const RankShare& share);
   // Why Seek or Read got no further.
   const std::string& error() const { return error_; }
   // The last record's since Seek; nullptr if there was none.
@@ -111,9 +114,12 @@ class RecordReader {
   const std::vector<MalformedRecords>& malformed() const { return malformed_; }
 
  private:
+  enum class Found { kMalformed, kDead, kLives };
+
   void Restart();
-  // Whether the record is well-formed; counts it, or notes why not.
-  bool Accept(std::string_view key, std::string_view value);
+  size_t ReadRecords(size_t n, RecordWriter* writer, const RankShare* share);
+  // Counts the record, or notes why it is malformed.
+  Found Accept(std::string_view key, std::string_view value);
 
   const std::string path_;
   const std::map<uint32_t, size_t> payload_sizes_;

@@ -58,28 +58,62 @@ def build_directory(
         ValueError: `target` exists for good, or its parent does not.
         OutOfSpaceError, DamoError: the disk is full or refuses.
     """
-    if other_name is None or not target.exists():
-        check_target(target, what, may_replace)
+    unfinished = UnfinishedDirectory(target, what, other_name, may_replace)
     with os_errors(f"cannot write the {what} {target}"):
-        _clear_killed(target)
-        staging = _Staging(target)
         try:
-            staged = staging.make()
-            fill(staged)
-            for file in staged.iterdir():
+            fill(unfinished.path)
+            return unfinished.finish()
+        except BaseException:
+            unfinished.abandon()
+            raise
+
+
+class UnfinishedDirectory:
+    """A directory beside `target` to fill, which then gets its name. Arguments and errors are `build_directory`'s.
+
+    Whoever has made one calls `finish` or `abandon`. It may be in another thread.
+    """
+
+    def __init__(
+        self,
+        target: Path,
+        what: str,
+        other_name: Callable[[], Path] | None = None,
+        may_replace: MayReplace = never,
+    ) -> None:
+        if other_name is None or not target.exists():
+            check_target(target, what, may_replace)
+        self._target, self._what = target, what
+        self._other_name, self._may_replace = other_name, may_replace
+        self._staging = _Staging(target)
+        with os_errors(f"cannot write the {what} {target}"):
+            _clear_killed(target)
+            try:
+                self.path = self._staging.make()
+            except BaseException:
+                self.abandon()
+                raise
+
+    def finish(self) -> Path:
+        """Syncs the files in it, gives it its name and returns that. If that fails, `abandon` is left to do."""
+        with os_errors(f"cannot write the {self._what} {self._target}"):
+            for file in self.path.iterdir():
                 if file.is_file():
                     with file.open("rb") as opened:
                         os.fsync(opened.fileno())
-            sync_directory(staged)
-            target = _rename(staged, target, other_name, may_replace)
+            sync_directory(self.path)
+            target = _rename(self.path, self._target, self._other_name, self._may_replace)
             sync_directory(target.parent)
-            staging.remove()
-        except BaseException:
-            staging.remove()
-            raise
+            self._staging.remove()
+            self._staging.end()
+        return target
+
+    def abandon(self) -> None:
+        """Removes it. Idempotent."""
+        try:
+            self._staging.remove()
         finally:
-            staging.end()
-    return target
+            self._staging.end()
 
 
 class _Staging:

@@ -40,9 +40,16 @@ def load_dense(path: Path, manifest: Manifest) -> dict[str, Any]:
         CorruptionError: it cannot be read, is not what `save_model` writes, or of another checkpoint than `manifest`.
         DamoError: the torch that is installed is older than `LEAST_TORCH`.
     """
-    _check_torch()
     file = path / MODEL_FILE
-    content = manifest.read_file(path, MODEL_FILE)
+    dense = parse_dense(manifest.read_file(path, MODEL_FILE), file)
+    if dense["checkpoint_id"] != manifest.id:
+        raise CorruptionError(f"{file} belongs to another checkpoint than the rows beside it")
+    return dense
+
+
+def parse_dense(content: bytes, file: Path) -> dict[str, Any]:
+    """What is in the contents of `file`, which `dump_dense` gave; raises as `load_dense`."""
+    _check_torch()
     try:
         check_container(content)
         with torch.sparse.check_sparse_tensor_invariants():  # type: ignore[no-untyped-call]  # torch's
@@ -50,8 +57,6 @@ def load_dense(path: Path, manifest: Manifest) -> dict[str, Any]:
         check_dense(dense, len(content))
     except Exception as error:  # torch has no one exception for a damaged file
         raise CorruptionError(f"{file} is damaged: {error}") from error
-    if dense["checkpoint_id"] != manifest.id:
-        raise CorruptionError(f"{file} belongs to another checkpoint than the rows beside it")
     return dense
 
 

@@ -18,6 +18,16 @@
         N.life.bin         of table number N, where its rows have a life: how many live, and which are dead
         rows/              a database of RocksDB: *.sst, table files; *.log, the journal; CURRENT, MANIFEST-N, OPTIONS-N
 
+Of several ranks (damo_torchrec/distributed), around these::
+
+    rank-I-of-N/           the store of rank I, as above, and in it
+        rank.json          whose it is
+    checkpoints/step_N/    a checkpoint of all ranks
+        ranks.json         what it consists of
+        rank-I-of-N/       a checkpoint of the store of rank I, as above
+        dense/             tensors of the dense part, by torch.distributed.checkpoint
+        dense-I.pt         what else there is of it, and the state of the generators of rank I
+
 Whatever is being written, or removed, has a name that begins with a dot: a directory that can be seen is complete.
 docs/format.md says what the files hold.
 """
@@ -26,6 +36,7 @@ import os
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePath
+from typing import Literal
 
 LOCK_FILE = "LOCK"
 LIVE = "live"
@@ -42,6 +53,10 @@ MODULE_FILE = "module.pickle"
 ROWS = "rows"
 
 DELTA_FILE = "delta.json"
+
+RANK_FILE = "rank.json"
+RANKS_FILE = "ranks.json"
+DENSE_DIRECTORY = "dense"
 
 _STAGED = ".damo-staged"
 _REMOVED = ".damo-removed"
@@ -105,6 +120,22 @@ def staged_entries(target: Path) -> Iterator[Path]:
     for path in target.parent.glob(".*"):
         if pattern.fullmatch(path.name):
             yield path
+
+
+def rank_name(rank: int, world_size: int) -> str:
+    """The name of the directory of a rank's store, and of its checkpoint in one of all ranks."""
+    return f"rank-{rank}-of-{world_size}"
+
+
+def world_sizes(where: Path) -> list[int]:
+    """The numbers of ranks of which there are directories in `where`, in ascending order."""
+    matches = [re.fullmatch(r"rank-\d+-of-(\d+)", path.name) for path in complete_entries(where)]
+    return sorted({int(match[1]) for match in matches if match})
+
+
+def dense_file(rank: int | Literal["*"]) -> str:
+    """The file of what a checkpoint of all ranks has of the dense part beside its tensors, as of this rank, or any."""
+    return f"dense-{rank}.pt"
 
 
 def is_checkpoint_name(name: str) -> bool:

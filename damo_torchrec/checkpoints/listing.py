@@ -15,6 +15,7 @@ from damo_torchrec.checkpoints.layout import (
     checkpoint_suffix,
     complete_entries,
     is_checkpoint_name,
+    world_sizes,
 )
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.origin import Origin
@@ -57,6 +58,15 @@ def is_checkpoint(path: Path) -> bool:
     """Whether `path` is a directory that holds a checkpoint, or one that has lost its manifest."""
     # These say no, where Path's own raise, of directories that nobody may look into.
     return os.path.isfile(path / MANIFEST_FILE) or os.path.isdir(path / ROWS)
+
+
+def check_of_one_process(path: Path) -> None:
+    """Raises ValueError if `path` is what several ranks made together: a checkpoint of theirs, or their stores."""
+    if sizes := world_sizes(path):
+        raise ValueError(
+            f"{path} is of several ranks, {sizes[0]} of them: open it with damo_torchrec.distributed.open_store, or "
+            "make a store of one process of it with damo_torchrec.distributed.gather"
+        )
 
 
 def free_name(where: Path, step: int | str) -> Path:

@@ -4,6 +4,8 @@ import logging
 
 import torch
 from torch import nn
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torch.distributed.tensor import DTensor
 
 _log = logging.getLogger(__name__)
 _NAMED = 5
@@ -20,7 +22,7 @@ def warn_of_nonfinite(model: nn.Module, what: str) -> None:
         if isinstance(value, torch.Tensor)
         and value.is_floating_point()
         and value.device.type != "meta"
-        and not torch.isfinite(value).all()
+        and not all(torch.isfinite(part).all() for part in _here(value))
     ]
     if odd:
         more = f" and {len(odd) - _NAMED} more" if len(odd) > _NAMED else ""
@@ -30,3 +32,10 @@ def warn_of_nonfinite(model: nn.Module, what: str) -> None:
             ", ".join(odd[:_NAMED]),
             more,
         )
+
+
+def _here(value: torch.Tensor) -> list[torch.Tensor]:
+    """A tensor, or what this rank has of one that is sharded."""
+    if isinstance(value, ShardedTensor):
+        return [shard.tensor for shard in value.local_shards()]
+    return [value.to_local() if isinstance(value, DTensor) else value]

@@ -14,7 +14,7 @@ from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
 from damo_torchrec.checkpoints.in_use import InUse
 from damo_torchrec.checkpoints.layout import MANIFEST_FILE, ORIGIN_FILE, ROWS, journal_bytes, logs
 from damo_torchrec.checkpoints.lineage import Lineage
-from damo_torchrec.checkpoints.listing import Listed, has_checkpoints, is_checkpoint
+from damo_torchrec.checkpoints.listing import Listed, check_of_one_process, has_checkpoints, is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest, new_id
 from damo_torchrec.checkpoints.origin import Origin
 from damo_torchrec.checkpoints.reading_copy import ReadingCopy, has_large_journal
@@ -37,6 +37,7 @@ def start(session: Session, seed: int | None, restore: str | int | os.PathLike[s
     """Starts a new session as `EmbeddingStore` says of its arguments. It is let go of if that fails."""
     try:
         with os_errors(f"cannot open the store {session.path}"):
+            check_of_one_process(session.path)
             if session.read_only:
                 _start_reading(session, seed, restore)
             else:

@@ -17,10 +17,10 @@ from torch import nn
 from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
 from damo_torchrec.checkpoints.dense_part import load_dense
 from damo_torchrec.checkpoints.layout import MODEL_FILE
-from damo_torchrec.checkpoints.listing import Listed, is_checkpoint
+from damo_torchrec.checkpoints.listing import Listed, check_of_one_process, is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
-from damo_torchrec.modules import Collection
+from damo_torchrec.modules.fused_optimizer import FusedTableOptimizer
 from damo_torchrec.modules.state import Description
 from damo_torchrec.modules.wrappers import unwrapped
 from damo_torchrec.store.embedding_store import EmbeddingStore
@@ -57,7 +57,7 @@ def checkpoint_info(path: str | os.PathLike[str]) -> CheckpointInfo:
         path: a checkpoint, or a store: its newest checkpoint. One without a dense part has an empty `extra`.
 
     Raises:
-        ValueError: `path` is neither.
+        ValueError: `path` is neither, or of several ranks.
         CorruptionError: it is damaged.
     """
     path = checkpoint_at(path)
@@ -75,6 +75,7 @@ def checkpoint_info(path: str | os.PathLike[str]) -> CheckpointInfo:
 def checkpoint_at(path: str | os.PathLike[str]) -> Path:
     """Itself, or the newest checkpoint of the store `path`. Raises ValueError if it is neither."""
     resolved = Path(path).absolute()
+    check_of_one_process(resolved)
     if is_checkpoint(resolved):
         return resolved
     if resolved.is_dir() and StoreDirectory.is_store(resolved):
@@ -118,22 +119,23 @@ def newest_with_dense_part(oldest_first: Sequence[Listed]) -> Path | None:
 def learning_rates(model: nn.Module) -> dict[str, dict[str, float]]:
     """Those of rows: by the name of a collection in the model, then by table."""
     return {
-        name: {table: spec.lr for table, spec in module.fused_optimizer.specs().items()}
-        for name, module in _collections(model)
+        name: {table: spec.lr for table, spec in optimizer.specs().items()}
+        for name, optimizer in _fused_optimizers(model)
     }
 
 
 def set_learning_rates(model: nn.Module, saved: dict[str, dict[str, float]]) -> None:
     """Sets what `learning_rates` returned; collections and tables that it does not have keep theirs."""
-    for name, module in _collections(model):
-        module.fused_optimizer.set_learning_rates(saved.get(name, {}))
+    for name, optimizer in _fused_optimizers(model):
+        optimizer.set_learning_rates(saved.get(name, {}))
 
 
-def _collections(model: nn.Module) -> Iterator[tuple[str, Collection]]:
-    """By their names in the model itself, whatever is around it."""
+def _fused_optimizers(model: nn.Module) -> Iterator[tuple[str, FusedTableOptimizer]]:
+    """Those of collections, sharded or not, by their names in the model itself, whatever is around it."""
     for name, module in unwrapped(model).named_modules():
-        if isinstance(module, Collection):
-            yield name, module
+        optimizer = getattr(module, "fused_optimizer", None)
+        if isinstance(optimizer, FusedTableOptimizer):
+            yield name, optimizer
 
 
 def read_dense(path: Path) -> dict[str, Any]:

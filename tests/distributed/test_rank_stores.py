@@ -1,0 +1,143 @@
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import damo_torchrec as damo
+import ranked_training as training
+from damo_torchrec.checkpoints.layout import RANK_FILE, RANKS_FILE
+from rank_processes import Raised, run_ranks, values
+
+
+def test_ranks_go_on_from_where_all_were_closed(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    first = values(run_ranks(training.session, 2, tmp_path, root, 6))
+    again = values(run_ranks(training.session, 2, tmp_path, root, 6))
+    assert again == first
+    both = values(run_ranks(training.session, 2, tmp_path, root, 12))
+    alone = values(run_ranks(training.session, 1, tmp_path, tmp_path / "alone", 12))
+    assert training.joined(both) == training.joined(alone)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def _swap(root: Path) -> None:
+    (root / "rank-0-of-2").rename(root / "aside")
+    (root / "rank-1-of-2").rename(root / "rank-0-of-2")
+    (root / "aside").rename(root / "rank-1-of-2")
+
+
+def _lose_part(root: Path) -> None:
+    shutil.rmtree(_newest(root) / "rank-1-of-2")
+
+
+def _damage(name: str) -> Callable[[Path], None]:
+    def damage(root: Path) -> None:
+        file = _newest(root) / name
+        content = file.read_bytes()
+        file.write_bytes(content[:40] + b"?" + content[41:])
+
+    return damage
+
+
+def _mix_steps(root: Path) -> None:
+    part = _newest(root) / "rank-1-of-2"
+    shutil.rmtree(part)
+    shutil.copytree(root / "checkpoints" / "step_0" / "rank-1-of-2", part)
+
+
+def _mix_groups(root: Path) -> None:
+    file = root / "rank-1-of-2" / RANK_FILE
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content).replace(content["rank"]["group"], "0" * 32))
+
+
+def _single_store(root: Path) -> None:
+    (root / "rank-1-of-2" / RANK_FILE).unlink()
+
+
+def _newest(root: Path) -> Path:
+    return root / "checkpoints" / "step_4"
+
+
+REFUSED: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    "swapped": (_swap, "SchemaMismatchError", "is the store of rank 1 of 2"),
+    "a part is lost": (_lose_part, "CorruptionError", "lacks the part of rank 1"),
+    "ranks.json": (_damage(RANKS_FILE), "CorruptionError", "ranks.json is damaged"),
+    "manifest.json": (_damage("rank-1-of-2/manifest.json"), "CorruptionError", "manifest.json is damaged"),
+    "mixed steps": (_mix_steps, "CorruptionError", "is of another checkpoint"),
+    "another group": (_mix_groups, "CorruptionError", "checksum does not match"),
+    "a single store": (_single_store, "SchemaMismatchError", "which no rank has made"),
+}
+
+
+def _try_all(rank: int, roots: dict[str, Path]) -> dict[str, tuple[str, str]]:
+    found = {}
+    for name, root in roots.items():
+        try:
+            store = damo.distributed.open_store(root, memory_budget="64MiB", seed=rank if name == "seed" else None)
+        except Exception as error:
+            found[name] = (type(error).__name__, str(error))
+        else:
+            store.close()
+            found[name] = ("nothing", "")
+    return found
+
+
+def _save_and_crash(rank: int, store: damo.EmbeddingStore, model: Any, optimizer: torch.optim.Optimizer) -> None:
+    damo.distributed.save_model(model, optimizer=optimizer)
+    training.crash(store)
+
+
+def _digests(root: Path) -> dict[str, str]:
+    files = [path for path in root.rglob("*") if path.is_file() and path.name != "LOCK"]
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stores of two ranks that saved after 4 steps, and crashed."""
+    directory = tmp_path_factory.mktemp("saved")
+    values(run_ranks(training.session, 2, directory, directory / "store", 4, _save_and_crash))
+    return directory / "store"
+
+
+def test_what_does_not_belong_together_is_refused_on_all_ranks_and_changes_nothing(tmp_path: Path, saved: Path) -> None:
+    roots = {}
+    for name, (harm, _, _) in REFUSED.items():
+        roots[name] = tmp_path / name
+        shutil.copytree(saved, roots[name])
+        harm(roots[name])
+    roots["seed"] = tmp_path / "seed"
+    before = {name: _digests(root) for name, root in roots.items()}
+    one, other = values(run_ranks(_try_all, 2, tmp_path, roots))
+    assert one == other
+    assert one["seed"][0] == "ValueError"
+    for name, (_, kind, message) in REFUSED.items():
+        assert one[name][0] == kind, one[name]
+        assert message in one[name][1], one[name]
+    assert {name: _digests(root) for name, root in roots.items()} == before
+
+
+def test_another_world_size_is_refused_with_the_call_to_make(tmp_path: Path, saved: Path) -> None:
+    shutil.copytree(saved, root := tmp_path / "store")
+    before = _digests(root)
+    with pytest.raises(damo.DamoError, match=r"made by 2 ranks, and there are 1.*respread=True"):
+        damo.distributed.open_store(root, memory_budget="64MiB")
+    with pytest.raises(ValueError, match=r"of several ranks.*open_store"):
+        damo.EmbeddingStore(root, memory_budget="64MiB")
+    assert _digests(root) == before
+
+
+def test_a_store_that_is_open_is_refused_on_all_ranks(tmp_path: Path, saved: Path) -> None:
+    shutil.copytree(saved, root := tmp_path / "store")
+    with damo.EmbeddingStore(root / "rank-1-of-2", memory_budget="64MiB"):
+        results = run_ranks(training.session, 2, tmp_path, root, 4)
+    assert {result.kind for result in results if isinstance(result, Raised)} == {"StoreLockedError"}
+    assert len({result.message for result in results}) == 1
