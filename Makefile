@@ -19,7 +19,7 @@ FIXED_ADDRESSES = $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setar
 # Runs the test program $$tests in as many processes as there are cores, each with a share of the tests.
 IN_SHARES = seq 0 $$(($(JOBS) - 1)) | GTEST_TOTAL_SHARDS=$(JOBS) xargs -P $(JOBS) -I{} env GTEST_SHARD_INDEX={}
 
-.PHONY: help venv gtest clang lock example test test-cpp test-python test-versions sanitize fuzz lint format bench \
+.PHONY: help venv gtest clang lock example example-distributed test test-cpp test-python test-versions sanitize fuzz lint format bench \
   bench-quick chaos soak clean
 .DEFAULT_GOAL := help
 
@@ -37,6 +37,9 @@ lock:  ## renew scripts/requirements.txt, the versions and hashes of what the se
 
 example: venv  ## train a DLRM; options in ARGS="..."
 	@$(BIN)/python examples/dlrm.py $(ARGS)
+
+example-distributed: venv  ## train it on two processes; options in ARGS="..."
+	@$(BIN)/torchrun --standalone --nproc-per-node 2 examples/dlrm_distributed.py $(ARGS)
 
 test: test-cpp test-python  ## run all tests; pytest's options in ARGS="..."
 
