@@ -41,7 +41,7 @@ class ShardedEmbeddingBagCollection(ShardedCollection[EmbeddingBagCollection]):
         return KeyedJaggedTensor(
             keys=self._keys,
             values=mix(asked.ids).to(self._device),
-            lengths=asked.lengths.to(self._device),
+            lengths=asked.lengths.to(self._device, torch.int32),
             stride=None if batch.bags is not None else batch.size,
             stride_per_key_per_rank=[[n] for n in asked.bags] if batch.bags is not None else None,
         )

@@ -44,7 +44,7 @@ class ShardedEmbeddingCollection(ShardedCollection[EmbeddingCollection]):
         return KeyedJaggedTensor(
             keys=self._keys,
             values=mix(torch.cat(distinct)).to(self._device),
-            lengths=lengths.to(self._device),
+            lengths=lengths.to(self._device, torch.int32),
             stride=1,
         )
 
