@@ -130,6 +130,25 @@ def respread(rank: int, root: Path, last: int, *args: Any) -> Any:
     return session(rank, root, last, *args, respread=True)
 
 
+def to_the_end(root: Path, last: int, before_step: Callable[[int], None] = lambda step: None) -> Any:
+    """Goes on to `last` from what is there, with a checkpoint at every other step; returns what there is then."""
+    store = damo.distributed.open_store(root, memory_budget="64MiB")
+    model = Model(store)
+    optimizer = torch.optim.Adam(model.over.parameters(), lr=0.01)
+    manager = damo.distributed.CheckpointManager(model, every_steps=2, keep=2)
+    found = manager.restore(optimizer=optimizer)
+    with manager:
+        for step in range(found.step if found else 0, last):
+            before_step(step)
+            train(model, optimizer, step, step + 1)
+            if dist.is_initialized():
+                dist.barrier()
+            manager.step(step + 1, optimizer=optimizer)
+    result = rows_of(store), dense_of(model, optimizer)
+    store.close()
+    return result
+
+
 def dense_of(model: Model, optimizer: torch.optim.Optimizer) -> Any:
     """What of a model and its optimizer is no row, to be compared."""
     state = {k: {n: v.tolist() for n, v in s.items()} for k, s in optimizer.state_dict()["state"].items()}

@@ -19,9 +19,9 @@ from damo_torchrec.checkpoints.layout import (
     rank_name,
 )
 from damo_torchrec.checkpoints.manifest import LAST_SEQUENCE, Manifest
+from damo_torchrec.checkpoints.rank_identity import MOST_RANKS
 from damo_torchrec.checkpoints.regular_file import is_directory
 from damo_torchrec.checkpoints.rules import check_files, check_id
-from damo_torchrec.distributed.rank_directory import MOST_RANKS
 from damo_torchrec.errors import CorruptionError, DamoError
 
 _VERSION = 1

@@ -3,61 +3,17 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
-from damo_torchrec.checkpoints.document import dump_document, parse_document, read_document
 from damo_torchrec.checkpoints.layout import LIVE, LOCK_FILE, RANK_FILE, rank_name
 from damo_torchrec.checkpoints.listing import has_checkpoints
+from damo_torchrec.checkpoints.rank_identity import RankIdentity
 from damo_torchrec.checkpoints.regular_file import open_or_make
-from damo_torchrec.checkpoints.rules import check_id
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
-from damo_torchrec.errors import CorruptionError, SchemaMismatchError
-from damo_torchrec.files import os_errors, replace_file
-
-_VERSION = 1
-MOST_RANKS = 2**20
-
-
-@dataclass(frozen=True)
-class RankIdentity:
-    """What ``rank.json`` says, in the directory of a rank's store.
-
-    Args:
-        group: the id of the stores that belong together: one of each rank.
-        rank: whose it is.
-        world_size: how many ranks there are.
-        run: the id of the opening of all of them that was the last.
-    """
-
-    group: str
-    rank: Annotated[int, range(MOST_RANKS)]
-    world_size: Annotated[int, range(1, MOST_RANKS + 1)]
-    run: str
-
-    def check(self) -> None:
-        """Raises ValueError if its parts contradict each other."""
-        check_id("group", self.group)
-        check_id("run", self.run)
-        if self.rank >= self.world_size:
-            raise ValueError(f"rank is {self.rank} of {self.world_size}")
-
-    def write(self, store: Path) -> None:
-        """Makes it that of a store's directory, whole or not at all."""
-        document = dump_document("rank", _VERSION, asdict(self), RankIdentity, RankIdentity.check)
-        replace_file(store / RANK_FILE, document.encode())
-
-    @staticmethod
-    def read(store: Path) -> RankIdentity | None:
-        """That of a store's directory; None if it has none. Raises CorruptionError if it is damaged."""
-        path = store / RANK_FILE
-        try:
-            content = read_document(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return parse_document(content, path, "rank", range(_VERSION, _VERSION + 1), RankIdentity, RankIdentity.check)
+from damo_torchrec.errors import SchemaMismatchError
+from damo_torchrec.files import os_errors
 
 
 @dataclass(frozen=True)
@@ -145,9 +101,3 @@ def make_rank_directory(path: Path, identity: RankIdentity) -> None:
                 raise ValueError(f"{path} is neither empty nor a store: it has {', '.join(names[:5])}")
             os.close(open_or_make(path / LOCK_FILE))
     identity.write(path)
-
-
-def other_rank_error(found: list[RankIdentity]) -> CorruptionError:
-    """That these are of stores that do not belong together."""
-    groups = "; ".join(f"rank {one.rank} of group {one.group}" for one in found)
-    return CorruptionError(f"the ranks' stores do not belong together: {groups}")

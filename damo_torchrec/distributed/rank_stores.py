@@ -13,10 +13,11 @@ from damo_torchrec.checkpoints.atomic_directory import clear_unfinished
 from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
 from damo_torchrec.checkpoints.layout import CHECKPOINTS, rank_name, world_sizes
 from damo_torchrec.checkpoints.manifest import new_id
+from damo_torchrec.checkpoints.rank_identity import RankIdentity
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.distributed.group import Ranks, ranks_of_default_group
 from damo_torchrec.distributed.group_checkpoint import RanksCheckpoint, find, read_ranks_directory
-from damo_torchrec.distributed.rank_directory import RankIdentity, RankState, make_rank_directory
+from damo_torchrec.distributed.rank_directory import RankState, make_rank_directory
 from damo_torchrec.distributed.respreading import Share
 from damo_torchrec.distributed.starting_point import (
     check_whole_group,
@@ -36,6 +37,7 @@ from damo_torchrec.errors import DamoError
 from damo_torchrec.files import os_errors
 from damo_torchrec.options import StoreOptions, parse_budget
 from damo_torchrec.progress import reporting
+from damo_torchrec.store.continued_rows import ContinuedRows
 from damo_torchrec.store.embedding_store import EmbeddingStore
 
 _log = logging.getLogger(__name__)
@@ -259,13 +261,16 @@ class _Opening:
     def _open_own(self, found: RanksCheckpoint | None, identity: RankIdentity) -> EmbeddingStore:
         if RankIdentity.read(self._path) is None:
             make_rank_directory(self._path, identity)
-        return EmbeddingStore(
+        store = EmbeddingStore(
             self._path,
             memory_budget=self._budget,
             seed=self._asked.seed,
             restore="latest" if found is None else self._source(found),
             options=self._options,
         )
+        if self._asked.restore == "latest":  # which is no word of the program's on which rows it goes on with
+            store.session.continued_rows = ContinuedRows(self._path)
+        return store
 
     def _source(self, found: RanksCheckpoint) -> Path:
         """This rank's part of a checkpoint, or one of the same state that its store has."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from damo_torchrec import _core
+from damo_torchrec.checkpoints.rank_identity import check_has_all_rows
 from damo_torchrec.modules import store_of
 from damo_torchrec.modules.collection import Collection
 from damo_torchrec.modules.dense_weights import warn_of_nonfinite
@@ -117,6 +118,7 @@ def export(
     began = time.monotonic()
     model = unwrapped(model)
     store = store or store_of(model)
+    check_has_all_rows(store.path, "the graph")
     progress = store.session.options.progress if progress is None else progress
     check_progress(progress)
     warn_of_nonfinite(model, "export")

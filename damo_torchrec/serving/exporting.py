@@ -9,6 +9,7 @@ from torch import nn
 
 from damo_torchrec.checkpoints.exported import Exported
 from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.checkpoints.rank_identity import check_has_all_rows
 from damo_torchrec.modules import store_of
 from damo_torchrec.serving.dense import DENSE_FILE
 from damo_torchrec.store.checkpoint_writer import CheckpointOptions
@@ -42,6 +43,7 @@ def export(model: nn.Module, args: Any, path: str | os.PathLike[str] | None = No
         return {DENSE_FILE: dense_graph(model, args, verify=verify)}
 
     store = store_of(model)
+    check_has_all_rows(store.path, "what is served")
     store.flush()  # so that it has no journal, which a server would have to write first
     return _note_exported(store, store.session.checkpoint(path, CheckpointOptions(files)))
 

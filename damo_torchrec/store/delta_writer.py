@@ -20,6 +20,7 @@ from damo_torchrec.checkpoints.ladder import Ladder
 from damo_torchrec.checkpoints.layout import array_files, header_file
 from damo_torchrec.checkpoints.lineage import StoreState
 from damo_torchrec.checkpoints.manifest import new_id
+from damo_torchrec.checkpoints.rank_identity import check_has_all_rows
 from damo_torchrec.files import bytes_in, write_file
 from damo_torchrec.progress import reporting
 from damo_torchrec.store.changed_rows import NO_ROW_LIVES, ChangedRows, Differences, TableNow
@@ -61,6 +62,7 @@ def write_delta(
     began = time.monotonic()
     catalog = session.catalog
     check_target(path, _WHAT)
+    check_has_all_rows(session.path, "a delta")
     if session.options.backend == "memory":
         raise ValueError(f'the store {session.path} with backend="memory" has no checkpoints for a delta to begin from')
     base = since if isinstance(since, StoreState) else catalog.lineage.find(since)

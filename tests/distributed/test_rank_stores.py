@@ -141,3 +141,17 @@ def test_a_store_that_is_open_is_refused_on_all_ranks(tmp_path: Path, saved: Pat
         results = run_ranks(training.session, 2, tmp_path, root, 4)
     assert {result.kind for result in results if isinstance(result, Raised)} == {"StoreLockedError"}
     assert len({result.message for result in results}) == 1
+
+
+def test_nothing_is_served_of_one_rank_of_several(tmp_path: Path, saved: Path) -> None:
+    part = _newest(saved) / "rank-0-of-2"
+    with damo.EmbeddingStore(part, memory_budget="64MiB", read_only=True) as store:
+        model = training.Model(store).eval()
+        with pytest.raises(ValueError, match=r"rows of one rank of several.*gather"):
+            damo.onnx.export(model, training.batch_of(torch.tensor([1])), tmp_path / "graph")
+    shutil.copytree(saved, root := tmp_path / "store")
+    with (
+        damo.EmbeddingStore(root / "rank-0-of-2", memory_budget="64MiB") as store,
+        pytest.raises(ValueError, match=r"rows of one rank of several.*gather"),
+    ):
+        store.export_delta(tmp_path / "delta", since=4)

@@ -1,42 +1,28 @@
 """Ranks that are killed, and started again: what they have in the end is what they would have had undisturbed."""
 
+import json
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.distributed as dist
 
-import damo_torchrec as damo
 import ranked_training as training
 from processes import kill_this_process
 from rank_processes import Kill, Killed, Raised, run_ranks, values
-from ranked_training import Model
 
 LAST = 12
 GONE = ("DamoError", "RuntimeError", "DistBackendError", "DistNetworkError", "DistStoreError", "CheckpointException")
 
 
 def _run(rank: int, root: Path, dies: tuple[int, str, int] | None = None) -> Any:
-    """Goes on to `LAST` from what is there, with a checkpoint at every other step. A rank may die at some call."""
+    """Goes on to `LAST`; a rank may die at some call."""
     if dies is not None and dies[0] == rank:
         _die_at(*dies[1:])
-    store = damo.distributed.open_store(root, memory_budget="64MiB")
-    model = Model(store)
-    optimizer = torch.optim.Adam(model.over.parameters(), lr=0.01)
-    manager = damo.distributed.CheckpointManager(model, every_steps=2, keep=2)
-    found = manager.restore(optimizer=optimizer)
-    with manager:
-        for step in range(found.step if found else 0, LAST):
-            training.train(model, optimizer, step, step + 1)
-            if dist.is_initialized():
-                dist.barrier()
-            manager.step(step + 1, optimizer=optimizer)
-    rows = training.rows_of(store), training.dense_of(model, optimizer)
-    store.close()
-    return rows
+    return training.to_the_end(root, LAST)
 
 
 def _die_at(name: str, call: int) -> None:
@@ -101,3 +87,23 @@ def kill_some(directory: Path, undisturbed: list[Any], *, kills: int, seed: int)
                 break
         assert results == undisturbed
         assert not [path for path in (root / "checkpoints").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_them_again(tmp_path: Path, undisturbed: list[Any]) -> None:
+    tests = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--standalone"]
+    # Without this, torch has gloo look for the ranks of before, whose addresses its store still has.
+    fresh = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, str(tests / "restart_program.py"), str(tmp_path / "store"), str(tmp_path / "died"), str(LAST)],
+        env={**os.environ, **fresh, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "died").exists()
+    found = [json.loads((tmp_path / f"rows-{rank}.json").read_text()) for rank in range(2)]
+    assert found == json.loads(json.dumps(undisturbed))
