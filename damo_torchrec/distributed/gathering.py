@@ -16,7 +16,7 @@ from damo_torchrec.checkpoints.origin import Origin
 from damo_torchrec.distributed.dense import read_others, read_states
 from damo_torchrec.distributed.group_checkpoint import RanksCheckpoint
 from damo_torchrec.distributed.respreading import Share, spread
-from damo_torchrec.distributed.starting_point import newest_checkpoint
+from damo_torchrec.distributed.starting_point import check_is_of_ranks, newest_checkpoint
 from damo_torchrec.distributed.store_checkpoint import closed_stores_of_others
 from damo_torchrec.files import write_file
 from damo_torchrec.options import parse_budget
@@ -76,6 +76,7 @@ def gather(
 def _checkpoint_at(source: Path) -> RanksCheckpoint:
     if (source / RANKS_FILE).is_file():
         return RanksCheckpoint.read(source)
+    check_is_of_ranks(source)
     newest = newest_checkpoint(source, None) if (source / CHECKPOINTS).is_dir() else None
     if newest is None:
         raise ValueError(f"{source} is neither a checkpoint of several ranks nor a directory with their stores")

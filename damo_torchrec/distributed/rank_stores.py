@@ -20,6 +20,7 @@ from damo_torchrec.distributed.group_checkpoint import RanksCheckpoint, find, re
 from damo_torchrec.distributed.rank_directory import RankState, make_rank_directory
 from damo_torchrec.distributed.respreading import Share
 from damo_torchrec.distributed.starting_point import (
+    check_is_of_ranks,
     check_whole_group,
     check_world_size,
     closed_at,
@@ -162,6 +163,7 @@ class _Opening:
     def _read(self) -> RankState:
         """The state of this rank's store, which is not open. Checks this rank's arguments."""
         parse_budget(self._budget)
+        check_is_of_ranks(self._root)
         with os_errors(f"cannot make {self._where}"):
             self._where.mkdir(parents=True, exist_ok=True)
         if StoreDirectory.is_store(self._path):

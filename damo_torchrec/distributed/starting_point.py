@@ -6,12 +6,18 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from damo_torchrec.checkpoints.layout import CHECKPOINTS, rank_name
+from damo_torchrec.checkpoints.layout import CHECKPOINTS, LOCK_FILE, ORIGIN_FILE, rank_name
 from damo_torchrec.distributed.group_checkpoint import RanksCheckpoint, oldest_first
 from damo_torchrec.distributed.rank_directory import LocalCheckpoint, RankState
 from damo_torchrec.errors import CorruptionError, DamoError, SchemaMismatchError
 
 _log = logging.getLogger(__name__)
+
+
+def check_is_of_ranks(root: Path) -> None:
+    """Raises ValueError if `root` is the store of one process."""
+    if any((root / name).exists() for name in (LOCK_FILE, ORIGIN_FILE)):
+        raise ValueError(f"{root} is a store of one process: the stores of several ranks need a directory of their own")
 
 
 def group_of(states: Sequence[RankState], root: Path) -> str | None:

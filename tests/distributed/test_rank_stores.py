@@ -135,6 +135,14 @@ def test_another_world_size_is_refused_with_the_call_to_make(tmp_path: Path, sav
     assert _digests(root) == before
 
 
+def test_a_store_of_one_process_is_refused(tmp_path: Path) -> None:
+    damo.EmbeddingStore(tmp_path / "one", memory_budget="64MiB").close()
+    before = _digests(tmp_path)
+    with pytest.raises(ValueError, match="is a store of one process"):
+        damo.distributed.open_store(tmp_path / "one", memory_budget="64MiB")
+    assert _digests(tmp_path) == before
+
+
 def test_a_store_that_is_open_is_refused_on_all_ranks(tmp_path: Path, saved: Path) -> None:
     shutil.copytree(saved, root := tmp_path / "store")
     with damo.EmbeddingStore(root / "rank-1-of-2", memory_budget="64MiB"):

@@ -6,6 +6,8 @@ import torch
 
 import damo_torchrec as damo
 import ranked_training as training
+from damo_torchrec.checkpoints.layout import journal_bytes
+from damo_torchrec.distributed import respreading
 from damo_torchrec.distributed.mixing import rank_of
 from rank_processes import run_ranks, values
 from ranked_training import Model
@@ -45,6 +47,8 @@ def test_rows_are_spread_over_other_ranks_and_gathered_to_the_bit(
     two = values(run_ranks(training.session, 2, tmp_path, root, 12, _save, options))
     rows = training.joined([found for found, _ in two])
     dense = two[0][1]
+    assert all(len(table[2]) > 20 for table in rows.values())
+    assert (options is None) == all(row[0] for table in rows.values() for row in table[2].values())  # else sightings
 
     damo.distributed.gather(root, tmp_path / "one", memory_budget="64MiB")
     assert _here(tmp_path / "one") == (rows, dense)
@@ -55,3 +59,29 @@ def test_rows_are_spread_over_other_ranks_and_gathered_to_the_bit(
         assert rank_of(ids, 3).unique().tolist() == [rank]
         assert (its_dense, step) == (dense, 70)
     assert training.joined([found for (found, _), _ in three]) == rows
+
+
+def test_a_large_journal_is_brought_into_files_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "store"
+    (found,) = values(run_ranks(training.session, 1, tmp_path, root, 12, _save, OPTIONS))
+    assert journal_bytes(root / "checkpoints" / "step_70" / "rank-0-of-1" / "rows") > 0
+    monkeypatch.setattr(respreading, "_SMALL_JOURNAL", 0)
+    damo.distributed.gather(root, tmp_path / "one", memory_budget="64MiB")
+    assert _here(tmp_path / "one") == found
+
+
+def test_a_damaged_part_is_found_and_nothing_is_made_of_it(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    values(run_ranks(training.session, 1, tmp_path, root, 6))
+    damo.distributed.gather(root, tmp_path / "sound", memory_budget="64MiB")
+    newest = root / "checkpoints" / "step_6"
+    (file, *_) = newest.rglob("*.sst")
+    content = bytearray(file.read_bytes())
+    content[100] ^= 255
+    file.unlink()
+    file.write_bytes(content)
+    with pytest.raises(damo.CorruptionError):
+        damo.distributed.gather(newest, tmp_path / "one", memory_budget="64MiB")
+    assert not (tmp_path / "one").exists()
+    with pytest.raises(ValueError, match="a store of one process"):
+        damo.distributed.gather(tmp_path / "sound", tmp_path / "one")
