@@ -64,8 +64,8 @@ def check_of_one_process(path: Path) -> None:
     """Raises ValueError if `path` is what several ranks made together: a checkpoint of theirs, or their stores."""
     if sizes := world_sizes(path):
         raise ValueError(
-            f"{path} is of several ranks, {sizes[0]} of them: open it with damo_torchrec.distributed.open_store, or "
-            "make a store of one process of it with damo_torchrec.distributed.gather"
+            f"{path} is of several ranks, {sizes[0]} of them: open it with damo_torchrec.distributed.open_store, make "
+            "a store of one process of it with damo_torchrec.distributed.gather, or name what one rank has in it"
         )
 
 
@@ -107,9 +107,10 @@ def checkpoints_of(path: Path) -> list[Path]:
     """The checkpoint `path`, or the checkpoints of the store `path`, damaged or not, by name.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither, or of several ranks.
         CorruptionError: the store's checkpoints are behind a symbolic link.
     """
+    check_of_one_process(path)
     if is_checkpoint(path):
         return [path]
     if not path.is_dir() or not StoreDirectory.is_store(path):

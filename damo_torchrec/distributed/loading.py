@@ -15,15 +15,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from damo_torchrec.checkpoints.layout import CHECKPOINTS
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.distributed.dense import read_others, read_states
+from damo_torchrec.distributed.group import ranks_of_default_group
 from damo_torchrec.distributed.group_checkpoint import RanksCheckpoint, find, oldest_first
-from damo_torchrec.distributed.models import store_of, tables_of
+from damo_torchrec.distributed.models import checked_store_of, tables_of
 from damo_torchrec.distributed.rank_stores import Membership, membership_of
 from damo_torchrec.distributed.starting_point import check_world_size
 from damo_torchrec.errors import SchemaMismatchError
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.opening import restore, restore_unless_at
 from damo_torchrec.training.dense_parts import DenseParts
-from damo_torchrec.training.model_checkpoint import CheckpointInfo, check_optimizer, dense_state
+from damo_torchrec.training.model_checkpoint import CheckpointInfo, dense_state
 from damo_torchrec.training.random_state import set_random_state
 
 _log = logging.getLogger(__name__)
@@ -61,11 +62,10 @@ def load_model(
         DamoError: it is of another number of ranks; a rank has ended.
         All of them on all ranks, where neither model nor store was changed.
     """
-    check_optimizer(optimizer)
-    store = store_of(model)
-    membership = membership_of(store)
-    ranks = membership.ranks
+    ranks = ranks_of_default_group()
     ranks.settle()
+    store = ranks.each("load the model", lambda: checked_store_of(model, optimizer))
+    membership = membership_of(store)
     chosen = ranks.of_first("find the checkpoint to load", lambda: _choose(membership, path))
     if chosen is None:
         return None

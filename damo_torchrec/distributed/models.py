@@ -4,9 +4,11 @@ from typing import Any
 
 from torch import nn
 
+from damo_torchrec.distributed.rank_stores import membership_of
 from damo_torchrec.distributed.sharded_collection import ShardedCollection
 from damo_torchrec.modules.collection import Collection
 from damo_torchrec.store.embedding_store import EmbeddingStore
+from damo_torchrec.training.model_checkpoint import check_optimizer
 
 
 def collections_of(model: nn.Module) -> list[Collection | ShardedCollection[Any]]:
@@ -21,6 +23,19 @@ def store_of(model: nn.Module) -> EmbeddingStore:
         found = ", ".join(str(store.path) for store in stores) or "none"
         raise ValueError(f"the model's collections must be over one store, found {found}")
     return stores.pop()
+
+
+def checked_store_of(model: nn.Module, optimizer: object) -> EmbeddingStore:
+    """The store of a model that is saved or loaded on all ranks, with this optimizer.
+
+    Raises:
+        ValueError: the model's collections are over no store of `open_store`.
+        TypeError: `optimizer` is none.
+    """
+    check_optimizer(optimizer)
+    store = store_of(model)
+    membership_of(store)
+    return store
 
 
 def tables_of(model: nn.Module) -> set[str]:

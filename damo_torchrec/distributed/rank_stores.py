@@ -123,8 +123,6 @@ def open_store(
         All of them on all ranks, and as one error.
     """
     options = options or StoreOptions()
-    if options.backend == "memory":
-        raise ValueError('backend="memory" keeps nothing on disk: a store of several ranks needs one')
     ranks = ranks_of_default_group()
     ranks.settle()
     opening = _Opening(ranks, Path(path).absolute(), _Asked(seed, str(restore), respread), memory_budget, options)
@@ -163,30 +161,35 @@ class _Opening:
     def _read(self) -> RankState:
         """The state of this rank's store, which is not open. Checks this rank's arguments."""
         parse_budget(self._budget)
+        if self._options.backend == "memory":
+            raise ValueError('backend="memory" keeps nothing on disk: a store of several ranks needs one')
         check_is_of_ranks(self._root)
         with os_errors(f"cannot make {self._where}"):
             self._where.mkdir(parents=True, exist_ok=True)
+            if self._ranks.is_first:
+                clear_unfinished(self._where)
         if StoreDirectory.is_store(self._path):
             StoreDirectory(self._path).release()  # raises if somebody has it open
         return RankState.read(self._root, self._ranks.rank, self._ranks.world_size)
 
     def _check_agreed(self) -> None:
         """Raises if ranks ask for different things, or see different checkpoints."""
-        what = f"open the stores in {self._root}"
-        if self._ranks.is_first:
-            clear_unfinished(self._where)
-        listed = [(path.name, manifest.id) for path, manifest in read_ranks_directory(self._where)[0]]
-        asked = self._ranks.exchange(self._asked, what)
-        seen = self._ranks.exchange(listed, what)
-        for rank, other in enumerate(asked):
-            if other != asked[0]:
-                raise ValueError(f"ranks ask open_store for different things: rank 0 {asked[0]}, rank {rank} {other}")
-        for rank, names in enumerate(seen):
-            if names != seen[0]:
-                raise DamoError(
-                    f"{self._where} is not the same directory on all ranks: rank 0 finds "
-                    f"{[name for name, _ in seen[0]]} there, rank {rank} {[name for name, _ in names]}"
+        found = self._ranks.together(f"open the stores in {self._root}", lambda: (self._asked, self._listed()))
+        asked, names = found[0]
+        for rank, (others_asked, others_names) in enumerate(found):
+            if others_asked != asked:
+                raise ValueError(
+                    f"ranks ask open_store for different things: rank 0 {asked}, rank {rank} {others_asked}"
                 )
+            if others_names != names:
+                raise DamoError(
+                    f"{self._where} is not the same directory on all ranks: rank 0 finds the checkpoints "
+                    f"{sorted(names)}, rank {rank} {sorted(others_names)}"
+                )
+
+    def _listed(self) -> dict[str, str]:
+        """The ids of the checkpoints of all ranks, by name."""
+        return {path.name: manifest.id for path, manifest in read_ranks_directory(self._where)[0]}
 
     def _find(self, states: Sequence[RankState]) -> RanksCheckpoint | None:
         """The checkpoint of all ranks to go on from, if there is one."""

@@ -19,11 +19,11 @@ from damo_torchrec.checkpoints.layout import CHECKPOINTS, RANKS_FILE
 from damo_torchrec.checkpoints.listing import free_name
 from damo_torchrec.distributed.commit import NewCheckpoint
 from damo_torchrec.distributed.dense import Saved
+from damo_torchrec.distributed.group import ranks_of_default_group
 from damo_torchrec.distributed.group_checkpoint import MANAGER, NOBODY, SAVING, RanksManifest
-from damo_torchrec.distributed.models import store_of
+from damo_torchrec.distributed.models import checked_store_of
 from damo_torchrec.distributed.rank_stores import membership_of
 from damo_torchrec.distributed.store_checkpoint import begin_checkpoint
-from damo_torchrec.training.model_checkpoint import check_optimizer
 
 
 def save_model(
@@ -102,11 +102,11 @@ def begin_model(
     keep: int | None = None,
 ) -> Future[Path]:
     """What `save_model_async` does; where it is `managed`, a manager keeps the newest `keep`."""
-    check_optimizer(dense.optimizer)
-    store = store_of(model)
-    membership = membership_of(store)
-    ranks, identity = membership.ranks, membership.identity
+    ranks = ranks_of_default_group()
     ranks.settle()
+    store = ranks.each("save the model", lambda: checked_store_of(model, dense.optimizer))
+    membership = membership_of(store)
+    identity = membership.identity
     step = store.step if dense.step is None else dense.step
     keeper, keep = (MANAGER, keep) if managed else (SAVING, membership.keep)
     where = membership.root / CHECKPOINTS

@@ -163,3 +163,13 @@ def test_nothing_is_served_of_one_rank_of_several(tmp_path: Path, saved: Path) -
         pytest.raises(ValueError, match=r"rows of one rank of several.*gather"),
     ):
         store.export_delta(tmp_path / "delta", since=4)
+
+
+def test_rows_of_an_earlier_run_are_trained_on_with_a_warning(tmp_path: Path) -> None:
+    damo_store = damo.distributed.open_store(tmp_path / "store", memory_budget="64MiB")
+    training.train(training.Model(damo_store), torch.optim.SGD([torch.zeros(1)]), 0, 2)
+    damo_store.close()
+    store = damo.distributed.open_store(tmp_path / "store", memory_budget="64MiB")
+    with pytest.warns(damo.ContinuedRowsWarning):
+        training.train(training.Model(store), torch.optim.SGD([torch.zeros(1)]), 2, 3)
+    store.close()
