@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 from damo_torchrec.checkpoints.document import dump_document, parse_document, read_document
-from damo_torchrec.checkpoints.layout import RANK_FILE, RANKS_FILE
+from damo_torchrec.checkpoints.layout import (
+    CHECKPOINTS,
+    RANK_FILE,
+    RANKS_FILE,
+    complete_entries,
+    rank_name,
+    world_sizes,
+)
 from damo_torchrec.checkpoints.rules import check_id
 from damo_torchrec.files import replace_file
 
@@ -62,3 +69,19 @@ def check_has_all_rows(path: Path, what: str) -> None:
             f"{path} has the rows of one rank of several, and {what} would be of these alone: make a store of one "
             "process of all of them with damo_torchrec.distributed.gather"
         )
+
+
+def parts_of(store: Path) -> list[Path]:
+    """What the checkpoints of all ranks have of the store of a rank, in their directory beside it.
+
+    Of checkpoints of other numbers of ranks each rank has those whose number is its own modulo the number of ranks.
+    """
+    identity = RankIdentity.read(store)
+    if identity is None:
+        return []
+    found = []
+    for checkpoint in complete_entries(store.parent / CHECKPOINTS):
+        for size in world_sizes(checkpoint):
+            parts = [checkpoint / rank_name(rank, size) for rank in range(identity.rank, size, identity.world_size)]
+            found += [part for part in parts if part.is_dir()]
+    return sorted(found)

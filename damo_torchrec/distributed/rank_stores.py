@@ -176,15 +176,13 @@ class _Opening:
         """Raises if ranks ask for different things, or see different checkpoints."""
         found = self._ranks.together(f"open the stores in {self._root}", lambda: (self._asked, self._listed()))
         asked, names = found[0]
-        for rank, (others_asked, others_names) in enumerate(found):
-            if others_asked != asked:
-                raise ValueError(
-                    f"ranks ask open_store for different things: rank 0 {asked}, rank {rank} {others_asked}"
-                )
-            if others_names != names:
+        for rank, (other, its_names) in enumerate(found):
+            if other != asked:
+                raise ValueError(f"ranks ask open_store for different things: rank 0 {asked}, rank {rank} {other}")
+            if its_names != names:
                 raise DamoError(
                     f"{self._where} is not the same directory on all ranks: rank 0 finds the checkpoints "
-                    f"{sorted(names)}, rank {rank} {sorted(others_names)}"
+                    f"{sorted(names)}, rank {rank} {sorted(its_names)}"
                 )
 
     def _listed(self) -> dict[str, str]:

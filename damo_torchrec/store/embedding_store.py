@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from damo_torchrec.arrays import as_ids
+from damo_torchrec.checkpoints.rank_identity import parts_of
 from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.erasing.places import Kept, Paths, Places, paths_of
 from damo_torchrec.erasing.report import ForgetReport
@@ -232,7 +233,8 @@ class EmbeddingStore:
     ) -> ForgetReport:
         """Deletes rows so that no byte of their weights and state is left: the request of a person to be forgotten.
 
-        Not in the live rows, not in any checkpoint inside the store, whoever made it, and in nothing that is shown.
+        Not in the live rows, not in any checkpoint inside the store, whoever made it, and in nothing that is shown. Of
+        several ranks each calls it, and looks through its own part of the checkpoints of all of them as well.
         Servers hear of it by the next delta. What remains is the id, in the record that says that it was deleted. It is
         a call between two steps of training, and takes as long as copying the files that held the rows. One that was
         interrupted is completed by calling again, and a crash brings nothing back.
@@ -256,7 +258,8 @@ class EmbeddingStore:
             ValueError: the store is read-only or in memory, gradients of `accumulate` wait, or a path is not there.
             OutOfSpaceError, DamoError: live rows cannot be rewritten.
         """
-        places = Places(checkpoints, paths_of(exports), paths_of(deltas), paths_of(working_copies))
+        elsewhere = [*paths_of(exports), *parts_of(self.path)]
+        places = Places(checkpoints, elsewhere, paths_of(deltas), paths_of(working_copies))
         return forget(self._session, {name: as_ids(some) for name, some in ids.items()}, places, dry_run=dry_run)
 
     # ------------------------------------------------------------------ state

@@ -165,6 +165,22 @@ def test_nothing_is_served_of_one_rank_of_several(tmp_path: Path, saved: Path) -
         store.export_delta(tmp_path / "delta", since=4)
 
 
+def test_rows_are_forgotten_in_checkpoints_of_all_ranks_too(tmp_path: Path, saved: Path) -> None:
+    shutil.copytree(saved, root := tmp_path / "store")
+    values(run_ranks(_forget, 2, tmp_path, root))
+    damo.distributed.gather(_newest(root), tmp_path / "one", memory_budget="64MiB")
+    with damo.EmbeddingStore(tmp_path / "one", memory_budget="64MiB") as store:
+        assert not store.table("a").contains(training.ids_at(0)).any()
+        assert store.table("b").contains(training.ids_at(0)).all()
+
+
+def _forget(rank: int, root: Path) -> None:
+    with damo.distributed.open_store(root, memory_budget="64MiB") as store:
+        report = store.forget({"a": training.ids_at(0)})
+        assert not report.remaining
+        assert report.deleted["a"] > 10
+
+
 def test_rows_of_an_earlier_run_are_trained_on_with_a_warning(tmp_path: Path) -> None:
     damo_store = damo.distributed.open_store(tmp_path / "store", memory_budget="64MiB")
     training.train(training.Model(damo_store), torch.optim.SGD([torch.zeros(1)]), 0, 2)
