@@ -1,7 +1,6 @@
 #include "life/life_combined.h"
 
 #include <algorithm>
-#include <utility>
 
 #include "base/status.h"
 #include "life/life_bytes.h"
@@ -11,9 +10,7 @@ namespace {
 
 Ladder LowerOf(const Ladder& a, const Ladder& b) {
   Ladder lower;
-  for (size_t c = 1; c < kLadderClasses; ++c) lower.Raise(c, std::min(a.step(c), b.step(c)));
-  const auto first = std::min(std::pair(a.step(0), a.part()), std::pair(b.step(0), b.part()));
-  lower.RaiseFirst(first.first, first.second);
+  for (size_t c = 0; c < kLadderClasses; ++c) lower.Raise(c, std::min(a.position(c), b.position(c)));
   return lower;
 }
 
@@ -28,15 +25,13 @@ void Add(const LifeCounts& other, LifeCounts* counts) {
 
 std::string CombineLives(const std::vector<std::string>& lives, bool counts) {
   if (lives.empty()) throw Error(ErrorCode::kInvalidArgument, "lives to combine: expected some, got none");
-  LifeState combined = DecodeLife(lives[0]);
+  LifeState combined = DecodeLife(lives[0]);  // whose clock goes on, as its buckets are by that
   for (size_t i = 1; i < lives.size(); ++i) {
     const LifeState other = DecodeLife(lives[i]);
     if (other.rules != combined.rules) {
       throw Error(ErrorCode::kInvalidArgument, "lives to combine: expected one set of rules, got several");
     }
     combined.iter = std::max(combined.iter, other.iter);
-    combined.time = std::max(combined.time, other.time);
-    combined.clock = std::max(combined.clock, other.clock);
     combined.ladder = LowerOf(combined.ladder, other.ladder);
     combined.first_set_step = std::max(combined.first_set_step, other.first_set_step);
     combined.too_many_set_steps |= other.too_many_set_steps;

@@ -13,11 +13,12 @@ LifeState StateOf(uint32_t iter, uint32_t ladder_step, uint64_t created) {
   LifeState state;
   state.iter = iter;
   state.time = iter;
-  state.buckets = {{0, 0}, {4, 4}, {8, 8}};
+  state.updated = iter;
+  state.buckets = {{0, 0}, {PositionOf(4), 4}, {PositionOf(8), 8}};
   state.rules = {{.steps = 5}};
   state.counts.expired = {created / 2};
   state.counts.created = created;
-  for (size_t c = 0; c < kLadderClasses; ++c) state.ladder.Raise(c, ladder_step);
+  for (size_t c = 0; c < kLadderClasses; ++c) state.ladder.Raise(c, PositionOf(ladder_step));
   return state;
 }
 
@@ -34,13 +35,12 @@ TEST(LifeCombinedTest, TakesTheLowerLadderAndTheSumOfCounts) {
   EXPECT_EQ(anew.counts, (LifeCounts{.expired = {0}}));
 }
 
-TEST(LifeCombinedTest, KeepsApartTheStepOfTheFirstClassAndItsPart) {
+TEST(LifeCombinedTest, ComparesPartsOfSteps) {
   LifeState one = StateOf(10, 0, 0), other = StateOf(10, 0, 0);
-  one.ladder.RaiseFirst(4, 7);
-  other.ladder.RaiseFirst(5, 3);
+  one.ladder.Raise(0, PositionOf(4, 7));
+  other.ladder.Raise(0, PositionOf(5, 3));
   const LifeState combined = DecodeLife(CombineLives({EncodeLife(other), EncodeLife(one)}, false));
-  EXPECT_EQ(combined.ladder.step(0), 4u);
-  EXPECT_EQ(combined.ladder.part(), 7u);
+  EXPECT_EQ(combined.ladder.position(0), PositionOf(4, 7));
 }
 
 TEST(LifeCombinedTest, CountsRowsThatLivedByTheirOwn) {
