@@ -91,6 +91,7 @@ CALLS: dict[str, Callable[[_core.Store], object]] = {
     "set_state": lambda s: s.set_state(0, IDS.ctypes.data, 64, VALUES.ctypes.data),
     "describe": lambda s: s.describe(0, IDS.ctypes.data, 64, OUT.ctypes.data, 0, FOUND.ctypes.data),
     "initial_weights": lambda s: s.initial_weights(0, IDS.ctypes.data, 64, OUT.ctypes.data),
+    "add_sightings": lambda s: s.add_sightings(0, NEW_IDS.ctypes.data, 64, HEADERS.ctypes.data),
     "add_rows": lambda s: s.add_rows(
         0, NEW_IDS.ctypes.data, 64, VALUES.ctypes.data, VALUES.ctypes.data, HEADERS.ctypes.data
     ),
@@ -112,6 +113,7 @@ CALLS: dict[str, Callable[[_core.Store], object]] = {
     "disk_used": lambda s: s.disk_used,
     "instruction_set": lambda s: s.instruction_set,
     "Scan": lambda s: _core.Scan(s, 0),
+    "SightingScan": lambda s: _core.SightingScan(s, 0),
     "RowSnapshot": lambda s: _core.RowSnapshot(s, [0]),
     "OutputBuffer": lambda s: _core.OutputBuffer(s, 1000),
 }

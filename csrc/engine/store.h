@@ -172,6 +172,8 @@ class Store {
   // before.
   void AddRows(uint16_t table, std::span<const int64_t> ids, const float* weights, const float* state,
                const RowHeader* headers);
+  // The same of what was seen of ids that have no row.
+  void AddSightings(uint16_t table, std::span<const int64_t> ids, const RowHeader* headers);
   void Delete(uint16_t table, std::span<const int64_t> ids);
   // Deletes rows and has nothing left of them on disk, and begins the journal anew: the next checkpoint has nothing of
   // them, either. Returns those of which snapshots or iterators still need something. Takes as long as rewriting the
@@ -181,6 +183,7 @@ class Store {
   // The tables as they are now; flushes first.
   RowSnapshot TakeSnapshot(std::span<const uint16_t> tables);
   std::unique_ptr<RowIterator> Scan(uint16_t table) { return TakeSnapshot({&table, 1}).Scan(0); }
+  std::unique_ptr<RowIterator> ScanSightings(uint16_t table) { return TakeSnapshot({&table, 1}).ScanSightings(0); }
   RowLayout layout(uint16_t table);
 
   // ---- durability

@@ -320,6 +320,22 @@ void Store::AddRows(uint16_t table, std::span<const int64_t> ids, const float* w
   if (t.life == nullptr) t.schema.rows += static_cast<int64_t>(ids.size());  // else they are in it already
 }
 
+void Store::AddSightings(uint16_t table, std::span<const int64_t> ids, const RowHeader* headers) {
+  const Call call(this);
+  capture_.AwaitEnd();
+  RequireWritable("added");
+  disk_.RequireRoom();
+  Table& t = TableAt(table);
+  std::vector<RowWrite> writes;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    writes.push_back({t.schema.number, ids[i], reinterpret_cast<const char*>(headers + i), sizeof(RowHeader), 0});
+    writes.back().sighting = true;
+  }
+  journal_.Clear();
+  store_->Write(writes);
+  ++t.writes;
+}
+
 void Store::Delete(uint16_t table, std::span<const int64_t> ids) {
   InRuns(table, ids, [&](size_t, std::span<const int64_t> run) {
     const std::vector<int64_t> distinct = DistinctOf(run);

@@ -87,6 +87,27 @@ class Scan {
   std::unique_ptr<RowIterator> rows_;
 };
 
+// Hands out what was seen of a table's ids that have no row, in their order, a batch at a time.
+class SightingScan {
+ public:
+  SightingScan(Store& store, uint16_t table) : sightings_(store.ScanSightings(table)) {}
+
+  // Fills at most `n` ids and headers; how many there were.
+  size_t Next(Address ids, Address headers, size_t n) {
+    size_t i = 0;
+    int64_t id;
+    const char* payload;
+    for (; i < n && sightings_->Next(&id, &payload); ++i) {
+      At<int64_t>(ids)[i] = id;
+      At<RowHeader>(headers)[i] = PayloadHeader(payload, sizeof(RowHeader));
+    }
+    return i;
+  }
+
+ private:
+  std::unique_ptr<RowIterator> sightings_;
+};
+
 // A piece of a store's output memory, returned when Python drops it.
 class OutputBuffer {
  public:
@@ -153,6 +174,10 @@ static void RegisterResults(py::module_& m) {
       .def("next", &Scan::Next, ReleaseGil())
       .def("next_rows", &Scan::NextRows, ReleaseGil())
       .def("next_payloads", &Scan::NextPayloads, ReleaseGil());
+
+  py::class_<SightingScan, Held<SightingScan>>(m, "SightingScan")
+      .def(py::init<Store&, uint16_t>(), ReleaseGil())
+      .def("next", &SightingScan::Next, ReleaseGil());
 
   py::class_<RowStoreStats>(m, "RowStoreStats")
       .def_readonly("disk_bytes", &RowStoreStats::disk_bytes)
@@ -305,6 +330,12 @@ void RegisterStore(py::module_& m) {
           [](Store& s, uint16_t table, Address ids, size_t n, Address weights, Address state, Address headers) {
             s.AddRows(table, Ids(ids, n), At<const float>(weights), At<const float>(state),
                       At<const RowHeader>(headers));
+          },
+          ReleaseGil())
+      .def(
+          "add_sightings",
+          [](Store& s, uint16_t table, Address ids, size_t n, Address headers) {
+            s.AddSightings(table, Ids(ids, n), At<const RowHeader>(headers));
           },
           ReleaseGil())
       .def(

@@ -46,11 +46,11 @@ using TableRows = std::vector<std::pair<int64_t, std::string>>;
 
 class MemoryIterator : public RowIterator {
  public:
-  MemoryIterator(uint32_t table, size_t payload_size, std::shared_ptr<const TableRows> rows)
-      : table_(table), payload_size_(payload_size), rows_(std::move(rows)) {}
+  MemoryIterator(uint32_t table, size_t payload_size, bool sightings, std::shared_ptr<const TableRows> rows)
+      : table_(table), payload_size_(payload_size), sightings_(sightings), rows_(std::move(rows)) {}
 
   bool Next(int64_t* id, const char** payload) override {
-    while (next_ < rows_->size() && IsSighting((*rows_)[next_].second)) ++next_;
+    while (next_ < rows_->size() && IsSighting((*rows_)[next_].second) != sightings_) ++next_;
     if (next_ == rows_->size()) return false;
     const auto& [row_id, value] = (*rows_)[next_++];
     *id = row_id;
@@ -61,6 +61,7 @@ class MemoryIterator : public RowIterator {
  private:
   const uint32_t table_;
   const size_t payload_size_;
+  const bool sightings_;
   const std::shared_ptr<const TableRows> rows_;
   size_t next_ = 0;
 };
@@ -71,8 +72,9 @@ class MemorySnapshot : public RowStoreSnapshot {
 
   explicit MemorySnapshot(Tables tables) : tables_(std::move(tables)) {}
 
-  std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size, uint64_t /*since*/) const override {
-    return std::make_unique<MemoryIterator>(table, payload_size, tables_.at(table));
+  std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size, uint64_t /*since*/,
+                                    bool sightings) const override {
+    return std::make_unique<MemoryIterator>(table, payload_size, sightings, tables_.at(table));
   }
 
  private:

@@ -13,8 +13,9 @@ namespace {
 
 class SnapshotIterator : public RowIterator {
  public:
-  SnapshotIterator(std::shared_ptr<OpenSnapshot> rows, uint32_t table, size_t payload_size, uint64_t since)
-      : payload_(payload_size), rows_(std::move(rows)), scan_(rows_->Begin(table, payload_size, since)) {}
+  SnapshotIterator(std::shared_ptr<OpenSnapshot> rows, uint32_t table, size_t payload_size, uint64_t since,
+                   bool sightings = false)
+      : payload_(payload_size), rows_(std::move(rows)), scan_(rows_->Begin(table, payload_size, since, sightings)) {}
   ~SnapshotIterator() override { rows_->End(scan_); }
 
   bool Next(int64_t* id, const char** payload) override {
@@ -44,6 +45,23 @@ class LivingRows : public RowIterator {
   const std::unique_ptr<RowIterator> rows_;
   const Ladder ladder_;
   const size_t payload_size_;
+};
+
+class LivingSightings : public RowIterator {
+ public:
+  LivingSightings(std::unique_ptr<RowIterator> sightings, const Ladder& ladder)
+      : sightings_(std::move(sightings)), ladder_(ladder) {}
+
+  bool Next(int64_t* id, const char** payload) override {
+    while (sightings_->Next(id, payload)) {
+      if (!ladder_.IsDeadSighting(PayloadHeader(*payload, sizeof(RowHeader)))) return true;
+    }
+    return false;
+  }
+
+ private:
+  const std::unique_ptr<RowIterator> sightings_;
+  const Ladder ladder_;
 };
 
 // Throws kCorruption for rows that cannot be a table's: a file in place of another, or a block of it, has sound
@@ -85,10 +103,10 @@ void OpenSnapshot::CheckOpen() const {
   if (rows_ == nullptr) throw Error(ErrorCode::kClosed, "the store was closed, or restored, during an iteration");
 }
 
-OpenSnapshot::Scan OpenSnapshot::Begin(uint32_t table, size_t payload_size, uint64_t since) {
+OpenSnapshot::Scan OpenSnapshot::Begin(uint32_t table, size_t payload_size, uint64_t since, bool sightings) {
   const MutexLock lock(&mutex_);
   CheckOpen();
-  scans_.push_front(rows_->Scan(table, payload_size, since));
+  scans_.push_front(rows_->Scan(table, payload_size, since, sightings));
   return scans_.begin();
 }
 
@@ -120,6 +138,12 @@ std::unique_ptr<RowIterator> RowSnapshot::Scan(size_t position, uint64_t since) 
   if (table.ladder) rows = std::make_unique<LivingRows>(std::move(rows), *table.ladder, payload_size);
   const std::optional<int64_t> expected = since == 0 ? std::optional(table.state.rows) : std::nullopt;
   return std::make_unique<CheckedIterator>(std::move(rows), table.name, expected);
+}
+
+std::unique_ptr<RowIterator> RowSnapshot::ScanSightings(size_t position) const {
+  const Table& table = tables_.at(position);
+  auto all = std::make_unique<SnapshotIterator>(rows_, table.number, sizeof(RowHeader), 0, /*sightings=*/true);
+  return std::make_unique<LivingSightings>(std::move(all), table.ladder.value_or(Ladder()));
 }
 
 std::vector<float> RowSnapshot::Mean(size_t position) const {

@@ -32,7 +32,7 @@ class OpenSnapshot {
   explicit OpenSnapshot(std::unique_ptr<RowStoreSnapshot> rows) : rows_(std::move(rows)) {}
 
   // These two throw kClosed once it is closed.
-  Scan Begin(uint32_t table, size_t payload_size, uint64_t since);
+  Scan Begin(uint32_t table, size_t payload_size, uint64_t since, bool sightings);
   // See RowIterator::Next, but copies the payload, of `payload.size()` bytes.
   bool Next(Scan scan, int64_t* id, std::vector<char>* payload);
   void End(Scan scan);
@@ -65,6 +65,8 @@ class RowSnapshot {
   // The rows of tables()[position], as often as wanted. This and the iterator, which may outlive the snapshot, throw
   // kClosed once the store is closed.
   std::unique_ptr<RowIterator> Scan(size_t position, uint64_t since = 0) const;
+  // The RowHeaders of the ids that were seen and have no row, likewise.
+  std::unique_ptr<RowIterator> ScanSightings(size_t position) const;
   // The mean of the rows' weights, [dim], from sums in float64 in the order of ids: a function of the rows alone. Zeros
   // if there are none. Reads all of them.
   std::vector<float> Mean(size_t position) const;

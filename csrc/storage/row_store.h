@@ -50,8 +50,7 @@ inline Found TakeRecord(std::string_view value, size_t payload_size, uint32_t ta
   return Found::kSighting;
 }
 
-// Walks one table's rows in ascending signed id order, as they are in the snapshot that it was made from. Sightings are
-// passed over.
+// Walks one table's rows in ascending signed id order, as they are in the snapshot that it was made from.
 class RowIterator {
  public:
   virtual ~RowIterator() = default;
@@ -66,8 +65,10 @@ class RowStoreSnapshot {
   virtual ~RowStoreSnapshot() = default;
   // All rows of a table but, perhaps, some whose last step is below `since`; some may be as they were before such a
   // step. `table` with kDeletionBit stands for the table's deletion records, of 8 bytes each. Thread-safe; may be
-  // called more than once. REQUIRES: a table of the snapshot. Its iterators may outlive it.
-  virtual std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size, uint64_t since = 0) const = 0;
+  // called more than once. With `sightings` the RowHeaders of the ids that have no row, and are passed over without.
+  // REQUIRES: a table of the snapshot. Its iterators may outlive it.
+  virtual std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size, uint64_t since = 0,
+                                            bool sightings = false) const = 0;
 };
 
 // What of a table nobody asks for any more: it may go from the disk.

@@ -50,9 +50,10 @@ void SetFilter(const TableFilter& filter, Option* option) {
 class RocksDbIterator : public RowIterator {
  public:
   RocksDbIterator(std::shared_ptr<const HeldSnapshot> snapshot, uint32_t table, size_t payload_size, uint64_t since,
-                  size_t readahead)
+                  bool sightings, size_t readahead)
       : table_(table),
         payload_size_(payload_size),
+        sightings_(sightings),
         snapshot_(std::move(snapshot)),
         end_(std::string(LastKey(table).view()) + '\0'),
         end_slice_(end_),
@@ -69,7 +70,7 @@ class RocksDbIterator : public RowIterator {
 
   bool Next(int64_t* id, const char** payload) override {
     if (!std::exchange(at_first_, false) && rows_->Valid()) rows_->Next();
-    while (rows_->Valid() && IsSighting(rows_->value().ToStringView())) rows_->Next();
+    while (rows_->Valid() && IsSighting(rows_->value().ToStringView()) != sightings_) rows_->Next();
     if (!rows_->Valid()) {
       CheckRead(rows_->status(), "scan of table " + std::to_string(table_));
       return false;
@@ -87,6 +88,7 @@ class RocksDbIterator : public RowIterator {
  private:
   const uint32_t table_;
   const size_t payload_size_;
+  const bool sightings_;
   const std::shared_ptr<const HeldSnapshot> snapshot_;  // outlives rows_
   const std::string end_;                               // the least key beyond the table's
   const rocksdb::Slice end_slice_;
@@ -100,8 +102,9 @@ class RocksDbSnapshot : public RowStoreSnapshot {
   RocksDbSnapshot(std::shared_ptr<rocksdb::DB> db, std::shared_ptr<const void> hold, size_t readahead)
       : snapshot_(std::make_shared<const HeldSnapshot>(std::move(db), std::move(hold))), readahead_(readahead) {}
 
-  std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size, uint64_t since) const override {
-    return std::make_unique<RocksDbIterator>(snapshot_, table, payload_size, since, readahead_);
+  std::unique_ptr<RowIterator> Scan(uint32_t table, size_t payload_size, uint64_t since,
+                                    bool sightings) const override {
+    return std::make_unique<RocksDbIterator>(snapshot_, table, payload_size, since, sightings, readahead_);
   }
 
  private:

@@ -104,6 +104,8 @@ def convert_table(session: Session, name: str, wanted: Wanted) -> None:
         with _new_table(session, table, replace(entry, schema=schema)) as (number, index):
             conversion = Conversion(entry.schema, schema)
             _copy_rows(session, conversion, table.index, index, f"rows of table {name!r}")
+            if entry.life is not None:
+                _copy_sightings(session, table.index, index)
             rows = session.engine.rows(index)
             with undone_unless_done(session):
                 converted = TableEntry(number, schema, entry.iter, rows, entry.life)
@@ -114,9 +116,6 @@ def convert_table(session: Session, name: str, wanted: Wanted) -> None:
                 table.is_at(index)
                 session.engine.drop_table(entry.number)
         session.hyperparameters.forget(name)
-        stats = session.engine.life_stats(index)
-        if stats is not None and stats.sighted > 0:
-            _log.warning("%d ids of table %r that were seen and have no row yet begin anew", stats.sighted, name)
         _log.info(
             "converted table %r of the store %s, with %d rows, which had %s; of its state %s began anew",
             name,
@@ -234,3 +233,12 @@ def _copy_rows(session: Session, conversion: Conversion, source: int, target: in
             )
             done += n
             progress(what, done, total)
+
+
+def _copy_sightings(session: Session, source: int, target: int) -> None:
+    """Adds what was seen of ids that have no row, which no schema changes."""
+    batch = _BATCH_BYTES // 16
+    ids, headers = np.empty(batch, dtype=np.int64), np.empty((batch, 2), dtype=np.uint32)
+    scan = _core.SightingScan(session.engine, source)
+    while n := scan.next(ids.ctypes.data, headers.ctypes.data, batch):
+        session.engine.add_sightings(target, ids.ctypes.data, n, headers.ctypes.data)

@@ -157,7 +157,7 @@ class EmbeddingStore:
         """Has a table go on with another optimizer, dim or dtype of rows. What is not given stays.
 
         Rows keep their weights and counts (`Table.metadata`), the table its `iter`, and rows live as long as they would
-        have; ids that were seen, and have no row yet (`Admit`), begin anew. State that both optimizers have is
+        have, and ids that were seen and have no row yet (`Admit`) go on from there. State that both optimizers have is
         taken over, the rest begins as that of new rows. They have in common: `exp_avg` and `exp_avg_sq` among Adam,
         AdamW, SparseAdam, AMSGrad, LAMB and their PartialRowWise kin; `sum` of Adagrad and RowWiseAdagrad. Where the
         new one has one number for a row, that is the mean over the columns, which is what it would have come to; the

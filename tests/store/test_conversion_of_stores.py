@@ -251,3 +251,46 @@ def test_what_becomes_of_it_is_logged(store, caplog):
     store.convert_table("t", optimizer="AMSGRAD", dim=5)
     assert "which had dim 4, got 5, and optimizer" in caplog.text
     assert "of its state max_exp_avg_sq began anew" in caplog.text
+
+
+def test_what_was_seen_of_ids_without_a_row_goes_on(store):
+    """Exactly, also of those that are forgotten later."""
+    life = {"admit": damo.Admit(sightings=4, within_steps=6), "expire": [damo.Idle(steps=50)]}
+    ids = list(range(200))
+    ebc = collection(store, torch.optim.Adagrad, **life)
+    for number in range(5):
+        step(ebc, [i for i in ids if i % 5 <= number])
+        step(ebc, [500 + number])
+    del ebc
+    table = store.table("t")
+    table.delete([2, 7])
+    before, stats = table.metadata(ids), table.stats().life
+    assert stats.sighted > 100
+    store.convert_table("t", optimizer=torch.optim.SGD, dim=7, row_dtype="float16")
+    after = table.metadata(ids)
+    assert torch.equal(after.sightings, before.sightings)
+    assert torch.equal(after.last_step, before.last_step)
+    assert torch.equal(after.updates, before.updates)
+    now = table.stats().life
+    assert (now.sighted, now.rows) == (stats.sighted, stats.rows)
+    ebc = collection(store, torch.optim.SGD, dim=7, row_dtype=torch.float16, **life)
+    step(ebc, ids)
+    assert torch.equal(table.contains(ids), before.exists | (before.sightings == 3))
+    for _ in range(8):
+        step(ebc, [1000, 1000, 1000, 1000])
+    assert table.stats().life.sighted == 0
+    assert not table.metadata(ids).sightings.any()
+
+
+def test_what_was_seen_is_in_a_checkpoint_after_the_conversion(path):
+    with small_store(path, cache_bytes=1024) as store:
+        ebc = collection(store, torch.optim.Adagrad, admit=damo.Admit(sightings=3))
+        step(ebc, range(5000))
+        step(ebc, range(0, 5000, 2))
+        del ebc
+        store.convert_table("t", dim=2)
+        store.checkpoint()
+    with small_store(path) as store:
+        table = store.table("t")
+        assert table.metadata(range(5000)).sightings.tolist() == [2, 1] * 2500
+        assert (len(table), table.stats().life.sighted) == (0, 5000)

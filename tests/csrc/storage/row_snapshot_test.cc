@@ -39,7 +39,7 @@ class ListedSnapshot : public RowStoreSnapshot {
  public:
   explicit ListedSnapshot(std::vector<int64_t> ids) : ids_(std::move(ids)) {}
 
-  std::unique_ptr<RowIterator> Scan(uint32_t, size_t, uint64_t) const override {
+  std::unique_ptr<RowIterator> Scan(uint32_t, size_t, uint64_t, bool) const override {
     return std::make_unique<Listed>(ids_);
   }
 

@@ -13,6 +13,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "row/key.h"
@@ -99,6 +100,25 @@ TEST_P(RowStoreTest, EveryIdIsValidAndScansAscend) {
   Write(store_.get(), 5, Changes(rows.begin(), rows.end()));
   EXPECT_EQ(ScanAll(store_.get(), 5, kSize), rows);
   EXPECT_EQ(Get(store_.get(), 5, {kMin, kMin + 1, -2, -1, 0, 1, 2, kMax - 1, kMax}, kSize), rows);
+}
+
+TEST_P(RowStoreTest, SightingsAndRowsAreScannedApart) {
+  const RowHeader seen[] = {{7, 2}, {9, 1}, {0xffffffff, 0x7fffffff}};
+  std::vector<RowWrite> writes;
+  const std::string row = Payload(kSize, 5, 3);
+  for (const auto& [id, header] : {std::pair{kMin, 0}, {int64_t{2}, 1}, {kMax, 2}}) {
+    writes.push_back({5, id, reinterpret_cast<const char*>(seen + header), sizeof(RowHeader), 0});
+    writes.back().sighting = true;
+  }
+  writes.insert(writes.begin() + 2, {5, 3, row.data(), row.size(), 0});
+  store_->Write(writes);
+  EXPECT_EQ(ScanAll(store_.get(), 5, kSize), (Table{{3, row}}));
+  const uint32_t table = 5;
+  const auto snapshot = store_->TakeSnapshot({&table, 1});
+  const Table found = ReadAll(snapshot->Scan(5, sizeof(RowHeader), 0, /*sightings=*/true).get(), sizeof(RowHeader));
+  ASSERT_EQ(found.size(), 3u);
+  EXPECT_EQ(found.at(kMin), std::string(reinterpret_cast<const char*>(seen), sizeof(RowHeader)));
+  EXPECT_EQ(found.at(kMax), std::string(reinterpret_cast<const char*>(seen + 2), sizeof(RowHeader)));
 }
 
 TEST_P(RowStoreTest, TablesAreApart) {
