@@ -1,7 +1,10 @@
 """The model of tests/chaos/program.py, and digests of all that its training depends on."""
 
 import hashlib
+import random
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torchrec
@@ -27,7 +30,29 @@ OPTIONS = {
     "word": damo.TableOptions(initializer=damo.init.Constant(0.5)),
 }
 
+# How long the rows of a table live, by all rules at once and by some; by none of them for ever.
+LIVES: list[dict[str, Any]] = [
+    {},
+    {
+        "admit": damo.Admit(sightings=2, within_steps=60),
+        "expire": [damo.Idle(steps=25, below_count=2), damo.Idle(minutes=35)],
+        "min_rows": 20,
+        "max_rows": 400,
+        "credit": 8,
+    },
+    {"admit": damo.Admit(sightings=3, probability=0.8), "max_rows": 200, "keep_rows": 150},
+    {"expire": [damo.Idle(minutes=12, below_count=4), damo.Idle(steps=20)], "max_rows": 500, "credit": 3},
+]
+
 Digests = dict[str, str]
+
+
+def options_of(seed: int) -> dict[str, damo.TableOptions]:
+    """Of the tables of a training: each has some life, and at least one has all rules."""
+    dice = random.Random(seed)
+    lives = [LIVES[1], *dice.choices(LIVES, k=len(OPTIONS) - 1)]
+    dice.shuffle(lives)
+    return {name: replace(options, **life) for (name, options), life in zip(OPTIONS.items(), lives, strict=True)}
 
 
 class Model(torch.nn.Module):
@@ -45,13 +70,14 @@ class Model(torch.nn.Module):
         self.attach(store)
 
     def attach(self, store: damo.EmbeddingStore) -> None:
-        """Takes the rows of `store` from now on."""
+        """Takes the rows of `store` from now on. Their time is that of the steps, a minute each."""
+        store.clock = lambda: 60.0 * self.number
         self.ebc = damo.EmbeddingBagCollection(
             [config(name, dim) for name, dim in DIMS.items()],
             torch.optim.SGD,
             {"lr": 0.1},
             store=store,
-            table_options=OPTIONS,
+            table_options=options_of(self.seed),
         )
 
     @property
@@ -107,10 +133,18 @@ def digest(value: object) -> str:
 
 
 def rows_digest(store: damo.EmbeddingStore) -> str:
-    """SHA-256 over all rows of all open tables, how many there are, and the tables' iterations."""
+    """SHA-256 over all that tables hold.
+
+    All rows of all open tables, how many there are, the tables' iterations, what came and went, and what was seen of
+    ids that have no row.
+    """
     sha = hashlib.sha256()
+    ids = torch.arange(0, NEW_IDS * (store.step + 1), 7) * SCATTER  # enough of them
     for name, table in sorted(store.tables().items()):
         sha.update(f"{name} {len(table)} {table.iter} ".encode())
-        for ids, data in scan(store, name):
-            sha.update(torch.cat([ids.view(-1, 1).view(torch.uint8), data], dim=1).numpy().tobytes())
+        for some, data in scan(store, name):
+            sha.update(torch.cat([some.view(-1, 1).view(torch.uint8), data], dim=1).numpy().tobytes())
+        if (life := table.stats().life) is not None:
+            sha.update(repr(replace(life, memory_bytes=0)).encode())
+            sha.update(digest([*table.counters(ids)]).encode())
     return sha.hexdigest()
