@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -21,6 +20,7 @@ from damo_torchrec.stats import LookupStats, TableStats
 from damo_torchrec.store.expired import check_had_table, expired
 from damo_torchrec.store.life_log import life_stats
 from damo_torchrec.store.open_table import Layout, OpenTable
+from damo_torchrec.store.row_metadata import RowMetadata
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.table_definition import TableDefinition
 from damo_torchrec.tensors import address
@@ -32,24 +32,6 @@ NumbersLike: TypeAlias = "torch.Tensor | npt.NDArray[np.floating[Any]] | Sequenc
 _Read = TypeVar("_Read")
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RowMetadata:
-    """What `Table.metadata` returns, by id.
-
-    Args:
-        exists: bool ``(n,)``: whether the id has a row. The others are 0 where it has none.
-        updates: int64 ``(n,)``: how many updates the row has had since it was made or set; at most 2^32 - 1.
-        last_step: int64 ``(n,)``: the table's `iter` at the last of them, or when the row was set; of an id that has
-            no row, when it was last seen, where `TableOptions.admit` counts that.
-        sightings: int64 ``(n,)``: how often an id that has no row was seen.
-    """
-
-    exists: torch.Tensor
-    updates: torch.Tensor
-    last_step: torch.Tensor
-    sightings: torch.Tensor
 
 
 class Table:
@@ -374,10 +356,9 @@ class Table:
     def expired(self, *, since: str | int | os.PathLike[str]) -> Iterator[torch.Tensor]:
         """Ids that had a row in an earlier checkpoint and have none now, whatever removed it: options, or `delete`.
 
-        For what keeps a copy by id, as a cache or an index of vectors, and has to hear of removals: it calls this with
-        the checkpoint that it went by last. A row that went and was made anew is not among them. It costs nothing where
-        it is not called: both are read in the order of ids, at some million rows a second, in the least memory budget
-        besides the store's own.
+        For what keeps a copy by id, as a cache or an index of vectors: it calls this with the checkpoint that it went
+        by last. A row that went and was made anew is not among them. Both are read in the order of ids, at some million
+        rows a second, in the least memory budget besides the store's own.
 
         Args:
             since: a checkpoint: its step, name or path, or ``"latest"``, as `EmbeddingStore.restore` takes it. The
