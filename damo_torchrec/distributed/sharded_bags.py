@@ -9,7 +9,6 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from damo_torchrec.distributed.exchange import Splits, exchange
-from damo_torchrec.distributed.mixing import mix, unmix
 from damo_torchrec.distributed.sharded_collection import Asked, Exchanged, Later, Received, ShardedCollection
 from damo_torchrec.modules import jagged_input
 from damo_torchrec.modules.autograd import Batch
@@ -40,14 +39,14 @@ class ShardedEmbeddingBagCollection(ShardedCollection[EmbeddingBagCollection]):
         ctx.asked = asked = _in_order(batch, self._keys)
         return KeyedJaggedTensor(
             keys=self._keys,
-            values=mix(asked.ids).to(self._device),
+            values=self._mix(asked.ids),
             lengths=asked.lengths.to(self._device, torch.int32),
             stride=None if batch.bags is not None else batch.size,
             stride_per_key_per_rank=[[n] for n in asked.bags] if batch.bags is not None else None,
         )
 
     def _received(self, ctx: Exchanged, mixed: KeyedJaggedTensor) -> Received:
-        ids, lengths = unmix(mixed.values()).cpu(), mixed.lengths().cpu().to(torch.int64)
+        ids, lengths = self._unmix(mixed.values()), mixed.lengths().cpu().to(torch.int64)
         if not mixed.variable_stride_per_key():
             batch = Batch(tuple(self._keys), ids, lengths, None, mixed.stride(), divisor=self._divisor)
             of_ranks = [mixed.stride()] if self._ranks == 1 else ctx.sharding_contexts[0].batch_size_per_rank
@@ -139,15 +138,16 @@ def _factors_of(lengths: torch.Tensor, weights: torch.Tensor | None) -> torch.Te
 def _in_order(batch: Batch, keys: Sequence[str]) -> Asked:
     """A batch's bags by key, in the order of `keys`."""
     bags = batch.bags.tolist() if batch.bags is not None else [batch.size] * len(batch.keys)
-    lengths = torch.split(batch.lengths, bags)
-    per_key = [int(of_key.sum()) for of_key in lengths]
-    if sum(per_key) != len(batch.ids) or bool((batch.lengths < 0).any()):
+    total = int(batch.lengths.sum())
+    if total != len(batch.ids) or bool((batch.lengths < 0).any()):
         raise ValueError(
-            f"lengths must not be negative, and sum to the number of values, {len(batch.ids)}, got {sum(per_key)}"
+            f"lengths must not be negative, and sum to the number of values, {len(batch.ids)}, got {total}"
         )
     if list(batch.keys) == list(keys):
         return Asked(batch.ids, batch.lengths, bags, batch.weights)
     where = [batch.keys.index(key) for key in keys]
+    lengths = torch.split(batch.lengths, bags)
+    per_key = [int(of_key.sum()) for of_key in lengths]
     ids = torch.split(batch.ids, per_key)
     weights = torch.split(batch.weights, per_key) if batch.weights is not None else None
     return Asked(

@@ -19,9 +19,11 @@ from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Multistreamable
 
+from damo_torchrec import _core
 from damo_torchrec.distributed.agreement import RanksAgreement
 from damo_torchrec.distributed.exchange import Splits, exchange
-from damo_torchrec.lookup_plan import LookupPlan, engine_features
+from damo_torchrec.distributed.mixing import mix, unmix
+from damo_torchrec.lookup_plan import LookupKind, LookupPlan, engine_features
 from damo_torchrec.modules.autograd import Batch, Call, lookup, make_lookup
 from damo_torchrec.modules.collection import Collection
 from damo_torchrec.modules.fused_optimizer import FusedTableOptimizer
@@ -143,6 +145,8 @@ class ShardedCollection(ShardedEmbeddingModule[Any, Any, Any, Any], FusedOptimiz
         self._group, self._ranks, self._device = group, group.size(), device
         self._keys = list(dict.fromkeys(keys))
         self._divisor = self._ranks if get_gradient_division() else 1
+        # Where ids went to has to be known for what comes back by id.
+        places = collection.lookup_plan.kind is LookupKind.SEQUENCES or collection.lookup_plan.weighted
         # The owner of an id is its mix, as an unsigned number, modulo the number of ranks: what a block size of 0 says.
         self._input_dists = [
             RwSparseFeaturesDist(
@@ -150,7 +154,7 @@ class ShardedCollection(ShardedEmbeddingModule[Any, Any, Any, Any], FusedOptimiz
                 len(self._keys),
                 [0] * len(self._keys),
                 device=device,
-                is_sequence=True,
+                is_sequence=places,
                 keep_original_indices=True,
             )
         ]
@@ -160,6 +164,7 @@ class ShardedCollection(ShardedEmbeddingModule[Any, Any, Any, Any], FusedOptimiz
         self._sums = replace(plan, outputs=tuple(sums))
         self._by_source = _for_each_source(self._sums, self._ranks)
         self._keys_by_source = tuple(_of_source(key, rank) for key in self._keys for rank in range(self._ranks))
+        self._of_engine: dict[tuple[bool, bool, int], list[_core.Feature]] = {}
         if self._ranks > 1:
             collection.store.session.agreement = RanksAgreement(group, device)
 
@@ -256,9 +261,19 @@ class ShardedCollection(ShardedEmbeddingModule[Any, Any, Any, Any], FusedOptimiz
         features = self._features(received, self._collection.trains)
         self.store.session.engine.prefetch(make_lookup(received.batch, features))
 
-    def _features(self, received: Received, training: bool) -> list[Any]:
-        indices = {table.name: table.opened.index for table in self.tables()}
-        return engine_features(received.plan, received.batch.keys, indices, training)
+    def _features(self, received: Received, training: bool) -> list[_core.Feature]:
+        key = (received.plan is self._sums, training, self.store.session.generation)
+        if key not in self._of_engine:
+            indices = {table.name: table.opened.index for table in self.tables()}
+            self._of_engine = {key: engine_features(received.plan, received.batch.keys, indices, training)}
+        return self._of_engine[key]
+
+    def _mix(self, ids: torch.Tensor) -> torch.Tensor:
+        """Ids as they are sent: among themselves, ranks spread them evenly."""
+        return (mix(ids) if self._ranks > 1 else ids).to(self._device)
+
+    def _unmix(self, sent: torch.Tensor) -> torch.Tensor:
+        return (unmix(sent) if self._ranks > 1 else sent).cpu()
 
     def _weights(self, ctx: Exchanged, received: Received, weights: torch.Tensor) -> torch.Tensor:
         """The weights of the ids that this rank was asked for: float32 ``(n,)``, with a gradient."""

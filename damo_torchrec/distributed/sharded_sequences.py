@@ -8,7 +8,6 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from damo_torchrec.distributed.exchange import Splits, exchange
-from damo_torchrec.distributed.mixing import mix, unmix
 from damo_torchrec.distributed.sharded_collection import Asked, Exchanged, Later, Received, ShardedCollection
 from damo_torchrec.modules import jagged_input
 from damo_torchrec.modules.autograd import Batch
@@ -43,13 +42,13 @@ class ShardedEmbeddingCollection(ShardedCollection[EmbeddingCollection]):
         ctx.asked = Asked(torch.cat(place), lengths, bags=[len(found) for found in place])
         return KeyedJaggedTensor(
             keys=self._keys,
-            values=mix(torch.cat(distinct)).to(self._device),
+            values=self._mix(torch.cat(distinct)),
             lengths=lengths.to(self._device, torch.int32),
             stride=1,
         )
 
     def _received(self, ctx: Exchanged, mixed: KeyedJaggedTensor) -> Received:
-        ids, lengths = unmix(mixed.values()).cpu(), mixed.lengths().cpu().to(torch.int64)
+        ids, lengths = self._unmix(mixed.values()), mixed.lengths().cpu().to(torch.int64)
         ones = torch.ones(len(ids), dtype=torch.int64, device="cpu")
         batch = Batch(self._keys_by_source, ids, ones, None, 0, lengths, divisor=self._divisor)
         return Received(self._by_source, batch, lengths.view(len(self._keys), -1), ones)
