@@ -245,6 +245,23 @@ def test_bad_input_is_refused_before_anything_is_sent(two_ranks):
         assert "sum to the number of values, 2, got 3" in told[3]
 
 
+def top_level(rank: int, size: int) -> tuple[list[str], bool]:
+    """A collection that is the whole model, as in TorchRec's own tests, and one that several modules have."""
+    with new_store() as store:
+        model = spread_model(spread.collection(_CASE, store))
+        features = batch_of(_CASE, 0, *spread.share(_CASE, rank, size))
+        found = model(features)
+        found["f"].sum().backward()
+        shared = spread.collection(_CASE, store)
+        twice = spread_model(nn.ModuleList([spread.Wrapped(shared), spread.Wrapped(shared)]))
+        again = twice.module[0](features) + twice.module[1](features)
+        return found.keys(), twice.module[0].sparse is twice.module[1].sparse and bool(again.any())
+
+
+def test_a_collection_may_be_the_whole_model_or_at_two_places(two_ranks):
+    assert two_ranks(top_level, 2) == [(["f", "g"], True)] * 2
+
+
 def come_to_life(rank: int, size: int) -> int:
     with new_store() as store:
         ebc = damo.EmbeddingBagCollection([_bags("t", "f")], device="meta", store=store)

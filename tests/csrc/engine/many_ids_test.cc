@@ -124,6 +124,9 @@ TEST_P(ManyIdsTest, AGradientThatIsNotFiniteChangesNothing) {
   ExpectError(ErrorCode::kNonFinite, {"\"t0\"", "not finite"},
               [&] { store->Backward({&part, 1}, 1, NonFinite::kRaise); });
   EXPECT_FALSE(store->Backward({&part, 1}, 1, NonFinite::kSkip));
+  EXPECT_NE(store->FindFault({&part, 1}, 1).find("not finite"), std::string::npos);
+  const GradientPart good{lookup.get(), training_.grads[0].data(), training_.columns};
+  EXPECT_EQ(store->FindFault({&good, 1}, 1), "");
   EXPECT_TRUE(training_.AllContents(store.get()) == before);
   EXPECT_TRUE(training_.Backward(store.get(), 0, lookup.get()));
 }
@@ -163,6 +166,7 @@ TEST(ManyIdsInATightCacheTest, ThatNeedMoreRowsThanFitAreReadButNotUpdated) {
   // 30,000 rows of 284 bytes, and half as much again beyond a budget of 1 GiB.
   ExpectError(ErrorCode::kInvalidArgument, {"more rows in memory at once", "at least \"1037MiB\""},
               [&] { store->Backward({&part, 1}, 1, NonFinite::kRaise); });
+  ExpectError(ErrorCode::kInvalidArgument, {"more rows in memory at once"}, [&] { store->FindFault({&part, 1}, 1); });
   EXPECT_TRUE(Contents(store.get(), 0) == before);
   EXPECT_EQ(store->iter(0), 1u);
   Step(store.get(), 0, Range(0, 100), 1);
