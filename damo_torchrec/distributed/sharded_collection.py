@@ -207,6 +207,8 @@ class ShardedCollection(ShardedEmbeddingModule[Any, Any, Any, Any], FusedOptimiz
             KeyError, TypeError, ValueError: as the forward of the collection.
         """
         ctx.features = as_keyed_jagged(features)
+        if len(set(keys := ctx.features.keys())) < len(keys):
+            raise ValueError(f"keys must be unique, got {keys}")
         with torch.no_grad():
             sent = self._asked(ctx)
             context = SequenceShardingContext()

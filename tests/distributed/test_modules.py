@@ -110,6 +110,11 @@ def evaluate(rank: int, size: int) -> None:
         state = model.state_dict()
         assert list(state) == ["sparse._extra_state"]
         model.load_state_dict(state)
+        assert list(model.state_dict()) == list(state)
+        rates = model.fused_optimizer.state_dict()
+        model.fused_optimizer.param_groups[0]["lr"] = 7.0
+        model.fused_optimizer.load_state_dict(rates)
+        assert model.fused_optimizer.param_groups[0]["lr"] == 0.1
 
 
 def _context(model: DistributedModelParallel) -> Any:
@@ -227,6 +232,7 @@ def bad_input(rank: int, size: int) -> list[str]:
             KeyedJaggedTensor(["f", "g"], torch.tensor([1, 2]), lengths=torch.tensor([3, -1])),
             KeyedJaggedTensor(["f", "g"], torch.tensor([1, 2]), lengths=torch.tensor([1, 2])),
             torch.ones(3),
+            KeyedJaggedTensor(["f", "g", "f"], torch.tensor([1, 2, 3]), lengths=torch.tensor([1, 1, 1])),
         ):
             try:
                 model(features)
@@ -239,9 +245,10 @@ def bad_input(rank: int, size: int) -> list[str]:
 def test_bad_input_is_refused_before_anything_is_sent(two_ranks):
     for told in two_ranks(bad_input, 2):
         kinds = [message.split(":")[0] for message in told]
-        assert kinds == ["KeyError", "TypeError", "ValueError", "ValueError", "TypeError"]
+        assert kinds == ["KeyError", "TypeError", "ValueError", "ValueError", "TypeError", "ValueError"]
         assert "no feature 'g' in the input" in told[0]
         assert "lengths must not be negative" in told[2]
+        assert "keys must be unique" in told[5]
         assert "sum to the number of values, 2, got 3" in told[3]
 
 
