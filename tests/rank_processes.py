@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 
 HANGS_AFTER = 100  # seconds
-TIMEOUT = datetime.timedelta(seconds=30)
+TIMEOUT = 30.0
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["pytest", "torchrec", "damo_torchrec", "damo_torchrec.distributed"])
@@ -42,7 +42,12 @@ class Kill:
 
 
 def run_ranks(
-    function: Callable[..., Any], world_size: int, directory: Path, *args: object, kill: Kill | None = None
+    function: Callable[..., Any],
+    world_size: int,
+    directory: Path,
+    *args: object,
+    kill: Kill | None = None,
+    timeout: float = TIMEOUT,
 ) -> list[Any]:
     """What ``function(rank, *args)`` returns on each of the ranks, or the `Raised` of it, or `Killed`.
 
@@ -52,6 +57,7 @@ def run_ranks(
         directory: for the group's file.
         args: handed on.
         kill: one of them.
+        timeout: seconds that a rank waits for another.
     """
     directory.mkdir(exist_ok=True, parents=True)
     number = len(list(directory.glob("group-*")))
@@ -60,7 +66,7 @@ def run_ranks(
     processes, pipes = [], []
     for rank in range(world_size):
         ours, theirs = _context.Pipe()
-        process = _context.Process(target=_rank, args=(theirs, function, rank, world_size, str(group), args))
+        process = _context.Process(target=_rank, args=(theirs, function, rank, world_size, str(group), timeout, args))
         process.start()
         theirs.close()
         processes.append(process)
@@ -90,12 +96,22 @@ def _received(pipe: Connection) -> Any:
 
 
 def _rank(
-    pipe: Connection, function: Callable[..., Any], rank: int, world_size: int, group: str, args: tuple[object, ...]
+    pipe: Connection,
+    function: Callable[..., Any],
+    rank: int,
+    world_size: int,
+    group: str,
+    timeout: float,
+    args: tuple[object, ...],
 ) -> None:
     try:
         if world_size > 1:
             dist.init_process_group(
-                "gloo", init_method=f"file://{group}.rendezvous", rank=rank, world_size=world_size, timeout=TIMEOUT
+                "gloo",
+                init_method=f"file://{group}.rendezvous",
+                rank=rank,
+                world_size=world_size,
+                timeout=datetime.timedelta(seconds=timeout),
             )
         result = function(rank, *args)
     except Exception as error:

@@ -103,15 +103,20 @@ class Commit:
             )
         start(self._staged)
 
-    def finish(self, works: Sequence[Work]) -> Path:
-        """Has each rank do its work, one after the other, and completes the checkpoint. Returns its directory.
+    def finish(self, work: Work, then: Sequence[Work] = ()) -> Path:
+        """Has each rank do its work, and completes the checkpoint. Returns its directory.
+
+        Args:
+            work: takes as long as it does, by a thread of its own, and says nothing to other ranks.
+            then: what is done together afterwards, one after the other.
 
         Raises:
             OutOfSpaceError, DamoError: the disk of a rank is full or refuses, or a rank has ended. Nothing is left.
         """
         try:
-            for what, work in works:
-                self._ranks.together(what, partial(work, self._staged))
+            self._ranks.work(work[0], partial(work[1], self._staged))
+            for what, call in then:
+                self._ranks.each(what, partial(call, self._staged))
             return Path(self._ranks.of_first(f"complete the checkpoint {self._new.target}", self._complete))
         except BaseException:
             self._give_up()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -12,9 +13,11 @@ import torch.distributed as dist
 
 from damo_torchrec.errors import DamoError
 from damo_torchrec.files import os_errors
-from damo_torchrec.store.background import Written
+from damo_torchrec.store.background import Job, Written
 
 _T = TypeVar("_T")
+
+_TORCHS_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,16 @@ class Ranks:
     Args:
         group: of torch, or None for a rank that is alone.
 
+        timeout: after which a rank that does not answer counts as gone.
+
     Attributes:
         rank: this one's.
         world_size: how many there are.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
+    def __init__(self, group: dist.ProcessGroup | None, timeout: timedelta = _TORCHS_TIMEOUT) -> None:
         self.group = group
+        self._says_so_after = timeout.total_seconds() / 4
         self.rank = 0 if group is None else dist.get_rank(group)
         self.world_size = 1 if group is None else dist.get_world_size(group)
         self._under_way: Written | None = None
@@ -111,6 +117,30 @@ class Ranks:
         self.together(what, lambda: own.append(call()))
         return own[0]
 
+    def work(self, what: str, call: Callable[[], _T]) -> _T:
+        """As `each`, for what may take longer than a rank waits for another: meanwhile each says that it is at work.
+
+        `call` is made by a thread of its own, and says nothing to the others.
+        """
+        if self.group is None:
+            return self.each(what, call)
+        done: Future[_T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(call())
+            except BaseException as error:  # for who waits
+                done.set_exception(error)
+
+        job = Job()
+        job.start(run)
+        try:
+            while not all(self.exchange(_is_done(done, self._says_so_after), what)):
+                pass
+        finally:
+            job.wait()
+        return self.each(what, done.result)
+
     def of_first(self, what: str, call: Callable[[], _T]) -> _T:
         """What `call` returns on rank 0, which alone calls it; raises as `together`."""
         values = self.together(what, lambda: call() if self.is_first else None)
@@ -128,6 +158,11 @@ class Ranks:
             self._under_way = None
 
 
+def _is_done(future: Future[Any], within: float) -> bool:
+    """Whether it is, or will be in so many seconds."""
+    return bool(wait([future], within).done)
+
+
 _ranks: list[tuple[Any, Ranks]] = []  # of the default process group that there was last
 
 
@@ -137,13 +172,14 @@ def ranks_of_default_group() -> Ranks:
     if _ranks and _ranks[0][0] is world:
         return _ranks[0][1]
     alone = world is None or dist.get_world_size() == 1
-    ranks = Ranks(None if alone else dist.new_group(backend="gloo", timeout=_timeout_of(world)))
+    timeout = _timeout_of(world) if world is not None else _TORCHS_TIMEOUT
+    ranks = Ranks(None if alone else dist.new_group(backend="gloo", timeout=timeout), timeout)
     _ranks[:] = [(world, ranks)]
     return ranks
 
 
-def _timeout_of(world: Any) -> timedelta | None:
-    """How long a rank of the group waits for another; None if torch does not say, for its own default."""
+def _timeout_of(world: Any) -> timedelta:
+    """How long a rank of the group waits for another; torch's own default if it does not say."""
     for device in ("cpu", "cuda"):
         try:
             timeout = world._get_backend(torch.device(device)).options._timeout
@@ -151,4 +187,4 @@ def _timeout_of(world: Any) -> timedelta | None:
             continue
         if isinstance(timeout, timedelta):
             return timeout
-    return None
+    return _TORCHS_TIMEOUT

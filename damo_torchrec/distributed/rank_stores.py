@@ -245,7 +245,7 @@ class _Opening:
         identity = RankIdentity(group, ranks.rank, ranks.world_size, ranks.of_first(what, new_id))
         opened: list[EmbeddingStore] = []
         try:
-            ranks.together(what, lambda: opened.append(self._open_own(found, identity)))
+            ranks.work(what, lambda: opened.append(self._open_own(found, identity)))
             (store,) = opened
             if found is None:
                 new = opening_checkpoint(self._root, group, identity.run, ranks.world_size, 0)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from damo_torchrec.checkpoints.atomic_directory import build_directory
@@ -62,10 +63,9 @@ def begin_checkpoint(ranks: Ranks, store: EmbeddingStore, new: NewCheckpoint, sa
             part.exception()
 
     commit.begin(start, wait)
-    works: list[Work] = [("write the rows", lambda _: parts[0].result())]
-    if saved is not None:
-        works.append(("write the dense part", lambda staged: dense[0].write(staged, ranks)))
-    return _in_background(ranks, lambda: commit.finish(works))
+    rows: Work = ("write the rows", lambda _: parts[0].result())
+    then: list[Work] = [("write the dense part", partial(part.write, ranks=ranks)) for part in dense]
+    return _in_background(ranks, lambda: commit.finish(rows, then))
 
 
 def _in_background(ranks: Ranks, finish: Callable[[], Path]) -> Written:
@@ -135,7 +135,7 @@ def checkpoint_closed(ranks: Ranks, root: Path, closed: Sequence[LocalCheckpoint
 
     commit = Commit(ranks, new)
     commit.begin(lambda _: None)
-    return commit.finish([("copy what the ranks' stores saved as they were closed", copy)])
+    return commit.finish(("copy what the ranks' stores saved as they were closed", copy))
 
 
 def closed_stores_of_others(root: Path, newest: RanksCheckpoint) -> RanksCheckpoint:
@@ -185,7 +185,7 @@ def respread(ranks: Ranks, source: RanksCheckpoint, share: Share, new: NewCheckp
 
     commit = Commit(ranks, new)
     commit.begin(lambda _: None)
-    return commit.finish([("spread rows over the ranks", spread_rows), ("link the dense part", link_dense)])
+    return commit.finish(("spread rows over the ranks", spread_rows), [("link the dense part", link_dense)])
 
 
 def _copy_checkpoint(source: Path, target: Path) -> None:

@@ -1,5 +1,6 @@
 import errno
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 import damo_torchrec as damo
 import ranked_training as training
+from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.distributed import dense
 from rank_processes import run_ranks, values
 from ranked_training import Model
@@ -75,7 +77,7 @@ def _save_in_spite_of(rank: int, store: damo.EmbeddingStore, model: Model, optim
         attempt("full")
     with pytest.MonkeyPatch.context() as patch:
         if rank == 1:
-            patch.setattr(damo.checkpoints.manifest.Manifest, "write", _full)
+            patch.setattr(Manifest, "write", _full)
         attempt("rows")
     with pytest.MonkeyPatch.context() as patch:
         if rank == 0:
@@ -134,3 +136,19 @@ def _manage(rank: int, store: damo.EmbeddingStore, model: Model, optimizer: torc
 def test_a_manager_keeps_the_newest_checkpoints(tmp_path: Path) -> None:
     results = values(run_ranks(training.session, 2, tmp_path, tmp_path / "store", 0, _manage))
     assert results == [([False, True] * 3 + [False], ["step_3", "step_5"], 5, 6)] * 2
+
+
+def _save_slowly(rank: int, store: damo.EmbeddingStore, model: Model, optimizer: torch.optim.Optimizer) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        write = Manifest.write
+        if rank == 1:
+            patch.setattr(Manifest, "write", lambda *arguments: (time.sleep(9), write(*arguments)))
+        path = damo.distributed.save_model(model, optimizer=optimizer)
+    store.close()
+    return path.name
+
+
+@pytest.mark.slow
+def test_a_rank_may_write_for_longer_than_others_wait_for_an_answer(tmp_path: Path) -> None:
+    results = run_ranks(training.session, 2, tmp_path, tmp_path / "store", 2, _save_slowly, timeout=6)
+    assert values(results) == ["step_2"] * 2
