@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,7 +93,10 @@ class DensePart:
                 process_group=ranks.group,
                 no_dist=ranks.group is None,
             )
-        write_file(directory / dense_file(ranks.rank), self._others)
+        file = directory / dense_file(ranks.rank)
+        write_file(file, self._others)
+        with file.open("rb") as written:
+            os.fsync(written.fileno())  # here: rank 0 may be on another machine
 
 
 @contextmanager

@@ -85,3 +85,16 @@ def test_a_damaged_part_is_found_and_nothing_is_made_of_it(tmp_path: Path) -> No
     assert not (tmp_path / "one").exists()
     with pytest.raises(ValueError, match="a store of one process"):
         damo.distributed.gather(tmp_path / "sound", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_rows_go_on_over_any_numbers_of_ranks(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    values(run_ranks(training.session, 2, tmp_path, root, 6))
+    values(run_ranks(training.respread, 3, tmp_path, root, 9))
+    values(run_ranks(training.respread, 2, tmp_path, root, 12))
+    values(run_ranks(training.session, 2, tmp_path, root, 13))
+    last = values(run_ranks(training.respread, 1, tmp_path, root, 15))
+    assert training.joined(last) == training.joined(
+        values(run_ranks(training.session, 1, tmp_path, tmp_path / "alone", 15))
+    )
