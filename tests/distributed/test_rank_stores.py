@@ -165,6 +165,14 @@ def test_nothing_is_served_of_one_rank_of_several(tmp_path: Path, saved: Path) -
         store.export_delta(tmp_path / "delta", since=4)
 
 
+def test_a_rank_that_has_lost_its_disk_gets_its_rows_back(tmp_path: Path, saved: Path) -> None:
+    shutil.copytree(saved, whole := tmp_path / "whole")
+    shutil.copytree(saved, root := tmp_path / "store")
+    shutil.rmtree(root / "rank-1-of-2")
+    last = values(run_ranks(training.session, 2, tmp_path, root, 6))
+    assert last == values(run_ranks(training.session, 2, tmp_path, whole, 6))
+
+
 def test_rows_are_forgotten_in_checkpoints_of_all_ranks_too(tmp_path: Path, saved: Path) -> None:
     shutil.copytree(saved, root := tmp_path / "store")
     values(run_ranks(_forget, 2, tmp_path, root))
