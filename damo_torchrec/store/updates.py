@@ -6,6 +6,7 @@ that it brought.
 
 from __future__ import annotations
 
+import functools
 import logging
 import zlib
 from collections.abc import Callable, Sequence
@@ -34,7 +35,9 @@ def pass_under_way(session: Session) -> BackwardPass | None:
         found = session.waiting.under_way(task)
         if found is None:
             found = begun = session.waiting.begin(task)
-            at_end_of_task(lambda: _end(session, begun.in_order()))
+            end = functools.partial(_end_pass, session, begun)
+            # The last all-reduce of DistributedDataParallel is such a callback, too, which others may come before.
+            at_end_of_task(end if session.agreement is None else functools.partial(at_end_of_task, end))
         return found
 
 
@@ -66,6 +69,10 @@ def check_same_rows(session: Session, generation: int) -> None:
     _ = session.engine
     if generation != session.generation:
         raise StoreClosedError(f"the store {session.path} was restored between this forward and its backward")
+
+
+def _end_pass(session: Session, ended: BackwardPass) -> None:
+    _end(session, ended.in_order())
 
 
 def _end(session: Session, gradients: list[Gradient]) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from torchrec import KeyedJaggedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 import damo_torchrec as damo
@@ -146,3 +147,48 @@ def test_a_disk_that_is_full_on_one_rank_stops_all(two_ranks, tmp_path):
         assert told.startswith("OutOfSpaceError")
         assert ("no rank has updated its rows, as rank 1 could not" in told) == (rank == 0)
         assert unchanged
+
+
+class RowsAndDense(nn.Module):
+    """A sum of rows, and dense layers on either side of the lookup in the graph, which have finite gradients."""
+
+    def __init__(self, store: damo.EmbeddingStore) -> None:
+        super().__init__()
+        self.before = nn.Linear(4, 4)
+        self.sparse = spread.collection(_CASE, store)
+        self.after = nn.Linear(4, 4)
+
+    def forward(self, features: KeyedJaggedTensor, of_rows: float, of_dense: float) -> torch.Tensor:
+        ones = self.before(torch.ones(1, 4)).sum()
+        rows = self.sparse(features).values().sum() * of_rows
+        return ones + rows + self.after(torch.ones(1, 4) * of_dense).sum()
+
+
+def scaled(rank: int, size: int, overflows: str) -> tuple[bool, bool, float, int, bool]:
+    with new_store() as store:
+        torch.manual_seed(0)
+        model = DistributedModelParallel(RowsAndDense(store), sharders=damo.distributed.sharders())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        damo.follow_grad_scaler(store, scaler, optimizer)
+
+        def step(number: int, **factors: float) -> tuple[dict, list[torch.Tensor]]:
+            given = {"of_rows": 1.0, "of_dense": 1.0, **factors}
+            features = batch_of(_CASE, number, *spread.share(_CASE, rank, size))
+            optimizer.zero_grad()
+            scaler.scale(model(features, **given)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            return spread.rows_of(store), [weight.detach().clone() for weight in model.parameters()]
+
+        rows, dense = step(0)
+        odd_rows, odd_dense = step(1, **({f"of_{overflows}": float("inf")} if rank == 1 else {}))
+        same_dense = all(one.equal(two) for one, two in zip(dense, odd_dense, strict=True))
+        skipped, scale = store.stats().skipped_backwards, scaler.get_scale()
+        _, after = step(2)
+        return same((rows, 0), (odd_rows, 0)), same_dense, scale, skipped, not after[0].equal(dense[0])
+
+
+@pytest.mark.parametrize("overflows", ["rows", "dense"])
+def test_all_ranks_skip_both_parts_of_a_step_that_one_overflows_in(two_ranks, overflows):
+    assert two_ranks(scaled, 2, overflows) == [(True, True, 512.0, 1, True)] * 2
