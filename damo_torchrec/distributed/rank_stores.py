@@ -34,7 +34,7 @@ from damo_torchrec.distributed.store_checkpoint import (
     opening_checkpoint,
     respread,
 )
-from damo_torchrec.errors import DamoError
+from damo_torchrec.errors import DamoError, SchemaMismatchError
 from damo_torchrec.files import os_errors
 from damo_torchrec.options import StoreOptions, parse_budget
 from damo_torchrec.progress import reporting
@@ -207,7 +207,7 @@ class _Opening:
         elif not self._asked.respread:
             check_world_size(found, self._ranks.world_size)
         if found is not None and self._asked.seed not in (None, found.parts[0].seed):
-            raise ValueError(f"{found.path} has the seed {found.parts[0].seed}, got seed={self._asked.seed}")
+            raise SchemaMismatchError(f"{found.path} has the seed {found.parts[0].seed}, got seed={self._asked.seed}")
         return found
 
     # ------------------------------------------------------------------ where to go on from

@@ -130,6 +130,8 @@ def test_another_world_size_is_refused_with_the_call_to_make(tmp_path: Path, sav
     before = _digests(root)
     with pytest.raises(damo.DamoError, match=r"made by 2 ranks, and there are 1.*respread=True"):
         damo.distributed.open_store(root, memory_budget="64MiB")
+    with pytest.raises(damo.SchemaMismatchError, match="has the seed 0, got seed=1"):
+        damo.distributed.open_store(root, memory_budget="64MiB", seed=1, respread=True)
     with pytest.raises(ValueError, match=r"of several ranks.*open_store"):
         damo.EmbeddingStore(root, memory_budget="64MiB")
     assert _digests(root) == before
