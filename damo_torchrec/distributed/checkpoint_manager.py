@@ -15,11 +15,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from damo_torchrec.checkpoints.layout import CHECKPOINTS
 from damo_torchrec.checkpoints.retention import Retention
+from damo_torchrec.distributed.dense import Saved
 from damo_torchrec.distributed.group_checkpoint import oldest_first
 from damo_torchrec.distributed.loading import load_model
 from damo_torchrec.distributed.models import store_of
 from damo_torchrec.distributed.rank_stores import membership_of
-from damo_torchrec.distributed.saving import Dense, begin_model
+from damo_torchrec.distributed.saving import begin_model
 from damo_torchrec.errors import DamoError
 from damo_torchrec.training.model_checkpoint import CheckpointInfo
 
@@ -97,8 +98,8 @@ class CheckpointManager:
         """Begins a checkpoint now, after the one that is being written. Arguments and errors as of `step`."""
         self.wait()
         self._steps = 0
-        dense = Dense(optimizer, schedulers, step, extra)
-        self._saving = begin_model(self._model, dense, managed=True, keep=self._keep)
+        saved = Saved(optimizer, schedulers, step, extra)
+        self._saving = begin_model(self._model, saved, managed=True, keep=self._keep)
 
     def restore(
         self,

@@ -45,12 +45,11 @@ _PARTS = ("model", "optimizer")
 
 @dataclass(frozen=True)
 class Saved:
-    """What is saved beside the rows, as `save_model` says of its arguments."""
+    """What is saved of a model beside its rows, as `save_model` says of its arguments."""
 
-    model: nn.Module
     optimizer: torch.optim.Optimizer | None
     schedulers: Sequence[LRScheduler]
-    step: int
+    step: int | None
     extra: Mapping[str, Any] | None
 
 
@@ -58,25 +57,27 @@ class DensePart:
     """A dense part as it is now. What changes from here on is not in it.
 
     Args:
-        saved: what is saved.
+        model: whose.
+        saved: what else is saved of it.
+        step: what this point of the training is called.
         checkpoint_id: what it is of.
 
     Raises:
         ValueError: it holds what cannot be saved.
     """
 
-    def __init__(self, saved: Saved, checkpoint_id: str) -> None:
-        warn_of_nonfinite(saved.model, "save_model")
+    def __init__(self, model: nn.Module, saved: Saved, step: int, checkpoint_id: str) -> None:
+        warn_of_nonfinite(model, "save_model")
         self._tensors: dict[str, torch.Tensor] = {}
         optimizer = saved.optimizer.state_dict() if saved.optimizer is not None else None
         self._others = dump_dense(
             {
                 "checkpoint_id": checkpoint_id,
-                "step": saved.step,
-                "model": _take(dense_state(saved.model), "model", self._tensors),
+                "step": step,
+                "model": _take(dense_state(model), "model", self._tensors),
                 "optimizer": _take(optimizer, "optimizer", self._tensors),
-                "parameter_names": parameter_names(saved.model, saved.optimizer),
-                "learning_rates": learning_rates(saved.model),
+                "parameter_names": parameter_names(model, saved.optimizer),
+                "learning_rates": learning_rates(model),
                 "schedulers": [scheduler.state_dict() for scheduler in saved.schedulers],
                 "random": random_state(),
                 "extra": dict(saved.extra or {}),

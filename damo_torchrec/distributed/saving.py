@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from damo_torchrec.checkpoints.atomic_directory import never
 from damo_torchrec.checkpoints.layout import CHECKPOINTS, RANKS_FILE
 from damo_torchrec.checkpoints.listing import free_name
 from damo_torchrec.distributed.commit import NewCheckpoint
-from damo_torchrec.distributed.dense import Saved
+from damo_torchrec.distributed.dense import DensePart, Saved
 from damo_torchrec.distributed.group import ranks_of_default_group
 from damo_torchrec.distributed.group_checkpoint import MANAGER, NOBODY, SAVING, RanksManifest
 from damo_torchrec.distributed.models import checked_store_of
@@ -80,22 +79,12 @@ def save_model_async(
     Returns:
         Future: of the checkpoint's directory. Its ``result()`` waits, and raises what a disk refuses, on all ranks.
     """
-    return begin_model(model, Dense(optimizer, schedulers, step, extra), path)
-
-
-@dataclass(frozen=True)
-class Dense:
-    """What is saved of a model beside its rows, as `save_model` says of its arguments."""
-
-    optimizer: torch.optim.Optimizer | None
-    schedulers: Sequence[LRScheduler]
-    step: int | None
-    extra: Mapping[str, Any] | None
+    return begin_model(model, Saved(optimizer, schedulers, step, extra), path)
 
 
 def begin_model(
     model: nn.Module,
-    dense: Dense,
+    saved: Saved,
     path: str | os.PathLike[str] | None = None,
     *,
     managed: bool = False,
@@ -104,10 +93,10 @@ def begin_model(
     """What `save_model_async` does; where it is `managed`, a manager keeps the newest `keep`."""
     ranks = ranks_of_default_group()
     ranks.settle()
-    store = ranks.each("save the model", lambda: checked_store_of(model, dense.optimizer))
+    store = ranks.each("save the model", lambda: checked_store_of(model, saved.optimizer))
     membership = membership_of(store)
     identity = membership.identity
-    step = store.step if dense.step is None else dense.step
+    step = store.step if saved.step is None else saved.step
     keeper, keep = (MANAGER, keep) if managed else (SAVING, membership.keep)
     where = membership.root / CHECKPOINTS
     if path is None:  # rank 0 chooses: the others may not see yet what it has made
@@ -123,8 +112,7 @@ def begin_model(
         keep=keep,
         may_replace=partial(_may_replace, group=identity.group) if path is not None else never,
     )
-    saved = Saved(model, dense.optimizer, dense.schedulers, step, dense.extra)
-    return begin_checkpoint(ranks, store, new, saved)
+    return begin_checkpoint(ranks, store, new, lambda: DensePart(model, saved, step, identity.run))
 
 
 def _may_replace(path: Path, group: str) -> bool:

@@ -24,7 +24,7 @@ from damo_torchrec.checkpoints.rows_copy import copy_file
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.checkpoints.table_entry import TableEntry
 from damo_torchrec.distributed.commit import Commit, NewCheckpoint, Work, link_file
-from damo_torchrec.distributed.dense import DensePart, Saved
+from damo_torchrec.distributed.dense import DensePart
 from damo_torchrec.distributed.group import Ranks
 from damo_torchrec.distributed.group_checkpoint import OPENING, RanksCheckpoint
 from damo_torchrec.distributed.rank_directory import LocalCheckpoint, RankState
@@ -38,8 +38,16 @@ from damo_torchrec.store.embedding_store import EmbeddingStore
 _log = logging.getLogger(__name__)
 
 
-def begin_checkpoint(ranks: Ranks, store: EmbeddingStore, new: NewCheckpoint, saved: Saved | None = None) -> Written:
+def begin_checkpoint(
+    ranks: Ranks, store: EmbeddingStore, new: NewCheckpoint, dense: Callable[[], DensePart] | None = None
+) -> Written:
     """Makes a checkpoint of all ranks' stores as they are now, written by a thread of its own. All ranks call it.
+
+    Args:
+        ranks: that make it.
+        store: this rank's.
+        new: which.
+        dense: takes the dense part, if there is one, as it is now.
 
     Raises:
         SchemaMismatchError: the ranks' tables differ, or the number of their updates.
@@ -50,11 +58,11 @@ def begin_checkpoint(ranks: Ranks, store: EmbeddingStore, new: NewCheckpoint, sa
     _check_alike(ranks.together(what, lambda: (str(new.target), _tables_of(store))))
     commit = Commit(ranks, new)
     parts: list[Future[Path]] = []
-    dense: list[DensePart] = []
+    taken: list[DensePart] = []
 
     def start(staged: Path) -> None:
-        if saved is not None:
-            dense.append(DensePart(saved, new.run))
+        if dense is not None:
+            taken.append(dense())
         part = staged / rank_name(ranks.rank, ranks.world_size)
         parts.append(store.session.checkpoint_async(part))
 
@@ -64,7 +72,7 @@ def begin_checkpoint(ranks: Ranks, store: EmbeddingStore, new: NewCheckpoint, sa
 
     commit.begin(start, wait)
     rows: Work = ("write the rows", lambda _: parts[0].result())
-    then: list[Work] = [("write the dense part", partial(part.write, ranks=ranks)) for part in dense]
+    then: list[Work] = [("write the dense part", partial(part.write, ranks=ranks)) for part in taken]
     return _in_background(ranks, lambda: commit.finish(rows, then))
 
 
