@@ -72,6 +72,25 @@ TEST_F(RocksDbSalvageTest, WritesWhatItReads) {
   EXPECT_EQ(*copy.last_key(), EncodeDeletionKey(1, kRows));
 }
 
+TEST_F(RocksDbSalvageTest, SharesRowsButNoDeletionsAmongRanks) {
+  uint64_t rows = 0;
+  for (uint64_t rank = 0; rank < 3; ++rank) {
+    const RankShare share{rank, 3};
+    RecordWriter writer(directory_ / ("scratch-" + std::to_string(rank)));
+    const auto reader = Reader();
+    ASSERT_TRUE(reader->Seek(kFirst));
+    EXPECT_EQ(reader->ReadShare(3 * kRows, &writer, share), 2u * kRows + 2);
+    EXPECT_FALSE(reader->tallies().contains(1 | kDeletionBit));
+    rows += reader->tallies().at(1).records;
+    const std::string path = directory_ / ("share-" + std::to_string(rank));
+    writer.Finish(path);
+    Table expected = SomeRows(kRows, 1);
+    std::erase_if(expected, [&](const auto& row) { return !share.Has(row.first); });
+    EXPECT_EQ(ScanAll(OpenReadOnly(path).get(), 1, kSize), expected);
+  }
+  EXPECT_EQ(rows, static_cast<uint64_t>(kRows));
+}
+
 TEST_F(RocksDbSalvageTest, ReadsOnBehindABlockThatCannotBeRead) {
   Flip(file_, 40 * 4096 + 100);
   const auto reader = Reader();
