@@ -25,7 +25,8 @@ class Model(nn.Module):
 
     def __init__(self, store: damo.EmbeddingStore, options: damo.TableOptions | None = None) -> None:
         super().__init__()
-        collection._check_one_process = lambda: None
+        if dist.is_initialized():  # in a rank's own process, which trains rows of its own here
+            collection._check_one_process = lambda: None
         self.sparse = damo.EmbeddingBagCollection(
             [EmbeddingBagConfig(name=n, embedding_dim=DIM, num_embeddings=IDS, feature_names=[n]) for n in ("a", "b")],
             store=store,
