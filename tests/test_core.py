@@ -77,6 +77,7 @@ CALLS: dict[str, Callable[[_core.Store], object]] = {
     "forward": lambda s: s.forward(lookup(), OUT.ctypes.data, 4),
     "prefetch": lambda s: s.prefetch(lookup()),
     "backward": lambda s: s.backward([(lookup(), VALUES.ctypes.data, 4)], grad_scale=1, skip_nonfinite=False),
+    "find_fault": lambda s: s.find_fault([(lookup(), VALUES.ctypes.data, 4)], grad_scale=1),
     "weight_gradient": lambda s: s.weight_gradient(lookup(), VALUES.ctypes.data, 4, OUT.ctypes.data),
     "get": lambda s: s.get(0, IDS.ctypes.data, 64, _core.UnseenRows.ZEROS, OUT.ctypes.data),
     "mean": lambda s: s.mean(0),
