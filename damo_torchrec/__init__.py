@@ -129,20 +129,17 @@ __all__ = [
     "checkpoint_info",
     "damo_embedding_init",
     "default_store",
-    "distributed",
     "follow_grad_scaler",
     "init",
     "load_model",
-    "onnx",
     "optim",
     "save_model",
     "save_model_async",
-    "serving",
     "set_default_store",
     "swap",
 ]
 
-_attribute, __dir__ = lazy.attributes(__name__, _HOMES)
+_attribute, _names = lazy.attributes(__name__, _HOMES)
 
 
 def __getattr__(name: str) -> Any:
@@ -152,10 +149,16 @@ def __getattr__(name: str) -> Any:
         return _compiled_part()
     if name == "__version__":
         return importlib.metadata.version("damo-torchrec")
+    if name not in _HOMES:
+        return _attribute(name)  # says that there is none
     with versions.explained():
         value = _attribute(name)
     versions.warn_of_misfit()
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*_names(), *_SUBMODULES, "__version__"})
 
 
 def _compiled_part() -> Any:
