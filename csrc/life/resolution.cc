@@ -39,8 +39,10 @@ Resolution::Resolution(const LifeOptions& options) {
 }
 
 size_t Resolution::PartsOf(size_t ids, uint64_t rows) const {
-  const uint64_t table = std::min(max_rows_, std::max<uint64_t>(rows, ids));
-  const uint64_t part = std::max(table / kStepParts, kFewRows);
+  const uint64_t there = std::max<uint64_t>(rows, ids);
+  const uint64_t whole = max_rows_ == kNoLimit ? there / kWholeWithoutLimit : max_rows_ / kWhole;
+  if (ids <= std::max(whole, kFewRows)) return 1;
+  const uint64_t part = std::max(std::min(max_rows_, there) / kStepParts, kFewRows);
   return std::bit_ceil(std::clamp<uint64_t>((ids + part - 1) / part, 1, kIdParts));
 }
 

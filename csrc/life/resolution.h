@@ -1,7 +1,8 @@
 // How fine a histogram has to be, so that the options of a life take effect when they say: to a 256th of an idle rule's
 // time, and to a 1,024th of the rows that there may be. Without a limit to rows, to a 256th of those that there are:
-// one may come. A step that alone brings more than a 32nd of the rows is divided into parts of that:
-// finer ones would cost each update, whose rows have the cells of more buckets to find.
+// one may come. A step that alone may bring more than a 16th of the rows that there may be, or without a limit a
+// quarter of those that there are, is divided into parts of a 64th. Others are not: each row of a step that is divided
+// has its bucket to be found by its id, at every update.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +34,7 @@ class Resolution {
 
  private:
   static constexpr double kIdleParts = 256, kRowParts = 1024;
-  static constexpr uint64_t kStepParts = 32, kFewRows = 4;  // that are not divided
+  static constexpr uint64_t kWhole = 16, kWholeWithoutLimit = 4, kStepParts = 64, kFewRows = 4;
 
   std::vector<double> idle_steps_, idle_seconds_;  // of the rules, ascending
   uint64_t steps_, rows_, max_rows_;

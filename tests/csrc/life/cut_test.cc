@@ -20,8 +20,8 @@ LifeOptions MostRows(uint64_t max_rows, uint64_t keep_rows) {
   return options;
 }
 
-// By how much a cut may miss `keep_rows`: about a 32nd of the limit, or of a batch that was larger, and a few rows of
-// ids with hashes alike.
+// By how much a cut may miss `keep_rows`: a part of the limit where batches are large, or of a batch that was larger,
+// and a few rows of ids with hashes alike.
 uint64_t Tolerance(uint64_t rows) { return rows / 24 + 12; }
 
 // A table of rows of one update each, whose ids are 0, 1, 2, ...

@@ -71,10 +71,14 @@ class LifeModel {
     bool is_leap;
   };
 
-  // A step's ids are divided so that no part has more than a 32nd of the table.
+  // A step with more ids than a 16th of the limit, or a quarter of the rows where there is none, is divided so that no
+  // part has more than a 64th.
   uint32_t PartsFor(size_t ids) const {
-    const uint64_t part = std::max<uint64_t>(4, std::min(options_.max_rows, std::max(rows.size(), ids)) / 32);
+    const uint64_t table = std::min<uint64_t>(options_.max_rows, std::max(rows.size(), ids));
+    const uint64_t part = std::max<uint64_t>(4, table / 64);
     uint32_t parts = 1;
+    const bool limited = options_.max_rows != kNoLimit;
+    if (ids <= 4 || ids <= (limited ? options_.max_rows / 16 : table / 4)) return parts;
     while (parts < 256 && parts * part < ids) parts *= 2;
     return parts;
   }
