@@ -4,7 +4,6 @@ What is public is imported at its first use: most of it needs torch and TorchRec
 only reads files do without.
 """
 
-import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
@@ -142,9 +141,10 @@ __all__ = [
 _attribute, _names = lazy.attributes(__name__, _HOMES)
 
 
-def __getattr__(name: str) -> Any:
+def _get(name: str) -> Any:
     if name in _SUBMODULES:
-        return importlib.import_module(f"damo_torchrec.{name}")
+        with versions.explained():
+            return lazy.module(f"damo_torchrec.{name}")
     if name == "_core":
         return _compiled_part()
     if name == "__version__":
@@ -161,9 +161,15 @@ def __dir__() -> list[str]:
     return sorted({*_names(), *_SUBMODULES, "__version__"})
 
 
+if TYPE_CHECKING:
+    __version__: str
+else:  # else a misspelt name would be of any type
+    __getattr__ = _get
+
+
 def _compiled_part() -> Any:
     try:
-        return importlib.import_module("damo_torchrec._core")
+        return lazy.module("damo_torchrec._core")
     except ImportError as error:
         raise ImportError(
             f"damo_torchrec's compiled part cannot be loaded ({error}). If that names librocksdb, RocksDB's library is "

@@ -3,11 +3,10 @@
 ``from damo_torchrec.torch_at_use import torch`` is torch to type checkers, too. Annotations there are postponed.
 """
 
-import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from damo_torchrec import versions
+from damo_torchrec import lazy, versions
 
 if TYPE_CHECKING:
     import torch as torch
@@ -21,7 +20,7 @@ class _Torch:
     def __getattr__(self, name: str) -> Any:
         if self._imported is None:
             with versions.explained():  # which looks at what is installed: that takes milliseconds
-                self._imported = importlib.import_module("torch")
+                self._imported = lazy.module("torch")
         return getattr(self._imported, name)
 
 

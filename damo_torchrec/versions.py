@@ -64,6 +64,8 @@ def explained() -> Iterator[None]:
     try:
         yield
     except (ImportError, OSError) as error:  # OSError: FBGEMM's library, where it was built for another torch
+        if str(error).startswith("damo_torchrec"):  # says what to do already
+            raise
         raise ImportError(_message(str(error), found)) from error
 
 

@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import subprocess
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -128,3 +129,54 @@ def test_the_package_itself_needs_neither_torch_nor_the_compiled_part():
     ]
     done = subprocess.run([sys.executable, "-c", "\n".join(script)], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+THREADS = """
+import damo_torchrec, sys, threading
+names, errors = sys.argv[1:], []
+begin = threading.Barrier(len(names))
+def use(name):
+    begin.wait()
+    try:
+        getattr(damo_torchrec, name)
+    except BaseException as error:
+        errors.append(f"{name}: {error!r}")
+threads = [threading.Thread(target=use, args=(name,)) for name in names]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(errors)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "names", [("swap", "load_model"), ("distributed", "swap", "EmbeddingBagCollection", "serving")]
+)
+def test_threads_may_use_it_first_at_the_same_time(names):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", THREADS, *names], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use", ["damo.distributed", "damo.onnx.export", "damo.serving.export", "damo.load_model"])
+def test_what_needs_torch_says_so_wherever_it_is(use):
+    line = last_line(ABSENT.format(name="torch"), "import damo_torchrec as damo", use)
+    assert line.startswith("ImportError: damo_torchrec needs torch, TorchRec and FBGEMM in versions that fit")
+
+
+def test_type_checkers_see_a_misspelt_name(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text("import damo_torchrec\ndamo_torchrec.EmbeddingStor\nreveal_type(damo_torchrec.__version__)\n")
+    command = [sys.executable, "-m", "mypy", "--ignore-missing-imports", "--follow-imports=silent", "--cache-dir"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "cache"), str(program)], capture_output=True, text=True, check=False
+    )
+    assert 'Module has no attribute "EmbeddingStor"' in done.stdout
+    assert 'str"' in done.stdout
+
+
+def test_annotations_can_be_resolved():
+    for name in ("expire", "forget", "convert_table", "table"):
+        assert typing.get_type_hints(getattr(damo_torchrec.EmbeddingStore, name))

@@ -23,4 +23,7 @@ except ImportError as error:
 del _onnx, _onnx_runtime, _onnxscript
 
 __all__ = ["export", "model_card", "session"]
-__getattr__, __dir__ = lazy.attributes(__name__, {"export": "exporting", "model_card": "card", "session": "sessions"})
+_get, __dir__ = lazy.attributes(__name__, {"export": "exporting", "model_card": "card", "session": "sessions"})
+
+if not TYPE_CHECKING:  # else a misspelt name would be of any type
+    __getattr__ = _get

@@ -9,4 +9,7 @@ if TYPE_CHECKING:
     from damo_torchrec.optim.classes import Lion as Lion
 
 __all__ = ["FTRL", "Lion"]
-__getattr__, __dir__ = lazy.attributes(__name__, {"FTRL": "classes", "Lion": "classes"})
+_get, __dir__ = lazy.attributes(__name__, {"FTRL": "classes", "Lion": "classes"})
+
+if not TYPE_CHECKING:  # else a misspelt name would be of any type
+    __getattr__ = _get

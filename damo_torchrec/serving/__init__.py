@@ -34,7 +34,7 @@ __all__ = [
     "export",
     "refresh_dense",
 ]
-__getattr__, __dir__ = lazy.attributes(
+_get, __dir__ = lazy.attributes(
     __name__,
     {
         "Argument": "requests",
@@ -47,3 +47,6 @@ __getattr__, __dir__ = lazy.attributes(
         "refresh_dense": "refresh",
     },
 )
+
+if not TYPE_CHECKING:  # else a misspelt name would be of any type
+    __getattr__ = _get

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from damo_torchrec import _core
 from damo_torchrec.progress import Progress, reporting
@@ -19,9 +18,7 @@ from damo_torchrec.tensors import address
 from damo_torchrec.torch_at_use import torch
 
 # Of ids, weights, last steps and counts, which rows go.
-Where: TypeAlias = (
-    "Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor | npt.NDArray[np.bool_]]"
-)
+Where: TypeAlias = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor", "torch.Tensor"], object]
 
 _log = logging.getLogger(__name__)
 _BATCH_BYTES = 1 << 20

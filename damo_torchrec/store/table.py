@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,11 @@ from damo_torchrec.store.table_definition import TableDefinition
 from damo_torchrec.tensors import address
 from damo_torchrec.torch_at_use import torch
 
-IdsLike: TypeAlias = "torch.Tensor | npt.NDArray[np.integer[Any]] | Sequence[int]"
-NumbersLike: TypeAlias = "torch.Tensor | npt.NDArray[np.floating[Any]] | Sequence[float] | Sequence[Sequence[float]]"
+# Of torch only the name is there at first.
+IdsLike: TypeAlias = Union["torch.Tensor", npt.NDArray[np.integer[Any]], Sequence[int]]
+NumbersLike: TypeAlias = Union[
+    "torch.Tensor", npt.NDArray[np.floating[Any]], Sequence[float], Sequence[Sequence[float]]
+]
 
 _Read = TypeVar("_Read")
 
