@@ -214,9 +214,12 @@ def oldest_first(where: Path, group: str | None) -> list[tuple[Path, RanksManife
 
 
 def find(where: Path, which: str | int | os.PathLike[str]) -> Path:
-    """The checkpoint of a step, a name in the directory `where`, or a path. Raises ValueError if there is none."""
-    candidates = [where / checkpoint_name(str(which))]
-    if not isinstance(which, int):
+    """A checkpoint of a step, the newest, or of a name in `where`, or a path. Raises ValueError if there is none."""
+    if isinstance(which, int):
+        name = checkpoint_name(str(which))
+        named = [(one.sequence, path) for path, one in read_ranks_directory(where)[0] if path.stem == name]
+        candidates = [path for _, path in sorted(named, reverse=True)]
+    else:
         candidates = [Path(which), where / which]
     for candidate in candidates:
         if (candidate / RANKS_FILE).is_file():

@@ -7,7 +7,10 @@ import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from damo_torchrec.checkpoints.atomic_directory import clear_unfinished
 from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
@@ -17,6 +20,7 @@ from damo_torchrec.checkpoints.rank_identity import RankIdentity
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.distributed.group import Ranks, ranks_of_default_group
 from damo_torchrec.distributed.group_checkpoint import RanksCheckpoint, find, read_ranks_directory
+from damo_torchrec.distributed.mixing import rank_of
 from damo_torchrec.distributed.rank_directory import RankState, make_rank_directory
 from damo_torchrec.distributed.respreading import Share
 from damo_torchrec.distributed.starting_point import (
@@ -255,6 +259,8 @@ class _Opening:
             for store in opened:
                 store.close()
             raise
+        if ranks.world_size > 1:
+            store.session.has_rows_of = partial(_has_rows_of, ranks.rank, ranks.world_size)
         _memberships[store] = Membership(ranks, self._root, identity, self._options.keep_checkpoints)
         _log.info(
             "opened the store %s, at step %d, as rank %d of %d", store.path, store.step, ranks.rank, ranks.world_size
@@ -282,6 +288,10 @@ class _Opening:
             if own.manifest.id == part.id:
                 return own.path
         return found.part(self._ranks.rank)
+
+
+def _has_rows_of(rank: int, world_size: int, ids: torch.Tensor) -> torch.Tensor:
+    return rank_of(ids, world_size) == rank
 
 
 def _which(restore: str) -> str | int:

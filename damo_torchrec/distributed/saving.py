@@ -96,6 +96,14 @@ def begin_model(
     store = ranks.each("save the model", lambda: checked_store_of(model, saved.optimizer))
     membership = membership_of(store)
     identity = membership.identity
+    asked = ranks.together(
+        "save the model", lambda: (saved.step, saved.optimizer is not None, len(saved.schedulers), path is not None)
+    )
+    if any(one != asked[0] for one in asked):
+        raise ValueError(
+            "cannot save the model: ranks ask for different things, by rank (step, whether an optimizer is given, "
+            f"number of schedulers, whether a path is given): {asked}"
+        )
     step = store.step if saved.step is None else saved.step
     keeper, keep = (MANAGER, keep) if managed else (SAVING, membership.keep)
     where = membership.root / CHECKPOINTS

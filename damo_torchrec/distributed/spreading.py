@@ -3,6 +3,7 @@
 from torch import distributed
 
 from damo_torchrec.distributed.agreement import RanksAgreement
+from damo_torchrec.lookup_plan import LookupKind
 from damo_torchrec.modules.collection import Collection
 
 
@@ -42,6 +43,11 @@ def _refusal(collection: Collection, group: distributed.ProcessGroup) -> str | N
         life = table.opened.life
         if life is None:
             continue
+        if life.admit.sightings > 1 and collection.lookup_plan.kind is LookupKind.SEQUENCES:
+            return (
+                f"table {table.name!r} of sequences has admit, and a rank sends an id once, however often its batch "
+                "has it: its occurrences cannot be counted"
+            )
         if life.max_rows is not None or life.min_rows:
             return f"table {table.name!r} has max_rows or min_rows, and a rank counts its own rows alone"
         if any(idle.seconds is not None for idle in life.expire):

@@ -205,7 +205,7 @@ class Collection(FusedOptimizerModule, nn.Module):
         return Accepted(self._device, self._session.memory_budget, self._plan.weighted)
 
     def _call(self, batch: Batch, training: bool) -> Call:
-        if training and not self._alone:
+        if (training or self._session.has_rows_of is not None) and not self._alone:
             _check_one_process()
             self._alone = True
         self._take_means(training)
@@ -394,12 +394,12 @@ def tables_of(model: nn.Module) -> set[str]:
 
 
 def _check_one_process() -> None:
-    """Raises RuntimeError if there are others in a process group: each would train rows of its own."""
+    """Raises RuntimeError if there are others in a process group: each would read and train rows of its own."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         processes = torch.distributed.get_world_size()
         if processes > 1:
             raise RuntimeError(
-                f"the process group has {processes} processes, and each would train rows of its own. To spread the "
+                f"the process group has {processes} processes, and each would have rows of its own. To spread the "
                 "rows over all of them, wrap the model: "
                 "DistributedModelParallel(model, sharders=damo_torchrec.distributed.sharders())"
             )

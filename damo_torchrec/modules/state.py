@@ -12,7 +12,7 @@ import torch
 from damo_torchrec.errors import SchemaMismatchError
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.table import Table
-from damo_torchrec.tensors import address, check_plain, plain
+from damo_torchrec.tensors import check_plain, plain
 
 _log = logging.getLogger(__name__)
 _ROWS_PER_CALL = 65536
@@ -157,8 +157,7 @@ def copy_state(rows: torch.Tensor, table: Table) -> None:
     for begin in range(0, len(rows), _ROWS_PER_CALL):
         part = rows[begin : begin + _ROWS_PER_CALL].contiguous()
         ids = torch.arange(begin, begin + len(part), device="cpu")
-        with table.session.changing(table.opened) as engine:
-            engine.set(table.opened.index, address(ids), len(ids), 0, address(part))
+        table.set_new_state(ids, part)
 
 
 def split(state_dict: Mapping[str, Any], prefix: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -9,11 +9,12 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.atomic_directory import check_target
@@ -43,6 +44,9 @@ from damo_torchrec.store.process_end import close_at_end, leave_at_end
 from damo_torchrec.store.table_definition import TableDefinition
 from damo_torchrec.store.tables_changed import TablesChanged
 from damo_torchrec.store.waiting import WaitingGradients
+
+if TYPE_CHECKING:
+    import torch
 
 _log = logging.getLogger(__name__)
 _PLAIN = CheckpointOptions()
@@ -103,6 +107,8 @@ class Session:
         self.grad_scale = 1.0
         self.dense_part: DensePart | None = None
         self.agreement: Agreement | None = None
+        # Which of some ids have their rows here, bool (n,); None for all. Other ranks' stores have the others.
+        self.has_rows_of: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.skipped_backwards = 0
         self.skipped_in_a_row = 0
         self.generation = 0

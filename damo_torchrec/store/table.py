@@ -235,8 +235,23 @@ class Table:
         finite = torch.isfinite(weights).all(dim=1)
         if not bool(finite.all()):
             raise ValueError(f"table {self.name!r}: weights must be finite, those of id {ids[~finite][0]} are not")
+        ids, weights = self._own(ids, weights)
         with self._changing(layout) as engine:
             engine.set(layout.index, address(ids), len(ids), address(weights), 0)
+
+    def set_new_state(self, ids: torch.Tensor, state: torch.Tensor) -> None:
+        """Sets all state of rows, float32 ``(n, state_size)``, also of new ones. For the modules of this package."""
+        layout = self._layout
+        ids, state = self._own(ids, state)
+        with self._changing(layout) as engine:
+            engine.set(layout.index, address(ids), len(ids), 0, address(state))
+
+    def _own(self, ids: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of ids and their rows, those that this store has: all, unless other ranks have some."""
+        if self._session.has_rows_of is None:
+            return ids, rows
+        here = self._session.has_rows_of(ids)
+        return ids[here], rows[here].contiguous()
 
     def get_state(self, ids: IdsLike) -> dict[str, torch.Tensor]:
         """Optimizer state of rows, float32, by its optimizer's names for it. Ids without a row: that of a new one.
@@ -270,6 +285,9 @@ class Table:
         ids = as_ids(ids)
         layout = self._layout
         given = self._check_state(layout, len(ids), state)
+        if self._session.has_rows_of is not None:
+            here = self._session.has_rows_of(ids)
+            ids, given = ids[here], {name: values[here] for name, values in given.items()}
         with self._changing(layout) as engine:
             found = torch.empty(len(ids), dtype=torch.bool, device="cpu")
             engine.contains(layout.index, address(ids), len(ids), address(found))
