@@ -4,6 +4,7 @@ What is public is imported at its first use: most of it needs torch and TorchRec
 only reads files do without.
 """
 
+import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,9 @@ _HOMES = {
     "save_model_async": "training.saving",
     "swap": "training.swap",
 }
-_SUBMODULES = ("distributed", "init", "onnx", "optim", "serving")
+_SUBMODULES = ("distributed", "onnx", "serving")
+# Those that modules of this package import, too, by ``from damo_torchrec import``.
+_INNER = ("_core", "init", "optim")
 
 __all__ = [
     "Admit",
@@ -145,8 +148,8 @@ def _get(name: str) -> Any:
     if name in _SUBMODULES:
         with versions.explained():
             return lazy.module(f"damo_torchrec.{name}")
-    if name == "_core":
-        return _compiled_part()
+    if name in _INNER:  # in the middle of an import
+        return _compiled_part() if name == "_core" else importlib.import_module(f"damo_torchrec.{name}")
     if name == "__version__":
         return importlib.metadata.version("damo-torchrec")
     if name not in _HOMES:
@@ -158,7 +161,7 @@ def _get(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*_names(), *_SUBMODULES, "__version__"})
+    return sorted({*_names(), *_SUBMODULES, *_INNER, "__version__"})
 
 
 if TYPE_CHECKING:
@@ -169,7 +172,7 @@ else:  # else a misspelt name would be of any type
 
 def _compiled_part() -> Any:
     try:
-        return lazy.module("damo_torchrec._core")
+        return importlib.import_module("damo_torchrec._core")
     except ImportError as error:
         raise ImportError(
             f"damo_torchrec's compiled part cannot be loaded ({error}). If that names librocksdb, RocksDB's library is "

@@ -14,7 +14,7 @@ _importing = threading.RLock()
 
 
 def module(name: str) -> ModuleType:
-    """Imports a module, one at a time of all that are imported so."""
+    """Imports a module, one at a time of all that are imported so. Not called while another is being imported."""
     with _importing:
         return importlib.import_module(name)
 
