@@ -210,7 +210,7 @@ class Table:
         return mean
 
     def set(self, ids: IdsLike, weights: NumbersLike) -> None:
-        """Sets rows, creating those that are not there.
+        """Sets rows, creating those that are not there. Of several ranks each takes those that are its own.
 
         Each is as a new row then: optimizer state and counts begin anew, also of one that was there. `get_state` before
         and `set_state` afterwards keep the state. Rows are set some thousands at a time, in the order of `ids`: those
@@ -273,6 +273,8 @@ class Table:
 
     def set_state(self, ids: IdsLike, state: Mapping[str, NumbersLike]) -> None:
         """Sets optimizer state of rows. Their weights and counts stay, and so does the state that is not named.
+
+        Of several ranks each takes what is of its own rows.
 
         Args:
             ids: ``(n,)``, all with a row; the last of equal ids wins.
