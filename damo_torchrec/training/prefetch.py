@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, Generic, TypeVar
 
 from torch import nn
+from torchrec.distributed.embedding_types import ShardedEmbeddingModule
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from damo_torchrec.modules import EmbeddingBagCollection, EmbeddingCollection
@@ -49,9 +50,12 @@ class PrefetchIterator(Generic[Batch]):
             raise ValueError(f"depth must be at least 1, got {depth}")
         self._collections = [m for m in model.modules() if isinstance(m, EmbeddingBagCollection | EmbeddingCollection)]
         if not self._collections:
+            sharded = any(isinstance(m, ShardedEmbeddingModule) for m in model.modules())
             raise ValueError(
                 f"the model {type(model).__name__} has no EmbeddingBagCollection or EmbeddingCollection of "
                 "damo_torchrec to read rows for"
+                + sharded
+                * "; rows of sharded ones are read ahead by damo_torchrec.distributed.PrefetchTrainPipeline"
             )
         if not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
             raise TypeError(f"batches must be an iterable, got {type(batches).__name__}")

@@ -83,3 +83,14 @@ def test_evaluation_makes_no_row(two_ranks):
     for plain, piped, new in two_ranks(evaluate, Run(ids=500), 2):
         assert plain == piped
         assert new == 0
+
+
+def _iterate(rank: int) -> None:
+    with spread.new_store() as store:
+        model = DistributedModelParallel(DLRMTrain(model_over(store)), sharders=damo.distributed.sharders())
+        with pytest.raises(ValueError, match=r"read ahead by damo_torchrec\.distributed\.PrefetchTrainPipeline"):
+            damo.PrefetchIterator([], model)
+
+
+def test_the_iterator_for_one_process_names_the_pipeline(two_ranks):
+    two_ranks(_iterate)
