@@ -19,7 +19,7 @@ FIXED_ADDRESSES = $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setar
 # Runs the test program $$tests in as many processes as there are cores, each with a share of the tests.
 IN_SHARES = seq 0 $$(($(JOBS) - 1)) | GTEST_TOTAL_SHARDS=$(JOBS) xargs -P $(JOBS) -I{} env GTEST_SHARD_INDEX={}
 
-.PHONY: help venv gtest clang lock example example-distributed test test-cpp test-python test-versions sanitize fuzz lint format bench \
+.PHONY: help venv gtest clang lock example example-distributed test test-cpp test-python test-versions sanitize fuzz lint format docs bench \
   bench-quick chaos soak clean
 .DEFAULT_GOAL := help
 
@@ -102,6 +102,9 @@ bench bench-quick: venv
 	  $(BIN)/python benchmarks/$$name.py $(QUICK) --json $(RESULTS)/$$name.json || exit; \
 	done
 	@$(BIN)/python benchmarks/plots.py $(RESULTS)
+
+docs: venv  ## build the documentation's site: build/docs/index.html
+	@$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
 
 bench: RESULTS := build/benchmarks
 bench:  ## measure speed and memory; one alone: .venv/bin/python benchmarks/NAME.py --help
