@@ -13,9 +13,10 @@ version = release
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["images/README.md"]
 myst_heading_anchors = 3
+default_role = "py:obj"  # of what docstrings have in single backquotes
 
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 autodoc_inherit_docstrings = False
 napoleon_numpy_docstring = False
 python_use_unqualified_type_names = True
