@@ -3,6 +3,7 @@
 from typing import Any, TypeVar
 
 from torchrec.distributed.train_pipeline import PrefetchTrainPipelineSparseDist
+from torchrec.distributed.train_pipeline.pipeline_context import PrefetchTrainPipelineContext
 from torchrec.streamable import Pipelineable
 
 In = TypeVar("In", bound=Pipelineable)
@@ -17,9 +18,11 @@ class PrefetchTrainPipeline(PrefetchTrainPipelineSparseDist[In, Out]):
     """
 
     def _prefetch(self, context: Any) -> None:
-        if self._prefetch_stream is not None:
+        if self._prefetch_stream is not None or context is None:
             super()._prefetch(context)
             return
+        if not isinstance(context, PrefetchTrainPipelineContext):  # TorchRec before 1.7 gives the batch
+            context = self._context
         context.module_input_post_prefetch.clear()
         context.module_contexts_post_prefetch.clear()
         for module in self._pipelined_modules:
