@@ -12,7 +12,10 @@ from torch.distributed.checkpoint.state_dict_saver import save
 import damo_torchrec as damo
 from damo_torchrec.distributed.dense_reader import DenseReader
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
+    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"),  # torch 2.9's writer
+]
 
 TENSORS = {
     "half": torch.arange(4, dtype=torch.bfloat16),
