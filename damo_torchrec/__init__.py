@@ -13,6 +13,7 @@ from damo_torchrec.store import process_end as _process_end  # noqa: F401  # fro
 
 if TYPE_CHECKING:
     from damo_torchrec import distributed as distributed
+    from damo_torchrec import ids as ids
     from damo_torchrec import init as init
     from damo_torchrec import onnx as onnx
     from damo_torchrec import optim as optim
@@ -95,7 +96,7 @@ _HOMES = {
     "save_model_async": "training.saving",
     "swap": "training.swap",
 }
-_SUBMODULES = ("distributed", "onnx", "serving")
+_SUBMODULES = ("distributed", "ids", "onnx", "serving")
 # Those that modules of this package import, too, by ``from damo_torchrec import``.
 _INNER = ("_core", "init", "optim")
 

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from damo_torchrec.errors import CorruptionError
@@ -30,10 +30,22 @@ _DIMS = range(1, 2**31)
 
 @dataclass(frozen=True)
 class Feature:
-    """A KeyedJaggedTensor that the model's forward takes."""
+    """A KeyedJaggedTensor that the model's forward takes.
+
+    Args:
+        keys: its keys.
+        weighted: whether it has weights.
+        string_salts: by key whose ids are `hash_strings` of strings, the salt.
+    """
 
     keys: tuple[str, ...]
     weighted: bool
+    string_salts: Mapping[str, int] = field(default_factory=dict)
+
+    def dump(self) -> dict[str, Any]:
+        """Its entry in a card."""
+        salts = {"string_salts": dict(self.string_salts)} if self.string_salts else {}
+        return {"keys": list(self.keys), "weighted": self.weighted, **salts}
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,7 @@ class Card:
             "store": self.store,
             "seed": self.seed,
             "step": self.step,
-            "features": {name: {"keys": list(f.keys), "weighted": f.weighted} for name, f in self.features.items()},
+            "features": {name: feature.dump() for name, feature in self.features.items()},
             "jagged": list(self.jagged),
             "by_sample": self.by_sample,
             SEAL: UNSEALED,
@@ -243,9 +255,17 @@ def _jagged(card: Any, features: Container[str]) -> tuple[str, ...]:
 
 def _features(card: Any) -> dict[str, Feature]:
     features = _entry(card, "features", dict)
-    return {
-        name: Feature(_strings(features[name], "keys"), _entry(features[name], "weighted", bool)) for name in features
-    }
+    return {name: _feature(features[name]) for name in features}
+
+
+def _feature(entry: Any) -> Feature:
+    keys, weighted = _strings(entry, "keys"), _entry(entry, "weighted", bool)
+    salts = _entry(entry, "string_salts", dict) if "string_salts" in entry else {}
+    for key in salts:
+        _entry(salts, key, int, allowed=range(2**64))
+    if unknown := sorted(set(salts) - set(keys)):
+        raise ValueError(f"string_salts has {unknown!r:.80}, which are no keys: {list(keys)!r:.80}")
+    return Feature(keys, weighted, salts)
 
 
 def _lookup(entry: Any, features: Mapping[str, Feature]) -> LookupCard:

@@ -33,6 +33,7 @@ class LookupOutput:
         unseen: what ids without a row read as in eval mode: ``"zeros"``, ``"initial"`` or ``"mean"``.
         trainable: whether gradients update its rows.
         unseen_in_train: what such ids read as in train mode: ``"initial"`` or ``"zeros"``.
+        string_salt: with which its ids are `hash_strings` of strings; None: they are not.
     """
 
     feature: str
@@ -42,6 +43,7 @@ class LookupOutput:
     unseen: str
     trainable: bool = True
     unseen_in_train: str = "initial"
+    string_salt: int | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from damo_torchrec import _core
+from damo_torchrec.ids import check_salt
 from damo_torchrec.init import Initializer
 from damo_torchrec.life import Admit, AskedLife, Idle
 from damo_torchrec.progress import Progress
@@ -175,6 +176,9 @@ class TableOptions:
             its initial value either way, which its first update changes by the gradient of what was read.
         trainable: whether this collection trains the table. Rows of one that it does not train stay as they are, ids
             without one get none, and train mode reads it as eval mode does.
+        string_salt: the table's ids are `damo_torchrec.ids.hash_strings` of strings, with this salt; None: they are
+            not. Nothing changes in training; exported models say so of the features, for which a `Predictor` then
+            takes strings.
         admit: which ids get a row: by how often they were seen. ``Admit(sightings=1)``: all.
         expire: when rows go: a list of `Idle`, each of which is enough. ``[]``: never.
         min_rows: `expire` leaves so many rows.
@@ -193,6 +197,7 @@ class TableOptions:
     unseen_in_eval: Literal["zeros", "initial", "mean"] = "zeros"
     unseen_in_train: Literal["initial", "zeros"] = "initial"
     trainable: bool = True
+    string_salt: int | None = None
     admit: Admit | None = None
     expire: Sequence[Idle] | None = None
     min_rows: int | None = None
@@ -220,6 +225,8 @@ class TableOptions:
             raise ValueError(f"unseen_in_train must be 'initial' or 'zeros', got {self.unseen_in_train!r}")
         if not isinstance(self.trainable, bool):
             raise TypeError(f"trainable must be True or False, got {self.trainable!r}")
+        if self.string_salt is not None:
+            check_salt(self.string_salt)
         _ = self.life  # raises for what is wrong with it
 
     @property

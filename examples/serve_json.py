@@ -6,14 +6,13 @@ A request for a model whose forward takes `dense_features` and the KeyedJaggedTe
     {"dense_features": [[0.5, 1.0], [0.1, 0.0]],
      "sparse_features": {"user": [[7], [-3]], "clicks": [[1, 2, 2], []]}}
 
-Ids are integers of 64 bits. Strings are refused, digits too: where training hashed strings to ids,
-"554" is another id than 554. Where ids have weights, `sparse_features.weights` has them in the same
-shape. The answer:
+Ids are integers of 64 bits. Where training hashed strings to ids (`TableOptions.string_salt`),
+strings are taken, too, and "554" is another id than 554; elsewhere strings are refused, digits too.
+Where ids have weights, `sparse_features.weights` has them in the same shape. The answer:
 
     {"output": [[0.25], [0.5]]}
 """
 
-import itertools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -80,17 +79,12 @@ def to_request(predictor: Predictor, content: dict[str, Any], limits: Limits) ->
     expected = [*features, *sorted(weights), *(name for name in predictor.inputs if name not in parts)]
     if content.keys() != set(expected):
         raise ValueError(f"the body must have {expected}, got {list(content)}")
-    inputs = {name: value for name, value in content.items() if name not in features}
-    for name, keys in features.items():
-        inputs |= _jagged(name, keys, content[name])
-        if len(inputs[f"{name}.values"]) > limits.ids:
-            raise TooLargeError(f"{name} holds {len(inputs[f'{name}.values'])} ids; the limit is {limits.ids}")
-        if f"{name}.weights" in weights:
-            of_ids, lengths = _flat(f"{name}.weights", keys, content[f"{name}.weights"])
-            if not np.array_equal(_lengths(name, lengths), inputs[f"{name}.lengths"]):
-                raise ValueError(f"{name}.weights must have a weight for each id of {name}")
-            inputs[f"{name}.weights"] = of_ids
-    request = predictor.check(inputs)
+    for name in [*features, *weights]:
+        if not isinstance(content[name], dict):
+            raise ValueError(f"{name} must be an object of features, got {_kind(content[name])}")
+        if (count := _count(content[name])) > limits.ids:
+            raise TooLargeError(f"{name} holds {count} ids; the limit is {limits.ids}")
+    request = predictor.check(content)
     if request.batch > limits.samples:
         raise TooLargeError(f"the request holds {request.batch} samples; the limit is {limits.samples}")
     for name, array in request.arrays.items():
@@ -107,31 +101,10 @@ def to_json(outputs: dict[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def _jagged(name: str, keys: tuple[str, ...], value: Any) -> dict[str, Any]:
-    ids, lengths = _flat(name, keys, value)
-    if (text := next((each for each in ids if isinstance(each, str)), None)) is not None:
-        raise ValueError(f"{name} must hold integers, got the string {text!r:.40}")
-    return {f"{name}.values": ids, f"{name}.lengths": _lengths(name, lengths)}
-
-
-def _lengths(name: str, lengths: list[list[int]]) -> np.ndarray:
-    sizes = sorted({len(of_key) for of_key in lengths})
-    if len(sizes) > 1:
-        raise ValueError(f"{name} must have one list for each sample in every feature, got {sizes}")
-    return np.array(lengths, dtype=np.int64).reshape(len(lengths), *sizes)
-
-
-def _flat(name: str, keys: tuple[str, ...], value: Any) -> tuple[list[Any], list[list[int]]]:
-    """Numbers by feature, then sample, and how many each sample has."""
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} must be an object of features, got {_kind(value)}")
-    if value.keys() != set(keys):
-        raise ValueError(f"{name} must have the features {list(keys)}, got {list(value)}")
-    for key in keys:
-        if not isinstance(value[key], list) or not all(isinstance(sample, list) for sample in value[key]):
-            raise ValueError(f"{name}.{key} must be a list of lists, one for each sample")
-    samples = [sample for key in keys for sample in value[key]]
-    return list(itertools.chain.from_iterable(samples)), [[len(s) for s in value[key]] for key in keys]
+def _count(features: dict[str, Any]) -> int:
+    """Ids of all features, of those that are lists of lists."""
+    lists = [bags for bags in features.values() if isinstance(bags, list)]
+    return sum(len(bag) for bags in lists for bag in bags if isinstance(bag, list))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -41,6 +41,13 @@ def test_a_dense_card_is_written_as_it_always_was_and_read_again() -> None:
     assert DenseCard.parse(DENSE_TEXT, "it") == DENSE
 
 
+def test_salts_of_strings_are_read_again() -> None:
+    feature = Feature(("a", "b"), weighted=True, string_salts={"b": 2**64 - 1})
+    card = DenseCard("/store", 7, 30, {"features": feature}, ("history",), True, (POOLED, ROWS))
+    assert '"weighted": true, "string_salts": {"b": 18446744073709551615}}' in card.dump()
+    assert DenseCard.parse(card.dump(), "it") == card
+
+
 def test_a_full_card_is_written_as_it_always_was() -> None:
     card = FullCard("/store", 7, 30, FEATURES, ("history",), True, TABLES, {"dtype": "int8", "expire": None}, FILES)
     assert card.dump() == (
@@ -78,6 +85,10 @@ FORGED: list[tuple[Callable[[Any], object], str]] = [
     (lambda card: card.update(features={"f": 5}), "keys None"),
     (lambda card: card["features"]["features"].update(keys=["a", "a"]), "expected different strings"),
     (lambda card: card["features"]["features"].update(keys=["a", 5]), "expected different strings"),
+    (lambda card: card["features"]["features"].update(string_salts=[1]), r"string_salts \[1\] is no dict"),
+    (lambda card: card["features"]["features"].update(string_salts={"a": -1}), "a -1 is not one of"),
+    (lambda card: card["features"]["features"].update(string_salts={"a": 2**64}), "a 18446744073709551616 is not one"),
+    (lambda card: card["features"]["features"].update(string_salts={"c": 1}), "which are no keys"),
     (lambda card: card["features"]["features"].update(keys="ab"), "keys 'ab'"),
     (lambda card: card["features"]["features"].update(weighted=1), "weighted 1"),
     (lambda card: card["features"]["features"].update(weighted=False), "needs weights, which features does not have"),

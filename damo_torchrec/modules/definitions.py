@@ -109,6 +109,7 @@ def outputs_of(configs: Sequence[BaseEmbeddingConfig], options: Mapping[str, Tab
             unseen=options[config.name].unseen_in_eval,
             unseen_in_train=options[config.name].unseen_in_train,
             trainable=options[config.name].trainable,
+            string_salt=options[config.name].string_salt,
         )
         for config in configs
         for feature in config.feature_names

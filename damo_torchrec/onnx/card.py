@@ -53,12 +53,14 @@ class About:
         features: the model's KeyedJaggedTensors.
         jagged: its JaggedTensors.
         by_sample: whether it answers each sample by itself; None if that is not known.
+        calls: its lookups.
     """
 
     store: EmbeddingStore
     features: Sequence[FeatureInput]
     jagged: Sequence[JaggedInput]
     by_sample: bool | None
+    calls: Sequence[LookupCall]
 
     def entries(self) -> dict[str, Any]:
         """The card's."""
@@ -66,10 +68,34 @@ class About:
             "store": str(self.store.path),
             "seed": self.store.seed,
             "step": self.store.step,
-            "features": {feature.name: Feature(tuple(feature.keys), feature.weighted) for feature in self.features},
+            "features": {
+                feature.name: Feature(tuple(feature.keys), feature.weighted, string_salts(feature, self.calls))
+                for feature in self.features
+            },
             "jagged": tuple(jagged.name for jagged in self.jagged),
             "by_sample": self.by_sample,
         }
+
+
+def string_salts(feature: FeatureInput, calls: Sequence[LookupCall]) -> dict[str, int]:
+    """By key of a KeyedJaggedTensor whose ids are hashed strings, the salt.
+
+    A lookup of what the model made itself, of a permuted one for example, goes by the names of features.
+
+    Raises:
+        ValueError: a key is looked up in tables that say otherwise of it.
+    """
+    found: dict[str, dict[int | None, str]] = {}
+    for call in calls:
+        if call.source in (feature.name, None):
+            for output in call.plan.outputs:
+                found.setdefault(output.feature, {})[output.string_salt] = output.table
+    for key in feature.keys:
+        if len(tables := found.get(key, {})) > 1:
+            by_table = {table: salt for salt, table in tables.items()}
+            raise ValueError(f"tables differ in the string_salt of feature {key!r}: {by_table}")
+    salts = {key: next(iter(found[key])) for key in feature.keys if key in found}
+    return {key: salt for key, salt in salts.items() if salt is not None}
 
 
 def full_card(about: About, groups: Mapping[int, RowGroup], options: Mapping[str, Any], directory: Path) -> FullCard:
@@ -86,21 +112,18 @@ def full_card(about: About, groups: Mapping[int, RowGroup], options: Mapping[str
     return FullCard(**about.entries(), tables=tables, options=options, files=files)
 
 
-def dense_card(
-    about: About, calls: Sequence[LookupCall], inputs: Sequence[Sequence[str]], unseen: Mapping[str, str]
-) -> DenseCard:
+def dense_card(about: About, inputs: Sequence[Sequence[str]], unseen: Mapping[str, str]) -> DenseCard:
     """Of a graph that is given what its lookups would find: how to find it.
 
     Args:
         about: the model.
-        calls: its lookups.
         inputs: by lookup, the inputs that are for its outputs, "" for those that the graph does not need.
         unseen: by table, what ids without a row read as.
 
     Raises:
         ValueError: a lookup is not of an argument as it is.
     """
-    lookups = [_lookup(call, names, unseen) for call, names in zip(calls, inputs, strict=True) if any(names)]
+    lookups = [_lookup(call, names, unseen) for call, names in zip(about.calls, inputs, strict=True) if any(names)]
     return DenseCard(**about.entries(), lookups=tuple(lookups))
 
 

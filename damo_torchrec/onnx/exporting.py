@@ -140,7 +140,7 @@ def export(
     memory_bytes = _memory_bytes(memory_budget, store)
     file = model_file(path)
     by_sample = is_by_sample(traced, arguments) if verify else None
-    about = About(store, arguments.features, arguments.jagged, by_sample)
+    about = About(store, arguments.features, arguments.jagged, by_sample, traced.calls)
     if dense_only:
         if single_file or inline:
             raise ValueError("a graph of dense_only is a single file, and without functions")

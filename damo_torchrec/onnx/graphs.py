@@ -62,7 +62,7 @@ class DenseGraph:
     def make(self) -> None:
         """Makes inputs of what lookups give."""
         self._inputs = lower_to_inputs(self._traced.proto, self._traced.calls)
-        set_card(self._traced.proto, dense_card(self._about, self._traced.calls, self._inputs, self._options.unseen))
+        set_card(self._traced.proto, dense_card(self._about, self._inputs, self._options.unseen))
 
     def check(self, content: bytes, file: Path) -> None:
         """Runs it on the arguments, with rows that are made up. Errors are of `check_graph`."""

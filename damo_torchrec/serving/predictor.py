@@ -138,6 +138,11 @@ class Predictor:
         return {name: feature.keys for name, feature in self._signature.features.items()}
 
     @property
+    def string_salts(self) -> dict[str, dict[str, int]]:
+        """Of each KeyedJaggedTensor: by key whose tables have a `TableOptions.string_salt`, that salt."""
+        return {name: dict(feature.string_salts) for name, feature in self._signature.features.items()}
+
+    @property
     def outputs(self) -> dict[str, tuple[int | str | None, ...]]:
         """Shapes of the outputs, by name: sizes, names of sizes as in `inputs`, or None for what is not known."""
         return dict(self._states.current.dense.outputs)
@@ -162,16 +167,20 @@ class Predictor:
             inputs: by name, what the model's forward takes. Tensors as NumPy arrays, torch tensors or nested lists. A
                 KeyedJaggedTensor ``NAME`` with F keys and B samples as such, with its keys in any order, or as
                 ``NAME.values``, integers ``(N,)``, by key, then sample; ``NAME.lengths``, integers ``(F, B)``; and if
-                it has weights ``NAME.weights``, numbers ``(N,)``. Numbers become float32 by rounding; infinities and
-                NaN are taken as they are.
+                it has weights ``NAME.weights``, numbers ``(N,)``; or ``NAME`` is a dict that has for each key a list of
+                B lists of ids, and ``NAME.weights`` the same of numbers. Numbers become float32 by rounding; infinities
+                and NaN are taken as they are. Among ids in lists there may be strings, or bytes, of keys that
+                `string_salts` has: their ids are `damo_torchrec.ids.hash_strings`.
 
         Returns:
             dict: outputs by name, the first dimension being samples.
 
         Raises:
             TypeError: an input is not made of numbers of its kind: ids are integers, not floats or bools.
+            ImportError: there are strings, and the package ``xxhash`` is missing.
             ValueError: inputs are missing or not known, an id does not fit int64, shapes do not fit the model or each
-                other, lengths are negative or do not sum to N, or there are too many ids for the memory budget.
+                other, lengths are negative or do not sum to N, there are too many ids for the memory budget, or strings
+                where training hashed none.
             StoreClosedError: the predictor is closed.
             DamoError: rows cannot be read.
         """

@@ -8,6 +8,7 @@ import numpy as np
 
 from damo_torchrec.graph_card import Feature
 from damo_torchrec.serving.arrays import Array, as_array
+from damo_torchrec.serving.bags import parts_of_bags
 from damo_torchrec.torch_at_use import is_keyed_jagged
 
 BATCH = "batch"
@@ -93,13 +94,19 @@ class Signature:
         return Request(arrays, batch)
 
     def _by_name(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arrays that were given, all of those that there should be; KeyedJaggedTensors in their parts."""
+        """The arrays that were given, all of those that there should be; features in their parts."""
         if not isinstance(inputs, Mapping):
             raise TypeError(f"inputs must be a dict of arrays by name, got {type(inputs).__name__}")
         given = dict(inputs)
         for name, feature in self.features.items():
             if name in given:
-                parts = _parts(name, feature, given.pop(name))
+                features = given.pop(name)
+                if isinstance(features, Mapping):
+                    weights = f"{name}.weights"
+                    by_key = feature.weighted and isinstance(given.get(weights), Mapping)
+                    parts = parts_of_bags(name, feature, features, given.pop(weights) if by_key else None)
+                else:
+                    parts = _parts(name, feature, features)
                 if both := sorted(parts.keys() & given.keys()):
                     raise ValueError(f"inputs {both} were given twice, once as the KeyedJaggedTensor {name!r}")
                 given.update(parts)
