@@ -12,6 +12,7 @@ from damo_torchrec import lazy, versions
 from damo_torchrec.store import process_end as _process_end  # noqa: F401  # from now on, stores are closed at the end
 
 if TYPE_CHECKING:
+    from damo_torchrec import data as data
     from damo_torchrec import distributed as distributed
     from damo_torchrec import ids as ids
     from damo_torchrec import init as init
@@ -96,7 +97,7 @@ _HOMES = {
     "save_model_async": "training.saving",
     "swap": "training.swap",
 }
-_SUBMODULES = ("distributed", "ids", "onnx", "serving")
+_SUBMODULES = ("data", "distributed", "ids", "onnx", "serving")
 # Those that modules of this package import, too, by ``from damo_torchrec import``.
 _INNER = ("_core", "init", "optim")
 

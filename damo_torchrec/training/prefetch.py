@@ -64,11 +64,34 @@ class PrefetchIterator(Generic[Batch]):
         self._current: _Ahead[Batch] | None = None
         self._warned = False
 
+    def state_dict(self) -> dict[str, Any]:
+        """That of the batches, such as `damo_torchrec.data.Batches`, after the last one that came out of here.
+
+        Raises:
+            TypeError: they have none.
+        """
+        source = self._stateful()
+        state: dict[str, Any] = source.state_dict() if self._current is None else self._current.position
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Has the next ``for`` begin where `state_dict` was. Errors are those of the batches, and TypeError."""
+        self._stateful().load_state_dict(state)
+        self._current = None
+
+    def _stateful(self) -> Any:
+        if not _is_stateful(self._batches):
+            raise TypeError(
+                f"{type(self._batches).__name__} has no state_dict and load_state_dict: no position to keep"
+            )
+        return self._batches
+
     def __iter__(self) -> Iterator[Batch]:
         source = iter(self._batches)
         # An iterator goes on where it is: it cannot begin anew, and what is ahead would be lost.
         if self._current is None or source is not self._batches:
-            self._current = _Ahead(source, self._depth, self._prefetch)
+            position = self._stateful().state_dict if _is_stateful(self._batches) else lambda: None
+            self._current = _Ahead(source, self._depth, self._prefetch, position)
         return self._current
 
     def __next__(self) -> Batch:
@@ -98,13 +121,25 @@ class PrefetchIterator(Generic[Batch]):
 
 
 class _Ahead(Generic[Batch]):
-    """Goes once through `source`, and calls `prefetch` for batches `depth` before they are due."""
+    """Goes once through `source`, and calls `prefetch` for batches `depth` before they are due.
 
-    def __init__(self, source: Iterator[Batch], depth: int, prefetch: Callable[[Batch], None]) -> None:
+    Attributes:
+        position: what `ask_position` said after the last batch that was given out.
+    """
+
+    def __init__(
+        self,
+        source: Iterator[Batch],
+        depth: int,
+        prefetch: Callable[[Batch], None],
+        ask_position: Callable[[], Any],
+    ) -> None:
         self._source: Iterator[Batch] | None = source
         self._depth = depth
         self._prefetch = prefetch
-        self._batches: deque[Batch] = deque()
+        self._ask_position = ask_position
+        self.position = self._ask_position()
+        self._batches: deque[tuple[Batch, Any]] = deque()
         self._error: Exception | None = None
 
     def __iter__(self) -> _Ahead[Batch]:
@@ -120,17 +155,22 @@ class _Ahead(Generic[Batch]):
                 # The batches before it are whole: they come first.
                 self._source, self._error = None, error
             else:
-                self._batches.append(batch)
+                self._batches.append((batch, self._ask_position()))
                 try:
                     self._prefetch(batch)
                 except Exception:
                     _log.debug("a batch could not be prefetched: its forward will tell", exc_info=True)
         if self._batches:
-            return self._batches.popleft()
+            batch, self.position = self._batches.popleft()
+            return batch
         if self._error is not None:
             raised, self._error = self._error, None
             raise raised
         raise StopIteration
+
+
+def _is_stateful(batches: object) -> bool:
+    return hasattr(batches, "state_dict") and hasattr(batches, "load_state_dict")
 
 
 def _keyed_jagged_tensors(batch: Any) -> Iterator[KeyedJaggedTensor]:
