@@ -28,10 +28,13 @@ class ProgressBar:
     """A `Progress` that draws a bar on stderr where that is a terminal, and nothing elsewhere.
 
     What a terminal that is gone cannot draw is left out. Usable as a context manager, which takes the bar away.
+
+    Args:
+        enabled: False for nothing on terminals, either.
     """
 
-    def __init__(self) -> None:
-        self._enabled = sys.stderr is not None and sys.stderr.isatty()
+    def __init__(self, enabled: bool = True) -> None:
+        self._enabled = enabled and sys.stderr is not None and sys.stderr.isatty()
         self._shown = False
         self._what = ""
         self._began = 0.0

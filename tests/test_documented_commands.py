@@ -64,7 +64,7 @@ def targets_of_ci() -> set[str]:
 def test_the_pages_name_commands():
     assert {"test", "lint", "bench-quick", "chaos"} <= named(r"^make ([a-z][a-z-]*)")
     assert {"examples/quickstart.py", "benchmarks/plots.py"} <= named(r"\b((?:examples|benchmarks)/\w+\.py)")
-    assert named(r"^damo-torchrec ([a-z]+)") == {"info", "verify", "repair", "expired", "forget", "convert"}
+    assert named(r"^damo-torchrec ([a-z]+)") >= {"info", "verify", "repair", "expired", "forget", "convert"}
 
 
 def test_every_target_that_a_page_names_exists_and_is_made_by_ci():

@@ -8,7 +8,7 @@ from typing import Any
 from damo_torchrec import versions
 from damo_torchrec.cli.command import Command, absolute_path
 from damo_torchrec.cli.ending import SOUND, after
-from damo_torchrec.progress import ProgressBar
+from damo_torchrec.cli.output import add_common_options, print_json, shown_progress
 
 
 def _named(text: str) -> dict[str, Any]:
@@ -30,6 +30,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Makes a store of the weights in a dump: tables group_G_dim_D, as damo.Embedding has them. "
         "Optimizer state begins anew.",
     )
+    add_common_options(dump, defaults=False)
     dump.add_argument("file", type=Path, metavar="FILE", help="the dump")
     dump.add_argument("store", type=absolute_path, metavar="STORE", help="the new store's directory")
     dump.add_argument(
@@ -63,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
     with versions.explained():
         from damo_torchrec.convert.damo_store import GroupDicts, convert_damo_dump, read_configure
 
-    with ProgressBar() as bar:
+    with shown_progress(options) as bar:
         rows = convert_damo_dump(
             options.file,
             options.store,
@@ -74,9 +75,12 @@ def _run(options: argparse.Namespace) -> int:
             progress=bar,
         )
     with after(f"the store {options.store} is made"):
-        print(f"store {options.store}")
-        for name, count in rows.items():
-            print(f"table {name!r}: {count} rows")
+        if options.json:
+            print_json(options, {"store": options.store, "tables": {name: {"rows": n} for name, n in rows.items()}})
+        else:
+            print(f"store {options.store}")
+            for name, count in rows.items():
+                print(f"table {name!r}: {count} rows")
     return SOUND
 
 

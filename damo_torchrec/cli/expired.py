@@ -2,32 +2,32 @@
 
 import argparse
 
-from damo_torchrec import versions
-from damo_torchrec.cli.command import Command, absolute_path
+from damo_torchrec.cli.command import Command
 from damo_torchrec.cli.ending import SOUND
+from damo_torchrec.cli.output import print_json
+from damo_torchrec.cli.reading import add_memory_budget, add_store_and_table, opened_to_read, table_of
+from damo_torchrec.store.expired import check_had_table, expired
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("store", type=absolute_path, metavar="STORE", help="a store, which may be open elsewhere")
-    parser.add_argument("table", metavar="TABLE", help="the table's name")
+    add_store_and_table(parser)
     parser.add_argument(
         "--since", required=True, metavar="CHECKPOINT", help="an earlier checkpoint: its step, name or path"
     )
-    parser.add_argument(
-        "--memory-budget", default="64MiB", metavar="BYTES", help="as of EmbeddingStore; by default the least, 64MiB"
-    )
+    add_memory_budget(parser)
 
 
 def _run(options: argparse.Namespace) -> int:
-    # It needs torch, which other commands do not.
-    with versions.explained():
-        from damo_torchrec.store.embedding_store import EmbeddingStore
-
-    with EmbeddingStore(options.store, memory_budget=options.memory_budget, read_only=True) as store:
-        if options.table not in (tables := store.tables()):
-            raise ValueError(f"the store {options.store} has no table {options.table!r}; its tables are {[*tables]}")
-        for ids in tables[options.table].expired(since=options.since):
-            print("\n".join(map(str, ids.tolist())))
+    with opened_to_read(options, options.store) as store:
+        table = table_of(store, options.table)
+        source = check_had_table(store.session, options.table, options.since)
+        batches = expired(store.session, table, source)
+        if options.json:
+            ids = (i for batch in batches for i in batch.tolist())
+            print_json(options, {"store": options.store, "table": options.table, "since": source}, ids=ids)
+        else:
+            for batch in batches:
+                print("\n".join(map(str, batch.tolist())))
     return SOUND
 
 

@@ -1,43 +1,25 @@
 """``damo-torchrec forget``: rows of which no byte is to be left."""
 
 import argparse
-from pathlib import Path
+from dataclasses import asdict
 
 import numpy as np
 
 from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
-from damo_torchrec.cli.command import Command, absolute_path
+from damo_torchrec.cli.command import Command, absolute_path, id_number, ids_in
 from damo_torchrec.cli.ending import DAMAGED, SOUND, after
+from damo_torchrec.cli.output import print_json
 from damo_torchrec.erasing.eraser import Eraser
 from damo_torchrec.erasing.places import Places
 from damo_torchrec.erasing.report import ForgetReport
 from damo_torchrec.errors import StoreLockedError
 
 
-def _id(text: str) -> int:
-    """The type of an argument that is an id."""
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no id: expected an integer") from None
-    if not -(2**63) <= number < 2**63:
-        raise argparse.ArgumentTypeError(f"{text} is no id: expected an integer from -2^63 to 2^63 - 1")
-    return number
-
-
-def _ids_in(file: Path) -> list[int]:
-    """The ids in a file. Raises OSError or ValueError."""
-    try:
-        return [_id(word) for word in file.read_text().split()]
-    except (argparse.ArgumentTypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: {error}") from None
-
-
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", type=absolute_path, metavar="STORE", help="a store, which nobody has open")
     parser.add_argument("table", metavar="TABLE", help="the table's name")
-    parser.add_argument("ids", nargs="*", type=_id, metavar="ID", help="what to forget, any int64")
+    parser.add_argument("ids", nargs="*", type=id_number, metavar="ID", help="what to forget, any int64")
     parser.add_argument(
         "--ids-file", type=absolute_path, metavar="FILE", help="more ids, with blanks or new lines between them"
     )
@@ -61,7 +43,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    ids = [*options.ids, *(_ids_in(options.ids_file) if options.ids_file else [])]
+    ids = [*options.ids, *(ids_in(options.ids_file) if options.ids_file else [])]
     if not ids:
         raise ValueError("nothing to forget: give ids, or --ids-file")
     if not options.store.is_dir() or not StoreDirectory.is_store(options.store):
@@ -84,7 +66,19 @@ def _run(options: argparse.Namespace) -> int:
     finally:
         directory.release()
     with after("nothing was done" if options.dry_run else "what could be forgotten is"):
-        print(report)
+        if options.json:
+            print_json(
+                options,
+                {
+                    "store": options.store,
+                    "asked": report.asked,
+                    "dry_run": report.dry_run,
+                    "erased": [asdict(one) for one in report.erased],
+                    "remaining": [asdict(one) for one in report.remaining],
+                },
+            )
+        else:
+            print(report)
     return DAMAGED if report.remaining else SOUND
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import importlib.metadata
 from collections.abc import Sequence
 
 from damo_torchrec.cli.ending import (
@@ -16,10 +17,24 @@ from damo_torchrec.cli.ending import (
 )
 
 with ended_imports():
-    from damo_torchrec.cli import convert, expired, forget, info, repair, verify
+    from damo_torchrec.cli import convert, diff, expired, forget, info, repair, rows, stats, verify
+    from damo_torchrec.cli.completion import PrintCompletion
+    from damo_torchrec.cli.output import add_common_options
     from damo_torchrec.errors import DamoError, OutOfSpaceError
 
-_COMMANDS = (info.COMMAND, verify.COMMAND, repair.COMMAND, expired.COMMAND, forget.COMMAND, convert.COMMAND)
+COMMANDS = (
+    info.COMMAND,
+    rows.HEAD,
+    rows.GET,
+    stats.COMMAND,
+    rows.TOP,
+    diff.COMMAND,
+    verify.COMMAND,
+    repair.COMMAND,
+    expired.COMMAND,
+    forget.COMMAND,
+    convert.COMMAND,
+)
 
 # What the system says of a disk or a user rather than of the bytes.
 _REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -67,9 +82,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 sound, 1 damage found, something lost, or not all forgotten, 2 wrong usage, a package "
         "is missing, or the system refuses to read or write.",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in _COMMANDS:
+    version = f"%(prog)s {importlib.metadata.version('damo-torchrec')}"
+    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("--print-completion", action=PrintCompletion)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for command in COMMANDS:
         command_parser = commands.add_parser(command.name, help=command.help, description=command.description)
+        add_common_options(command_parser)
         command.add_arguments(command_parser)
         command_parser.set_defaults(run=command.run)
     return parser

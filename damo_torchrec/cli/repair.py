@@ -4,8 +4,8 @@ import argparse
 
 from damo_torchrec.cli.command import Command, absolute_path
 from damo_torchrec.cli.ending import DAMAGED, SOUND, after
-from damo_torchrec.progress import ProgressBar
-from damo_torchrec.rescue.repair import repair
+from damo_torchrec.cli.output import print_json, shown_progress
+from damo_torchrec.rescue.repair import Repair, repair
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,18 +22,27 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    with ProgressBar() as bar:
+    with shown_progress(options) as bar:
         done = repair(options.path, options.out, bar, options.schema)
     with after(f"the checkpoint {done.target} is made"):
-        for lost in [*done.findings, *done.losses]:
-            print(lost)
-        print(f"{done.source} is repaired in {done.target}")
-        for name, rows in done.rows.items():
-            expected = done.expected.get(name, rows)
-            of = f" of {expected}" if name in done.expected else ""
-            more = f", and {rows - expected} that may have been dead" if rows > expected else ""
-            print(f"table {name!r}: {min(rows, expected)}{of} rows{more}")
+        if options.json:
+            tables = {name: {"rows": rows, "expected": done.expected.get(name)} for name, rows in done.rows.items()}
+            lost = [str(one) for one in [*done.findings, *done.losses]]
+            print_json(options, {"source": done.source, "target": done.target, "lost": lost, "tables": tables})
+        else:
+            _print(done)
     return DAMAGED if done.losses or done.findings else SOUND
+
+
+def _print(done: Repair) -> None:
+    for lost in [*done.findings, *done.losses]:
+        print(lost)
+    print(f"{done.source} is repaired in {done.target}")
+    for name, rows in done.rows.items():
+        expected = done.expected.get(name, rows)
+        of = f" of {expected}" if name in done.expected else ""
+        more = f", and {rows - expected} that may have been dead" if rows > expected else ""
+        print(f"table {name!r}: {min(rows, expected)}{of} rows{more}")
 
 
 COMMAND = Command(

@@ -1,9 +1,16 @@
 """A sample of a store, and the tool."""
 
-import pytest
+import json
+import shutil
+from pathlib import Path
 
+import pytest
+import torch
+
+import damo_torchrec as damo
 from damage import Sample, make_sample
 from damo_torchrec.cli import main as cli
+from support import config, kjt, small_store
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +28,44 @@ def call(capsys):
         return status, out.splitlines(), err
 
     return run
+
+
+@pytest.fixture
+def document(call):
+    """Runs the tool with ``--json``: its exit status, and its document."""
+
+    def run(*arguments: object) -> tuple[int, dict]:
+        status, lines, err = call(*arguments, "--json")
+        assert err == ""
+        found = json.loads("\n".join(lines))
+        assert (found["schema"], found["command"]) == (1, arguments[0])
+        return status, found
+
+    return run
+
+
+def make_trained(path: Path) -> Path:
+    """A closed store with two tables trained by Adam, checkpoints ``then`` and the newest, and ids that have gone."""
+    with small_store(path, keep_checkpoints=None) as store:
+        options = {"half": damo.TableOptions(row_dtype=torch.bfloat16)}
+        ebc = damo.EmbeddingBagCollection(
+            [config("t", 8), config("half", 4)], torch.optim.Adam, {"lr": 0.1}, store=store, table_options=options
+        )
+        ebc(kjt({"t": [[5, -7, 6, 2**62]], "half": [[1, 2, -(2**63)]]})).values().sum().backward()
+        store.checkpoint(store.path / "checkpoints" / "then")
+        ebc(kjt({"t": [[5, 9, 5]], "half": [[2, 3]]})).values().square().sum().backward()
+        store.table("t").delete([6])
+        store.table("t").set([0], torch.zeros(1, 8))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory) -> Path:
+    return make_trained(tmp_path_factory.mktemp("trained") / "store")
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path) -> Path:
+    """A copy of such a store, for the test to change."""
+    shutil.copytree(trained_once, tmp_path / "trained")
+    return tmp_path / "trained"

@@ -27,7 +27,9 @@ def test_it_prints_what_has_gone_also_beside_an_open_store(store, call, opened):
 
     if opened:
         with small_store(store):
-            assert gone() == (0, ["-7", "6", str(2**62)], "")
+            status, lines, err = gone()
+            assert (status, lines) == (0, ["-7", "6", str(2**62)])
+            assert "newest checkpoint, of step 1" in err
     else:
         assert gone() == (0, ["-7", "6", str(2**62)], "")
         assert call("expired", store, "t", "--since", store / "checkpoints" / "then")[1] == ["-7", "6", str(2**62)]

@@ -1,6 +1,7 @@
 """`damo-torchrec info`."""
 
 import shutil
+from datetime import datetime, timezone
 
 import torch
 
@@ -14,10 +15,12 @@ def test_info_tells_what_a_checkpoint_is(sample, call):
     manifest = Manifest.read(sample.checkpoint)
     size = sum(file.stat().st_size for file in sample.checkpoint.rglob("*") if file.is_file())
     size -= (sample.checkpoint / "manifest.json").stat().st_size
+    made = datetime.fromtimestamp((sample.checkpoint / "manifest.json").stat().st_mtime, timezone.utc)
     rows = {name: table.rows for name, table in manifest.tables.items()}
     assert status == 0
     assert lines == [
         f"checkpoint {sample.checkpoint}",
+        f"made {made.isoformat(timespec='seconds')}",
         f"step 0, seed 0, {size} bytes, with a dense part",
         "table  rows  dim  weights  optimizer        updates",
         f"a      {rows['a']}  8    float32  ROWWISE_ADAGRAD  0",

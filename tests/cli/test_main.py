@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from damo_torchrec.cli import main as cli
 # The program where torch, TorchRec and FBGEMM are not installed.
 WITHOUT_TORCH = """
 import sys
+import types
 sys.modules.update(torch=None, torchrec=None, fbgemm_gpu=None)
 sys.argv[0] = "damo-torchrec"
 from damo_torchrec.cli.main import main
@@ -151,3 +153,44 @@ def test_only_damage_has_the_status_of_damage(monkeypatch, call, error, status):
 
     monkeypatch.setattr("damo_torchrec.cli.info.checkpoints_of", fail)
     assert call("info", "store") == (status, [], f"damo-torchrec: {error}\n")
+
+
+def test_its_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--version"])
+    assert (left.value.code, capsys.readouterr().out) == (0, f"damo-torchrec {damo.__version__}\n")
+
+
+def test_completion_is_shtabs(capsys, monkeypatch):
+    def complete(parser, shell):
+        return f"{parser.prog} in {shell}"
+
+    monkeypatch.setitem(sys.modules, "shtab", types.SimpleNamespace(complete=complete))
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--print-completion", "zsh"])
+    assert (left.value.code, capsys.readouterr().out) == (0, "damo-torchrec in zsh\n")
+
+
+def test_completion_without_shtab_says_how_to_get_it(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--print-completion", "bash"])
+    assert left.value.code == 2
+    assert "pip install shtab" in capsys.readouterr().err
+
+
+def test_completion_is_a_script_that_bash_takes(capsys):
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit):
+        cli.main(["--print-completion", "bash"])
+    subprocess.run(["bash", "-n"], input=capsys.readouterr().out, text=True, check=True)
+
+
+@pytest.mark.parametrize("command", ["head", "get", "stats", "top", "diff", "expired"])
+def test_rows_are_read_without_torch(trained_once, command):
+    more = {"get": ["t", 5], "stats": [], "diff": [trained_once], "expired": ["t", "--since", "then"]}.get(
+        command, ["t"]
+    )
+    status, out, err = run_without_torch(command, trained_once, *more)
+    assert (status, err) == (0, "")
+    assert out

@@ -1,0 +1,137 @@
+"""What holds for every command: Ctrl-C, a closed pipe, wrong arguments, damage, a document, and its page."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from convert.dumps import FILE
+from damage import flip
+from damo_torchrec.cli import main as cli
+
+# What each is called with here. {store} is a store, {then} an earlier checkpoint of it, {out} a path that is not there.
+ARGUMENTS = {
+    "info": "{store}",
+    "head": "{store} t",
+    "get": "{store} t 5 -7",
+    "stats": "{store}",
+    "top": "{store} t",
+    "diff": "{then} {store}",
+    "verify": "{store}",
+    "repair": "{store} {out}",
+    "expired": "{store} t --since then",
+    "forget": "{store} t 5",
+    "convert": f"damo-dump {FILE} {{out}}",
+}
+CHANGE = {"forget"}  # the store, or remove something of it
+NEED_TORCH = {"convert"}
+READ_ROWS = {"head", "stats", "top", "diff", "expired"}
+PAGE = Path(__file__).parents[2] / "docs" / "command_line.md"
+
+
+def arguments(command: str, store: Path, out: Path) -> list[str]:
+    names = {"store": store, "then": store / "checkpoints" / "then", "out": out}
+    return [command, *(word.format(**names) for word in ARGUMENTS[command].split())]
+
+
+def test_all_commands_are_tried_and_told_of():
+    assert {command.name for command in cli.COMMANDS} == ARGUMENTS.keys()
+    assert re.findall(r"^### `([a-z-]+)", PAGE.read_text(), re.M) == list(ARGUMENTS)
+
+
+@pytest.mark.parametrize("command", ARGUMENTS)
+def test_one_document_has_what_a_command_says(command, trained, tmp_path, call):
+    status, lines, _ = call(*arguments(command, trained, tmp_path / "out"), "--json", "-q")
+    document = json.loads("\n".join(lines))
+    assert status == 0
+    assert (document["schema"], document["command"]) == (1, command)
+    named = set(re.findall(r"`(\w+)`", PAGE.read_text().split(f"\n### `{command}")[1].split("\n### ")[0]))
+    assert document.keys() - {"schema", "command"} <= named
+
+
+@pytest.mark.parametrize("command", ARGUMENTS)
+def test_wrong_arguments_are_wrong_usage(command, call, tmp_path, capsys):
+    for wrong in ([command], [command, *arguments(command, tmp_path, tmp_path)[1:], "--no-such-option"]):
+        with pytest.raises(SystemExit) as left:
+            call(*wrong)
+        assert left.value.code == 2
+        assert capsys.readouterr().out == ""
+    nowhere = tmp_path / "nowhere"
+    if command != "convert":
+        status, lines, err = call(*arguments(command, nowhere, tmp_path / "out"))
+        assert (status, lines) == (2, [])
+        assert err.startswith("damo-torchrec: ")
+        assert "nowhere" in err
+        assert not nowhere.exists()
+
+
+@pytest.mark.parametrize("command", sorted(READ_ROWS))
+def test_damage_has_the_status_of_damage(command, trained, tmp_path, call):
+    newest = max((trained / "checkpoints").glob("step_*"), key=lambda path: path.stat().st_mtime)
+    for file in (newest / "rows").glob("*.sst"):
+        flip(file, 40)
+    status, _, err = call(*arguments(command, trained, tmp_path / "out"))
+    assert status == 1
+    assert "damaged" in err or "checksum" in err
+
+
+# Runs the tool once for each line of JSON in argv, each in a process of its own, and prints how these ended.
+EACH = """
+import json, os, signal, sys
+sys.argv[0] = "damo-torchrec"
+from damo_torchrec.cli import main
+import damo_torchrec.store.embedding_store, damo_torchrec.inspection.comparison
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started with it ignored
+signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+def interrupt(calls):
+    left = calls
+    def count(frame, event, argument):
+        nonlocal left
+        if event == "call" and f"damo_torchrec{os.sep}checkpoints" in frame.f_code.co_filename:
+            left -= 1
+            if left == 0:
+                sys.setprofile(None)
+                os.kill(os.getpid(), signal.SIGINT)
+    sys.setprofile(count)
+
+how = sys.argv[1]
+for line in sys.argv[2:]:
+    child = os.fork()
+    if child == 0:
+        if how == "interrupt":
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            interrupt(3)
+        else:
+            read, write = os.pipe()
+            os.close(read)
+            os.dup2(write, 1)
+        status = main.main(json.loads(line))
+        os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(status, flush=True)
+"""
+
+
+def run_each(how: str, lines: list[list[str]]) -> tuple[list[int], str]:
+    command = [sys.executable, "-c", EACH, how, *map(json.dumps, lines)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [int(status) for status in done.stdout.split()], done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "status", "said"), [("interrupt", -2, "interrupted"), ("pipe", 141, None)])
+def test_an_interrupt_and_a_closed_pipe_end_it_without_a_traceback(how, status, said, trained, tmp_path, call):
+    lines = []
+    for command in ARGUMENTS:
+        shutil.copytree(trained, tmp_path / command)
+        lines.append(arguments(command, tmp_path / command, tmp_path / f"out-{command}"))
+    statuses, err = run_each(how, lines)
+    assert dict(zip(ARGUMENTS, statuses, strict=True)) == dict.fromkeys(ARGUMENTS, status)
+    assert [line for line in err.splitlines() if line != f"damo-torchrec: {said}"] == []
+    for command in CHANGE:  # which leave a store that is whole
+        assert call("verify", tmp_path / command)[0] == 0
