@@ -45,6 +45,17 @@ class Retention:
         trained = [checkpoint.path for checkpoint in oldest_first if checkpoint.has_dense_part]
         return [checkpoint for checkpoint in oldest_first[: -self.keep] if checkpoint.path not in trained[-1:]]
 
+    def outdated_of(self, line: CheckpointLine, keeper: str) -> Sequence[Listed]:
+        """Those of the checkpoints of `line` that `keeper` may remove and that do not stay."""
+        if self.keep is None:
+            return []
+        listed, damaged = line.read()
+        for path, error in damaged.items():
+            _log.warning("leaving the damaged checkpoint %s alone: %s", path, error)
+        return self.outdated(
+            [checkpoint for checkpoint in listed if checkpoint.origin and checkpoint.origin.keeper == keeper]
+        )
+
     def apply(self, line: CheckpointLine, keeper: str, just_written: Path | None = None) -> list[Path]:
         """Removes the checkpoints of `line` that `keeper` may remove and that do not stay; returns them.
 
@@ -58,14 +69,8 @@ class Retention:
         Raises:
             DamoError: the system refuses.
         """
-        if self.keep is None:
-            return []
-        listed, damaged = line.read()
-        for path, error in damaged.items():
-            _log.warning("leaving the damaged checkpoint %s alone: %s", path, error)
-        kept = [checkpoint for checkpoint in listed if checkpoint.origin and checkpoint.origin.keeper == keeper]
         removed = []
-        for checkpoint in self.outdated(kept):
+        for checkpoint in self.outdated_of(line, keeper):
             if checkpoint.path == just_written:
                 continue
             if is_in_use(checkpoint.path / MANIFEST_FILE):

@@ -17,7 +17,20 @@ from damo_torchrec.cli.ending import (
 )
 
 with ended_imports():
-    from damo_torchrec.cli import convert, diff, expired, forget, info, repair, rows, stats, verify
+    from damo_torchrec.cli import (
+        convert,
+        deleting,
+        diff,
+        expired,
+        forget,
+        info,
+        repair,
+        rows,
+        stats,
+        tables,
+        transfer,
+        verify,
+    )
     from damo_torchrec.cli.completion import PrintCompletion
     from damo_torchrec.cli.output import add_common_options
     from damo_torchrec.errors import DamoError, OutOfSpaceError
@@ -29,9 +42,16 @@ COMMANDS = (
     stats.COMMAND,
     rows.TOP,
     diff.COMMAND,
+    transfer.EXPORT,
+    transfer.IMPORT,
     verify.COMMAND,
     repair.COMMAND,
     expired.COMMAND,
+    deleting.PRUNE,
+    deleting.DELETE,
+    tables.DROP,
+    tables.RENAME,
+    tables.COMPACT,
     forget.COMMAND,
     convert.COMMAND,
 )

@@ -171,6 +171,14 @@ class Catalog:
         self.manifest = replace(self.manifest, tables=dict(tables), next_table_number=self.next_number())
         self.lineage = Lineage(begun_by=why)
 
+    def take_over(self, name: str, entry: TableEntry, index: int) -> None:
+        """Has a new stored table be open, which the engine has at `index`. REQUIRES: `change_tables` named it."""
+        definition = TableDefinition.of_schema(name, entry.schema)
+        table = OpenTable(definition, definition.optimizer, number=entry.number, by_schema=True)
+        table.earlier_updates = entry.iter if entry.rows else 0
+        table.is_at(index)
+        self.open[name] = table
+
     def open_table(self, definition: TableDefinition, engine: _core.Store) -> OpenTable:
         """The table of this name, which is opened, or made, if it is not open. REQUIRES: `check` has passed."""
         if definition.name not in self.open:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,15 +12,13 @@ import numpy.typing as npt
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.table_entry import InitializerNumbers, TableEntry, TableSchema
-from damo_torchrec.errors import DamoError
 from damo_torchrec.init import from_description
 from damo_torchrec.optim.spec import OptimizerSpec
 from damo_torchrec.optim.state_parts import StatePart, state_parts
 from damo_torchrec.progress import reporting
-from damo_torchrec.store.open_table import OpenTable
 from damo_torchrec.store.schemas import differences
 from damo_torchrec.store.session import Session
-from damo_torchrec.store.table_changes import changing_table, reclaim, undone_unless_done
+from damo_torchrec.store.table_changes import changing_table, hidden_table, reclaim, undone_unless_done
 from damo_torchrec.store.table_definition import TableDefinition
 from damo_torchrec.torch_at_use import torch
 
@@ -101,7 +98,8 @@ def convert_table(session: Session, name: str, wanted: Wanted) -> None:
             _log.info("table %r of the store %s is as it is to be already", name, session.path)
             return
         table = session.catalog.open_stored(name, session.engine)
-        with _new_table(session, table, replace(entry, schema=schema)) as (number, index):
+        life = session.engine.life_bytes(table.index)
+        with hidden_table(session, name, replace(entry, schema=schema), life) as (number, index):
             conversion = Conversion(entry.schema, schema)
             _copy_rows(session, conversion, table.index, index, f"rows of table {name!r}")
             if entry.life is not None:
@@ -125,36 +123,6 @@ def convert_table(session: Session, name: str, wanted: Wanted) -> None:
             ", ".join(conversion.anew) or "none",
         )
     reclaim(session, entry.number)
-
-
-@contextmanager
-def _new_table(session: Session, table: OpenTable, entry: TableEntry) -> Iterator[tuple[int, int]]:
-    """A table of its own for the rows of `table`, converted: its number and its index. It goes if what follows fails.
-
-    Where rows have a life, it goes on there, and has counted them already.
-
-    Raises:
-        ValueError: its rows are too large for the memory budget.
-    """
-    engine, catalog, name = session.engine, session.catalog, table.name
-    life = engine.life_bytes(table.index)
-    core = entry.to_core(name)
-    core.optimizer = OptimizerSpec.of_schema(entry.schema.optimizer).to_core()
-    core.initializer = catalog.initializer_of(entry.schema, name)
-    core.rows = entry.rows if life is not None else 0
-    engine.check_table(core)
-    core.number = number = catalog.take_number()
-    try:
-        if life is not None and entry.life is not None:
-            yield number, engine.open_table(core, life=life, life_options=entry.life.to_core())
-        else:
-            yield number, engine.open_table(core)
-    except BaseException:
-        stored = catalog.manifest.tables.get(name)
-        if stored is None or stored.number != number:  # else an interrupt came when it was done
-            with suppress(DamoError):  # nobody asks for its rows
-                engine.drop_table(number)
-        raise
 
 
 class Conversion:

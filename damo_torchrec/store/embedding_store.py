@@ -186,6 +186,49 @@ class EmbeddingStore:
         """
         convert_table(self._session, name, Wanted(optimizer, optimizer_kwargs, row_dtype, dim))
 
+    def table_from_arrow(
+        self,
+        name: str,
+        data: object,
+        *,
+        optimizer: type[torch.optim.Optimizer] | str | None = None,
+        optimizer_kwargs: Mapping[str, Any] | None = None,
+        row_dtype: torch.dtype | str | None = None,
+        dim: int | None = None,
+        num_embeddings: int | None = None,
+        state: bool = True,
+        counts: bool = True,
+    ) -> Table:
+        """Makes a table of columns as those of `Table.to_arrow`, whole or not at all. Deltas begin anew.
+
+        What the table is, the schema's metadata say if `to_arrow` made it, the arguments where they are given. With
+        state and counts it goes on as the one that was exported would have, to the bit; new rows begin alike if the
+        seeds are.
+
+        Args:
+            name: a name that no table has.
+            data: as of `Table.from_arrow`.
+            optimizer: as of `convert_table`; needed where there are no metadata.
+            optimizer_kwargs: likewise.
+            row_dtype: likewise; float32 where nobody says.
+            dim: weights in a row, where `weight` is of lists whose type has no size.
+            num_embeddings: how many ids are expected: new rows are drawn from ±1/√num_embeddings. Needed where there
+                are no metadata.
+            state: as of `Table.from_arrow`.
+            counts: likewise.
+
+        Raises:
+            ValueError: there is a table `name`; nothing says what it is; gradients of `accumulate` wait; or as
+                `Table.from_arrow`. Nothing was changed.
+            ImportError: pyarrow is missing.
+            OutOfSpaceError, DamoError: the disk is full or refuses.
+        """
+        from damo_torchrec.store.arrow_tables import make_table
+
+        wanted = Wanted(optimizer, optimizer_kwargs, row_dtype, dim)
+        make_table(self._session, name, data, wanted, num_embeddings, state=state, counts=counts)
+        return self.table(name)
+
     def expire(
         self,
         tables: str | Iterable[str] | None = None,

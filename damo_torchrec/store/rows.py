@@ -1,4 +1,4 @@
-"""Rows of a table as NumPy arrays: all of them in the order of their ids, or some by their ids. Needs no torch."""
+"""Rows of a table by NumPy arrays: all of them in the order of their ids, or some by their ids. Needs no torch."""
 
 from __future__ import annotations
 
@@ -83,6 +83,13 @@ def rows_of(session: Session, table: OpenTable, ids: Ids) -> tuple[Rows, npt.NDA
         engine.get(layout.index, _at(rows.ids), len(ids), _core.UnseenRows.ZEROS, _at(rows.weights))
         engine.describe(layout.index, _at(rows.ids), len(ids), _at(rows.state), _at(headers), _at(exists))
     return _with_headers(rows, headers), exists
+
+
+def delete_rows(session: Session, table: OpenTable, ids: Ids) -> None:
+    """What `Table.delete` does. Raises ValueError if the store is read-only."""
+    ids = np.ascontiguousarray(ids)
+    with session.changing(table) as engine:
+        engine.delete(table.index, _at(ids), len(ids))
 
 
 def row_bytes(layout: Layout) -> int:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias, TypeVar, Union
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,14 @@ from damo_torchrec.store.expired import check_had_table, expired
 from damo_torchrec.store.life_log import life_stats
 from damo_torchrec.store.open_table import Layout, OpenTable
 from damo_torchrec.store.row_metadata import RowMetadata
+from damo_torchrec.store.row_state import check_state, read_state
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.table_definition import TableDefinition
 from damo_torchrec.tensors import address
 from damo_torchrec.torch_at_use import torch
+
+if TYPE_CHECKING:
+    import pyarrow
 
 # Of torch only the name is there at first.
 IdsLike: TypeAlias = Union["torch.Tensor", npt.NDArray[np.integer[Any]], Sequence[int]]
@@ -263,7 +267,7 @@ class Table:
                 with ``amsgrad``; `z` and `n` of FTRL; `exp_avg` of Lion. Empty for SGD.
         """
         ids = as_ids(ids)
-        state, layout = self._reading(lambda engine, layout: (_read_state(engine, layout, ids), layout))
+        state, layout = self._reading(lambda engine, layout: (read_state(engine, layout, ids), layout))
         widths = [part.width(layout.dim) for part in layout.state]
         parts = torch.split(state, widths, dim=1) if widths else ()
         return {
@@ -286,7 +290,7 @@ class Table:
         """
         ids = as_ids(ids)
         layout = self._layout
-        given = self._check_state(layout, len(ids), state)
+        given = check_state(self.name, layout, len(ids), state)
         if self._session.has_rows_of is not None:
             here = self._session.has_rows_of(ids)
             ids, given = ids[here], {name: values[here] for name, values in given.items()}
@@ -295,7 +299,7 @@ class Table:
             engine.contains(layout.index, address(ids), len(ids), address(found))
             if not bool(found.all()):
                 raise ValueError(f"table {self.name!r}: id {ids[~found][0]} has no row whose state could be set")
-            rows, column = _read_state(engine, layout, ids), 0
+            rows, column = read_state(engine, layout, ids), 0
             for part in layout.state:
                 width = part.width(layout.dim)
                 if part.name in given:
@@ -323,22 +327,6 @@ class Table:
         """
         known = self.metadata(ids)
         return known.last_step, known.updates + known.sightings
-
-    def _check_state(self, layout: Layout, n: int, state: Mapping[str, NumbersLike]) -> dict[str, torch.Tensor]:
-        """The state as tensors. Raises as `set_state`."""
-        parts = {part.name: part for part in layout.state}
-        given = {name: as_numbers(values, f"state[{name!r}]") for name, values in state.items()}
-        for name, values in given.items():
-            if name not in parts:
-                raise ValueError(f"table {self.name!r}: the optimizer's state is {list(parts)}, got {name!r}")
-            shape = (n,) if parts[name].rowwise else (n, layout.dim)
-            if tuple(values.shape) != shape:
-                raise ValueError(f"table {self.name!r}: {name} must have the shape {shape}, got {tuple(values.shape)}")
-            if not bool(torch.isfinite(values).all()):
-                raise ValueError(f"table {self.name!r}: {name} must be finite")
-            if parts[name].squares and bool((values < 0).any()):
-                raise ValueError(f"table {self.name!r}: {name} is made of squares, it must not be negative")
-        return given
 
     def delete(self, ids: IdsLike) -> None:
         """Deletes rows; ids without a row are passed over. An update still to come creates a row anew.
@@ -400,6 +388,53 @@ class Table:
         source = check_had_table(self._session, self.name, since)
         return (torch.from_numpy(ids) for ids in expired(self._session, self._opened, source))
 
+    def to_arrow(
+        self, *, state: bool = False, counts: bool = False, batch_size: int | None = None
+    ) -> pyarrow.RecordBatchReader:
+        """All rows as Arrow's record batches, in ascending id order, as they are when this is called.
+
+        The columns are `id` (int64), `weight` (fixed_size_list<float>[dim]; what is stored as 16 bits is widened,
+        without loss) and, if asked for, the optimizer's state under the names that `get_state` has, and `last_step` and
+        `updates` (int64), as `metadata` has them; none has nulls. The schema's metadata says what the table is.
+
+        Args:
+            state: whether the optimizer's state comes along.
+            counts: whether the counts of rows do.
+            batch_size: rows in a batch, at most; None for what 16 MiB hold.
+
+        Raises:
+            ImportError: pyarrow is missing: ``pip install 'damo-torchrec[arrow]'``.
+            ValueError: `batch_size` is not positive.
+        """
+        from damo_torchrec.store.arrow_rows import to_arrow
+
+        return to_arrow(self._session, self._opened, state=state, counts=counts, batch_size=batch_size)
+
+    def from_arrow(self, data: object, *, state: bool = True, counts: bool = True) -> int:
+        """Sets rows, creating those that are not there, from columns as those of `to_arrow`. Returns how many.
+
+        All are read into a table aside first, so that what is wrong with any is found before anything changes, and set
+        then, some at a time: a full disk may leave a part of them set. That takes their space twice meanwhile.
+        Without state, or counts, rows have those of new ones. Of several ranks each takes those that are its own.
+
+        Args:
+            data: a RecordBatchReader, Table or RecordBatch of pyarrow, or what has ``__arrow_c_stream__``. `id` may be
+                of any integer type, `weight` any list of `dim` floats, which become the nearest float32.
+            state: whether columns of optimizer state are taken, if there are any; else they are passed over.
+            counts: the same of `last_step` and `updates`. Deltas begin anew where they are taken.
+
+        Raises:
+            ValueError: a column is missing, of another type, or none of these; an id is null or comes twice; a number
+                is null or not finite, or negative where it is made of squares; the state is another optimizer's; a
+                last step is beyond the table's `iter`; the table would have more rows than its `max_rows`, or counts
+                come into one whose rows live by rules; the store is read-only. Nothing was set.
+            ImportError: pyarrow is missing.
+            OutOfSpaceError, DamoError: the disk is full or refuses.
+        """
+        from damo_torchrec.store.arrow_rows import from_arrow
+
+        return from_arrow(self._session, self._opened, data, state=state, counts=counts)
+
     def to_torch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """All rows at once, as `items` yields them: for tables that fit in memory."""
         batches = list(self.items())
@@ -407,12 +442,6 @@ class Table:
             return torch.empty(0, dtype=torch.int64), torch.empty(0, self.dim)
         ids, weights = zip(*batches, strict=True)
         return torch.cat(ids), torch.cat(weights)
-
-
-def _read_state(engine: _core.Store, layout: Layout, ids: torch.Tensor) -> torch.Tensor:
-    state = torch.empty(len(ids), layout.state_size, dtype=torch.float32, device="cpu")
-    engine.describe(layout.index, address(ids), len(ids), state=address(state), headers=0, contains=0)
-    return state
 
 
 def open_tables(session: Session, definitions: list[TableDefinition]) -> list[Table]:

@@ -3,11 +3,12 @@
 import gc
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from damo_torchrec.checkpoints.table_entry import TableEntry
 from damo_torchrec.errors import DamoError
+from damo_torchrec.optim.spec import OptimizerSpec
 from damo_torchrec.store.session import Session
 
 _log = logging.getLogger(__name__)
@@ -107,6 +108,43 @@ def undone_unless_done(session: Session) -> Iterator[None]:
         catalog.open.update(tables)
         for table, state in states:
             vars(table).update(state)
+        raise
+
+
+@contextmanager
+def hidden_table(
+    session: Session, name: str, entry: TableEntry, life: bytes | None = None
+) -> Iterator[tuple[int, int]]:
+    """A table of its own for rows that are to be the table `name`: its number and its index.
+
+    It goes if what follows fails, unless it is the table `name` by then.
+
+    Args:
+        session: which.
+        name: for messages, and what initial values are drawn by.
+        entry: what it is. Of its rows none is there yet.
+        life: of these rows, which it has counted already, if `entry` has a life.
+
+    Raises:
+        ValueError: its rows are too large for the memory budget.
+    """
+    engine, catalog = session.engine, session.catalog
+    core = entry.to_core(name)
+    core.optimizer = OptimizerSpec.of_schema(entry.schema.optimizer).to_core()
+    core.initializer = catalog.initializer_of(entry.schema, name)
+    core.rows = entry.rows if life is not None else 0
+    engine.check_table(core)
+    core.number = number = catalog.take_number()
+    try:
+        if life is not None and entry.life is not None:
+            yield number, engine.open_table(core, life=life, life_options=entry.life.to_core())
+        else:
+            yield number, engine.open_table(core)
+    except BaseException:
+        stored = catalog.manifest.tables.get(name)
+        if stored is None or stored.number != number:  # else an interrupt came when it was done
+            with suppress(DamoError):  # nobody asks for its rows
+                engine.drop_table(number)
         raise
 
 

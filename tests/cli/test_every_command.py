@@ -1,5 +1,6 @@
 """What holds for every command: Ctrl-C, a closed pipe, wrong arguments, damage, a document, and its page."""
 
+import io
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import damo_torchrec as damo
 from convert.dumps import FILE
 from damage import flip
 from damo_torchrec.cli import main as cli
@@ -21,20 +23,45 @@ ARGUMENTS = {
     "stats": "{store}",
     "top": "{store} t",
     "diff": "{then} {store}",
+    "export": "{store} t {out}.parquet",
+    "import": "{store} u {rows}",
     "verify": "{store}",
     "repair": "{store} {out}",
     "expired": "{store} t --since then",
+    "prune": "{store} --keep 1 --yes",
+    "delete": "{store} t 5 --yes",
+    "drop-table": "{store} t --yes",
+    "rename-table": "{store} t u",
+    "compact": "{store}",
     "forget": "{store} t 5",
     "convert": f"damo-dump {FILE} {{out}}",
 }
-CHANGE = {"forget"}  # the store, or remove something of it
-NEED_TORCH = {"convert"}
-READ_ROWS = {"head", "stats", "top", "diff", "expired"}
+CHANGE = {
+    "import",
+    "prune",
+    "delete",
+    "drop-table",
+    "rename-table",
+    "compact",
+    "forget",
+}  # the store, or remove something of it
+READ_ROWS = {"head", "stats", "top", "diff", "export", "expired", "delete", "compact"}
+NEW = {"convert"}  # where there may be nothing before
 PAGE = Path(__file__).parents[2] / "docs" / "command_line.md"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def rows(trained_once, tmp_path_factory) -> Path:
+    """A file of rows."""
+    pytest.importorskip("pyarrow")
+    file = tmp_path_factory.mktemp("rows") / "rows.parquet"
+    assert cli.main(["export", str(trained_once), "t", str(file)]) == 0
+    arguments.rows = file
+    return file
+
+
 def arguments(command: str, store: Path, out: Path) -> list[str]:
-    names = {"store": store, "then": store / "checkpoints" / "then", "out": out}
+    names = {"store": store, "then": store / "checkpoints" / "then", "out": out, "rows": arguments.rows}
     return [command, *(word.format(**names) for word in ARGUMENTS[command].split())]
 
 
@@ -61,7 +88,7 @@ def test_wrong_arguments_are_wrong_usage(command, call, tmp_path, capsys):
         assert left.value.code == 2
         assert capsys.readouterr().out == ""
     nowhere = tmp_path / "nowhere"
-    if command != "convert":
+    if command not in NEW:
         status, lines, err = call(*arguments(command, nowhere, tmp_path / "out"))
         assert (status, lines) == (2, [])
         assert err.startswith("damo-torchrec: ")
@@ -71,7 +98,7 @@ def test_wrong_arguments_are_wrong_usage(command, call, tmp_path, capsys):
 
 @pytest.mark.parametrize("command", sorted(READ_ROWS))
 def test_damage_has_the_status_of_damage(command, trained, tmp_path, call):
-    newest = max((trained / "checkpoints").glob("step_*"), key=lambda path: path.stat().st_mtime)
+    newest = max((trained / "checkpoints").glob("step_*"))
     for file in (newest / "rows").glob("*.sst"):
         flip(file, 40)
     status, _, err = call(*arguments(command, trained, tmp_path / "out"))
@@ -84,7 +111,7 @@ EACH = """
 import json, os, signal, sys
 sys.argv[0] = "damo-torchrec"
 from damo_torchrec.cli import main
-import damo_torchrec.store.embedding_store, damo_torchrec.inspection.comparison
+import damo_torchrec.store.embedding_store, damo_torchrec.inspection.comparison, damo_torchrec.convert.arrow_files
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started with it ignored
 signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
@@ -135,3 +162,45 @@ def test_an_interrupt_and_a_closed_pipe_end_it_without_a_traceback(how, status, 
     assert [line for line in err.splitlines() if line != f"damo-torchrec: {said}"] == []
     for command in CHANGE:  # which leave a store that is whole
         assert call("verify", tmp_path / command)[0] == 0
+
+
+@pytest.mark.parametrize("command", sorted(CHANGE - {"import", "prune", "compact"}))
+def test_a_dry_run_changes_nothing(command, trained, tmp_path, call):
+    before = {file: file.read_bytes() for file in trained.rglob("*") if file.is_file() and file.name != "LOCK"}
+    status, lines, _ = call(*arguments(command, trained, tmp_path), "--dry-run")
+    assert status == 0
+    assert any("would be" in line for line in lines)
+    assert {file: file.read_bytes() for file in trained.rglob("*") if file.is_file() and file.name != "LOCK"} == before
+
+
+@pytest.mark.parametrize("command", sorted(CHANGE))
+def test_a_store_that_is_open_is_left_alone(command, trained, tmp_path, call):
+    with damo.EmbeddingStore(trained, memory_budget="64MiB"):
+        status, lines, err = call(*arguments(command, trained, tmp_path))
+    assert (status, lines) == (2, [])
+    assert "is open already" in err
+
+
+@pytest.mark.parametrize("command", ["prune", "delete", "drop-table"])
+def test_without_a_terminal_a_deletion_needs_yes(command, trained, tmp_path, call, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    words = [word for word in arguments(command, trained, tmp_path) if word != "--yes"]
+    status, lines, err = call(*words)
+    assert (status, lines) == (2, [])
+    assert "There is no terminal to answer on: give --yes, or --dry-run" in err
+
+
+@pytest.mark.parametrize(("answer", "status"), [("y\n", 0), ("n\n", 2), ("", 2)])
+@pytest.mark.parametrize("command", ["prune", "delete", "drop-table"])
+def test_a_terminal_is_asked(command, trained, tmp_path, call, monkeypatch, answer, status):
+    checkpoints = len([*(trained / "checkpoints").iterdir()])
+    terminal = io.StringIO(answer)
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stdin", terminal)
+    words = [word for word in arguments(command, trained, tmp_path) if word != "--yes"]
+    returned, _, err = call(*words)
+    assert returned == status
+    assert "? [y/N] " in err
+    assert ("nothing was done" in err) == (status != 0)
+    if status:
+        assert len([*(trained / "checkpoints").iterdir()]) == checkpoints
