@@ -20,7 +20,7 @@ FIXED_ADDRESSES = $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setar
 IN_SHARES = seq 0 $$(($(JOBS) - 1)) | GTEST_TOTAL_SHARDS=$(JOBS) xargs -P $(JOBS) -I{} env GTEST_SHARD_INDEX={}
 
 .PHONY: help venv gtest clang lock example example-distributed test test-cpp test-python test-versions sanitize fuzz lint format docs bench \
-  bench-quick chaos soak clean
+  bench-quick chaos soak wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -118,6 +118,10 @@ chaos: venv  ## kill training at random instants for MINUTES=60; options in ARGS
 
 soak: venv  ## train for MINUTES=60 and watch memory, descriptors and disk; options in ARGS="..."
 	@$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(ARGS)
+
+# For this Python and systems no older than this one; .github/workflows/wheels.yml makes those that are published.
+wheel: venv  ## make a wheel that needs nothing of the system's, in dist/, and try it
+	@JOBS=$(JOBS) scripts/wheel.sh
 
 clean:  ## remove what was built, but not the virtual environment
 	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache $(VENV)/.damo/package

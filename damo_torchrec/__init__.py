@@ -6,6 +6,8 @@ only reads files do without.
 
 import importlib
 import importlib.metadata
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from damo_torchrec import lazy, versions
@@ -176,8 +178,20 @@ def _compiled_part() -> Any:
     try:
         return importlib.import_module("damo_torchrec._core")
     except ImportError as error:
-        raise ImportError(
-            f"damo_torchrec's compiled part cannot be loaded ({error}). If that names librocksdb, RocksDB's library is "
-            "missing, or of another version than at the build: `apt-get install librocksdb-dev`, and install the "
-            "package anew. In a source tree, was it built? `make venv` does"
-        ) from error
+        raise ImportError(f"damo_torchrec's compiled part cannot be loaded ({error}). {_remedy(error)}") from error
+
+
+def _remedy(error: ImportError) -> str:
+    if "librocksdb" in str(error):
+        return (
+            "This build uses the system's RocksDB, which is missing or of another version than at the build: "
+            "`apt-get install librocksdb-dev`, and build the package anew; wheels of releases bring theirs"
+        )
+    if isinstance(error, ModuleNotFoundError):
+        version = ".".join(map(str, sys.version_info[:2]))
+        return (
+            f"{os.path.dirname(__file__)} has none for this Python, {version}. If that is a source tree, `make venv` "
+            "builds one, and a package that pip installed is found from any other folder; else have this Python's pip "
+            "install it anew"
+        )
+    return "Install the package anew, with the Python that it is used with"

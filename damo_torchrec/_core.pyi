@@ -9,8 +9,10 @@ LEAST_MEMORY_BUDGET: int
 MOST_MEMORY_BUDGET: int
 MOST_DIM: int
 LEAST_SERVING_MEMORY: int
+INSTRUCTION_SETS: tuple[str, ...]
 PERFECT_HASH_CONSTANTS: tuple[int, int, int]
 PERFECT_HASH_PART_BITS: int
+ROCKSDB_VERSION: str
 ROW_DTYPES: tuple[RowDtype, ...]
 UPDATE_RULES: tuple[str, ...]
 

@@ -21,11 +21,14 @@ class Trio:
     torchrec: str
     fbgemm: str
 
-    def command(self, cuda: bool = False) -> str:
-        """What installs it, in an environment of its own: for an NVIDIA GPU, or without one."""
+    def command(self, cuda: bool = False, uv: bool = False) -> str:
+        """What a shell installs it with, in an environment of its own: with an NVIDIA GPU or without, by pip or uv."""
         trio = f"torch=={self.torch} torchrec=={self.torchrec}"
         if cuda:
-            return f"pip install {trio} 'fbgemm-gpu=={_series(self.fbgemm)}.*'"
+            return f"{'uv ' if uv else ''}pip install {trio} 'fbgemm-gpu=={_series(self.fbgemm)}.*'"
+        if uv:  # told that there is no CUDA build of FBGEMM
+            override = "--override <(echo 'fbgemm-gpu; python_version < \"3\"')"
+            return f"uv pip install {override} {trio} fbgemm-gpu-cpu=={self.fbgemm}"
         # TorchRec asks for FBGEMM's CUDA build, which would overwrite the files of the other: it comes without what it
         # asks for, which comes before it, with torch.
         needed = "tensordict torchmetrics==1.0.3 tqdm pyre-extensions iopath"
@@ -99,13 +102,18 @@ def misfit(found: Mapping[str, str]) -> str | None:
     return _message("no test has met them together", found)
 
 
+def fitting(found: Mapping[str, str]) -> Trio:
+    """The trio to install: that of the torch that is there, if one has it, else that of the set-up."""
+    return _trio_of(found) or PINNED
+
+
 def _trio_of(found: Mapping[str, str]) -> Trio | None:
     """The one that has the torch that was found."""
     return next((trio for trio in SUPPORTED if _series(trio.torch) == _series(found.get("torch", ""))), None)
 
 
 def _message(reason: str, found: Mapping[str, str]) -> str:
-    trio = _trio_of(found) or PINNED
+    trio = fitting(found)
     names = ("torch", "torchrec", *(name for name in _FBGEMM if name in found)) if found else ()
     versions = ", ".join(f"{name} {found.get(name, 'none')}" for name in names) or "none of them"
     if names and not any(name in found for name in _FBGEMM):

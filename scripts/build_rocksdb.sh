@@ -4,8 +4,8 @@
 #   scripts/build_rocksdb.sh PREFIX REPOSITORY REF [CMAKE OPTION...]
 #
 #   PREFIX      where include/ and lib/ go: what RocksDB_ROOT is set to then
-#   REPOSITORY  RocksDB's source: a folder or an address that git can clone
-#   REF         a tag or branch of it, for example v9.10.0
+#   REPOSITORY  RocksDB's source: a folder or an address that git can fetch from
+#   REF         a tag or branch of it, for example v9.10.0, or the whole id of a commit, by which git checks what it gets
 #
 # JOBS says how many compilers run at a time; by default as many as there are cores.
 set -euo pipefail
@@ -16,10 +16,13 @@ if [ $# -lt 3 ]; then
 fi
 prefix=$1 repository=$2 ref=$3
 shift 3
+[ ! -d "$repository" ] || repository=$(realpath "$repository")
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-git -c advice.detachedHead=false clone --quiet --depth 1 --branch "$ref" "$repository" "$work/source"
+git init --quiet "$work/source"
+git -C "$work/source" fetch --quiet --depth 1 "$repository" "$ref"
+git -C "$work/source" -c advice.detachedHead=false checkout --quiet FETCH_HEAD
 cmake -S "$work/source" -B "$work/build" -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX="$prefix" \
   -DCMAKE_INSTALL_LIBDIR=lib -DPORTABLE=1 -DFAIL_ON_WARNINGS=OFF -DROCKSDB_BUILD_SHARED=ON -DWITH_TESTS=OFF \
   -DWITH_TOOLS=OFF -DWITH_CORE_TOOLS=OFF -DWITH_BENCHMARK_TOOLS=OFF -DWITH_GFLAGS=OFF -DWITH_JEMALLOC=OFF \

@@ -114,7 +114,7 @@ install_package() {
   if [ -e "$stamps/ours" ]; then
     pip --no-deps --no-build-isolation --editable .
   else
-    pip cmake ninja pybind11 scikit-build-core
+    pip cmake hatch-fancy-pypi-readme ninja pybind11 scikit-build-core
     pip --no-build-isolation --editable ".[dev]"
   fi
   mark_done package "$inputs"

@@ -13,7 +13,10 @@ PAGES = [
     *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md", "benchmarks/README.md")),
     *sorted((PROJECT / "docs").glob("*.md")),
 ]
-CI = [PROJECT / ".ci" / "run", PROJECT / ".ci" / "weekly", PROJECT / ".github" / "workflows" / "versions.yml"]
+CI = [
+    *(PROJECT / ".ci" / name for name in ("run", "weekly")),
+    *(PROJECT / ".github" / "workflows" / name for name in ("versions.yml", "wheels.yml")),
+]
 
 
 def code(page: Path) -> Iterator[str]:
@@ -64,7 +67,7 @@ def targets_of_ci() -> set[str]:
 def test_the_pages_name_commands():
     assert {"test", "lint", "bench-quick", "chaos"} <= named(r"^make ([a-z][a-z-]*)")
     assert {"examples/quickstart.py", "benchmarks/plots.py"} <= named(r"\b((?:examples|benchmarks)/\w+\.py)")
-    assert named(r"^damo-torchrec ([a-z]+)") >= {"info", "verify", "repair", "expired", "forget", "convert"}
+    assert named(r"^damo-torchrec ([a-z]+)") >= {"info", "verify", "repair", "expired", "forget", "convert", "doctor"}
 
 
 def test_every_target_that_a_page_names_exists_and_is_made_by_ci():

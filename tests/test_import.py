@@ -85,6 +85,15 @@ def test_a_missing_library_is_named_with_how_to_install_it():
     line = last_line(UNLINKED, "import damo_torchrec", "damo_torchrec.EmbeddingStore")
     assert "librocksdb.so.7.8: cannot open shared object file" in line
     assert "apt-get install librocksdb-dev" in line
+    assert "make venv" not in line  # which is no help to who installed a wheel
+
+
+@pytest.mark.slow
+def test_a_compiled_part_that_is_not_there_is_said_with_where_it_was_looked_for():
+    line = last_line(ABSENT.format(name="damo_torchrec._core"), "from damo_torchrec import EmbeddingStore")
+    assert f"{Path(damo_torchrec.__file__).parent} has none for this Python" in line
+    assert "`make venv` builds one" in line
+    assert "any other folder" in line
 
 
 @pytest.mark.slow

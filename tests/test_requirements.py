@@ -7,7 +7,9 @@ import pytest
 
 PROJECT = Path(__file__).parents[1]
 PYPROJECT = (PROJECT / "pyproject.toml").read_text()
-LOCKS = [PROJECT / "scripts" / name for name in ("requirements.txt", "requirements_alone.txt")]
+LOCKS = [
+    PROJECT / "scripts" / name for name in ("requirements.txt", "requirements_alone.txt", "requirements_wheel.txt")
+]
 PAGES = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *PROJECT.glob("*/README.md")]
 # Torch has several builds of one version. FBGEMM and TorchRec, which it needs, are in requirements_alone.txt.
 PIN = re.compile(r"[\w.]+( ; [^\n\\]+)? \\(\n    --hash=sha256:[0-9a-f]{64}( \\)?)+")
@@ -57,6 +59,11 @@ def test_all_that_is_asked_for_is_pinned():
     inputs = (PROJECT / "scripts" / "requirements.in").read_text()
     asked |= set(re.findall(r"^([\w-]+)", inputs, re.MULTILINE))
     assert asked - pins(LOCKS[0]).keys() - NOT_LOCKED == set()
+
+
+def test_what_makes_a_wheel_is_pinned():
+    asked = re.findall(r"^([\w-]+)", LOCKS[2].with_suffix(".in").read_text(), re.MULTILINE)
+    assert {"auditwheel", "scikit-build-core"} <= set(asked) <= pins(LOCKS[2]).keys()
 
 
 def test_installing_the_package_brings_no_torch_and_no_fbgemm():

@@ -41,6 +41,17 @@ def test_the_page_has_a_row_and_a_command_for_each_trio():
         assert f"\n{trio.command(cuda=True)}\n" in page
 
 
+def test_uv_is_told_that_there_is_no_cuda_build():
+    page = (PROJECT / "docs" / "versions.md").read_text()
+    override = re.findall(r"--override <\(echo '([^']+)'\)", PINNED.command(uv=True))
+    assert len(override) == 1
+    assert page.count(override[0]) == 2  # as a file, and in a pyproject.toml
+    assert PINNED.command(uv=True).endswith(
+        f" torch=={PINNED.torch} torchrec=={PINNED.torchrec} fbgemm-gpu-cpu=={PINNED.fbgemm}"
+    )
+    assert PINNED.command(cuda=True, uv=True) == f"uv {PINNED.command(cuda=True)}"
+
+
 def test_the_workflow_runs_every_trio():
     workflow = (PROJECT / ".github" / "workflows" / "versions.yml").read_text()
     run = re.findall(r"trio: ([\d./]+)", workflow)

@@ -34,6 +34,12 @@ std::vector<const Kernels*> SupportedKernels() {
 
 }  // namespace
 
+std::vector<std::string> SupportedInstructionSets() {
+  std::vector<std::string> names;
+  for (const Kernels* kernels : SupportedKernels()) names.emplace_back(kernels->name);
+  return names;
+}
+
 const Kernels& SelectKernels(const std::string& instruction_set) {
   const std::vector<const Kernels*> supported = SupportedKernels();
   if (instruction_set == "auto") return *supported.front();

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "kernels/update_rules.h"
 #include "row/initializer.h"
@@ -90,6 +91,9 @@ struct Kernels {
   RowBounds (*row_bounds)(const RowLayout&, const char* payload);
   void (*draw_row)(const Initializer&, int64_t id, int dim, float* weights);
 };
+
+// The names of those that this machine can run, the widest first.
+std::vector<std::string> SupportedInstructionSets();
 
 // "auto" is the widest that this machine has. Throws kInvalidArgument with the names there are.
 const Kernels& SelectKernels(const std::string& instruction_set);

@@ -53,6 +53,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("MOST_MEMORY_BUDGET") = damo::kMostMemoryBudget;
   m.attr("MOST_DIM") = damo::kMostDim;
   m.attr("BLOCK_BYTES") = damo::kBlockBytes;
+  m.attr("ROCKSDB_VERSION") = damo::RocksDbVersion();
   damo::py::register_local_exception_translator(damo::TranslateError);
   damo::RegisterOptions(m);
   damo::RegisterLife(m);

@@ -9,6 +9,7 @@
 #include "base/status.h"
 #include "engine/options.h"
 #include "engine/table.h"
+#include "kernels/kernels.h"
 #include "kernels/update_rules.h"
 #include "python/bindings.h"
 #include "row/initializer.h"
@@ -45,6 +46,7 @@ void RegisterOptions(py::module_& m) {
       .def_readwrite("directory", &StoreOptions::directory)
       .def_readwrite("cache_bytes", &StoreOptions::cache_bytes);
 
+  m.attr("INSTRUCTION_SETS") = py::tuple(py::cast(SupportedInstructionSets()));
   m.attr("UPDATE_RULES") = py::tuple(py::cast(OptimizerNames()));
   py::class_<OptimizerConfig>(m, "OptimizerConfig")
       .def(py::init(&MakeOptimizerConfig), py::arg("rule"), py::arg("weight_decay_mode") = "l2",

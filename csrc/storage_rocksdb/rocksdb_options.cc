@@ -5,6 +5,7 @@
 #include <rocksdb/merge_operator.h>
 #include <rocksdb/options.h>
 #include <rocksdb/table.h>
+#include <rocksdb/version.h>
 #include <rocksdb/write_buffer_manager.h>
 #include <sys/resource.h>
 
@@ -96,6 +97,8 @@ class NoMerges : public rocksdb::MergeOperator {
 }  // namespace
 
 size_t ReadaheadBytes(size_t memory_bytes) { return std::clamp(memory_bytes / 64, kMiB / 8, 2 * kMiB); }
+
+std::string RocksDbVersion() { return rocksdb::GetRocksVersionAsString(); }
 
 rocksdb::Options MakeOptions(const RocksDbOptions& options) {
   rocksdb::Options o;

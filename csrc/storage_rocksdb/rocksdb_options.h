@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 
 #include "storage_rocksdb/rocksdb_store.h"
 
@@ -13,6 +14,9 @@ namespace damo {
 
 // What one row's read takes in.
 constexpr size_t kBlockBytes = 4096;
+
+// Of the library that is loaded, which may be another than that of the build: "7.8.3".
+std::string RocksDbVersion();
 
 rocksdb::Options MakeOptions(const RocksDbOptions& options);
 

@@ -21,6 +21,7 @@ with ended_imports():
         convert,
         deleting,
         diff,
+        doctor,
         expired,
         forget,
         info,
@@ -54,6 +55,7 @@ COMMANDS = (
     tables.COMPACT,
     forget.COMMAND,
     convert.COMMAND,
+    doctor.COMMAND,
 )
 
 # What the system says of a disk or a user rather than of the bytes.

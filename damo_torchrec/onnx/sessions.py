@@ -6,9 +6,9 @@ from typing import Any
 
 import onnxruntime
 
-from damo_torchrec import _core
 from damo_torchrec.files import os_errors
 from damo_torchrec.graph_check import check_exported_graph
+from damo_torchrec.onnx_kernels import operators_file
 from damo_torchrec.onnx_runtime import open_session
 from damo_torchrec.options import StoreOptions
 
@@ -27,11 +27,6 @@ def existing_model_file(path: str | os.PathLike[str]) -> Path:
     if not file.is_file():
         raise ValueError(f"{file} is not a file: export makes one")
     return file
-
-
-def operators_file() -> Path:
-    """This package's kernels, as a library that ONNX Runtime loads."""
-    return Path(_core.__file__).parent / "libdamo_onnxruntime_ops.so"
 
 
 def session(

@@ -14,7 +14,7 @@ from torch import nn
 from torchrec import EmbeddingConfig, KeyedJaggedTensor, PoolingType
 
 import damo_torchrec as damo
-from damo_torchrec.onnx.sessions import operators_file
+from damo_torchrec.onnx_kernels import operators_file
 from serving_cases import SGD, Groups, Pooled, Sequences, TwoTowers, bags, feed, random_features, train
 
 BATCHES = (0, 1, 33, 300, 2000)

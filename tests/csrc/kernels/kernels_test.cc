@@ -381,6 +381,8 @@ TEST_P(KernelsTest, DrawsTheSameRows) {
 TEST(SelectKernelsTest, NamesWhatThereIs) {
   for (const std::string& name : InstructionSets()) EXPECT_EQ(SelectKernels(name).name, name);
   EXPECT_EQ(SelectKernels("auto").name, InstructionSets().back());
+  const std::vector<std::string> widest_first = SupportedInstructionSets();
+  EXPECT_EQ(std::vector<std::string>(widest_first.rbegin(), widest_first.rend()), InstructionSets());
   ExpectError(ErrorCode::kInvalidArgument, {"auto", "plain", "\"mmx\""}, [] { SelectKernels("mmx"); });
 }
 
