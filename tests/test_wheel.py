@@ -97,6 +97,17 @@ def test_what_does_not_belong_into_a_wheel_is_named(tmp_path):
     assert "'tests'" in checked(tmp_path, {**FILES, "tests/__init__.py": ""}).stderr
 
 
+def test_a_bare_machine_has_no_compilers_headers_and_rocksdb():
+    look = "import ctypes, os, shutil; print(os.listdir('/usr/include')); print(shutil.which('c++'))\n"
+    look += "try: ctypes.CDLL('librocksdb.so'); print('loaded')\nexcept OSError: print('not loaded')"
+    bare = str(PROJECT / "scripts" / "bare.sh")
+    done = subprocess.run([bare, sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    if done.stderr.startswith("SKIP"):
+        pytest.skip(done.stderr.strip())
+    assert done.stdout.split() == ["[]", "None", "not", "loaded"]
+    assert subprocess.run([bare, "sh", "-c", "exit 7"], check=False).returncode == 7
+
+
 def test_installing_the_package_brings_numpy_and_tqdm_alone():
     """Of the package as it is installed: torch, TorchRec and FBGEMM are left as they are."""
     required = [text for text in importlib.metadata.requires("damo-torchrec") or [] if "extra ==" not in text]
