@@ -31,7 +31,7 @@ pip() { "$1/bin/python" -m pip --disable-pip-version-check --quiet "${@:2}"; }
 
 install_tools() {
   local inputs
-  inputs=$("$VENV/bin/python" --version; cksum <scripts/requirements_wheel.txt)
+  inputs="$("$VENV/bin/python" --version) $(cksum <scripts/requirements_wheel.txt)"
   [ "$(cat $home/tools/inputs 2>/dev/null)" != "$inputs" ] || return 0
   say "Installing what makes and checks wheels into $home/tools"
   "$VENV/bin/python" -m venv --clear $home/tools
@@ -39,9 +39,9 @@ install_tools() {
   printf '%s' "$inputs" >$home/tools/inputs
 }
 
-# Where the build stands as it was left: files that have not changed are not compiled again.
+# Always anew, for RocksDB may be another one; in the same folder, so that ccache knows what it has compiled.
 build() {
-  rm -rf $home/{built,plain,repaired,unpacked}
+  rm -rf $home/{built,cmake,plain,repaired,unpacked}
   "$tools/python" -m build --wheel --no-isolation --outdir $home/built -C build-dir=$home/cmake >$home/build.log 2>&1 ||
     { tail -n 50 $home/build.log && die "it does not build: $home/build.log"; }
   # patchelf is beside it.

@@ -82,13 +82,13 @@ def use_the_tool(work: Path) -> None:
     say(f"ok    doctor; info and table files of {', '.join(path.name for path in checkpoints)}")
 
 
-def repair_samples(work: Path) -> None:
+def repair_sample(work: Path) -> None:
     """All rows that another RocksDB wrote are written anew by this one."""
-    for checkpoint in sorted(GOLDEN.glob("format_*/")):
-        tool("verify", checkpoint)
-        tool("repair", checkpoint, work / checkpoint.name)
-        tool("verify", work / checkpoint.name)
-    say("ok    repair of stores of all formats")
+    newest = max(GOLDEN.glob("format_*/"), key=lambda path: int(path.name.split("_")[1]))
+    tool("verify", newest)
+    tool("repair", newest, work / "repaired")
+    tool("verify", work / "repaired")
+    say(f"ok    verify and repair of {newest.name}")
 
 
 def model_of(store: damo.EmbeddingStore) -> Any:
@@ -118,7 +118,7 @@ def sample(rng: np.random.Generator) -> tuple[Any, Any]:
 
     ids = rng.integers(0, 50, (2, BATCH))
     labels = torch.from_numpy((ids[0] % 2 == ids[1] % 2).astype(np.float32))
-    ids = ids * 2**57 - 2**63 + ids % 2
+    ids = ids * 2**57 + np.iinfo(np.int64).min
     features = KeyedJaggedTensor(
         ["user", "item"], torch.from_numpy(ids.ravel()), lengths=torch.ones(2 * BATCH, dtype=torch.int64)
     )
@@ -177,13 +177,12 @@ def export_and_serve(work: Path) -> None:
     """An ONNX file run by this package's kernels, and a predictor, in a process that has no torch."""
     import torch
 
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not importable(name)]
-    if missing:
-        say(f"SKIP  exports and serving: no {', '.join(missing)}")
+    if not all(importable(name) for name in ("onnx", "onnxscript", "onnxruntime")):
+        say("SKIP  exports and serving")
         return
     with damo.EmbeddingStore(work / "exporting", memory_budget=LEAST_BUDGET) as store:
         model = model_of(store)
-        damo.load_model(work / "checkpoint", model)
+        damo.load_model(work / "checkpoint", model, optimizer=torch.optim.Adam(model.parameters()))
         model.eval()
         features, _ = sample(np.random.default_rng(2))
         damo.onnx.export(model, (features,), work / "exported")
@@ -200,7 +199,8 @@ def export_and_serve(work: Path) -> None:
 def importable(name: str) -> bool:
     try:
         importlib.import_module(name)
-    except ImportError:
+    except (ImportError, OSError) as error:  # OSError: a library of the system's that it needs
+        say(f"SKIP  {name}: {error}")
         return False
     return True
 
@@ -253,9 +253,6 @@ NEIGHBOURS: dict[str, Callable[[Path], None]] = {
 
 def work_beside(names: list[str], work: Path) -> None:
     """They and a training at work at the same time, in threads of one process."""
-    for name in sorted(name for name in names if not importable(name)):
-        say(f"SKIP  beside {name}: it is not installed")
-        names.remove(name)
     errors: list[str] = []
 
     def repeat(name: str) -> None:
@@ -286,10 +283,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "2")
-    # Neighbours come first, as in a program that uses them already: whose libraries would take the place of ours?
-    imported = [name for name in options.beside if importable(name)]
-    if imported:
-        say(f"ok    imported before it: {', '.join(imported)}")
+    # Before this package is used: would their libraries take the place of ours?
+    beside = [name for name in options.beside if importable(name)]
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         check_place(must_bundle=not options.unrepaired)
@@ -297,13 +292,13 @@ def main() -> None:
         if options.without_torch:
             say("SKIP  training, exports, serving: asked to do without torch")
             return
-        repair_samples(work)
+        repair_sample(work)
         (work / "alone").mkdir()
         train_and_save(work / "alone")
         export_and_serve(work / "alone")
         if options.beside:
             (work / "beside").mkdir()
-            work_beside(options.beside, work / "beside")
+            work_beside(beside, work / "beside")
 
 
 if __name__ == "__main__":
