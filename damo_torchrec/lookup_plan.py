@@ -86,6 +86,10 @@ class LookupPlan:
         """Columns of all outputs, side by side."""
         return sum(self.dims)
 
+    def read_means(self, training: bool) -> set[str]:
+        """The tables of which ids without a row read the mean, in train mode or in eval mode."""
+        return {o.table for o in self.outputs if o.unseen == "mean" and not (training and o.trainable)}
+
     def columns(self) -> list[int]:
         """By output, which of these columns is its first."""
         return [0, *itertools.accumulate(self.dims)][: len(self.dims)]

@@ -233,10 +233,12 @@ std::string Store::FindFault(std::span<const GradientPart> parts, float grad_sca
   return fault;
 }
 
-bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonFinite policy, double clock) {
+bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonFinite policy, double clock,
+                     std::span<const SharedTable> shared) {
   const Call call(this);
   RequireUpdate(parts);
-  if (!updater_.Update(parts, grad_scale, policy, clock)) return false;
+  for (const SharedTable& table : shared) LifeAt(table.table);
+  if (!updater_.Update(parts, grad_scale, policy, {clock, shared})) return false;
   NoteDead();
   room_.Trim();
   write_back_.Wake();

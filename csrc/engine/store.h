@@ -135,8 +135,17 @@ class Store {
   // REQUIRES: the parts' features are for training; throws kInvalidArgument otherwise.
   // One update of all rows that the parts name, or none: gradients are summed over the parts in their order and divided
   // by `grad_scale`. Returns false if a gradient was not finite and was skipped. `clock`, in seconds, is what the lives
-  // of tables measure time by.
-  bool Backward(std::span<const GradientPart> parts, float grad_scale, NonFinite policy, double clock = 0);
+  // of tables measure time by. `shared`: tables whose rows other stores have as well, which make the same update; when
+  // it throws after their lives have talked to each other, it may be applied in part, and the store must be closed.
+  bool Backward(std::span<const GradientPart> parts, float grad_scale, NonFinite policy, double clock = 0,
+                std::span<const SharedTable> shared = {});
+  // What such an update is prepared by, of a table that has a life.
+  LifeCensus CensusOf(uint16_t table, std::span<const GradientPart> parts);
+  // See TableLife::Digest.
+  uint64_t LifeDigest(uint16_t table);
+  // Gives a table the edges and the ladder that all of `lives` are to have, as TableLife::Serialize left them, of which
+  // one is its own; reads all of its rows. See AlignedLife.
+  void AlignLife(uint16_t table, const std::vector<std::string>& lives);
   // What would not be finite if a Backward applied these now, in words; empty if it can. Throws what that would throw.
   // For updates of several stores, of which all are applied or none.
   std::string FindFault(std::span<const GradientPart> parts, float grad_scale);
@@ -253,6 +262,8 @@ class Store {
   uint16_t AddTable(const TableSchema& schema) DAMO_REQUIRES(store_mutex);
   // Throw kInvalidArgument for a table that was dropped.
   Table& TableAt(uint16_t table) DAMO_REQUIRES(store_mutex);
+  // Throws kInvalidArgument if the table has none.
+  TableLife& LifeAt(uint16_t table) DAMO_REQUIRES(store_mutex);
   void CheckTables(const Lookup& lookup) DAMO_REQUIRES(store_mutex);
   // Throw kOutOfSpace if one of the slots, or of the ids, has no row.
   void RequireRows(std::span<const Slot> slots) DAMO_REQUIRES(store_mutex);

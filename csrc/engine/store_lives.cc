@@ -7,6 +7,8 @@
 
 #include "base/status.h"
 #include "engine/store.h"
+#include "life/life_combined.h"
+#include "life/life_recount.h"
 #include "life/row_sample.h"
 
 namespace damo {
@@ -56,6 +58,54 @@ void Store::SetLife(uint16_t table, const LifeOptions& options, double clock) {
   t.life = std::move(life);
 }
 
+TableLife& Store::LifeAt(uint16_t table) {
+  const Table& t = TableAt(table);
+  if (t.life != nullptr) return *t.life;
+  throw Error(ErrorCode::kInvalidArgument, "table \"" + t.schema.name + "\" has no life");
+}
+
+LifeCensus Store::CensusOf(uint16_t table, std::span<const GradientPart> parts) {
+  const Call call(this);
+  size_t ids = 0;
+  for (const GradientPart& part : parts) {
+    for (const Feature& feature : part.lookup->features) {
+      if (feature.table == table) ids += part.lookup->ids_of(feature);
+    }
+  }
+  return LifeAt(table).Census(ids);
+}
+
+uint64_t Store::LifeDigest(uint16_t table) {
+  const Call call(this);
+  return LifeAt(table).Digest();
+}
+
+void Store::AlignLife(uint16_t table, const std::vector<std::string>& lives) {
+  const Call call(this);
+  capture_.AwaitEnd();
+  RequireWritable("given a life");
+  TableLife& life = LifeAt(table);
+  Table& t = TableAt(table);
+  LifeRecount recount(AlignedLife(life.Serialize(), lives), t.schema.iter);
+  write_back_.WriteAll();
+  const auto snapshot = store_->TakeSnapshot({&t.schema.number, 1});
+  for (const bool sightings : {false, true}) {
+    const size_t payload_size = t.layout.payload_size();
+    const std::unique_ptr<RowIterator> rows = snapshot->Scan(t.schema.number, payload_size, 0, sightings);
+    const size_t header_at = sightings ? sizeof(RowHeader) : payload_size;
+    int64_t id;
+    for (const char* payload; rows->Next(&id, &payload);) {
+      const RowHeader header = PayloadHeader(payload, header_at);
+      const bool lives_on = sightings ? !life.ladder().IsDeadSighting(header) : !life.ladder().IsDead(header, id);
+      if (lives_on) recount.Count(header, id, sightings);
+    }
+  }
+  t.life = std::make_unique<TableLife>(recount.Serialize(), life.options());
+  t.schema.rows = static_cast<int64_t>(t.life->rows());
+  ++t.writes;
+  cache_.InvalidateSlots();  // some may be of rows that are dead now
+}
+
 void Store::Follow(uint16_t table, const Ladder& ladder) {
   const Call call(this);
   capture_.AwaitEnd();
@@ -85,9 +135,7 @@ std::optional<std::string> Store::life_bytes(uint16_t table) {
 uint64_t Store::PreviewLife(uint16_t table, const LifeOptions& options) {
   CheckLifeOptions(options);
   const Call call(this);
-  const Table& t = TableAt(table);
-  if (t.life != nullptr) return t.life->Preview(options);
-  throw Error(ErrorCode::kInvalidArgument, "table \"" + t.schema.name + "\" has no life that could be foreseen");
+  return LifeAt(table).Preview(options);
 }
 
 void Store::NoteDead() {

@@ -53,25 +53,26 @@ auto Updater::WithPlan(std::span<const GradientPart> parts, float grad_scale, F 
   }
 }
 
-bool Updater::Update(std::span<const GradientPart> parts, float grad_scale, NonFinite policy, double clock) {
+bool Updater::Update(std::span<const GradientPart> parts, float grad_scale, NonFinite policy, const LifeStep& lives) {
   return WithPlan(parts, grad_scale,
-                  [&](Plan* plan) DAMO_REQUIRES(store_mutex) { return CheckAndApply(parts, policy, clock, plan); });
+                  [&](Plan* plan) DAMO_REQUIRES(store_mutex) { return CheckAndApply(parts, policy, lives, plan); });
 }
 
 std::string Updater::FindFault(std::span<const GradientPart> parts, float grad_scale) {
   return WithPlan(parts, grad_scale, [&](Plan* plan) DAMO_REQUIRES(store_mutex) { return FindFault(parts, plan); });
 }
 
-// All that can fail, and all that allocates, comes before the first row changes.
-bool Updater::CheckAndApply(std::span<const GradientPart> parts, NonFinite policy, double clock, Plan* plan) {
+// All that can fail, and all that allocates, comes before the first row changes; but for what several stores have to
+// say to each other at the end.
+bool Updater::CheckAndApply(std::span<const GradientPart> parts, NonFinite policy, const LifeStep& lives, Plan* plan) {
   const std::string fault = FindFault(parts, plan);
   if (!fault.empty()) {
     if (policy == NonFinite::kSkip) return false;
     throw Error(ErrorCode::kNonFinite, fault);
   }
-  BeginLives(*plan, clock);
+  BeginLives(*plan, lives);
   KeepRows(plan);
-  Apply(plan);
+  Apply(lives, plan);
   return true;
 }
 
@@ -236,24 +237,42 @@ void Updater::KeepRows(Plan* plan) {
       plan, [&](size_t, const RowGradients& gradients) DAMO_REQUIRES(store_mutex) { capture_->Keep(gradients.rows); });
 }
 
-void Updater::BeginLives(const Plan& plan, double clock) {
+namespace {
+
+const SharedTable* Find(std::span<const SharedTable> shared, size_t table) {
+  const auto found = std::find_if(shared.begin(), shared.end(), [&](const auto& one) { return one.table == table; });
+  return found == shared.end() ? nullptr : &*found;
+}
+
+}  // namespace
+
+// Those that are shared come last, in the order that all stores have.
+void Updater::BeginLives(const Plan& plan, const LifeStep& lives) {
   for (size_t t = 0; t < tables_.size(); ++t) {
     TableLife* const life = tables_[t].life.get();
     if (life == nullptr) continue;
-    if (plan.tables[t].involved) {
-      life->BeginStep(tables_[t].schema.iter + 1, plan.tables[t].ids, clock);
-    } else {
-      life->PassTime(clock);
+    if (!plan.tables[t].involved) {
+      life->PassTime(lives.clock);
+    } else if (Find(lives.shared, t) == nullptr) {
+      life->BeginStep(tables_[t].schema.iter + 1, plan.tables[t].ids, lives.clock);
     }
+  }
+  for (const SharedTable& shared : lives.shared) {
+    const Table& table = tables_[shared.table];
+    if (!plan.tables[shared.table].involved) continue;
+    table.life->BeginStep(table.schema.iter + 1, shared.census, lives.clock, shared.exchange);
   }
 }
 
-void Updater::Apply(Plan* plan) {
+void Updater::Apply(const LifeStep& lives, Plan* plan) {
   ForEachWork(plan, [&](size_t w, const RowGradients& gradients) DAMO_REQUIRES(store_mutex) {
     ApplyTo(plan->work[w], gradients, &plan->tables[plan->work[w].share.table]);
   });
   for (uint16_t t = 0; t < tables_.size(); ++t) {
-    if (plan->tables[t].involved) EndStep(t, plan->tables[t]);
+    if (plan->tables[t].involved && Find(lives.shared, t) == nullptr) EndStep(t, plan->tables[t], nullptr);
+  }
+  for (const SharedTable& shared : lives.shared) {
+    if (plan->tables[shared.table].involved) EndStep(shared.table, plan->tables[shared.table], shared.exchange);
   }
 }
 
@@ -284,7 +303,7 @@ void Updater::ApplyTo(const Work& work, const RowGradients& g, OfTable* counts) 
   apply(begin, g.rows.size());
 }
 
-void Updater::EndStep(uint16_t t, const OfTable& counts) {
+void Updater::EndStep(uint16_t t, const OfTable& counts, const LifeExchange& exchange) {
   Table& table = tables_[t];
   ++table.schema.iter;
   cache_.SetIter(t, table.schema.iter);
@@ -293,7 +312,7 @@ void Updater::EndStep(uint16_t t, const OfTable& counts) {
     return;
   }
   const Ladder before = table.life->ladder();
-  table.life->EndStep();
+  exchange ? table.life->EndStep(exchange) : table.life->EndStep();
   table.schema.rows = static_cast<int64_t>(table.life->rows());
   if (!(table.life->ladder() == before)) cache_.InvalidateSlots();  // some may be of rows that are dead now
 }

@@ -16,10 +16,24 @@
 #include "engine/summed_gradients.h"
 #include "engine/trial.h"
 #include "kernels/optimizer.h"
+#include "life/shared_life.h"
 
 namespace damo {
 
 enum class NonFinite { kRaise, kSkip };
+
+// A table that has a life, and rows in other stores as well, which make the same update.
+struct SharedTable {
+  uint16_t table;
+  LifeCensus census;      // of all stores
+  LifeExchange exchange;  // with them
+};
+
+// What the lives of tables go by in an update.
+struct LifeStep {
+  double clock = 0;                          // seconds
+  std::span<const SharedTable> shared = {};  // in the same order in all stores
+};
 
 class Updater {
  public:
@@ -27,7 +41,7 @@ class Updater {
   Updater(CachedTables* rows, const Compute& compute, RowFinder* finder, Capture* capture, size_t work_bytes);
 
   // See Store::Backward. Lets go of the mutex while rows are loaded, or kept for a capture.
-  bool Update(std::span<const GradientPart> parts, float grad_scale, NonFinite policy, double clock)
+  bool Update(std::span<const GradientPart> parts, float grad_scale, NonFinite policy, const LifeStep& lives)
       DAMO_REQUIRES(store_mutex);
 
   // See Store::FindFault.
@@ -66,7 +80,7 @@ class Updater {
   void PlanSums(Plan* plan) DAMO_REQUIRES(store_mutex);
   void AddWork(uint16_t table, std::span<const size_t> sizes, Plan* plan) DAMO_REQUIRES(store_mutex);
   static void SortWork(Plan* plan);
-  bool CheckAndApply(std::span<const GradientPart> parts, NonFinite policy, double clock, Plan* plan)
+  bool CheckAndApply(std::span<const GradientPart> parts, NonFinite policy, const LifeStep& lives, Plan* plan)
       DAMO_REQUIRES(store_mutex);
   template <class F>
   void ForEachWork(Plan* plan, F f) DAMO_REQUIRES(store_mutex);
@@ -75,10 +89,10 @@ class Updater {
   std::string FindNonFinite(Plan* plan, float* largest) DAMO_REQUIRES(store_mutex);
   std::string FindOverflow(Plan* plan) DAMO_REQUIRES(store_mutex);
   void KeepRows(Plan* plan) DAMO_REQUIRES(store_mutex);
-  void BeginLives(const Plan& plan, double clock) DAMO_REQUIRES(store_mutex);
-  void Apply(Plan* plan) DAMO_REQUIRES(store_mutex);
+  void BeginLives(const Plan& plan, const LifeStep& lives) DAMO_REQUIRES(store_mutex);
+  void Apply(const LifeStep& lives, Plan* plan) DAMO_REQUIRES(store_mutex);
   void ApplyTo(const Work& work, const RowGradients& gradients, OfTable* counts) DAMO_REQUIRES(store_mutex);
-  void EndStep(uint16_t table, const OfTable& counts) DAMO_REQUIRES(store_mutex);
+  void EndStep(uint16_t table, const OfTable& counts, const LifeExchange& exchange) DAMO_REQUIRES(store_mutex);
 
   CachedTables* const rows_;
   Tables& tables_ DAMO_GUARDED_BY(store_mutex);

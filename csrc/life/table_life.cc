@@ -123,57 +123,62 @@ size_t TableLife::memory_bytes() const {
 
 // ---- a step
 
-bool TableLife::Opens(uint32_t step, size_t ids, double time) const {
+bool TableLife::Opens(uint32_t step, const LifeCensus& census, double time) const {
   const size_t last = histogram_.size() - 1;
   const Bucket& bucket = histogram_.bucket(last);
   if (step == StepOf(bucket.first)) return false;
   if (step - StepOf(bucket.first) >= resolution_.steps() || time - bucket.time >= resolution_.seconds()) return true;
-  const uint64_t most = resolution_.RowsOf(rows());
-  return ids > most || RowsOf({0, kCountClasses}, last) + ids > most;
+  return census.newest + census.ids > resolution_.RowsOf(census.rows);
 }
 
 // Merges an eighth of the buckets, if they may be as coarse as that or there can be no more, else makes room for twice
 // as many. That is a matter of how many there are, not of how many there is room for, which a life that is read again
 // does not know.
-void TableLife::PrepareToOpen(uint32_t step, size_t buckets) {
+void TableLife::PrepareToOpen(uint32_t step, size_t buckets, uint64_t rows, const LifeExchange& exchange) {
   const size_t n = histogram_.size();
   const bool is_full = n + buckets > histogram_.most();
   const size_t room = std::min(std::max(std::bit_ceil(n), kLeastMerged), histogram_.most());
   if (n + buckets > room) {
     const auto cost = [&](const Histogram::Neighbours& neighbours) {
-      return resolution_.CostOf(neighbours, step, clock_, rows());
+      return resolution_.CostOf(neighbours, step, clock_, rows);
     };
+    const auto contents = exchange ? OfAll(exchange).ContentsOfBuckets() : ContentsOfBuckets();
     const size_t most = room - std::min(std::max(room / 8, buckets), room / 2);
     histogram_.Reserve(most + buckets);
-    if (histogram_.Merge(most, ContentsOfBuckets(), cost, is_full ? std::numeric_limits<double>::infinity() : 1))
-      return;
+    if (histogram_.Merge(most, contents, cost, is_full ? std::numeric_limits<double>::infinity() : 1)) return;
   }
   histogram_.Reserve(n + buckets);
 }
 
 // As many as a step can be divided into where there are few buckets.
-size_t TableLife::PartsOf(size_t ids) const {
-  return std::min(resolution_.PartsOf(ids, rows()), std::bit_floor(std::max<size_t>(histogram_.most() / 8, 1)));
+size_t TableLife::PartsOf(const LifeCensus& census) const {
+  return std::min(resolution_.PartsOf(census.ids, census.rows),
+                  std::bit_floor(std::max<size_t>(histogram_.most() / 8, 1)));
 }
 
-void TableLife::BeginStep(uint32_t step, size_t ids, double clock) {
+LifeCensus TableLife::Census(size_t ids) const {
+  return {ids, rows(), RowsOf({0, kCountClasses}, histogram_.size() - 1)};
+}
+
+void TableLife::BeginStep(uint32_t step, const LifeCensus& census, double clock, const LifeExchange& exchange) {
   Checked(clock);
   if (step < iter_) {
     throw Error(ErrorCode::kInvalidArgument,
                 "step: expected none before " + std::to_string(iter_) + ", got " + std::to_string(step));
   }
   const double time = clock_.TimeAt(clock);
-  const bool opens = Opens(step, ids, time);
-  const size_t parts = opens ? PartsOf(ids) : 0;
+  const bool opens = Opens(step, census, time);
+  const size_t parts = opens ? PartsOf(census) : 0;
   histogram_.PrepareClasses(options_.sightings > 1);
   if (set_steps_.size() > 0) histogram_.Cell(0, 0);
   clock_.Reserve();
-  if (opens) PrepareToOpen(step, parts);
+  if (opens) PrepareToOpen(step, parts, census.rows, exchange);
   // Nothing fails from here on.
   clock_.Read(clock, resolution_.times());
   opens ? histogram_.Open(step, parts, updated_, time) : histogram_.Retime(step, time);
   iter_ = step;
   rows_before_ = rows();
+  census_ = census;
   FoldSetSteps();
 }
 
@@ -183,18 +188,25 @@ void TableLife::PassTime(double clock) {
   clock_.Read(clock, resolution_.times());
 }
 
-void TableLife::EndStep() noexcept {
+void TableLife::NoteUpdate() noexcept {
   updated_ = clock_.time();
   counts_.created += rows() - std::min(rows(), rows_before_);
+}
+
+void TableLife::ForgetSightings() noexcept {
+  if (options_.within_steps == 0) return;
+  const IdleRule rule{.steps = options_.within_steps};
+  counts_.forgotten_sightings += Expire(rule, {kSightingClass, kLadderClasses}, 0, &forgotten_);
+}
+
+void TableLife::EndStep() noexcept {
+  NoteUpdate();
   for (size_t i = 0; i < options_.idle.size(); ++i) {
     const IdleRule& rule = options_.idle[i];
     counts_.expired[i] += Expire(rule, ClassesOf(rule), options_.min_rows, &passed_[i]);
   }
   if (rows() > options_.max_rows) counts_.cut += Cut();
-  if (options_.within_steps > 0) {
-    const IdleRule rule{.steps = options_.within_steps};
-    counts_.forgotten_sightings += Expire(rule, {kSightingClass, kLadderClasses}, 0, &forgotten_);
-  }
+  ForgetSightings();
 }
 
 uint64_t TableLife::Preview(const LifeOptions& options) const {

@@ -5,7 +5,8 @@
 // live is known without looking at any.
 //
 // All of it is a function of the calls, whatever the order of Add and Remove between two others: same calls, same
-// ladder. Cells of two tables with the same edges may be added up.
+// ladder. Where several stores have a part of a table's rows each, their lives have the same edges and the same ladder,
+// and count their own rows (life/shared_life.h).
 #pragma once
 
 #include <atomic>
@@ -23,6 +24,7 @@
 #include "life/life_options.h"
 #include "life/resolution.h"
 #include "life/set_steps.h"
+#include "life/shared_life.h"
 #include "row/ladder.h"
 
 namespace damo {
@@ -76,14 +78,24 @@ class TableLife {
   // `step`: its iteration afterwards. `ids`: at most so many rows and sightings are going to have it as their last
   // step. Allocates all that the step needs: when it throws, nothing has changed. Without an EndStep it was none: the
   // next has the same step.
-  void BeginStep(uint32_t step, size_t ids, double clock);
+  void BeginStep(uint32_t step, size_t ids, double clock) { BeginStep(step, Census(ids), clock, nullptr); }
+  // The same of all stores that have rows of the table: `census` is the sum of theirs, and `exchange` reaches them.
+  void BeginStep(uint32_t step, const LifeCensus& census, double clock, const LifeExchange& exchange);
   // Raises the ladder as far as the options want it.
   void EndStep() noexcept;
+  // The same of all stores, which get the same ladder; when it throws, the step has not ended. REQUIRES: all have the
+  // options of this one, and had the same Digest() and census when it began.
+  void EndStep(const LifeExchange& exchange);
   // An update of others than this table: time goes on, and that was no leap of the clock. When it throws, nothing has
   // changed.
   void PassTime(double clock);
   // By how many seconds the clock had gone ahead at the last update, of whatever table.
   double clock_gap() const { return clock_.gap(); }
+
+  // What this store adds to the census of a step that brings so many ids.
+  LifeCensus Census(size_t ids) const;
+  // The same number for lives with the same edges, ladder, time and options.
+  uint64_t Digest() const;
 
   // How many rows options would have had removed by now, had they held in this EndStep. Throws kInvalidArgument.
   uint64_t Preview(const LifeOptions& options) const;
@@ -127,14 +139,23 @@ class TableLife {
   Position EndOf(size_t b) const {
     return b + 1 == histogram_.size() ? kEndOfPositions : histogram_.bucket(b + 1).first;
   }
-  bool Opens(uint32_t step, size_t ids, double time) const;
-  size_t PartsOf(size_t ids) const;
-  void PrepareToOpen(uint32_t step, size_t buckets);
+  bool Opens(uint32_t step, const LifeCensus& census, double time) const;
+  size_t PartsOf(const LifeCensus& census) const;
+  void PrepareToOpen(uint32_t step, size_t buckets, uint64_t rows, const LifeExchange& exchange);
   std::vector<Histogram::Contents> ContentsOfBuckets() const;
   uint64_t RowsOf(Classes classes, size_t b) const;
   uint64_t Take(Classes classes, size_t from, size_t to) noexcept;
   bool IsDue(const IdleRule& rule, const Bucket& end) const;
   uint64_t Expire(const IdleRule& rule, Classes classes, uint64_t floor, Position* passed) noexcept;
+  void NoteUpdate() noexcept;
+  void ForgetSightings() noexcept;
+
+  // ---- shared_life.cc
+
+  TableLife OfAll(const LifeExchange& exchange) const;
+  bool GoesByOthers() const;
+  void EndStepAs(const TableLife& all) noexcept;
+  uint64_t TakeBefore(size_t count_class, Position position) noexcept;
 
   // ---- cut.cc
 
@@ -162,6 +183,7 @@ class TableLife {
   LifeCounts counts_;
   Counter rows_{0}, sighted_{0};
   uint64_t rows_before_ = 0;      // at BeginStep
+  LifeCensus census_;             // of the last BeginStep
   std::vector<Position> passed_;  // by each rule: no row of its classes lives before this
   Position forgotten_ = 0;        // the same of sightings
 

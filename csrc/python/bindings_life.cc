@@ -47,6 +47,11 @@ void RegisterLife(py::module_& m) {
            py::arg("within_steps") = 0, py::arg("idle") = std::vector<std::tuple<uint32_t, double, uint64_t>>(),
            py::arg("min_rows") = 0, py::arg("max_rows") = py::none(), py::arg("keep_rows") = py::none(),
            py::arg("credit") = 0);
+  py::class_<LifeCensus>(m, "LifeCensus")
+      .def(py::init<uint64_t, uint64_t, uint64_t>(), py::arg("ids"), py::arg("rows"), py::arg("newest"))
+      .def_readonly("ids", &LifeCensus::ids)
+      .def_readonly("rows", &LifeCensus::rows)
+      .def_readonly("newest", &LifeCensus::newest);
   py::class_<Ladder>(m, "Ladder").def_property_readonly("positions", &PositionsOf);
   py::class_<LifeCounts>(m, "LifeCounts")
       .def_readonly("created", &LifeCounts::created)

@@ -39,6 +39,24 @@ std::vector<GradientPart> ToParts(const AddressedParts& parts) {
   return gradients;
 }
 
+// Tables, with the census of all stores that have rows of them.
+using AddressedShares = std::vector<std::pair<uint16_t, LifeCensus>>;
+
+// As Python hands over bytes, and gets a list of them. `unlocked`: by whose thread it is called.
+LifeExchange ToExchange(const py::object& exchange, WithoutGil* unlocked) {
+  return [&exchange, unlocked](const std::string& own) {
+    std::vector<std::string> all;
+    unlocked->WithGil([&] { all = exchange(py::bytes(own)).cast<std::vector<std::string>>(); });
+    return all;
+  };
+}
+
+std::vector<SharedTable> ToShared(const AddressedShares& shares, const LifeExchange& exchange) {
+  std::vector<SharedTable> shared;
+  for (const auto& [table, census] : shares) shared.push_back({table, census, exchange});
+  return shared;
+}
+
 // Hands out a table's rows in id order, a batch at a time.
 class Scan {
  public:
@@ -271,12 +289,25 @@ void RegisterStore(py::module_& m) {
           py::arg("parts"), py::arg("grad_scale"))
       .def(
           "backward",
-          [](Store& s, const AddressedParts& parts, float grad_scale, bool skip, double clock) {
+          [](Store& s, const AddressedParts& parts, float grad_scale, bool skip, double clock,
+             const AddressedShares& shares, const py::object& exchange) {
+            const std::vector<GradientPart> gradients = ToParts(parts);
+            WithoutGil unlocked;
+            const std::vector<SharedTable> shared = ToShared(shares, ToExchange(exchange, &unlocked));
+            return s.Backward(gradients, grad_scale, skip ? NonFinite::kSkip : NonFinite::kRaise, clock, shared);
+          },
+          py::arg("parts"), py::arg("grad_scale"), py::arg("skip_nonfinite"), py::arg("clock") = 0.0,
+          py::arg("shared") = AddressedShares(), py::arg("exchange") = py::none())
+      .def(
+          "life_census",
+          [](Store& s, uint16_t table, const AddressedParts& parts) {
             const std::vector<GradientPart> gradients = ToParts(parts);
             const WithoutGil unlocked;
-            return s.Backward(gradients, grad_scale, skip ? NonFinite::kSkip : NonFinite::kRaise, clock);
+            return s.CensusOf(table, gradients);
           },
-          py::arg("parts"), py::arg("grad_scale"), py::arg("skip_nonfinite"), py::arg("clock") = 0.0)
+          py::arg("table"), py::arg("parts"))
+      .def("life_digest", &Store::LifeDigest, py::arg("table"), ReleaseGil())
+      .def("align_life", &Store::AlignLife, py::arg("table"), py::arg("lives"), ReleaseGil())
       .def("prefetch", &Store::Prefetch, ReleaseGil())
       .def(
           "weight_gradient",

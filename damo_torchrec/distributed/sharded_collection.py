@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import torch
@@ -22,7 +23,9 @@ from torchrec.streamable import Multistreamable
 from damo_torchrec import _core
 from damo_torchrec.distributed.agreement import RanksAgreement
 from damo_torchrec.distributed.exchange import Splits, exchange
+from damo_torchrec.distributed.means import mean_of_ranks
 from damo_torchrec.distributed.mixing import mix, unmix
+from damo_torchrec.distributed.shared_lives import SharedLives
 from damo_torchrec.lookup_plan import LookupKind, LookupPlan, engine_features
 from damo_torchrec.modules.autograd import Batch, Call, lookup, make_lookup
 from damo_torchrec.modules.collection import Collection
@@ -166,7 +169,10 @@ class ShardedCollection(ShardedEmbeddingModule[Any, Any, Any, Any], FusedOptimiz
         self._keys_by_source = tuple(_of_source(key, rank) for key in self._keys for rank in range(self._ranks))
         self._of_engine: dict[tuple[bool, bool, int], list[_core.Feature]] = {}
         if self._ranks > 1:
-            collection.store.session.agreement = RanksAgreement(group, device)
+            session = collection.store.session
+            if not isinstance(session.agreement, RanksAgreement):
+                session.agreement = RanksAgreement(group, device, SharedLives(session))
+            session.agreement.lives.add([table.opened for table in collection.tables()])
 
     # ------------------------------------------------------------------ what it is made of
 
@@ -240,13 +246,14 @@ class ShardedCollection(ShardedEmbeddingModule[Any, Any, Any, Any], FusedOptimiz
             batch = replace(batch, weights=self._weights(ctx, received, ctx.asked.weights))
         sizes = received.sizes() if batch.bags is not None else None
         session = self.store.session
+        means = self._means(training)
         partly = not all(received.plan.trained)
         trained = {output.table for output in received.plan.outputs if output.trainable}
         call = Call(
             session=session,
             tables=[table.opened for table in self.tables() if table.name in trained],
             optimizer=self.fused_optimizer,
-            features=self._features(received, training),
+            features=self._features(received, training, means),
             shape=(batch.size, received.plan.width) if sizes is None else (sum(sizes),),
             update=training,
             trained=received.plan.trained if partly else None,
@@ -263,12 +270,26 @@ class ShardedCollection(ShardedEmbeddingModule[Any, Any, Any, Any], FusedOptimiz
         features = self._features(received, self._collection.trains)
         self.store.session.engine.prefetch(make_lookup(received.batch, features))
 
-    def _features(self, received: Received, training: bool) -> list[_core.Feature]:
+    def _features(
+        self, received: Received, training: bool, means: Mapping[str, list[float]] = MappingProxyType({})
+    ) -> list[_core.Feature]:
         key = (received.plan is self._sums, training, self.store.session.generation)
-        if key not in self._of_engine:
-            indices = {table.name: table.opened.index for table in self.tables()}
-            self._of_engine = {key: engine_features(received.plan, received.batch.keys, indices, training)}
-        return self._of_engine[key]
+        if key in self._of_engine and not means:
+            return self._of_engine[key]
+        indices = {table.name: table.opened.index for table in self.tables()}
+        features = engine_features(received.plan, received.batch.keys, indices, training, means)
+        if not means:
+            self._of_engine = {key: features}
+        return features
+
+    def _means(self, training: bool) -> dict[str, list[float]]:
+        """By table, the mean of all ranks' rows, where ids without a row read that. All ranks come here together."""
+        if self._ranks == 1:
+            return {}
+        read = self._plan.read_means(training)
+        return {
+            table.name: mean_of_ranks(table, self._group, self._device) for table in self.tables() if table.name in read
+        }
 
     def _mix(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids as they are sent: among themselves, ranks spread them evenly."""
@@ -294,7 +315,7 @@ class ShardedCollection(ShardedEmbeddingModule[Any, Any, Any, Any], FusedOptimiz
     def _splits_of_ids(self, ctx: Exchanged, received: Received) -> Splits:
         """How many ids this rank was asked for by each rank, and how many it has asked each for."""
         if self._ranks == 1:
-            n = len(received.batch.ids)
+            n = int(received.lengths.sum())
             return Splits([n], [n])
         context = ctx.sharding_contexts[0]
         return Splits(to_ranks=context.input_splits, from_ranks=context.output_splits)

@@ -1,5 +1,7 @@
 """`ShardedEmbeddingCollection`: ids to the ranks that have their rows, each once, and the rows back."""
 
+from dataclasses import replace
+
 import torch
 from torch import distributed
 from torch.nn.functional import embedding
@@ -18,8 +20,8 @@ from damo_torchrec.modules.output_parts import parts_of_output
 class ShardedEmbeddingCollection(ShardedCollection[EmbeddingCollection]):
     """An `EmbeddingCollection` whose rows are spread over the ranks. `EmbeddingCollectionSharder` makes it.
 
-    Each rank asks for an id of a feature once, however often the batch has it. A feature of several tables is asked for
-    in each of them.
+    Each rank asks for an id of a feature once, however often the batch has it, and says how often where tables count
+    that (`Admit`). A feature of several tables is asked for in each of them.
     """
 
     def __init__(self, collection: EmbeddingCollection, group: distributed.ProcessGroup, device: torch.device) -> None:
@@ -32,10 +34,11 @@ class ShardedEmbeddingCollection(ShardedCollection[EmbeddingCollection]):
         sizes = jagged_input.ids_per_key(features)
         batch = jagged_input.sequences(features.values(), sizes, features.keys(), self._accepted())
         ids = torch.split(batch.ids, sizes)
-        distinct, place, before = [], [], 0
+        distinct, place, occurrences, before = [], [], [], 0
         for position in positions:
-            found, its_place = torch.unique(ids[position], return_inverse=True)
+            found, its_place, counts = torch.unique(ids[position], return_inverse=True, return_counts=True)
             distinct.append(found)
+            occurrences.append(counts)
             place.append(its_place + before)
             before += len(found)
         lengths = torch.tensor([len(found) for found in distinct], dtype=torch.int64, device="cpu")
@@ -43,14 +46,22 @@ class ShardedEmbeddingCollection(ShardedCollection[EmbeddingCollection]):
         return KeyedJaggedTensor(
             keys=self._keys,
             values=self._mix(torch.cat(distinct)),
+            weights=torch.cat(occurrences).to(self._device, torch.float32) if self._counts_occurrences() else None,
             lengths=lengths.to(self._device, torch.int32),
             stride=1,
         )
+
+    def _counts_occurrences(self) -> bool:
+        """Whether a table gives ids rows by how often they were seen."""
+        lives = (table.opened.life for table in self.tables())
+        return any(life is not None and life.admit.sightings > 1 for life in lives)
 
     def _received(self, ctx: Exchanged, mixed: KeyedJaggedTensor) -> Received:
         ids, lengths = self._unmix(mixed.values()), mixed.lengths().cpu().to(torch.int64)
         ones = torch.ones(len(ids), dtype=torch.int64, device="cpu")
         batch = Batch(self._keys_by_source, ids, ones, None, 0, lengths, divisor=self._divisor)
+        if (occurrences := mixed.weights_or_none()) is not None:
+            batch = _with_occurrences(batch, occurrences.cpu().to(torch.int64))
         return Received(self._by_source, batch, lengths.view(len(self._keys), -1), ones)
 
     def output_dist(self, ctx: Exchanged, output: list[torch.Tensor]) -> LazyAwaitable[dict[str, JaggedTensor]]:
@@ -87,3 +98,11 @@ class ShardedEmbeddingCollection(ShardedCollection[EmbeddingCollection]):
     def need_indices(self) -> bool:
         """Whether the outputs' weights are the ids."""
         return self._collection.need_indices()
+
+
+def _with_occurrences(batch: Batch, occurrences: torch.Tensor) -> Batch:
+    """The same lookup of rows, in which each id occurs so often: its other occurrences weigh nothing."""
+    ids = torch.repeat_interleave(batch.ids, occurrences)
+    weights = torch.zeros(len(ids), dtype=torch.float32, device="cpu")
+    weights[torch.cumsum(occurrences, 0) - occurrences] = 1
+    return replace(batch, ids=ids, lengths=occurrences, weights=weights)

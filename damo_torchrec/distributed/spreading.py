@@ -3,7 +3,6 @@
 from torch import distributed
 
 from damo_torchrec.distributed.agreement import RanksAgreement
-from damo_torchrec.lookup_plan import LookupKind
 from damo_torchrec.modules.collection import Collection
 
 
@@ -36,22 +35,6 @@ def _refusal(collection: Collection, group: distributed.ProcessGroup) -> str | N
     agreement = collection.store.session.agreement
     if isinstance(agreement, RanksAgreement) and agreement.group is not group:
         return "its store has tables that are spread over another process group"
-    for output in collection.lookup_plan.outputs:
-        if output.unseen == "mean":
-            return f"table {output.table!r} has unseen_in_eval='mean', and a rank knows the mean of its own rows alone"
-    for table in collection.tables():
-        life = table.opened.life
-        if life is None:
-            continue
-        if life.admit.sightings > 1 and collection.lookup_plan.kind is LookupKind.SEQUENCES:
-            return (
-                f"table {table.name!r} of sequences has admit, and a rank sends an id once, however often its batch "
-                "has it: its occurrences cannot be counted"
-            )
-        if life.max_rows is not None or life.min_rows:
-            return f"table {table.name!r} has max_rows or min_rows, and a rank counts its own rows alone"
-        if any(idle.seconds is not None for idle in life.expire):
-            return f"table {table.name!r} has rows that expire by time, and clocks of ranks differ: give Idle steps"
     return None
 
 

@@ -224,7 +224,7 @@ class Collection(FusedOptimizerModule, nn.Module):
 
     def _take_means(self, training: bool) -> None:
         """Has the means that a lookup is to read known, which may take as long as reading the tables."""
-        read = {o.table for o in self._plan.outputs if o.unseen == "mean" and not (training and o.trainable)}
+        read = self._plan.read_means(training)
         for table in self._tables:
             if table.name in read:
                 table.mean()

@@ -17,6 +17,7 @@ from damo_torchrec.arrays import as_ids, as_numbers
 from damo_torchrec.errors import DamoError
 from damo_torchrec.life import AskedLife, Idle
 from damo_torchrec.stats import LookupStats, TableStats
+from damo_torchrec.store.agreement import check_most_rows
 from damo_torchrec.store.expired import check_had_table, expired
 from damo_torchrec.store.life_log import life_stats
 from damo_torchrec.store.open_table import Layout, OpenTable
@@ -151,14 +152,19 @@ class Table:
             credit: likewise.
 
         Raises:
-            ValueError: the options contradict themselves; or the table's rows have had no option so far, so that
-                nothing counts them by their age.
+            ValueError: the options contradict themselves; the table's rows have had no option so far, so that nothing
+                counts them by their age; or other ranks have rows of it.
         """
         asked = AskedLife(expire=expire, min_rows=min_rows, max_rows=max_rows, keep_rows=keep_rows, credit=credit)
         if self._opened.life is None:
             raise ValueError(
                 f"table {self.name!r}: its rows are not counted by their age before TableOptions say how long they "
                 "live. Open it with what removes nothing at first, such as max_rows beyond the rows that it has"
+            )
+        if self._session.agreement is not None:
+            raise ValueError(
+                f"table {self.name!r} is spread over ranks, and a rank knows the ages of its own rows alone: "
+                "damo_torchrec.distributed.gather a checkpoint, and ask there"
             )
         options = asked.over(self._opened.life).to_core()
         return self._reading(lambda engine, layout: engine.preview_life(layout.index, options))
@@ -240,6 +246,7 @@ class Table:
         if not bool(finite.all()):
             raise ValueError(f"table {self.name!r}: weights must be finite, those of id {ids[~finite][0]} are not")
         ids, weights = self._own(ids, weights)
+        self._check_most_rows(ids)
         with self._changing(layout) as engine:
             engine.set(layout.index, address(ids), len(ids), address(weights), 0)
 
@@ -247,6 +254,7 @@ class Table:
         """Sets all state of rows, float32 ``(n, state_size)``, also of new ones. For the modules of this package."""
         layout = self._layout
         ids, state = self._own(ids, state)
+        self._check_most_rows(ids)
         with self._changing(layout) as engine:
             engine.set(layout.index, address(ids), len(ids), 0, address(state))
 
@@ -256,6 +264,13 @@ class Table:
             return ids, rows
         here = self._session.has_rows_of(ids)
         return ids[here], rows[here].contiguous()
+
+    def _check_most_rows(self, own: torch.Tensor) -> None:
+        """Raises ValueError on all ranks if they would have more rows than the table may; one store does so itself."""
+        agreement, life = self._session.agreement, self._opened.life
+        if agreement is not None and life is not None and life.max_rows is not None:
+            fresh = int((~self.contains(torch.unique(own))).sum())
+            check_most_rows(agreement, self.name, life.max_rows, len(self), fresh)
 
     def get_state(self, ids: IdsLike) -> dict[str, torch.Tensor]:
         """Optimizer state of rows, float32, by its optimizer's names for it. Ids without a row: that of a new one.

@@ -12,13 +12,11 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from damo_torchrec import _core
-from damo_torchrec.errors import NonFiniteGradientError, StoreClosedError
+from damo_torchrec.errors import DamoError, NonFiniteGradientError, StoreClosedError
 from damo_torchrec.store.agreement import Update
 from damo_torchrec.store.autograd_task import at_end_of_task, current_task
 from damo_torchrec.store.session import Session
 from damo_torchrec.store.waiting import BackwardPass, Gradient
-from damo_torchrec.tensors import address
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +101,7 @@ def _prepare(session: Session, ready: Callable[[float], list[Gradient]]) -> Upda
     if gradients:
         _set_optimizers(session, gradients)
     finite = not gradients or session.dense_part is None or not session.dense_part.overflows()
-    return Update(gradients, scale, finite)
+    return Update(gradients, scale, finite, clock=session.catalog.lives.read_clock() if gradients else 0.0)
 
 
 def _check(session: Session, update: Update) -> Update:
@@ -114,11 +112,14 @@ def _check(session: Session, update: Update) -> Update:
         DamoError: it cannot be applied.
     """
     tables = {table.name: table for gradient in update.gradients for table in gradient.tables}
-    rules = [(name, repr(table.optimizer), session.engine.iter(table.index)) for name, table in tables.items()]
+    rules = [
+        (name, repr(table.optimizer), session.engine.iter(table.index), repr(table.life))
+        for name, table in tables.items()
+    ]
     digest = zlib.crc32(repr((update.scale, len(update.gradients), rules)).encode())
     if not update.gradients or not update.finite:
         return replace(update, digest=digest)
-    fault = session.engine.find_fault(_parts(update.gradients), update.scale)
+    fault = session.engine.find_fault(update.parts, update.scale)
     if fault and not _skips(session):
         raise _nonfinite(fault)
     return replace(update, finite=not fault, digest=digest)
@@ -127,26 +128,49 @@ def _check(session: Session, update: Update) -> Update:
 def _apply(session: Session, update: Update) -> bool:
     """One update of all rows. REQUIRES: the mutex."""
     engine, dense = session.engine, session.dense_part
-    clock = session.catalog.lives.read_clock()
     session.note_update()
     try:
-        applied = update.finite and engine.backward(
-            _parts(update.gradients), grad_scale=update.scale, skip_nonfinite=_skips(session), clock=clock
-        )
+        applied = update.finite and _backward(session, update)
     except NonFiniteGradientError as error:
         raise _nonfinite(str(error)) from None
     if not applied and dense is not None:
         dense.skip()
     if applied:
         session.skipped_in_a_row = 0
-        session.catalog.lives.note_clock(clock, engine)
+        session.catalog.lives.note_clock(update.clock, engine)
     else:
         _count_skipped(session)
     return applied
 
 
-def _parts(gradients: Sequence[Gradient]) -> list[tuple[_core.Lookup, int, int]]:
-    return [(g.lookup, address(g.grad), g.grad.stride(0)) for g in gradients]
+def _backward(session: Session, update: Update) -> bool:
+    """What the engine's says, of an update that is finite; of one of several stores all or none hear of a failure."""
+    engine, agreement, told = session.engine, session.agreement, False
+
+    def exchange(life: bytes) -> list[bytes]:
+        nonlocal told
+        told = True
+        assert agreement is not None
+        return agreement.exchange(life)
+
+    try:
+        return engine.backward(
+            update.parts,
+            grad_scale=update.scale,
+            skip_nonfinite=_skips(session),
+            clock=update.clock,
+            shared=list(update.shared),
+            exchange=exchange,
+        )
+    except BaseException as error:
+        if not told:
+            raise
+        # The others may have made the update, or made it in part: nothing of this is to be saved.
+        session.give_up_rows()
+        raise DamoError(
+            f"the store {session.path} is closed, in the state of its newest checkpoint, as an update of all ranks "
+            f"could not be ended: {error}"
+        ) from error
 
 
 def _skips(session: Session) -> bool:

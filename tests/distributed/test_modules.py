@@ -173,31 +173,22 @@ def refusal(rank: int, case: Case, odd_rank: int | None = None, plan: ShardingPl
     return ""
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (damo.TableOptions(max_rows=10), "max_rows"),
-        (damo.TableOptions(expire=[damo.Idle(steps=9)], min_rows=3), "min_rows"),
-        (damo.TableOptions(expire=[damo.Idle(days=1)]), "expire by time"),
-        (damo.TableOptions(unseen_in_eval="mean"), "unseen_in_eval='mean'"),
-    ],
-)
-def test_options_that_no_rank_could_keep_alone_are_refused_on_all(two_ranks, options, message):
-    case = dataclasses.replace(_CASE, options={"t": options})
-    for told in two_ranks(refusal, case, 1):
-        assert message in told
-        assert "EmbeddingBagCollection 'sparse' cannot be spread over 2 ranks: table 't' has" in told
-        assert "(rank 1)" in told
-
-
 def test_ranks_whose_tables_differ_are_refused(two_ranks):
     case = dataclasses.replace(_CASE, options={"t": damo.TableOptions(clip_grad_norm=math.pi)})
     for told in two_ranks(refusal, case, 1):
         assert "differs between ranks 0 and 1" in told
 
 
-def test_steps_by_which_rows_expire_may_go_on(two_ranks):
-    case = dataclasses.replace(_CASE, options={"t": damo.TableOptions(expire=[damo.Idle(steps=9)])})
+@pytest.mark.parametrize(
+    "options",
+    [
+        damo.TableOptions(max_rows=10),
+        damo.TableOptions(expire=[damo.Idle(steps=9), damo.Idle(days=1)], min_rows=3),
+        damo.TableOptions(unseen_in_eval="mean", admit=damo.Admit(sightings=2)),
+    ],
+)
+def test_whatever_decides_how_long_rows_live_may_be_asked(two_ranks, options):
+    case = dataclasses.replace(_CASE, options={"t": options})
     assert two_ranks(refusal, case) == ["", ""]
 
 

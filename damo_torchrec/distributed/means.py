@@ -1,0 +1,29 @@
+"""The mean of a table's rows over all ranks: what ids without a row read by ``unseen_in_eval="mean"``."""
+
+import torch
+from torch import distributed
+
+from damo_torchrec.store.table import Table
+
+
+def mean_of_ranks(table: Table, group: distributed.ProcessGroup, device: torch.device) -> list[float]:
+    """The mean of all ranks' rows of a table, one for each column; zeros if there are none. All ranks call it.
+
+    Ranks exchange the means of their own rows, which a rank reads anew only where rows have changed, and add them up in
+    their order, in float64: for a number of ranks, the same rows have the same mean, to the bit.
+
+    Args:
+        table: with this rank's rows.
+        group: of the ranks.
+        device: where its collectives take tensors.
+    """
+    mean = table.mean_weights()
+    own = torch.tensor([*mean, len(table)], dtype=torch.float64, device=device)
+    told = [torch.empty_like(own) for _ in range(group.size())]
+    distributed.all_gather(told, own, group=group)
+    sums = torch.zeros_like(own[:-1])
+    for of_rank in told:
+        sums = sums + of_rank[:-1] * of_rank[-1]
+    rows = sum(float(of_rank[-1]) for of_rank in told)
+    found: list[float] = (sums / max(rows, 1)).to(torch.float32).tolist()
+    return found
