@@ -107,9 +107,10 @@ class RanksAgreement:
 
     def _gather(self, numbers: list[int]) -> list[list[int]]:
         own = torch.tensor(numbers, dtype=torch.int64, device=self._device)
-        told = [torch.empty_like(own) for _ in range(self.group.size())]
-        distributed.all_gather(told, own, group=self.group)
-        return [of_rank.tolist() for of_rank in told]
+        told = own.new_empty(self.group.size() * len(numbers))
+        distributed.all_gather_into_tensor(told, own, group=self.group)
+        of_ranks: list[list[int]] = told.view(-1, len(numbers)).tolist()
+        return of_ranks
 
     def _raise(self, error: BaseException | None) -> None:
         """Raises the error of this rank, or what the first of the others with one says."""

@@ -19,11 +19,11 @@ def mean_of_ranks(table: Table, group: distributed.ProcessGroup, device: torch.d
     """
     mean = table.mean_weights()
     own = torch.tensor([*mean, len(table)], dtype=torch.float64, device=device)
-    told = [torch.empty_like(own) for _ in range(group.size())]
-    distributed.all_gather(told, own, group=group)
-    sums = torch.zeros_like(own[:-1])
-    for of_rank in told:
+    told = own.new_empty(group.size() * len(own))
+    distributed.all_gather_into_tensor(told, own, group=group)
+    sums, rows = torch.zeros_like(own[:-1]), 0.0
+    for of_rank in told.view(-1, len(own)):
         sums = sums + of_rank[:-1] * of_rank[-1]
-    rows = sum(float(of_rank[-1]) for of_rank in told)
+        rows += float(of_rank[-1])
     found: list[float] = (sums / max(rows, 1)).to(torch.float32).tolist()
     return found
