@@ -3,7 +3,6 @@
 import argparse
 import ctypes
 import importlib.metadata
-import json
 import platform
 import subprocess
 import sys
@@ -16,9 +15,9 @@ from damo_torchrec.cli.command import Command, absolute_path
 from damo_torchrec.cli.doctor_advice import advice, size
 from damo_torchrec.cli.ending import DAMAGED, SOUND
 from damo_torchrec.cli.limits import limits
+from damo_torchrec.cli.output import print_json
 from damo_torchrec.onnx_kernels import operators_file
 
-SCHEMA = 1
 # In another process: what is imported here stays, and a library that does not fit may end a process.
 _TRIAL = "import damo_torchrec; damo_torchrec.EmbeddingBagCollection"
 _TRIAL_SECONDS = 300
@@ -34,7 +33,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="where stores lie, or are to lie: whose disk is looked at; by default the working directory",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     parser.add_argument(
         "--no-reads",
         action="store_true",
@@ -46,8 +44,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     directory = disk.existing(absolute_path(str(options.path)))
     document: dict[str, Any] = {
-        "schema": SCHEMA,
-        "command": "doctor",
         "package": _package(),
         "environment": _environment(),
         "disk": disk.describe(directory, measure=not options.no_reads),
@@ -55,7 +51,7 @@ def _run(options: argparse.Namespace) -> int:
     }
     document["advice"] = advice(document)
     if options.json:
-        print(json.dumps(document))
+        print_json(options, document)
     else:
         print("\n".join(_lines(document)))
     broken = document["environment"]["state"] == "broken" or not document["package"]["onnx_kernels"]["loads"]
