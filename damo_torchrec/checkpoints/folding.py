@@ -1,7 +1,7 @@
 """Several deltas, each of which goes on from the one before, made one."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
@@ -57,6 +57,56 @@ def fold_deltas(paths: Sequence[Path], target: Path) -> Path:
     build_directory(target, "delta", fill)
     _log.info("folded %d deltas, of steps %d to %d, into %s", len(deltas), manifest.since_step, last.step, target)
     return target
+
+
+def join_deltas(paths: Sequence[Path], target: Path, means: Mapping[str, list[float]]) -> Path:
+    """Makes one delta of those of several stores, which have rows of different ids; returns it.
+
+    It has the rows, and deletions, of all, and other files than those of rows of the first. It leads from the states
+    that all of them know by the same id.
+
+    Args:
+        paths: of the deltas, at least one.
+        target: a new directory.
+        means: by table, the mean of all stores' rows, where ids without a row read that.
+
+    Raises:
+        ValueError: they lead from or to different states, or one is none.
+        SchemaMismatchError: a table is not the same in all of them.
+        CorruptionError: one is damaged.
+        OutOfSpaceError, DamoError: the disk is full or refuses; nothing is left behind.
+    """
+    deltas = [Delta.read(path) for path in paths]
+    first = deltas[0].manifest
+    for delta in deltas:
+        if _ends(delta.manifest) != _ends(first):
+            raise ValueError(f"{delta.path} leads elsewhere than {paths[0]}: {_ends(delta.manifest)}, {_ends(first)}")
+    everywhere = set(first.line).intersection(*(delta.line for delta in deltas))
+    abandoned = [state for state in first.abandoned_states() if state in everywhere]
+    manifest = replace(
+        first,
+        line=[*(state for state in first.past() if state in everywhere), *abandoned],
+        abandoned=len(abandoned),
+        sequence=max(delta.manifest.sequence for delta in deltas),
+        same_rows=first.same_rows if all(d.manifest.same_rows == first.same_rows for d in deltas) else "",
+    )
+
+    def fill(staged: Path) -> None:
+        tables = {
+            name: replace(_fold_table(staged, name, deltas), mean=means.get(name, [])) for name in deltas[0].tables
+        }
+        for name in deltas[0].files:
+            write_file(staged / name, deltas[0].read_file(name))
+        files = {file.name: FileEntry.of(file) for file in sorted(staged.iterdir())}
+        replace(manifest, tables=tables, files=files).write(staged)
+
+    return build_directory(target, "delta", fill)
+
+
+def _ends(manifest: DeltaManifest) -> tuple[object, ...]:
+    """What has to be alike of deltas that lead between the same states."""
+    ladders = {name: table.ladder for name, table in manifest.tables.items()}
+    return manifest.id, manifest.base, manifest.seed, manifest.since_step, manifest.step, ladders
 
 
 def _manifest(deltas: Sequence[Delta]) -> DeltaManifest:

@@ -3,6 +3,9 @@
 docs/distributed.md tells how to run a model on several processes and machines.
 """
 
+from typing import TYPE_CHECKING
+
+from damo_torchrec import lazy
 from damo_torchrec.distributed.checkpoint_manager import CheckpointManager
 from damo_torchrec.distributed.gathering import gather
 from damo_torchrec.distributed.loading import load_model
@@ -14,8 +17,12 @@ from damo_torchrec.distributed.sharded_bags import ShardedEmbeddingBagCollection
 from damo_torchrec.distributed.sharded_sequences import ShardedEmbeddingCollection
 from damo_torchrec.distributed.sharders import EmbeddingBagCollectionSharder, EmbeddingCollectionSharder, sharders
 
+if TYPE_CHECKING:
+    from damo_torchrec.distributed.publishing import DeltaPublisher as DeltaPublisher
+
 __all__ = [
     "CheckpointManager",
+    "DeltaPublisher",
     "EmbeddingBagCollectionSharder",
     "EmbeddingCollectionSharder",
     "PrefetchTrainPipeline",
@@ -29,3 +36,7 @@ __all__ = [
     "save_model_async",
     "sharders",
 ]
+_get, __dir__ = lazy.attributes(__name__, {"DeltaPublisher": "publishing"})  # which needs packages that others do not
+
+if not TYPE_CHECKING:  # else a misspelt name would be of any type
+    __getattr__ = _get

@@ -46,6 +46,7 @@ class NewCheckpoint:
         keeper: who may remove it: one of group_checkpoint.py's. They may give it the next free name.
         keep: how many of the keeper's stay, this one among them; None for all.
         may_replace: whether it takes the place of what is there.
+        id: of the state of all ranks that it is; empty for that which the parts have in common, or else a new one.
     """
 
     target: Path
@@ -55,6 +56,7 @@ class NewCheckpoint:
     keeper: str = NOBODY
     keep: int | None = None
     may_replace: MayReplace = never
+    id: str = ""
 
     def other_name(self) -> Path:
         """The next free name of the same step."""
@@ -149,7 +151,7 @@ class Commit:
             files += sorted(path for path in (staged / DENSE_DIRECTORY).iterdir() if path.is_file())
             sync_directory(staged / DENSE_DIRECTORY)
         manifest = RanksManifest(
-            id=new_id(),
+            id=new.id or _state_of(parts),
             group=new.group,
             run=new.run,
             sequence=next_sequence(new.target.parent),
@@ -173,6 +175,12 @@ class Commit:
         )
         _remove_outdated(new, target)
         return str(target)
+
+
+def _state_of(parts: Sequence[Manifest]) -> str:
+    """The id of a state of all ranks: that which all stores know it by, or a new one."""
+    ids = {part.id for part in parts}
+    return ids.pop() if len(ids) == 1 else new_id()
 
 
 def _remove_outdated(new: NewCheckpoint, just_written: Path) -> None:

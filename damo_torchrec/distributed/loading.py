@@ -20,6 +20,7 @@ from damo_torchrec.distributed.group_checkpoint import RanksCheckpoint, find, ol
 from damo_torchrec.distributed.models import checked_store_of, tables_of
 from damo_torchrec.distributed.rank_stores import Membership, membership_of
 from damo_torchrec.distributed.starting_point import check_world_size
+from damo_torchrec.distributed.store_checkpoint import note_state
 from damo_torchrec.errors import SchemaMismatchError
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.opening import restore, restore_unless_at
@@ -139,6 +140,7 @@ class _Loading:
                 before.append(session.newest_if_unchanged() or session.checkpoint())
             parts.load(states, self._path)
             restore_unless_at(session, part, tables)
+            note_state(self._store, self.checkpoint.manifest.id)
 
         with parts.all_or_none():
             try:

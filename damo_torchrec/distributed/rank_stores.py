@@ -35,6 +35,7 @@ from damo_torchrec.distributed.store_checkpoint import (
     begin_checkpoint,
     checkpoint_closed,
     closed_stores_of_others,
+    note_state,
     opening_checkpoint,
     respread,
 )
@@ -254,6 +255,8 @@ class _Opening:
             if found is None:
                 new = opening_checkpoint(self._root, group, identity.run, ranks.world_size, 0)
                 begin_checkpoint(ranks, store, new).result()
+            else:
+                note_state(store, found.manifest.id)
             ranks.together(what, lambda: identity.write(self._path))
         except BaseException:
             for store in opened:

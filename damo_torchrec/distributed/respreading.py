@@ -12,7 +12,8 @@ from pathlib import Path
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.atomic_directory import build_directory
-from damo_torchrec.checkpoints.layout import ORIGIN_FILE, ROWS, journal_bytes, life_file
+from damo_torchrec.checkpoints.layout import LINEAGE_FILE, ORIGIN_FILE, ROWS, journal_bytes, life_file
+from damo_torchrec.checkpoints.lineage import Lineage, StoreState
 from damo_torchrec.checkpoints.manifest import Manifest, new_id
 from damo_torchrec.checkpoints.origin import Origin
 from damo_torchrec.checkpoints.row_counts import recounts_of
@@ -92,6 +93,9 @@ def spread(source: RanksCheckpoint, share: Share, target: Path) -> Path:
 
 def _fill(source: RanksCheckpoint, share: Share, staged: Path) -> None:
     manifest = common_manifest(source)
+    state = StoreState.of(replace(manifest, id=source.manifest.id))
+    if share.world_size == 1:  # all rows of that state
+        manifest = replace(manifest, id=state.id)
     scratch = staged / "scratch"
     scratch.mkdir()
     lives = [part.read_lives(source.part(rank)) for rank, part in enumerate(source.parts)]
@@ -122,6 +126,7 @@ def _fill(source: RanksCheckpoint, share: Share, staged: Path) -> None:
     shutil.rmtree(scratch)
     for name, life in combined.items():
         write_file(staged / life_file(manifest.tables[name].number), life.bytes)
+    write_file(staged / LINEAGE_FILE, Lineage([replace(state, landmark=True)]).dump(manifest.id))
     write_file(staged / ORIGIN_FILE, Origin(share.line).dump())
     sync_directory(staged / ROWS)
     replace(manifest, tables=_with_rows(manifest.tables, rows)).with_files(staged).write(staged)

@@ -19,7 +19,7 @@ from damo_torchrec.checkpoints.layout import (
     rank_name,
 )
 from damo_torchrec.checkpoints.listing import free_name
-from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.checkpoints.manifest import Manifest, new_id
 from damo_torchrec.checkpoints.rows_copy import copy_file
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.checkpoints.table_entry import TableEntry
@@ -56,6 +56,7 @@ def begin_checkpoint(
     ranks.settle()
     what = f"begin the checkpoint {new.target}"
     _check_alike(ranks.together(what, lambda: (str(new.target), _tables_of(store))))
+    new = replace(new, id=ranks.of_first(what, new_id))
     commit = Commit(ranks, new)
     parts: list[Future[Path]] = []
     taken: list[DensePart] = []
@@ -65,6 +66,7 @@ def begin_checkpoint(
             taken.append(dense())
         part = staged / rank_name(ranks.rank, ranks.world_size)
         parts.append(store.session.checkpoint_async(part))
+        note_state(store, new.id)
 
     def wait() -> None:
         for part in parts:
@@ -74,6 +76,20 @@ def begin_checkpoint(
     rows: Work = ("write the rows", lambda _: parts[0].result())
     then: list[Work] = [("write the dense part", partial(part.write, ranks=ranks)) for part in taken]
     return _in_background(ranks, lambda: commit.finish(rows, then))
+
+
+def note_state(store: EmbeddingStore, state: str) -> None:
+    """Has a rank's store remember the state that it is in by the id that all ranks know: that of their checkpoint.
+
+    Deltas of all ranks begin there. REQUIRES: nothing has changed since the store's last state.
+    """
+    with store.session.mutex:
+        lineage = store.session.catalog.lineage
+        unchanged, last = lineage.unchanged, lineage.last
+        lineage.add(replace(last, id=state, landmark=True))
+        lineage.add(last)  # by which the store goes on to know it
+        if not unchanged:
+            lineage.note_change()
 
 
 def _in_background(ranks: Ranks, finish: Callable[[], Path]) -> Written:

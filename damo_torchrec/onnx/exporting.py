@@ -118,7 +118,8 @@ def export(
     began = time.monotonic()
     model = unwrapped(model)
     store = store or store_of(model)
-    check_has_all_rows(store.path, "the graph")
+    if not dense_only:
+        check_has_all_rows(store.path, "the graph")
     progress = store.session.options.progress if progress is None else progress
     check_progress(progress)
     warn_of_nonfinite(model, "export")

@@ -1,14 +1,19 @@
 """`DeltaPublisher`: what a training changes, every so often, for predictors that watch a directory."""
 
+from __future__ import annotations
+
 import logging
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from damo_torchrec.checkpoints.delta import Delta
+from damo_torchrec.checkpoints.lineage import StoreState
 from damo_torchrec.errors import DamoError
 from damo_torchrec.serving.delta_shelf import DeltaShelf
 from damo_torchrec.serving.dense import DENSE_FILE
@@ -21,6 +26,23 @@ from damo_torchrec.store.delta_writer import Additions, write_delta
 from damo_torchrec.store.embedding_store import EmbeddingStore
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NextDelta:
+    """A delta that is to be made.
+
+    Args:
+        path: a new directory.
+        base: the state that it is since.
+        additions: what it has besides the rows that changed.
+        pending: deltas that it leads back from.
+    """
+
+    path: Path
+    base: StoreState
+    additions: Additions
+    pending: Sequence[Published]
 
 
 class DeltaPublisher:
@@ -118,19 +140,31 @@ class DeltaPublisher:
             RuntimeError: torch.onnx cannot export the dense part.
             OutOfSpaceError, DamoError: the disk is full or refuses. The next delta will hold what this one would have.
         """
+        with self._store.session.mutex:
+            if (due := self.next()) is None:
+                return None
+            path = write_delta(self._store.session, due.path, due.base, due.additions)
+            self.end(due)
+        self.fold(path)
+        return path
+
+    def next(self) -> NextDelta | None:
+        """The delta that `publish` would make now; None if it would make none. REQUIRES: the session's mutex."""
         self._steps = 0
         self._last = time.monotonic()
-        with self._store.session.mutex:
-            publication, otherwise, start = self._settle_and_read()
-            dense = None if self._dense is None else self._dense.now()
-            if not self._is_due(publication, start, dense):
-                return None
-            path = self._write(publication, otherwise, dense)
-            for delta in publication.pending:
-                self._shelf.remove(delta)
+        publication, otherwise, start = self._settle_and_read()
+        dense = None if self._dense is None else self._dense.now()
+        return self._next(publication, otherwise, dense) if self._is_due(publication, start, dense) else None
+
+    def end(self, made: NextDelta) -> None:
+        """Removes deltas that one leads back from which is there now."""
+        for delta in made.pending:
+            self._shelf.remove(delta)
+
+    def fold(self, newest: Path) -> None:
+        """Has no more deltas lead to the newest than are to stay."""
         if self._keep is not None:
-            self._shelf.fold(path, self._keep)
-        return path
+            self._shelf.fold(newest, self._keep)
 
     # ------------------------------------------------------------------ what there is to publish
 
@@ -183,7 +217,7 @@ class DeltaPublisher:
                 served.append(start.dense())
         return not reached or (dense is not None and any(d is None or digest_of(d) != digest_of(dense) for d in served))
 
-    def _write(self, publication: Publication, otherwise: Differences, dense: bytes | None) -> Path:
+    def _next(self, publication: Publication, otherwise: Differences, dense: bytes | None) -> NextDelta:
         base, lineage = publication.base, self._store.session.catalog.lineage
         assert base is not None
         abandoned = [state for delta in publication.pending for state in (delta.id, *delta.line)]
@@ -197,7 +231,7 @@ class DeltaPublisher:
             after=max([self._store.session.catalog.manifest.sequence, *known]),
         )
         lineage.mark(base)
-        return write_delta(self._store.session, self._shelf.free_name(self._store.step), base, additions)
+        return NextDelta(self._shelf.free_name(self._store.step), base, additions, publication.pending)
 
 
 def _differences_in(published: Published) -> Differences:

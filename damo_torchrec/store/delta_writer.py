@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from damo_torchrec.checkpoints.array_file import ArrayWriter
 from damo_torchrec.checkpoints.atomic_directory import build_directory, check_target
@@ -23,7 +24,7 @@ from damo_torchrec.checkpoints.manifest import new_id
 from damo_torchrec.checkpoints.rank_identity import check_has_all_rows
 from damo_torchrec.files import bytes_in, write_file
 from damo_torchrec.progress import reporting
-from damo_torchrec.store.changed_rows import NO_ROW_LIVES, ChangedRows, Differences, TableNow
+from damo_torchrec.store.changed_rows import NO_ROW_LIVES, ChangedRows, Differences, Ids, TableNow
 from damo_torchrec.store.session import Session
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class Additions:
         abandoned: ids of states that the store has gone back behind, and that the delta leads back from.
         otherwise: rows that may be otherwise in these.
         after: the sequence number that its own is above.
+        state: the id of the state that it leads to, of a part of a delta of several stores; empty for a new one.
     """
 
     files: Mapping[str, bytes] = field(default_factory=dict)
@@ -47,6 +49,7 @@ class Additions:
     abandoned: Sequence[str] = ()
     otherwise: Differences = field(default_factory=Differences)
     after: int = 0
+    state: str = ""
 
 
 def write_delta(
@@ -62,7 +65,8 @@ def write_delta(
     began = time.monotonic()
     catalog = session.catalog
     check_target(path, _WHAT)
-    check_has_all_rows(session.path, "a delta")
+    if not additions.state:
+        check_has_all_rows(session.path, "a delta")
     if session.options.backend == "memory":
         raise ValueError(f'the store {session.path} with backend="memory" has no checkpoints for a delta to begin from')
     base = since if isinstance(since, StoreState) else catalog.lineage.find(since)
@@ -70,14 +74,14 @@ def write_delta(
     iters = {table.name: table.iter for table in tables}
     changes: dict[str, TableChanges] = {}
     lives = [table.name for table in tables if table.ladder is not None]
-    state = StoreState(new_id(), max(iters.values(), default=0), iters, landmark=True, lives=lives)
+    state = StoreState(additions.state or new_id(), max(iters.values(), default=0), iters, landmark=True, lives=lives)
     line = list(dict.fromkeys([*catalog.lineage.ids_from(base), *additions.states]))
     abandoned = [other for other in dict.fromkeys(additions.abandoned) if other not in line]
 
     def fill(staged: Path) -> None:
         with reporting(session.options.progress) as progress:
             for position, table in enumerate(tables):
-                wanted = additions.otherwise.ids.get(table.name)
+                wanted = _own(session, additions.otherwise.ids.get(table.name))
                 dead_there = _dead_there(table, base, additions.otherwise)
                 rows = ChangedRows(table, base.iters.get(table.name, 0), wanted, dead_there)
                 changes[table.name] = _write_table(staged, table, rows)
@@ -113,6 +117,14 @@ def write_delta(
         time.monotonic() - began,
     )
     return path
+
+
+def _own(session: Session, ids: Ids | None) -> Ids | None:
+    """Of ids those that have their rows here: all, unless other ranks' stores have some."""
+    if ids is None or session.has_rows_of is None:
+        return ids
+    own: Ids = ids[session.has_rows_of(torch.from_numpy(ids)).numpy()]
+    return own
 
 
 def _dead_there(table: TableNow, base: StoreState, otherwise: Differences) -> Ladder | None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torchrec import EmbeddingBagConfig, EmbeddingConfig, KeyedJaggedTensor
+from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 import damo_torchrec as damo
@@ -76,20 +76,6 @@ def test_a_collection_that_is_not_sharded_reads_no_rows_of_a_rank(tmp_path: Path
     for outcome in run_ranks(read_alone, 2, tmp_path, tmp_path / "store"):
         assert isinstance(outcome, Raised)
         assert "DistributedModelParallel(model, sharders=damo_torchrec.distributed.sharders())" in outcome.message
-
-
-def spread_admitted_sequences(rank: int, root: Path) -> Any:
-    with damo.distributed.open_store(root, memory_budget="64MiB") as store:
-        tables = [EmbeddingConfig(name="s", embedding_dim=2, num_embeddings=20, feature_names=["f"])]
-        options = {"s": damo.TableOptions(admit=damo.Admit(sightings=2))}
-        rows = damo.EmbeddingCollection(tables, torch.optim.SGD, {"lr": 0.1}, store=store, table_options=options)
-        return DistributedModelParallel(nn.ModuleList([rows]), sharders=damo.distributed.sharders())
-
-
-def test_admission_of_sequences_is_refused(tmp_path: Path) -> None:
-    for outcome in run_ranks(spread_admitted_sequences, 2, tmp_path, tmp_path / "store"):
-        assert isinstance(outcome, Raised)
-        assert "a rank sends an id once" in outcome.message
 
 
 def save_twice(rank: int, root: Path) -> Any:
