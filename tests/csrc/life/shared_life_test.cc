@@ -160,7 +160,7 @@ TEST(SharedLifeTest, SameRowsLiveHoweverManyStoresHaveThem) {
 }
 
 TEST(SharedLifeTest, LimitIsOfAllRowsAtEveryStep) {
-  const LifeOptions options{.max_rows = 100, .keep_rows = 100};
+  const LifeOptions options{.idle = {}, .max_rows = 100, .keep_rows = 100};
   Stores stores(options, 4);
   int64_t id = 0;
   for (int step = 0; step < 200; ++step) {
@@ -178,7 +178,7 @@ TEST(SharedLifeTest, TalksOnlyWhereRowsOfOthersDecide) {
 }
 
 TEST(SharedLifeTest, FailureToTalkEndsNoStep) {
-  TableLife life({.max_rows = 2, .keep_rows = 2}, 0, 0);
+  TableLife life({.idle = {}, .max_rows = 2, .keep_rows = 2}, 0, 0);
   life.BeginStep(1, LifeCensus{3, 0, 0}, 0, nullptr);
   for (int64_t id = 0; id < 3; ++id) life.Add({1, 1}, id);
   const Ladder before = life.ladder();
