@@ -7,6 +7,7 @@ from typing import Any
 
 from damo_torchrec import versions
 from damo_torchrec.cli.command import Command, absolute_path
+from damo_torchrec.cli.convert_tables import add_kinds
 from damo_torchrec.cli.ending import SOUND, after
 from damo_torchrec.cli.output import add_common_options, print_json, shown_progress
 
@@ -58,22 +59,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=None, help="of the store's initial weights, of at most 128 bits; by default 0"
     )
 
+    dump.set_defaults(convert=_convert_dump)
+    add_kinds(kinds)
+
 
 def _run(options: argparse.Namespace) -> int:
-    # These need torch, which the other commands do not.
-    with versions.explained():
-        from damo_torchrec.convert.damo_store import GroupDicts, convert_damo_dump, read_configure
-
-    with shown_progress(options) as bar:
-        rows = convert_damo_dump(
-            options.file,
-            options.store,
-            groups=read_configure(options.configure) if options.configure else None,
-            others=GroupDicts(options.optimizer, options.initializer),
-            memory_budget=options.memory_budget,
-            seed=options.seed,
-            progress=bar,
-        )
+    rows: dict[str, int] = options.convert(options)
     with after(f"the store {options.store} is made"):
         if options.json:
             print_json(options, {"store": options.store, "tables": {name: {"rows": n} for name, n in rows.items()}})
@@ -82,6 +73,23 @@ def _run(options: argparse.Namespace) -> int:
             for name, count in rows.items():
                 print(f"table {name!r}: {count} rows")
     return SOUND
+
+
+def _convert_dump(options: argparse.Namespace) -> dict[str, int]:
+    # These need torch, which the other commands do not.
+    with versions.explained():
+        from damo_torchrec.convert.damo_store import GroupDicts, convert_damo_dump, read_configure
+
+    with shown_progress(options) as bar:
+        return convert_damo_dump(
+            options.file,
+            options.store,
+            groups=read_configure(options.configure) if options.configure else None,
+            others=GroupDicts(options.optimizer, options.initializer),
+            memory_budget=options.memory_budget,
+            seed=options.seed,
+            progress=bar,
+        )
 
 
 COMMAND = Command(

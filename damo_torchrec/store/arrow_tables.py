@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from damo_torchrec.checkpoints.table_entry import TableSchema
-from damo_torchrec.init import Uniform
 from damo_torchrec.needs_pyarrow import pyarrow as pa
-from damo_torchrec.optim.spec import OptimizerSpec
 from damo_torchrec.store.arrow_rows import reader_of, table_from_arrow
 from damo_torchrec.store.arrow_schema import StoredAs, dim_of
-from damo_torchrec.store.conversion import Wanted
+from damo_torchrec.store.conversion import Wanted, new_schema
 from damo_torchrec.store.session import Session
-from damo_torchrec.store.table_definition import TableDefinition
 
 
 def make_table(
@@ -45,18 +41,10 @@ def _told(
                 f"table {name!r}: nothing says what it is: give optimizer, num_embeddings and, unless weight is of "
                 f"lists of a fixed size, dim; got {wanted.optimizer}, {num_embeddings} and {dim}"
             )
-        return _definition(name, dim, num_embeddings).schema()
+        return new_schema(name, dim, num_embeddings)
     stream = stored.schema.stream or stored.table
     schema = replace(stored.schema, stream="" if stream == name else stream)
     if num_embeddings is None:
         return schema
-    fresh = _definition(name, schema.dim, num_embeddings).schema()
+    fresh = new_schema(name, schema.dim, num_embeddings)
     return replace(schema, initializer=fresh.initializer, numbers=fresh.numbers)
-
-
-def _definition(name: str, dim: int, num_embeddings: int) -> TableDefinition:
-    given: object = num_embeddings
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-        raise ValueError(f"num_embeddings must be a positive int, got {num_embeddings!r}")
-    bound = 1 / math.sqrt(num_embeddings)
-    return TableDefinition(name, dim, num_embeddings, OptimizerSpec("SGD", lr=1.0), Uniform(-bound, bound))

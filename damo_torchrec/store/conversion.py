@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from damo_torchrec import _core
 from damo_torchrec.checkpoints.table_entry import InitializerNumbers, TableEntry, TableSchema
-from damo_torchrec.init import from_description
+from damo_torchrec.init import Uniform, from_description
 from damo_torchrec.optim.spec import OptimizerSpec
 from damo_torchrec.optim.state_parts import StatePart, state_parts
 from damo_torchrec.progress import reporting
@@ -88,6 +89,15 @@ class Wanted:
         if name not in _ROW_DTYPES:
             raise ValueError(f"row_dtype must be float32, float16 or bfloat16, got {self.row_dtype}")
         return name
+
+
+def new_schema(name: str, dim: int, num_embeddings: int) -> TableSchema:
+    """What `Wanted` makes one of for a table that nobody has said more of: float32, drawn from ±1/√num_embeddings."""
+    given: object = num_embeddings
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise ValueError(f"num_embeddings must be a positive int, got {num_embeddings!r}")
+    bound = 1 / math.sqrt(num_embeddings)
+    return TableDefinition(name, dim, num_embeddings, OptimizerSpec("SGD", lr=1.0), Uniform(-bound, bound)).schema()
 
 
 def convert_table(session: Session, name: str, wanted: Wanted) -> None:

@@ -194,3 +194,20 @@ def test_rows_are_read_without_torch(trained_once, command):
     status, out, err = run_without_torch(command, trained_once, *more)
     assert (status, err) == (0, "")
     assert out
+
+
+def test_rows_come_and_go_without_torch(trained, tmp_path):
+    pytest.importorskip("pyarrow")
+    file = tmp_path / "rows.parquet"
+    for arguments in [
+        ("export", trained, "t", file, "--state", "--counts"),
+        ("import", trained, "u", file),
+        ("delete", trained, "t", 5, "--yes"),
+        ("drop-table", trained, "t", "--yes"),
+        ("rename-table", trained, "u", "t"),
+        ("compact", trained),
+        ("prune", trained, "--keep", 1, "--yes"),
+    ]:
+        status, out, err = run_without_torch(*arguments)
+        assert (status, err) == (0, "")
+        assert out
