@@ -56,10 +56,10 @@ def opened_to_change(options: argparse.Namespace, *, create: bool = False) -> It
         raise ValueError(f"{error}, and close it; or let its training go on") from None
     try:
         yield store
+        store.close()
     except BaseException:
         store.session.abandon()
         raise
-    store.close()
 
 
 @contextmanager

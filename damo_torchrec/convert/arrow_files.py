@@ -63,7 +63,7 @@ def read_rows(file: Path) -> Iterator[tuple[pa.RecordBatchReader, int]]:
     try:
         with file.open("rb") as opened:
             if _is_parquet(file):
-                parquet = pa.parquet.ParquetFile(opened)
+                parquet = pa.parquet.ParquetFile(opened, pre_buffer=False)  # else all of it is in memory
                 total, schema = parquet.metadata.num_rows, parquet.schema_arrow
                 bytes_of_row = max(_bytes_of_row(parquet.metadata) // max(total, 1), 8)
                 batches: Iterable[Any] = parquet.iter_batches(batch_size=max(_BATCH_BYTES // bytes_of_row, 1))

@@ -141,11 +141,12 @@ class _Hidden:
         self.parts = state_parts(schema.optimizer)
         self.initial = TableDefinition.of_schema(name, schema).optimizer.initial_state()
         self.counts = False
+        self.ascending = True
         self.largest: int | None = None  # of the ids that are there
         self.fresh = 0  # of them, those that the target has no row of
 
-    def check(self, engine: _core.Store, rows: GivenRows) -> None:
-        """Raises ValueError for what is wrong with rows, or with them beside those that came before."""
+    def check(self, engine: _core.Store, rows: GivenRows) -> bool:
+        """Whether all ids so far came ascending. Raises ValueError for what is wrong, also beside what came before."""
         self._check_ids(engine, rows.ids)
         for what, values in {"weight": rows.weights, **rows.state}.items():
             finite = np.isfinite(values.reshape(len(rows.ids), -1)).all(axis=1)
@@ -168,13 +169,16 @@ class _Hidden:
             raise ValueError(
                 f"table {self.name!r}: how long its rows live is counted by the table: import without counts"
             )
+        return self.ascending
 
     def _check_ids(self, engine: _core.Store, ids: Ids) -> None:
         if len(ids) == 0:
             return
         ordered = np.sort(ids)
+        above = self.largest is None or ordered[0] > self.largest
+        self.ascending &= above and bool((ordered == ids).all())
         twice = ordered[1:][ordered[1:] == ordered[:-1]]
-        if len(twice) == 0 and self.largest is not None and ordered[0] <= self.largest:
+        if len(twice) == 0 and not above:
             twice = ids[_contains(engine, self.index, ids)]
         if len(twice):
             raise ValueError(f"table {self.name!r}: id {twice[0]} comes more than once")
@@ -186,6 +190,15 @@ class _Hidden:
                 raise ValueError(
                     f"table {self.name!r} has {rows} rows and may have {most} (max_rows): more were to be imported"
                 )
+
+    def add(self, engine: _core.Store, rows: GivenRows) -> None:
+        """Adds rows past the cache. REQUIRES: all ids so far came ascending, so that nobody has asked for one yet."""
+        headers, state = rows.headers, self.state(rows)
+        if headers is None:  # as of rows that are set now
+            headers = np.full((len(rows.ids), 2), (self.iteration, 0), np.uint32)
+        arrays = (rows.ids, rows.weights, state, headers)
+        ids, *others = (array.ctypes.data for array in arrays)
+        engine.add_rows(self.index, ids, len(rows.ids), *others)
 
     def state(self, rows: GivenRows) -> Floats:
         """All state of rows, float32 ``(n, state_size)``."""
@@ -203,9 +216,12 @@ def _fill(session: Session, hidden: _Hidden, rows: Iterable[GivenRows]) -> None:
     engine = session.engine
     for given in rows:
         some = given if session.has_rows_of is None else given[_own(session, given.ids)]
-        hidden.check(engine, some)
+        ascending = hidden.check(engine, some)
         hidden.counts |= some.headers is not None
-        _set(engine, hidden.index, some.ids, some.weights, hidden.state(some), some.headers)
+        if ascending:
+            hidden.add(engine, some)
+        else:
+            _set(engine, hidden.index, some.ids, some.weights, hidden.state(some), some.headers)
 
 
 def _own(session: Session, ids: Ids) -> npt.NDArray[np.bool_]:
