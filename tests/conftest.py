@@ -1,13 +1,12 @@
 """Fixtures of all tests."""
 
-import importlib.util
 import os
 
 import pytest
 import torch
 from hypothesis import settings
 
-from support import A_HANDFUL_OF_ROWS, small_store
+from support import A_HANDFUL_OF_ROWS, WITHOUT_ONNXRUNTIME, small_store
 
 # The same examples in each run; with HYPOTHESIS_PROFILE=weekly more of them; with `long` many, and others each time.
 settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True, max_examples=40)
@@ -15,15 +14,21 @@ settings.register_profile("weekly", settings.get_profile("ci"), max_examples=100
 settings.register_profile("long", settings.get_profile("ci"), derandomize=False, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-# Python 3.10 has no ONNX Runtime that pyproject.toml admits.
-_WITHOUT_ONNXRUNTIME = importlib.util.find_spec("onnxruntime") is None
-if _WITHOUT_ONNXRUNTIME:
-    collect_ignore = ["onnx", "serving", "examples", "test_graph_check.py", "test_permissions.py", "test_tensors.py"]
+if WITHOUT_ONNXRUNTIME:
+    collect_ignore = [
+        "onnx",
+        "serving",
+        "examples",
+        "cli/test_verify_exports.py",
+        "test_graph_check.py",
+        "test_permissions.py",
+        "test_tensors.py",
+    ]
 
 
 def pytest_report_header() -> str | None:
     """What is left out, and why."""
-    return f"left out for want of onnxruntime: {', '.join(collect_ignore)}" if _WITHOUT_ONNXRUNTIME else None
+    return f"left out for want of onnxruntime: {', '.join(collect_ignore)}" if WITHOUT_ONNXRUNTIME else None
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """What several test files need: small batches, stores that evict everything, and the rows of a store as bytes."""
 
 import contextlib
+import importlib.util
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,10 @@ from damo_torchrec import _core
 
 # The engine evicts all rows after each call that leaves more than so many bytes of them.
 A_HANDFUL_OF_ROWS = 1024
+
+# Python 3.10 has no ONNX Runtime that pyproject.toml admits.
+WITHOUT_ONNXRUNTIME = importlib.util.find_spec("onnxruntime") is None
+needs_onnxruntime = pytest.mark.skipif(WITHOUT_ONNXRUNTIME, reason="needs ONNX Runtime")
 
 
 def weekly(cases: Iterable[object]) -> list[object]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import damo_torchrec
+from support import needs_onnxruntime
 
 # As if the package were not installed, or a library that the compiled part was linked to.
 ABSENT = """
@@ -111,6 +112,7 @@ def test_a_part_that_needs_more_says_what(name, module, what):
     assert name in line
 
 
+@needs_onnxruntime
 def test_what_is_public_is_found_where_type_checkers_are_told():
     tree = ast.parse(Path(damo_torchrec.__file__).read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))  # TYPE_CHECKING
@@ -159,7 +161,11 @@ print(errors)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "names", [("swap", "load_model"), ("distributed", "swap", "EmbeddingBagCollection", "serving")]
+    "names",
+    [
+        ("swap", "load_model"),
+        pytest.param(("distributed", "swap", "EmbeddingBagCollection", "serving"), marks=needs_onnxruntime),
+    ],
 )
 def test_threads_may_use_it_first_at_the_same_time(names):
     done = subprocess.run(
@@ -169,13 +175,22 @@ def test_threads_may_use_it_first_at_the_same_time(names):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("use", ["damo.distributed", "damo.onnx.export", "damo.serving.export", "damo.load_model"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        "damo.distributed",
+        pytest.param("damo.onnx.export", marks=needs_onnxruntime),
+        pytest.param("damo.serving.export", marks=needs_onnxruntime),
+        "damo.load_model",
+    ],
+)
 def test_what_needs_torch_says_so_wherever_it_is(use):
     line = last_line(ABSENT.format(name="torch"), "import damo_torchrec as damo", use)
     assert line.startswith("ImportError: damo_torchrec needs torch, TorchRec and FBGEMM in versions that fit")
 
 
 def test_type_checkers_see_a_misspelt_name(tmp_path):
+    pytest.importorskip("mypy", reason="mypy is no requirement of the tests: the set-up has it")
     program = tmp_path / "program.py"
     program.write_text("import damo_torchrec\ndamo_torchrec.EmbeddingStor\nreveal_type(damo_torchrec.__version__)\n")
     command = [sys.executable, "-m", "mypy", "--ignore-missing-imports", "--follow-imports=silent", "--cache-dir"]

@@ -12,7 +12,7 @@ from damo_torchrec import progress as module
 from damo_torchrec.cli import main as cli
 from damo_torchrec.progress import ProgressBar, counting, reporting, watching
 from mixed_run import collection
-from support import kjt, small_store
+from support import kjt, needs_onnxruntime, small_store
 
 
 class Terminal(io.StringIO):
@@ -232,6 +232,7 @@ def test_a_delta_tells_of_its_tables(tmp_path):
         assert told[-1] == (f"tables of {tmp_path / 'delta'}", 1, 1)
 
 
+@needs_onnxruntime
 @pytest.mark.parametrize("of_the_call", [True, False])
 def test_an_export_tells_of_its_rows(tmp_path, of_the_call):
     told, others = [], []

@@ -7,6 +7,7 @@ import pytest
 
 import serving
 import serving_load
+from support import needs_onnxruntime
 
 
 def test_contestants_take_turns_until_each_has_had_its_time(monkeypatch):
@@ -26,6 +27,7 @@ def test_contestants_take_turns_until_each_has_had_its_time(monkeypatch):
     assert order[:6] == ["slow", "fast"] * 3
 
 
+@needs_onnxruntime
 @pytest.mark.slow
 def test_a_whole_run(tmp_path, monkeypatch, capsys):
     report = tmp_path / "report.json"
@@ -48,6 +50,7 @@ def test_wrong_requests_are_wrong_in_each_way():
     assert len({*made, body}) == 9
 
 
+@needs_onnxruntime
 @pytest.mark.slow
 def test_a_whole_load(tmp_path, monkeypatch, capsys):
     report = tmp_path / "report.json"

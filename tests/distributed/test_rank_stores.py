@@ -12,6 +12,7 @@ import damo_torchrec as damo
 import ranked_training as training
 from damo_torchrec.checkpoints.layout import RANK_FILE, RANKS_FILE
 from rank_processes import Raised, run_ranks, values
+from support import needs_onnxruntime
 
 
 def test_ranks_go_on_from_where_all_were_closed(tmp_path: Path) -> None:
@@ -153,12 +154,16 @@ def test_a_store_that_is_open_is_refused_on_all_ranks(tmp_path: Path, saved: Pat
     assert len({result.message for result in results}) == 1
 
 
-def test_nothing_is_served_of_one_rank_of_several(tmp_path: Path, saved: Path) -> None:
+@needs_onnxruntime
+def test_no_model_is_exported_of_one_rank_of_several(tmp_path: Path, saved: Path) -> None:
     part = _newest(saved) / "rank-0-of-2"
     with damo.EmbeddingStore(part, memory_budget="64MiB", read_only=True) as store:
         model = training.Model(store).eval()
         with pytest.raises(ValueError, match=r"rows of one rank of several.*gather"):
             damo.onnx.export(model, training.batch_of(torch.tensor([1])), tmp_path / "graph")
+
+
+def test_no_delta_is_exported_of_one_rank_of_several(tmp_path: Path, saved: Path) -> None:
     shutil.copytree(saved, root := tmp_path / "store")
     with (
         damo.EmbeddingStore(root / "rank-0-of-2", memory_budget="64MiB") as store,

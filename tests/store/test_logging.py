@@ -10,7 +10,7 @@ import torch
 import damo_torchrec as damo
 import processes
 from mixed_run import collection
-from support import kjt, small_store
+from support import kjt, needs_onnxruntime, small_store
 
 
 @pytest.fixture
@@ -122,6 +122,7 @@ def test_a_checkpoint_that_is_pruned_is_logged(tmp_path, said):
     assert removed == [f"removed the checkpoint {gone}: the newest 1 of CheckpointManager's stay"]
 
 
+@needs_onnxruntime
 def test_an_export_is_logged(tmp_path, said):
     class Model(torch.nn.Module):
         def __init__(self, store: damo.EmbeddingStore) -> None:

@@ -6,6 +6,7 @@ from torch import nn
 
 import damo_torchrec as damo
 from damo_torchrec import Embedding, damo_embedding_init, load_model, save_model
+from support import needs_onnxruntime
 
 FIELDS = 5
 
@@ -93,8 +94,8 @@ def test_the_rows_of_a_saved_model_are_reloaded_elsewhere(here):
 
 
 @pytest.mark.slow
+@needs_onnxruntime
 def test_the_model_for_serving_is_exported_twice_to_one_path(here):
-    pytest.importorskip("onnxscript")
     model, _ = run(lambda model: damo_embedding_init(model, 0, "embeddings"), 1)
     ids, _ = batch(9)
     arguments = {
