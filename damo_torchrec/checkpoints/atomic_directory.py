@@ -58,13 +58,15 @@ def build_directory(
         ValueError: `target` exists for good, or its parent does not.
         OutOfSpaceError, DamoError: the disk is full or refuses.
     """
-    unfinished = UnfinishedDirectory(target, what, other_name, may_replace)
+    unfinished: UnfinishedDirectory | None = None
     with os_errors(f"cannot write the {what} {target}"):
         try:
+            unfinished = UnfinishedDirectory(target, what, other_name, may_replace)
             fill(unfinished.path)
             return unfinished.finish()
         except BaseException:
-            unfinished.abandon()
+            if unfinished is not None:
+                unfinished.abandon()
             raise
 
 
@@ -86,13 +88,13 @@ class UnfinishedDirectory:
         self._target, self._what = target, what
         self._other_name, self._may_replace = other_name, may_replace
         self._staging = _Staging(target)
-        with os_errors(f"cannot write the {what} {target}"):
-            _clear_killed(target)
-            try:
+        try:
+            with os_errors(f"cannot write the {what} {target}"):
+                _clear_killed(target)
                 self.path = self._staging.make()
-            except BaseException:
-                self.abandon()
-                raise
+        except BaseException:
+            self.abandon()
+            raise
 
     def finish(self) -> Path:
         """Syncs the files in it, gives it its name and returns that. If that fails, `abandon` is left to do."""

@@ -25,13 +25,17 @@ class InUse:
 
     def __init__(self, path: Path) -> None:
         self._descriptor = _open(path)
-        if not lock(self._descriptor, fcntl.LOCK_SH, _PATIENCE):
-            _log.warning(
-                "%s is used without a word to others, who may remove it meanwhile: %s has held its lock for %.0f s",
-                path,
-                holders(self._descriptor),
-                _PATIENCE,
-            )
+        try:
+            if not lock(self._descriptor, fcntl.LOCK_SH, _PATIENCE):
+                _log.warning(
+                    "%s is used without a word to others, who may remove it meanwhile: %s has held its lock for %.0f s",
+                    path,
+                    holders(self._descriptor),
+                    _PATIENCE,
+                )
+        except BaseException:  # locked or not, nobody else could end it
+            self.end()
+            raise
 
     def is_at(self, path: Path) -> bool:
         """Whether it is what lies at `path` now, and not what was there before."""

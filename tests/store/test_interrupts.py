@@ -20,13 +20,17 @@ import torch
 from hypothesis import settings
 
 import damo_torchrec as damo
+from damo_torchrec.checkpoints.atomic_directory import build_directory, remove_directory
 from damo_torchrec.files import os_errors
 from mixed_run import Rows, assert_same_rows, collection, rows_of
 from processes import started
 from support import A_HANDFUL_OF_ROWS, directory_in_memory, random_kjt, small_store
 
-# An interrupt between open() and the beginning of its `with` leaves the file to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+# An interrupt between open() or scandir() and the beginning of its `with` leaves it to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:unclosed scandir iterator:ResourceWarning"),
+]
 
 PACKAGE = str(Path(damo.__file__).parent)
 STRIDE = max(1, 400 // settings.default.max_examples)  # of lines to interrupt, where each takes long
@@ -150,6 +154,15 @@ def test_an_interrupted_update_is_one_of_all_tables_or_of_none(directory, undist
         Training(store)
         assert store.step == done
         undisturbed.check(store)
+
+
+def test_of_an_interrupted_directory_nothing_is_left(directory):
+    for interrupt in every_line():
+        with interrupt:
+            build_directory(directory / "made", "checkpoint", lambda staged: (staged / "file").touch())
+        assert {path.name for path in directory.iterdir()} <= {"made"}
+        if (directory / "made").exists():
+            remove_directory(directory / "made", "checkpoint")
 
 
 @pytest.mark.slow
