@@ -91,5 +91,7 @@ def test_what_no_graph_can_do_is_said_in_one_sentence(
 ) -> None:
     with pytest.raises(ValueError, match=r"^the model's forward looks nothing up: torch\.onnx\.export"):
         damo.onnx.export(Unasked(store), torch.ones(2, 3), tmp_path / "m", dense_only=dense_only)
-    with pytest.raises(RuntimeError, match=r"dense part of LongestBag: .*give to_padded_dense a length$"):
+    # With TorchRec 1.4 torch's own tracing ends there already, and says so in its words.
+    told = r"(?s)dense part of LongestBag: .*(give to_padded_dense a length$|torchrec\S+ in to_padded_dense\))"
+    with pytest.raises(RuntimeError, match=told):
         damo.onnx.export(LongestBag(store), random_features("a", 2), tmp_path / "m", dense_only=dense_only)
