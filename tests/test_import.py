@@ -103,6 +103,7 @@ def test_a_compiled_part_that_is_not_there_is_said_with_where_it_was_looked_for(
     [
         ("onnx", "onnx", "'damo-torchrec[onnx]'"),
         ("onnxruntime", "serving", "'damo-torchrec[onnx]'"),
+        ("pyarrow", "data", "'damo-torchrec[arrow]'"),
         ("lightning", "lightning", "lightning"),
     ],
 )
@@ -118,7 +119,7 @@ def test_what_is_public_is_found_where_type_checkers_are_told():
     block = next(node for node in tree.body if isinstance(node, ast.If))  # TYPE_CHECKING
     told = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     # `import *` brings what every installation has.
-    assert sorted(told) == sorted([*damo_torchrec.__all__, "distributed", "onnx", "serving"])
+    assert sorted(told) == sorted([*damo_torchrec.__all__, "data", "distributed", "ids", "onnx", "serving"])
     for name, module in told.items():
         value = getattr(damo_torchrec, name)
         assert value is getattr(importlib.import_module(module), name)
