@@ -19,6 +19,7 @@ if [ "${1:-}" = --hide ]; then  # in the namespace
   } | while read -r file; do realpath "$file"; done | sort -u | while read -r file; do
     mount --bind /dev/null "$file"
   done
+  echo "ok    hidden: compilers, headers, and the system's RocksDB with what it needs" >&2
   exec "$@"
 fi
 
