@@ -42,7 +42,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    directory = disk.existing(absolute_path(str(options.path)))
+    directory = disk.existing(options.path)
     document: dict[str, Any] = {
         "package": _package(),
         "environment": _environment(),
