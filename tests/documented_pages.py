@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import onnxruntime
+import pyarrow
 import torch
 import torchrec
+from pyarrow import parquet
 from torch import nn
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -29,9 +32,19 @@ _ITEMS = EmbeddingBagConfig(name="t_item", embedding_dim=8, num_embeddings=1000,
 class Ranker(nn.Module):
     """Two tables beside dense features."""
 
-    def __init__(self, store: damo.EmbeddingStore, optimizer: type[torch.optim.Optimizer] = torch.optim.Adam) -> None:
+    def __init__(
+        self,
+        store: damo.EmbeddingStore,
+        optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
+        features: tuple[str, str] = ("user", "item"),
+        weighted: bool = False,
+    ) -> None:
         super().__init__()
-        self.sparse = damo.EmbeddingBagCollection([_USERS, _ITEMS], optimizer, {"lr": 0.05}, store=store)
+        tables = [
+            EmbeddingBagConfig(name=f"t_{name}", embedding_dim=8, num_embeddings=1000, feature_names=[name])
+            for name in features
+        ]
+        self.sparse = damo.EmbeddingBagCollection(tables, optimizer, {"lr": 0.05}, store=store, is_weighted=weighted)
         self.over = nn.Linear(16 + 2, 1)
 
     def forward(self, dense_features: torch.Tensor, sparse_features: KeyedJaggedTensor) -> torch.Tensor:
@@ -204,6 +217,8 @@ def tables() -> Iterator[Names]:
 
     yield {
         "batch_time": 1e9,
+        "faiss": faiss,
+        "queries": np.zeros((2, 8), np.float32),
         "damo": damo,
         "make_model": lambda store: Ranker(store, torch.optim.AdamW),
         "optimizer": optimizer,
@@ -214,14 +229,40 @@ def tables() -> Iterator[Names]:
     }
 
 
+@contextlib.contextmanager
+def data() -> Iterator[Names]:
+    clicks = {
+        "user_id": ["anna", "bo", None],
+        "basket": [[1, 2], [], [3]],
+        "counts": [[1.0, 2.0], [], [1.0]],
+        "price": [9.5, 1.0, 3.0],
+        "age": [31, None, 50],
+        "clicked": [1, 0, 1],
+    }
+    Path("clicks/2024-05-01").mkdir(parents=True)
+    parquet.write_table(pyarrow.table(clicks), "clicks/2024-05-01/part-0.parquet")
+    with damo.EmbeddingStore(memory_budget="64MiB") as store:
+        model = Ranker(store, features=("user", "basket"), weighted=True)
+        optimizer = torch.optim.Adam(model.parameters())
+        yield {"damo": damo, "model": model, "optimizer": optimizer}
+
+
+@contextlib.contextmanager
+def strings() -> Iterator[Names]:
+    with damo.EmbeddingStore(memory_budget="64MiB") as store:
+        yield {"damo": damo, "store": store, "tables": [_USERS]}
+
+
 PAGES: Mapping[str, Callable[[], contextlib.AbstractContextManager[Names]]] = {
     "README.md": readme,
     "docs/clients.md": clients,
     "docs/damo_embedding.md": damo_embedding,
+    "docs/data.md": data,
     "docs/distributed.md": distributed,
     "docs/distributed_checkpoints.md": distributed_checkpoints,
     "docs/five_minutes.md": nothing,
     "docs/reliability.md": reliability,
     "docs/serving.md": serving,
+    "docs/strings.md": strings,
     "docs/tables.md": tables,
 }
