@@ -133,7 +133,10 @@ def reliability() -> Iterator[Names]:
         Path("backup").mkdir()
         store.checkpoint("backup/checkpoints")
         damo.serving.DeltaPublisher(store, "deltas/", model=model, args=names["args"], every_steps=1).publish()
-        yield {**names, "logging": logging}
+        try:
+            yield {**names, "logging": logging}
+        finally:
+            logging.getLogger("damo_torchrec").setLevel(logging.NOTSET)
 
 
 class DeepFM(nn.Module):
@@ -177,7 +180,8 @@ def distributed() -> Iterator[Names]:
     try:
         yield names
     finally:
-        torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -187,9 +191,19 @@ def distributed_checkpoints() -> Iterator[Names]:
             DistributedModelParallel(Ranker(names["store"]), sharders=damo.distributed.sharders())
         )
         names["store"].close()
+        torch.distributed.destroy_process_group()
+
+    def begin_anew(names: dict[str, Any]) -> None:
+        names["store"].close()
+        torch.distributed.init_process_group("gloo")
+        store = damo.distributed.open_store("data/again", memory_budget="64MiB")
+        model = DistributedModelParallel(Ranker(store), sharders=damo.distributed.sharders())
+        train(model)
+        names.update(store=store, model=model, served=Ranker(store))
 
     with distributed() as names:
-        yield {**names, "optimizer": None, "steps": 3, "sample": batch(), "then": [_keep, save_and_close]}
+        more = {"args": batch(), "batches": [batch()], "optimizer": None, "sample": batch(), "steps": 3}
+        yield {**names, **more, "then": [_keep, save_and_close, begin_anew]}
 
 
 @contextlib.contextmanager
@@ -240,6 +254,7 @@ def data() -> Iterator[Names]:
         "clicked": [1, 0, 1],
     }
     Path("clicks/2024-05-01").mkdir(parents=True)
+    Path("checkpoints").mkdir()
     parquet.write_table(pyarrow.table(clicks), "clicks/2024-05-01/part-0.parquet")
     with damo.EmbeddingStore(memory_budget="64MiB") as store:
         model = Ranker(store, features=("user", "basket"), weighted=True)

@@ -1,6 +1,5 @@
 """The code on the pages of the documentation runs, from the top of a page to its bottom."""
 
-import os
 import re
 from itertools import zip_longest
 from pathlib import Path
@@ -40,4 +39,3 @@ def test_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             example.evaluate()
         if "store" in document.namespace:
             document.namespace["store"].close()
-    assert os.listdir(tmp_path)

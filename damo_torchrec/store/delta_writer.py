@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from damo_torchrec.checkpoints.array_file import ArrayWriter
 from damo_torchrec.checkpoints.atomic_directory import build_directory, check_target
@@ -26,6 +25,7 @@ from damo_torchrec.files import bytes_in, write_file
 from damo_torchrec.progress import reporting
 from damo_torchrec.store.changed_rows import NO_ROW_LIVES, ChangedRows, Differences, Ids, TableNow
 from damo_torchrec.store.session import Session
+from damo_torchrec.torch_at_use import torch
 
 _log = logging.getLogger(__name__)
 _WHAT = "delta"
