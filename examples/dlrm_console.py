@@ -82,7 +82,7 @@ def store_report(stats: StoreStats) -> str:
     text = ["  ".join([name.ljust(name_width), *map(str.rjust, numbers, widths)]) for name, *numbers in lines]
     text.append(
         f"{_mebibytes(stats.memory_bytes)} in memory, of a budget of "
-        f"{_mebibytes(stats.memory_budget)}; {_mebibytes(stats.disk_bytes)} on disk"
+        f"{_mebibytes(stats.memory_budget)}; {_mebibytes(stats.disk_bytes)} on disk, beside the checkpoints"
     )
     return "\n".join(text)
 
