@@ -90,6 +90,8 @@ void RowCache::ReleaseFreeSegments() {
   }
 }
 
+void RowCache::ReleaseMemory() { madvise(arena_.base, first_untouched_ * segment_bytes_, MADV_DONTNEED); }
+
 std::span<char> RowCache::Untouched(size_t bytes) const {
   const size_t begin = first_untouched_ * segment_bytes_, limit = segment_limit_ * segment_bytes_;
   return {arena_.base + begin, begin < limit ? std::min(bytes, limit - begin) : 0};

@@ -156,6 +156,8 @@ class RowCache {
   void Evict(uint32_t segment);
   // Gives the memory of segments that are not in use back to the system.
   void ReleaseFreeSegments();
+  // Gives back that of all rows, which are lost.
+  void ReleaseMemory();
   // Memory that rows will come to and that none has been in, at most `bytes`: the first of it comes first.
   std::span<char> Untouched(size_t bytes) const;
   // Closes the open segments, so that NextVictims can name every segment that holds rows.

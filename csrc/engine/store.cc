@@ -382,6 +382,9 @@ void Store::Close() {
     }
   }
   store_->Close();
+  // Another store may be opened, within the same budget, before this object is gone.
+  const MutexLock lock(rows_.mutex());
+  cache_.ReleaseMemory();
 }
 
 TableStats Store::table_stats(uint16_t table) {

@@ -222,3 +222,22 @@ def test_promise_3_more_ids_than_the_budget_are_refused_with_a_figure_that_suffi
     with damo.EmbeddingStore(tmp_path / "store", memory_budget="65MiB") as store:
         ebc = collection(store, "t", dim=1, initial=1.0)
         assert ebc(one_bag).values().item() == len(ids)
+
+
+def restored(path: Path, budget: int) -> int:
+    """The most that this process grew by training, a checkpoint and going back to it, with all rows in memory."""
+    with damo.EmbeddingStore() as small:
+        ebc = collection(small, "t", dim=DIM, optimizer=torch.optim.Adam)
+        ebc(one_id_bags(torch.arange(BATCH))).values().sum().backward()
+    base = resident_bytes()
+    with damo.EmbeddingStore(path, memory_budget=budget) as store:
+        ebc = train(store)
+        checkpoint = store.checkpoint()
+        ebc(one_id_bags(torch.arange(0, ROWS, 50))).values().sum().backward()
+        store.restore(checkpoint)  # whose rows are all in a journal, and come into memory
+        assert store.stats().tables["t"].cached_rows == ROWS
+    return resident_bytes("VmHWM") - base
+
+
+def test_promise_3_restoring_holds_one_cache_at_a_time(tmp_path):
+    assert run(restored, tmp_path / "store", 384 * MIB) <= (384 + 64) * MIB
