@@ -58,12 +58,19 @@ def _bags(name: str, column: Any) -> tuple[npt.NDArray[np.int64], Any]:
     of = column.type
     if types.is_list(of) or types.is_large_list(of) or types.is_fixed_size_list(of):
         lengths = pc.if_else(column.is_valid(), pc.list_value_length(column), 0)
-        values = column.flatten()
+        values = _with_its_nulls(column.flatten())
         if values.null_count:
             raise ValueError(f"column {name!r} has null in {values.null_count} places inside of lists: leave them out")
     else:
+        column = _with_its_nulls(column)
         lengths, values = column.is_valid(), column.drop_null()
     return lengths.cast(pa.int64()).to_numpy(zero_copy_only=False), values
+
+
+def _with_its_nulls(values: Any) -> Any:
+    """Decoded if null is an entry of its dictionary: Arrow counts none of these."""
+    hidden = pa.types.is_dictionary(values.type) and values.dictionary.null_count
+    return values.dictionary_decode() if hidden else values
 
 
 def _integers(name: str, values: Any) -> npt.NDArray[np.int64]:
@@ -102,7 +109,8 @@ def _numbers(numbers: tuple[Number, ...], by_name: dict[str, Any], count: int) -
 def _floats(number: Number, column: Any) -> Floats:
     """As float32; what is missing becomes `number.null`."""
     types, of = pa.types, column.type
-    if not (types.is_integer(of) or types.is_floating(of) or types.is_boolean(of) or types.is_decimal(of)):
+    kinds = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null)
+    if not any(is_kind(of) for is_kind in kinds):
         raise TypeError(f"column {number.column!r} must hold numbers, got {of}")
     if types.is_boolean(of):
         column = column.cast(pa.uint8())

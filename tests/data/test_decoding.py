@@ -48,6 +48,14 @@ def test_strings(type_: Any) -> None:
         assert feature(lists, Strings("c", 5)) == ([a, b, b], [2, 0, 0, 1], None)
 
 
+def test_null_may_be_an_entry_of_a_dictionary() -> None:
+    for values, as_, id_ in (([7, None], Ids("c"), 7), (["a", None], Strings("c"), hash_strings(["a"])[0])):
+        column = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 0]), pa.array(values))
+        assert feature(column, as_) == ([id_, id_], [1, 0, 0, 1], None)
+        with pytest.raises(ValueError, match="column 'c' has null in 2 places inside of lists"):
+            feature(pa.ListArray.from_arrays([0, 4], column), as_)
+
+
 def test_parts_of_arrays_and_of_several_chunks() -> None:
     column = pa.chunked_array([pa.array([[0], [1, 2], None, [3]])[1:], pa.array([[4, 5]])])
     assert feature(column, Ids("c")) == ([1, 2, 3, 4, 5], [2, 0, 1, 2], None)
@@ -57,6 +65,14 @@ def test_nothing_at_all() -> None:
     assert feature(pa.array([], pa.list_(pa.int64())), Ids("c")) == ([], [], None)
     assert feature(pa.nulls(2), Ids("c")) == ([], [0, 0], None)
     assert feature(pa.nulls(2), Strings("c")) == ([], [0, 0], None)
+
+
+def test_a_number_may_be_null_in_all_rows() -> None:
+    table = pa.table({"id": [1, 2], "n": pa.nulls(2)})
+    assert decode(table, Columns({"f": Ids("id")}, [Number("n", null=3.0)])).dense.tolist() == [[3.0], [3.0]]
+    assert feature({"c": pa.nulls(2), "w": pa.nulls(2)}, Ids("c", "w")) == ([], [0, 0], [])
+    with pytest.raises(ValueError, match="'n' has null or NaN in 2 rows"):
+        decode(table, Columns({"f": Ids("id")}, ["n"]))
 
 
 def test_weights() -> None:
