@@ -32,6 +32,25 @@ def decode(table: pa.Table, columns: Columns) -> Rows:
     return Rows(table.num_rows, list(columns.features), features, dense, labels[:, 0] if columns.one_label else labels)
 
 
+def joinable(table: pa.Table) -> pa.Table:
+    """The table, of types that go together with other tables' and can be shuffled.
+
+    pyarrow takes no rows of views, and joins dictionaries only as far as their indices reach: int8, as pandas makes
+    them of few categories.
+    """
+    schema = pa.schema([field.with_type(_joinable(field.type)) for field in table.schema])
+    return table if schema == table.schema else table.cast(schema)
+
+
+def _joinable(of: Any) -> Any:
+    if pa.types.is_list(of) or pa.types.is_large_list(of):
+        make = pa.list_ if pa.types.is_list(of) else pa.large_list
+        return make(of.value_field.with_type(_joinable(of.value_type)))
+    if pa.types.is_dictionary(of):
+        return pa.dictionary(pa.int32(), _joinable(of.value_type))
+    return {"string_view": pa.large_string(), "binary_view": pa.large_binary()}.get(str(of), of)
+
+
 def _one_array(column: Any, table: pa.Table) -> Any:
     if not isinstance(column, pa.ChunkedArray):
         return column

@@ -222,6 +222,46 @@ def test_files_may_differ_in_their_types(tmp_path: Path) -> None:
         list(Batches(ParquetRows(tmp_path), columns, batch_size=10))
 
 
+@pytest.mark.parametrize("shuffle", [None, Shuffle(rows=1000)], ids=["as they lie", "shuffled"])
+def test_types_that_pyarrow_neither_joins_nor_shuffles(tmp_path: Path, shuffle: Shuffle | None) -> None:
+    """Dictionaries that together outgrow int8, as pandas' categories do."""
+    small = pa.dictionary(pa.int8(), pa.string())
+    parts = [[f"{file}-{i}" for i in range(100)] for file in range(4)]
+    types = [small, pa.dictionary(pa.int32(), pa.string()), small, pa.dictionary(pa.int8(), pa.string(), ordered=True)]
+    for i, (part, of) in enumerate(zip(parts, types, strict=True)):
+        column = pa.array(part).dictionary_encode().cast(of)
+        lists = pa.ListArray.from_arrays(pa.array(range(101), pa.int32()), column)
+        pq.write_table(pa.table({"word": column, "words": lists}), tmp_path / f"{i}.parquet")
+    columns = Columns({"word": Strings("word"), "words": Strings("words")})
+    (batch,) = Batches(ParquetRows(tmp_path), columns, batch_size=1000, shuffle=shuffle)
+    ids = sorted(damo.ids.hash_strings([word for part in parts for word in part]).tolist())
+    word, words = batch.sparse_features["word"].values().tolist(), batch.sparse_features["words"].values().tolist()
+    assert (sorted(word), word) == (ids, words)
+
+
+@pytest.mark.skipif(not hasattr(pa, "string_view"), reason="this pyarrow has no views")
+def test_views_are_strings(tmp_path: Path) -> None:
+    words = [None, "a", "b" * 100, ""]
+    view = pa.table(
+        {"a": pa.array(words, pa.string_view()), "b": pa.array([words[1:]] * 4, pa.list_(pa.string_view()))}
+    )
+    plain = pa.table({"a": pa.array(words), "b": pa.array([words[1:]] * 4)})
+    pq.write_table(view, tmp_path / "0.parquet")
+    pq.write_table(plain, tmp_path / "1.parquet")
+    columns = Columns({"a": Strings("a"), "b": Strings("b")})
+    for shuffle in (None, Shuffle()):
+        (got,) = Batches(ParquetRows(tmp_path), columns, batch_size=10, shuffle=shuffle)
+        (expected,) = Batches(ArrowRows(pa.concat_tables([plain, plain])), columns, batch_size=10, shuffle=shuffle)
+        assert same(got, expected)
+
+
+def test_what_is_refused_is_refused_in_the_same_words_where_it_is_shuffled() -> None:
+    odd = pa.RunEndEncodedArray.from_arrays([2, 4], [1, 2])
+    for shuffle in (None, Shuffle()):
+        with pytest.raises(TypeError, match="column 'a' must hold integers, or lists of them, got run_end_encoded"):
+            list(Batches(ArrowRows(pa.table({"a": odd})), Columns({"a": Ids("a")}), batch_size=1, shuffle=shuffle))
+
+
 def test_what_the_source_raises_arrives(files: list[Path]) -> None:
     files[2].write_bytes(files[2].read_bytes()[:-1] + b"?")
     with pytest.raises(OSError, match=r"part-2.parquet is no Parquet file"):
