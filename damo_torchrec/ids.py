@@ -46,6 +46,8 @@ def hash_strings(strings: Any, salt: int = 0) -> npt.NDArray[np.int64]:
     if not isinstance(strings, list | tuple):
         if not hasattr(strings, "__array__"):
             raise TypeError(f"strings must be a list or an array of strings, got {type(strings).__name__}")
+        if np.ma.is_masked(strings):  # NumPy drops the mask
+            raise ValueError(_NULL.format(np.flatnonzero(np.ma.getmaskarray(strings))[0]))
         array = np.asarray(strings)
         if array.dtype.kind not in "USOT":
             raise TypeError(f"strings must be str or bytes, got an array of {array.dtype}")
@@ -67,7 +69,7 @@ def _of_list(strings: list[Any] | tuple[Any, ...], salt: int) -> npt.NDArray[np.
         return _hashed(strings, len(strings), salt)
     if not all(issubclass(kind, str | bytes) for kind in kinds):
         place = next(i for i, string in enumerate(strings) if not isinstance(string, str | bytes))
-        if strings[place] is None or strings[place] != strings[place]:  # pandas' NaN
+        if _is_null(strings[place]):
             raise ValueError(_NULL.format(place))
         raise TypeError(f"strings must be str or bytes, got {type(strings[place]).__name__} at position {place}")
     encoded: Iterable[bytes] = (string.encode() if isinstance(string, str) else string for string in strings)
@@ -77,6 +79,12 @@ def _of_list(strings: list[Any] | tuple[Any, ...], salt: int) -> npt.NDArray[np.
         return _hashed(encoded, len(strings), salt)
     except UnicodeEncodeError as error:
         raise ValueError(f"{error.object!r:.40} has no UTF-8: {error.reason}") from None
+
+
+def _is_null(value: object) -> bool:
+    """Whether it stands for nothing: None, NaN, or pandas' NA, of which no comparison is true or false, and NaT."""
+    names = ("NAType", "NaTType")
+    return value is None or (isinstance(value, float) and value != value) or type(value).__name__ in names
 
 
 def _of_arrow(strings: Any, salt: int) -> npt.NDArray[np.int64]:

@@ -35,6 +35,7 @@ def test_every_form_of_strings_has_the_same_ids() -> None:
         [string if i % 2 else string.encode() for i, string in enumerate(STRINGS)],
         np.array(STRINGS),
         np.array(STRINGS, dtype=object),
+        np.ma.array(STRINGS),
         np.array([string.encode() for string in STRINGS]),
         pa.array(STRINGS),
         pa.array(["left out", *STRINGS])[1:],
@@ -63,6 +64,13 @@ def test_bytes_of_every_length_hash_as_xxhash_does() -> None:
     assert hash_strings(texts, 7).view(np.uint64).tolist() == expected
 
 
+class NAType:
+    """As pandas' NA: nothing is equal to it, or not equal."""
+
+    def __ne__(self, other: object) -> bool:
+        raise TypeError("boolean value of NA is ambiguous")
+
+
 REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "one string": ("abc", TypeError, "must be a list or an array of strings, got one: 'abc'"),
     "a set": ({"a"}, TypeError, "must be a list or an array of strings, got set"),
@@ -73,6 +81,9 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "lists": (pa.array([["a"]]), TypeError, "got an Arrow array of list"),
     "None": (["a", None], ValueError, "got null at position 1"),
     "pandas' NaN": (np.array(["a", "b", np.nan], dtype=object), ValueError, "got null at position 2"),
+    "pandas' NA": (np.array(["a", NAType()], dtype=object), ValueError, "got null at position 1"),
+    "what a mask hides": (np.ma.array(["a", "b", "c"], mask=[0, 1, 1]), ValueError, "got null at position 1"),
+    "an array among strings": (np.array(["a", np.zeros(2)], dtype=object), TypeError, "got ndarray at position 1"),
     "Arrow's null": (pa.chunked_array([["a"], ["b", None]]), ValueError, "got null at position 2"),
     "null in a dictionary": (
         pa.DictionaryArray.from_arrays(pa.array([0, 1]), pa.array(["a", None])),
