@@ -172,8 +172,8 @@ class Batches:
 def _one_ahead(items: Iterator[_Item]) -> Iterator[_Item]:
     """Items, the next of which a thread makes while one is used."""
     with ThreadPoolExecutor(1, "damo_torchrec-data") as thread:
+        following = thread.submit(next, items, None)
         try:
-            following = thread.submit(next, items, None)
             while (item := following.result()) is not None:
                 following = thread.submit(next, items, None)
                 yield item

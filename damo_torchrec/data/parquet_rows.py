@@ -1,5 +1,6 @@
 """`ParquetRows`: rows of Parquet files, row group by row group, or a rank's share of them."""
 
+import glob
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,8 @@ class ParquetRows:
     other; rows beyond that, fewer than `world_size`, are left out in that epoch.
 
     Args:
-        paths: a file, a directory (all ``*.parquet`` below it, by name), or a list of these.
+        paths: a file, a directory (all ``*.parquet`` below it, by name, also in directories that are links; not what
+            begins with ``.`` or ``_``, as unfinished files of Spark do), or a list of these.
         rank: of this process, in 0..world_size - 1; or of this worker.
         world_size: how many share the rows.
 
@@ -87,7 +89,9 @@ class ParquetRows:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        found = sorted(path.rglob("*.parquet"))
+        below = (Path(name) for name in glob.iglob("**/*.parquet", root_dir=path, recursive=True))  # follows links
+        shown = [path / name for name in below if not any(part.startswith("_") for part in name.parts)]
+        found = sorted(name for name in shown if not name.is_dir())
         if not found:
             raise ValueError(f"{path} has no *.parquet in it")
         return found

@@ -1,6 +1,7 @@
 """Batches are the rows of the source, in an order that the seed makes, from any position to the bit."""
 
 import itertools
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -278,7 +279,7 @@ def test_what_the_source_raises_arrives(files: list[Path]) -> None:
         (lambda path: ParquetRows(path / "none"), ValueError, "is neither a file nor a directory"),
         (lambda path: ParquetRows(path), ValueError, r"has no \*.parquet in it"),
         (lambda path: ParquetRows(path, rank=2, world_size=2), ValueError, "rank must be in"),
-        (lambda path: ArrowRows([1]), TypeError, "got int"),
+        (lambda path: ArrowRows([0]), TypeError, "got int"),
         (lambda path: list(Batches(ArrowRows(lambda: [1]), COLUMNS, batch_size=1)), TypeError, "got int"),
         (lambda path: len(Batches(ArrowRows(list), COLUMNS, batch_size=1)), TypeError, "does not know how many"),
         (lambda path: Batches(ArrowRows([]), COLUMNS, batch_size=0), ValueError, "batch_size must be at least 1"),
@@ -295,6 +296,46 @@ def test_what_the_source_raises_arrives(files: list[Path]) -> None:
 def test_wrong_arguments(tmp_path: Path, make: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make(tmp_path)
+
+
+def test_files_below_a_directory(tmp_path: Path) -> None:
+    """As Spark and links lay them out; what is hidden, unfinished or no file is none."""
+    folder, linked = tmp_path / "clicks", tmp_path / "linked"
+    names = ["a.parquet", "day=1.parquet/part-0.parquet", "_temporary/part-0.parquet", "_b.parquet", ".c.parquet"]
+    for i, path in enumerate([*(folder / name for name in names), linked / "d.parquet"]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table(1, i), path)
+    (folder / "link").symlink_to(linked)
+    assert ids_of(Batches(ParquetRows(folder), COLUMNS, batch_size=10)) == [0, 1, 5]
+    assert ids_of(Batches(ParquetRows(folder / "_b.parquet"), COLUMNS, batch_size=10)) == [3]
+    (folder / "gone.parquet").symlink_to(tmp_path / "nothing")
+    with pytest.raises(OSError, match=r"gone\.parquet"):
+        ParquetRows(folder)
+
+
+def test_a_function_that_gives_other_rows_the_next_time_is_refused() -> None:
+    used_up = iter(table(30).to_batches())
+    batches = Batches(ArrowRows(lambda: used_up), COLUMNS, batch_size=10)
+    assert len(ids_of(batches)) == 30
+    with pytest.raises(ValueError, match="the function gave 0 rows, expected 30: it must give the same ones each time"):
+        list(batches)
+    whole = Batches(ArrowRows(lambda: table(200_000).to_batches()), COLUMNS, batch_size=100_000)
+    next(iter(whole))
+    fewer = Batches(ArrowRows(lambda: table(5).to_batches()), COLUMNS, batch_size=100_000)
+    fewer.load_state_dict(whole.state_dict())
+    with pytest.raises(ValueError, match="the function gave 5 rows, expected at least 100000"):
+        list(fewer)
+
+
+@pytest.mark.parametrize("shuffle", [None, Shuffle(rows=25)])
+def test_another_process_goes_on_with_batches(files: list[Path], shuffle: Shuffle | None) -> None:
+    for source in (ParquetRows(files), ArrowRows(table())):
+        batches = Batches(source, COLUMNS, batch_size=10, shuffle=shuffle)
+        list(itertools.islice(batches, 4))
+        other = pickle.loads(pickle.dumps(batches))
+        other.load_state_dict(batches.state_dict())
+        batches.load_state_dict(batches.state_dict())
+        assert all(same(a, b) for a, b in zip(batches, other, strict=True))
 
 
 def test_prefetching_what_keeps_no_position_says_so(tmp_path: Path) -> None:
