@@ -162,7 +162,7 @@ def test_workflows_are_such(path):
     jobs = workflow["jobs"]
     for job in jobs.values():
         needed = job.get("needs", [])
-        assert {needed} if isinstance(needed, str) else set(needed) <= jobs.keys()
+        assert ({needed} if isinstance(needed, str) else set(needed)) <= jobs.keys()
         assert job["timeout-minutes"] > 0
         keys = matrix_keys(job)
         assert set(re.findall(r"matrix\.(\w+)", yaml.dump(job))) <= keys
