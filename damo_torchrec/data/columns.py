@@ -78,8 +78,8 @@ class Columns:
         if isinstance(self.dense, str | Number):
             raise TypeError(f"dense must be a list of columns, got {self.dense!r}")
         object.__setattr__(self, "dense_numbers", _numbers("dense", self.dense))
-        labels = (self.labels,) if self.one_label else self.labels
-        object.__setattr__(self, "label_numbers", _numbers("labels", labels))  # type: ignore[arg-type]
+        labels = (self.labels,) if isinstance(self.labels, str | Number) else self.labels
+        object.__setattr__(self, "label_numbers", _numbers("labels", labels))
 
     @property
     def one_label(self) -> bool:
