@@ -158,12 +158,13 @@ class Batches:
             yield self._decoded(pieces, number, seed), begin
 
     def _decoded(self, pieces: list[pa.RecordBatch], window: int, seed: tuple[int, int] | None) -> Rows:
-        tables = [joinable(pa.Table.from_batches([piece.select(self._columns.names)])) for piece in pieces]
+        tables = [pa.Table.from_batches([piece.select(self._columns.names)]) for piece in pieces]
         try:  # files may differ: a column of null in one of them, or of smaller integers
-            table = pa.concat_tables(tables, promote_options="permissive").unify_dictionaries()
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            table = pa.concat_tables(map(joinable, tables), promote_options="permissive").unify_dictionaries()
+            nothing = table.schema.empty_table()
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
             raise TypeError(f"record batches have columns of types that do not go together: {error}") from error
-        decode(table.schema.empty_table(), self._columns)  # what has a wrong type is refused before it is shuffled
+        decode(nothing, self._columns)  # what has a wrong type is refused before it is shuffled
         if seed is not None:
             table = table.combine_chunks().take(pa.array(permutation(table.num_rows, (*seed, window))))
         return decode(table, self._columns)

@@ -240,27 +240,27 @@ def test_types_that_pyarrow_neither_joins_nor_shuffles(tmp_path: Path, shuffle: 
     assert (sorted(word), word) == (ids, words)
 
 
-@pytest.mark.skipif(not hasattr(pa, "string_view"), reason="this pyarrow has no views")
-def test_views_are_strings(tmp_path: Path) -> None:
+@pytest.mark.skipif(int(pa.__version__.split(".")[0]) < 18, reason="this pyarrow makes nothing else of views")
+def test_views_are_strings() -> None:
     words = [None, "a", "b" * 100, ""]
     view = pa.table(
         {"a": pa.array(words, pa.string_view()), "b": pa.array([words[1:]] * 4, pa.list_(pa.string_view()))}
     )
     plain = pa.table({"a": pa.array(words), "b": pa.array([words[1:]] * 4)})
-    pq.write_table(view, tmp_path / "0.parquet")
-    pq.write_table(plain, tmp_path / "1.parquet")
     columns = Columns({"a": Strings("a"), "b": Strings("b")})
     for shuffle in (None, Shuffle()):
-        (got,) = Batches(ParquetRows(tmp_path), columns, batch_size=10, shuffle=shuffle)
+        mixed = ArrowRows([*view.to_batches(), *plain.to_batches()])
+        (got,) = Batches(mixed, columns, batch_size=10, shuffle=shuffle)
         (expected,) = Batches(ArrowRows(pa.concat_tables([plain, plain])), columns, batch_size=10, shuffle=shuffle)
         assert same(got, expected)
 
 
-def test_what_is_refused_is_refused_in_the_same_words_where_it_is_shuffled() -> None:
-    odd = pa.RunEndEncodedArray.from_arrays([2, 4], [1, 2])
+def test_what_pyarrow_does_not_shuffle_is_refused_as_it_is_without() -> None:
+    odd = pa.Table.from_arrays([pa.RunEndEncodedArray.from_arrays([2, 4], [1, 2])], ["a"])
     for shuffle in (None, Shuffle()):
-        with pytest.raises(TypeError, match="column 'a' must hold integers, or lists of them, got run_end_encoded"):
-            list(Batches(ArrowRows(pa.table({"a": odd})), Columns({"a": Ids("a")}), batch_size=1, shuffle=shuffle))
+        batches = Batches(ArrowRows(odd), Columns({"a": Ids("a")}), batch_size=1, shuffle=shuffle)
+        with pytest.raises(TypeError, match=r"column.* run_end_encoded"):
+            list(batches)
 
 
 def test_what_the_source_raises_arrives(files: list[Path]) -> None:
