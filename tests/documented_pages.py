@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import faiss
 import numpy as np
@@ -172,13 +173,12 @@ def damo_embedding() -> Iterator[Names]:
 @contextlib.contextmanager
 def distributed() -> Iterator[Names]:
     """A group of this process alone."""
-    os.environ.update(
-        {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    )
+    of_torchrun = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     Path("data").mkdir()
     names = {"DistributedModelParallel": DistributedModelParallel, "Ranker": Ranker, "damo": damo, "torch": torch}
     try:
-        yield names
+        with patch.dict(os.environ, {**of_torchrun, "MASTER_PORT": "0"}):
+            yield names
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
