@@ -161,12 +161,12 @@ class Batches:
         tables = [pa.Table.from_batches([piece.select(self._columns.names)]) for piece in pieces]
         try:  # files may differ: a column of null in one of them, or of smaller integers
             table = pa.concat_tables(map(joinable, tables), promote_options="permissive").unify_dictionaries()
-            nothing = table.schema.empty_table()
+            if seed is not None:
+                table = table.combine_chunks().take(pa.array(permutation(table.num_rows, (*seed, window))))
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-            raise TypeError(f"record batches have columns of types that do not go together: {error}") from error
-        decode(nothing, self._columns)  # what has a wrong type is refused before it is shuffled
-        if seed is not None:
-            table = table.combine_chunks().take(pa.array(permutation(table.num_rows, (*seed, window))))
+            raise TypeError(
+                f"record batches have columns of types that do not go together, or cannot be shuffled: {error}"
+            ) from error
         return decode(table, self._columns)
 
 

@@ -255,11 +255,11 @@ def test_views_are_strings() -> None:
         assert same(got, expected)
 
 
-def test_what_pyarrow_does_not_shuffle_is_refused_as_it_is_without() -> None:
+def test_what_pyarrow_does_not_shuffle_is_refused() -> None:
     odd = pa.Table.from_arrays([pa.RunEndEncodedArray.from_arrays([2, 4], [1, 2])], ["a"])
     for shuffle in (None, Shuffle()):
         batches = Batches(ArrowRows(odd), Columns({"a": Ids("a")}), batch_size=1, shuffle=shuffle)
-        with pytest.raises(TypeError, match=r"column.* run_end_encoded"):
+        with pytest.raises(TypeError, match=r"column.*run_end_encoded"):
             list(batches)
 
 
