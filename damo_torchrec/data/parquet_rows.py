@@ -64,7 +64,12 @@ class ParquetRows:
         return self._count
 
     def read(self, columns: Columns, begin: int, seed: Sequence[int] | None) -> Iterator[pa.RecordBatch]:
-        """As of `Source`."""
+        """As of `Source`.
+
+        Raises:
+            ValueError: a file has not all of the columns, or other row groups than before.
+            OSError: a file cannot be read.
+        """
         order = range(len(self._groups)) if seed is None else permutation(len(self._groups), seed).tolist()
         skipped, left = self._rank * self._count + begin, self._count - begin
         for group in (self._groups[i] for i in order):
@@ -110,6 +115,13 @@ def _groups(file: Path) -> Iterator[_Group]:
 
 
 def _pieces(group: _Group, columns: Columns) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from _read(group, columns)
+    except (pa.ArrowInvalid, OSError) as error:  # few of which name the file
+        raise OSError(f"{group.file} cannot be read: {error}") from error
+
+
+def _read(group: _Group, columns: Columns) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(group.file) as file:
         check_columns(columns, file.schema_arrow.names, str(group.file))
         rows = file.metadata.row_group(group.number).num_rows if group.number < file.metadata.num_row_groups else -1

@@ -273,6 +273,17 @@ def test_what_the_source_raises_arrives(files: list[Path]) -> None:
         list(Batches(source, COLUMNS, batch_size=10))
 
 
+@pytest.mark.parametrize("damage", ["gone", "no Parquet", "a damaged page"])
+def test_a_file_that_cannot_be_read_is_named(files: list[Path], damage: str) -> None:
+    batches = Batches(ParquetRows(files), COLUMNS, batch_size=10)
+    content = files[1].read_bytes()
+    files[1].unlink()
+    if damage != "gone":
+        files[1].write_bytes(b"" if damage == "no Parquet" else content[:4] + b"\xff" * 20 + content[24:])
+    with pytest.raises(OSError, match=r"part-1\.parquet cannot be read: "):
+        list(batches)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
