@@ -110,6 +110,8 @@ def _groups(file: Path) -> Iterator[_Group]:
         footer = pq.read_metadata(file)
     except pa.ArrowInvalid as error:
         raise OSError(f"{file} is no Parquet file: {error}") from error
+    except OSError as error:
+        raise OSError(f"{file} cannot be read: {error}") from error
     for number in range(footer.num_row_groups):
         yield _Group(file, number, footer.row_group(number).num_rows)
 

@@ -282,6 +282,9 @@ def test_a_file_that_cannot_be_read_is_named(files: list[Path], damage: str) -> 
         files[1].write_bytes(b"" if damage == "no Parquet" else content[:4] + b"\xff" * 20 + content[24:])
     with pytest.raises(OSError, match=r"part-1\.parquet cannot be read: "):
         list(batches)
+    files[1].write_bytes(content[:-100] + b"\xff" * 80 + content[-20:])  # in its footer
+    with pytest.raises(OSError, match=r"part-1\.parquet cannot be read: "):
+        ParquetRows(files)
 
 
 @pytest.mark.parametrize(
