@@ -1,8 +1,9 @@
 """What ends each backward pass of several ranks: all of them update their rows, or none does."""
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
@@ -11,6 +12,8 @@ from damo_torchrec import errors
 from damo_torchrec.distributed.shared_lives import SharedLives
 from damo_torchrec.errors import DamoError
 from damo_torchrec.store.agreement import Update
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -58,24 +61,15 @@ class RanksAgreement:
 
     def settle(self, prepare: Callable[[], Update]) -> Update:
         """As its protocol says. One all-gather of 40 bytes, and 24 more for each table, which waits for all ranks."""
-        update, error = None, None
-        try:
-            update = prepare()
-        except BaseException as raised:  # the others wait
-            error = raised
-        votes = self._votes(update)
-        if any(vote.failed for vote in votes):
-            self._raise(error)
-        assert update is not None
-        if len({vote.digest for vote in votes}) > 1:
+        update, votes = self._vote(prepare)
+        if _differ(vote.digest for vote in votes):
             raise DamoError(
                 "no rank has updated its rows: ranks differ in the step that they are at, in a learning rate, loss "
                 "scale, number of lookups, or in how long rows live "
                 f"(rank {self.group.rank()}: {update.digest:08x})"
             )
-        if len({vote.lives for vote in votes}) > 1:  # rows have just been given a life, or are of an earlier release
-            self.lives.align(self.exchange)
-            votes = self._votes(update)
+        if _differ(vote.lives for vote in votes):  # rows have just been given a life, or are of an earlier release
+            update, votes = self._vote(self._aligned(update))
         return replace(
             update,
             finite=not any(vote.skipped for vote in votes),
@@ -83,11 +77,24 @@ class RanksAgreement:
             shared=self.lives.of_all([sum(numbers) for numbers in zip(*(vote.census for vote in votes), strict=True)]),
         )
 
+    def _aligned(self, update: Update) -> Callable[[], Update]:
+        """Has the lives of all ranks be alike before the update."""
+        of_ranks = self._tell(self.lives.own())
+
+        def align() -> Update:
+            self.lives.align(of_ranks)
+            return update
+
+        return align
+
     def exchange(self, life: bytes) -> list[bytes]:
         """As its protocol says."""
-        told: list[bytes] = [b""] * self.group.size()
+        return self._tell(life)
+
+    def _tell(self, value: _T) -> list[_T]:
+        told: list[Any] = [None] * self.group.size()
         try:
-            distributed.all_gather_object(told, life, group=self.group)
+            distributed.all_gather_object(told, value, group=self.group)
         except (RuntimeError, ValueError, EOFError) as error:  # torch has no one exception for a rank that is gone
             raise DamoError(f"a rank has ended, or does not answer, in the middle of an update: {error}") from error
         return told
@@ -96,14 +103,21 @@ class RanksAgreement:
         """As its protocol says."""
         return sum(numbers[0] for numbers in self._gather([value]))
 
-    def _votes(self, update: Update | None) -> list[_Vote]:
-        """Those of all ranks, by rank, on this one's update, which is None if it has failed."""
-        if update is None:
-            own = _Vote(1, 0, 0, 0, 0, (0,) * (3 * len(self.lives)))
-        else:
+    def _vote(self, prepare: Callable[[], Update]) -> tuple[Update, list[_Vote]]:
+        """What `prepare` returns, and what all ranks say of theirs, by rank. Raises on all if it fails on one."""
+        update, error = None, None
+        own = _Vote(1, 0, 0, 0, 0, (0,) * (3 * len(self.lives)))
+        try:
+            update = prepare()
             census, clock = self.lives.census(update.parts), _to_bits(update.clock)
             own = _Vote(0, int(not update.finite), update.digest, self.lives.digest(), clock, tuple(census))
-        return [_Vote.of(numbers) for numbers in self._gather(own.numbers())]
+        except BaseException as raised:  # the others wait
+            error = raised
+        votes = [_Vote.of(numbers) for numbers in self._gather(own.numbers())]
+        if any(vote.failed for vote in votes):
+            self._raise(error)
+        assert update is not None
+        return update, votes
 
     def _gather(self, numbers: list[int]) -> list[list[int]]:
         own = torch.tensor(numbers, dtype=torch.int64, device=self._device)
@@ -114,14 +128,16 @@ class RanksAgreement:
 
     def _raise(self, error: BaseException | None) -> None:
         """Raises the error of this rank, or what the first of the others with one says."""
-        told: list[tuple[str, str] | None] = [None] * self.group.size()
-        own = (type(error).__name__, str(error)) if error is not None else None
-        distributed.all_gather_object(told, own, group=self.group)
+        told = self._tell((type(error).__name__, str(error)) if error is not None else None)
         if error is not None:
             raise error
         rank, (kind, message) = next((rank, said) for rank, said in enumerate(told) if said is not None)
         known = getattr(errors, kind, DamoError)
         raise known(f"no rank has updated its rows, as rank {rank} could not: {kind}: {message}")
+
+
+def _differ(numbers: Iterable[int]) -> bool:
+    return len(set(numbers)) > 1
 
 
 def _to_bits(seconds: float) -> int:

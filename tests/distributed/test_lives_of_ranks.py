@@ -168,6 +168,44 @@ def test_what_could_not_be_ended_on_all_ranks_is_saved_on_none(two_ranks, tmp_pa
         assert unchanged
 
 
+def align_fails(rank: int, root: Path) -> Any:
+    limited = Stream(damo.TableOptions(max_rows=30))
+    with damo.distributed.open_store(root, memory_budget="64MiB") as store:
+        list(ranked_lives.train(Stream(damo.TableOptions()), store, 1, 9))
+        store.clock = lambda: 1e5 * rank
+        model, told = ranked_lives.model_over(limited, store), ""
+        lives = store.session.agreement.lives
+        with pytest.MonkeyPatch.context() as patch:
+            if rank == 1:
+                patch.setattr(lives, "align", lambda _: 1 / 0)
+            try:
+                model(limited.features(9, rank, 2)).sum().backward()
+            except Exception as error:
+                told = str(error)
+        before = store.step
+        model(limited.features(9, rank, 2)).sum().backward()
+        return told, before, store.step
+
+
+def test_lives_that_cannot_be_aligned_on_one_rank_stop_all(two_ranks, tmp_path):
+    for told, before, after in two_ranks(align_fails, tmp_path / "store"):
+        assert "division by zero" in told
+        assert (before, after) == (8, 9)
+
+
+def dropped(rank: int, root: Path) -> Any:
+    stream = Stream(damo.TableOptions(max_rows=30))
+    with damo.distributed.open_store(root, memory_budget="64MiB") as store:
+        for _ in range(2):
+            *_, (rows, _) = ranked_lives.train(stream, store, 1, 9)
+            store.drop_table("t")
+        return len(rows)
+
+
+def test_a_table_that_was_dropped_counts_no_more(two_ranks, tmp_path):
+    assert sum(two_ranks(dropped, tmp_path / "store")) > 8
+
+
 def set_too_many(rank: int, size: int) -> Any:
     stream = Stream(damo.TableOptions(max_rows=10))
     with spread.new_store() as store:
