@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <thread>
 
 #include "base/status.h"
 #include "base/thread.h"
@@ -38,10 +39,15 @@ void Store::CheckProcess() const {
                                       ", which opened it: a child process cannot use it after a fork");
 }
 
-// Throws in a child process, where nobody may be left to let go of it.
+// Throws in a child process, where nobody may be left to let go of it, and in the middle of an update of this thread,
+// which would wait for itself.
 Mutex* Store::CallsMutex() {
   CheckProcess();
-  return &calls_mutex_;
+  if (exchanges_ != std::this_thread::get_id()) return &calls_mutex_;
+  throw Error(
+      ErrorCode::kInvalidArgument,
+      "the store was called in the middle of an update of this thread, by a signal handler or a finalizer: call "
+      "it once the update has returned");
 }
 
 Store::Call::Call(Store* store) : calls_(store->CallsMutex()), rows_(store->rows_.mutex()) {
@@ -238,6 +244,11 @@ bool Store::Backward(std::span<const GradientPart> parts, float grad_scale, NonF
   const Call call(this);
   RequireUpdate(parts);
   for (const SharedTable& table : shared) LifeAt(table.table);
+  if (!shared.empty()) exchanges_ = std::this_thread::get_id();
+  const struct Ended {
+    std::atomic<std::thread::id>* thread;
+    ~Ended() { *thread = std::thread::id(); }
+  } ended{&exchanges_};
   if (!updater_.Update(parts, grad_scale, policy, {clock, shared})) return false;
   NoteDead();
   room_.Trim();

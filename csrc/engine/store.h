@@ -28,6 +28,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -287,7 +288,8 @@ class Store {
   const Kernels& kernels_;
   const pid_t process_;  // the one that opened the store: after a fork the child has no threads, and must not write
   Mutex calls_mutex_;    // taken before `store_mutex`: calls run one after the other
-  std::atomic<bool> closed_ = false;  // written by one call
+  std::atomic<bool> closed_ = false;        // written by one call
+  std::atomic<std::thread::id> exchanges_;  // whose update may call others, by SharedTable::exchange
   const std::unique_ptr<RowStore> store_;
   DiskBudget disk_;
   Journal journal_;

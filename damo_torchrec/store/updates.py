@@ -151,7 +151,8 @@ def _backward(session: Session, update: Update) -> bool:
         nonlocal told
         told = True
         assert agreement is not None
-        return agreement.exchange(life)
+        with session.alone("update"):
+            return agreement.exchange(life)
 
     try:
         return engine.backward(
@@ -167,10 +168,14 @@ def _backward(session: Session, update: Update) -> bool:
             raise
         # The others may have made the update, or made it in part: nothing of this is to be saved.
         session.give_up_rows()
-        raise DamoError(
+        what = (
             f"the store {session.path} is closed, in the state of its newest checkpoint, as an update of all ranks "
-            f"could not be ended: {error}"
-        ) from error
+            "could not be ended"
+        )
+        if not isinstance(error, Exception):  # an interrupt goes on as one
+            _log.error("%s: %s", what, type(error).__name__)
+            raise
+        raise DamoError(f"{what}: {error}") from error
 
 
 def _skips(session: Session) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,52 @@ def test_what_could_not_be_ended_on_all_ranks_is_saved_on_none(two_ranks, tmp_pa
         assert "could not be ended: a rank has ended" in told
         assert closed
         assert unchanged
+
+
+def interrupted(rank: int, root: Path) -> Any:
+    """A signal comes in the middle of an update: its handler asks the store, and ends one rank."""
+    stream, told = Stream(damo.TableOptions(max_rows=8)), []
+    store = damo.distributed.open_store(root, memory_budget="64MiB")
+    model = ranked_lives.model_over(stream, store)
+    exchange = store.session.agreement.exchange
+
+    def handler(*_: object) -> None:
+        for call in (lambda: len(store.table("t")), store.checkpoint, store.close):
+            try:
+                call()
+            except (ValueError, damo.DamoError) as error:
+                told.append(str(error))
+        if rank == 1:
+            raise KeyboardInterrupt
+
+    def exchange_and_signal(life: bytes) -> list[bytes]:
+        of_all = exchange(life)
+        signal.raise_signal(signal.SIGUSR1)
+        return of_all
+
+    for step in range(1, 9):
+        model(stream.features(step, rank, 2)).sum().backward()
+    before = signal.signal(signal.SIGUSR1, handler)
+    store.session.agreement.exchange = exchange_and_signal
+    try:
+        for step in range(9, 30):
+            model(stream.features(step, rank, 2)).sum().backward()
+            if told:
+                break
+    except KeyboardInterrupt:
+        told.append("interrupted")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    closed = store.session.closed
+    store.session.give_up_rows()
+    return told, closed
+
+
+def test_a_signal_in_the_middle_of_an_update_waits_for_nothing_and_stays_an_interrupt(two_ranks, tmp_path):
+    (first, goes_on), (second, ended) = two_ranks(interrupted, tmp_path / "store")
+    assert "in the middle of an update of this thread" in first[0]
+    assert all("in the middle of another call of this thread" in said for said in first[1:3])
+    assert (second[-1], goes_on, ended) == ("interrupted", False, True)
 
 
 def align_fails(rank: int, root: Path) -> Any:
