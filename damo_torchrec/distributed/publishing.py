@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from damo_torchrec.checkpoints.folding import join_deltas
 from damo_torchrec.checkpoints.layout import rank_name
 from damo_torchrec.checkpoints.manifest import new_id
+from damo_torchrec.distributed.means import mean_of_all
 from damo_torchrec.distributed.rank_stores import membership_of
 from damo_torchrec.files import os_errors
 from damo_torchrec.serving import publisher
@@ -146,7 +146,8 @@ class DeltaPublisher:
             return self._means()
 
         means = ranks.together("write a part of a delta", write)
-        ranks.of_first("complete a delta", lambda: str(join_deltas(parts, due.path, _mean_of_all(means))))
+        of_all = {name: mean_of_all([of_rank[name] for of_rank in means]) for name in means[0]}
+        ranks.of_first("complete a delta", lambda: str(join_deltas(parts, due.path, of_all)))
 
     def _means(self) -> dict[str, tuple[list[float], int]]:
         """By table whose ids without a row read the mean: that of this rank's rows, and how many they are."""
@@ -158,16 +159,3 @@ class DeltaPublisher:
 def _make(path: Path) -> None:
     with os_errors(f"cannot make {path}"):
         path.mkdir()
-
-
-def _mean_of_all(means: list[dict[str, tuple[list[float], int]]]) -> dict[str, list[float]]:
-    """By table the mean of all ranks' rows, of that of each and how many they are, added up in the order of ranks."""
-    found = {}
-    for name in means[0]:
-        sums, rows = torch.zeros(len(means[0][name][0]), dtype=torch.float64), 0
-        for of_rank in means:
-            mean, n = of_rank[name]
-            sums = sums + torch.tensor(mean, dtype=torch.float64) * n
-            rows += n
-        found[name] = (sums / max(rows, 1)).to(torch.float32).tolist()
-    return found
