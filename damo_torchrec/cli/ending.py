@@ -37,8 +37,13 @@ def ended_imports() -> Iterator[None]:
 
 @contextmanager
 def checked_output() -> Iterator[None]:
-    """All that is printed meanwhile is written in the end, or UnwrittenOutputError says why not."""
+    """All that is printed meanwhile is written in the end, or UnwrittenOutputError says why not.
+
+    What the stream's encoding has no characters for, such as a path that is no text, is escaped.
+    """
     stdout = sys.stdout
+    if isinstance(stdout, io.TextIOWrapper):
+        stdout.reconfigure(errors="backslashreplace")
     try:
         with redirect_stdout(_Checked(stdout)) as checked:
             try:

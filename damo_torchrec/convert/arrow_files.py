@@ -45,9 +45,11 @@ def write_rows(file: Path, rows: pa.RecordBatchReader, advance: Callable[[int], 
             opened.flush()
             os.fsync(opened.fileno())
         staged.rename(file)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             staged.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:  # such as of a full disk
+            raise OSError(error.errno, error.strerror, str(file)) from error
         raise
     return count
 
@@ -73,7 +75,9 @@ def read_rows(file: Path) -> Iterator[tuple[pa.RecordBatchReader, int]]:
                 total = sum(ipc.get_batch(i).num_rows for i in range(ipc.num_record_batches))
                 batches = (ipc.get_batch(i) for i in range(ipc.num_record_batches))
             yield pa.RecordBatchReader.from_batches(schema, batches), total
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's; Arrow has none for what is damaged
+            raise
         raise ValueError(f"{file} cannot be read: {error}") from None
 
 

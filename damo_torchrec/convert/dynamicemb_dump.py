@@ -97,7 +97,7 @@ def _kind(meta: Path, parts: list[_Part], rows: int) -> tuple[str, int]:
         dtype = str(document.get("embedding_dtype", "float32")).removeprefix("torch.")
         size = sum(part.values.stat().st_size for part in parts)
         dim = document.get("embedding_dim", size // max(rows, 1) // 4)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise CorruptionError(f"{meta} is damaged: {error}") from error
     if dtype not in _ITEM_BYTES or isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= _core.MOST_DIM:
         raise CorruptionError(

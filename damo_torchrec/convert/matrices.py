@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,13 @@ _TORCHREC = re.compile(r"(?:^|\.)(?:embedding_bags|embeddings)\.([^.]+)\.weight$
 _INNER = ("state_dict", "model_state_dict", "model")  # what training programs put a state dict under
 _BATCH_BYTES = 1 << 20
 _DTYPES = {torch.float32: "float32", torch.float64: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+class _Sliced(Protocol):
+    """What parts of a matrix are read from."""
+
+    def __getitem__(self, rows: slice, /) -> torch.Tensor:
+        """Those rows."""
 
 
 def state_dict_tables(file: Path, wanted: Mapping[str, str | None]) -> list[SourceTable]:
@@ -49,10 +56,10 @@ def state_dict_tables(file: Path, wanted: Mapping[str, str | None]) -> list[Sour
         raise ValueError(f"{file} holds {type(found).__name__}, expected a state dict")
     tensors = {str(key): value for key, value in found.items() if isinstance(value, torch.Tensor)}
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    return [
-        _table(name, shapes[key], tensors[key].dtype, lambda begin, end, key=key: tensors[key][begin:end])  # type: ignore[misc]
-        for key, name in _chosen(file, shapes, wanted).items()
-    ]
+    chosen = _chosen(file, shapes, wanted)
+    if odd := [key for key in chosen if not _is_dense(tensors[key])]:
+        raise ValueError(f"{file}: {odd[0]!r} is sparse, quantized or without content, expected a dense matrix")
+    return [_table(name, shapes[key], tensors[key].dtype, tensors[key]) for key, name in chosen.items()]
 
 
 @contextmanager
@@ -74,12 +81,13 @@ def safetensors_tables(file: Path, wanted: Mapping[str, str | None]) -> Iterator
             slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  # which is no dict
             shapes = {key: tuple(one.get_shape()) for key, one in slices.items()}
             chosen = _chosen(file, shapes, wanted)
-            yield [
-                _table(name, shapes[key], slices[key][:1].dtype, lambda begin, end, key=key: slices[key][begin:end])  # type: ignore[misc]
-                for key, name in chosen.items()
-            ]
+            yield [_table(name, shapes[key], slices[key][:1].dtype, slices[key]) for key, name in chosen.items()]
     except SafetensorError as error:
         raise CorruptionError(f"{file} is no file of safetensors, or a damaged one: {error}") from error
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
 
 
 def _chosen(file: Path, shapes: Mapping[str, Sequence[int]], wanted: Mapping[str, str | None]) -> dict[str, str]:
@@ -97,9 +105,7 @@ def _chosen(file: Path, shapes: Mapping[str, Sequence[int]], wanted: Mapping[str
     return {key: name or key.removesuffix(".weight") for key, name in wanted.items()}
 
 
-def _table(
-    name: str, shape: Sequence[int], dtype: torch.dtype, part: Callable[[int, int], torch.Tensor]
-) -> SourceTable:
+def _table(name: str, shape: Sequence[int], dtype: torch.dtype, matrix: _Sliced) -> SourceTable:
     if dtype not in _DTYPES:
         raise ValueError(f"table {name!r}: weights must be floating point, got {dtype}")
     rows, dim = shape
@@ -108,7 +114,7 @@ def _table(
     def read() -> Iterator[GivenRows]:
         for begin in range(0, rows, step):
             end = min(begin + step, rows)
-            weights: Any = part(begin, end).detach().to(torch.float32).contiguous().numpy()
+            weights: Any = matrix[begin:end].detach().to(torch.float32).contiguous().numpy()
             yield GivenRows(np.arange(begin, end, dtype=np.int64), weights)
 
     return SourceTable(name, dim, rows, _DTYPES[dtype], read)

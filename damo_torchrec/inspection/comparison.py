@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,7 +20,8 @@ class Differences:
         gone: ids that only the first has, ascending.
         added: ids that only the second has.
         changed: ids of rows that both have, and that are not the same bits in both.
-        largest_change: the largest difference of a weight of these; 0 where there is none.
+        largest_change: the largest difference of a weight of these; 0 where there is none, infinite where
+            one is NaN.
     """
 
     gone: Ids
@@ -70,8 +72,9 @@ def _compare(first: Rows, second: Rows, weights: bool, all_else: bool) -> Differ
         other = _bits(a.weights) != _bits(b.weights)
         changed |= other.any(axis=1)
         if other.any():
-            with np.errstate(invalid="ignore", over="ignore"):
-                largest = float(np.abs(a.weights[other].astype(np.float64) - b.weights[other]).max())
+            with np.errstate(invalid="ignore"):
+                differences = np.abs(a.weights[other].astype(np.float64) - b.weights[other])
+            largest = math.inf if np.isnan(differences).any() else float(differences.max())
     if all_else:
         changed |= (_bits(a.state) != _bits(b.state)).any(axis=1)
         changed |= (a.counts != b.counts) | (a.last_steps != b.last_steps)

@@ -19,7 +19,7 @@ from damo_torchrec.optim.state_parts import state_parts
 from damo_torchrec.store.open_table import Layout, OpenTable
 from damo_torchrec.store.rows import Floats, Ids
 from damo_torchrec.store.session import Session
-from damo_torchrec.store.table_changes import hidden_table, reclaim, undone_unless_done
+from damo_torchrec.store.table_changes import check_name, hidden_table, reclaim, undone_unless_done
 from damo_torchrec.store.table_definition import TableDefinition
 
 _log = logging.getLogger(__name__)
@@ -65,10 +65,7 @@ def import_table(session: Session, name: str, schema: TableSchema, iteration: in
             read-only.
     """
     _check_writable(session)
-    if not isinstance(name, str):
-        raise TypeError(f"a table's name must be a str, got {name!r}")
-    if not name:
-        raise ValueError("a table's name must not be empty")
+    check_name(name)
     with session.alone("import a table into"):
         engine, catalog = session.engine, session.catalog
         session.waiting.check_none("import a table")

@@ -91,6 +91,10 @@ class Session:
     def __init__(
         self, path: Path, options: StoreOptions, memory_budget: int, *, read_only: bool, temporary: bool
     ) -> None:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"the path of a store must be text that UTF-8 can hold, got {str(path)!r}") from None
         self._core: _core.Store | None = None
         self._process = os.getpid()
         self.path = path

@@ -33,10 +33,7 @@ def drop_table(session: Session, name: str) -> None:
 
 def rename_table(session: Session, old: str, new: str) -> None:
     """What `EmbeddingStore.rename_table` does."""
-    if not isinstance(new, str):
-        raise TypeError(f"a table's name must be a str, got {new!r}")
-    if not new:
-        raise ValueError("a table's name must not be empty")
+    check_name(new)
     with changing_table(session, "rename", old) as entry, undone_unless_done(session):
         catalog = session.catalog
         if new in catalog.names():
@@ -53,6 +50,18 @@ def rename_table(session: Session, old: str, new: str) -> None:
         if session.tables_changed is not None:
             session.tables_changed.note_rename(old, new)
         _log.info("renamed table %r of the store %s: it is %r", old, session.path, new)
+
+
+def check_name(name: str) -> None:
+    """Raises TypeError or ValueError for what no table can be called."""
+    if not isinstance(name, str):
+        raise TypeError(f"a table's name must be a str, got {name!r}")
+    if not name:
+        raise ValueError("a table's name must not be empty")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"a table's name must be text that UTF-8 can hold, got {name!r}") from None
 
 
 @contextmanager

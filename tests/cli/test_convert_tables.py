@@ -83,6 +83,9 @@ class Evil:
         ({"a": torch.ones(2, 2)}, ("--table", "a", "--table", "a"), 2, "takes each KEY once"),
         ({"a": torch.ones(2, 2), "b": torch.ones(2, 2)}, ("--table", "a=t", "--table", "b=t"), 2, "'t' comes more"),
         ({"a": torch.ones(2, 2)}, ("--table", "a", "--optimizer", "RMSPROP"), 2, "optimizer must be a class or one of"),
+        ({"a": torch.ones(2, 2).to_sparse()}, ("--table", "a"), 2, "'a' is sparse"),
+        ({"a": torch.empty(2, 2, device="meta")}, ("--table", "a"), 2, "or without content"),
+        ({"a": torch.ones(2, 2)}, ("--table", "a", "--num-embeddings", 10**400), 2, "num_embeddings must be"),
         (torch.ones(2, 2), (), 2, "expected a state dict"),
         ({"a": Evil()}, (), 1, "is no state dict that torch.save wrote"),
     ],
@@ -154,8 +157,12 @@ def _no_json(folder):
     (folder / "t_opt_args.json").write_text("[")
 
 
+def _deep_json(folder):
+    (folder / "t_opt_args.json").write_text("[" * 100_000)
+
+
 @pytest.mark.parametrize(
-    "damage", [_without_a_rank, _short_values, _short_keys, _without_values, _wrong_meta, _no_json]
+    "damage", [_without_a_rank, _short_values, _short_keys, _without_values, _wrong_meta, _no_json, _deep_json]
 )
 def test_a_damaged_dump_of_dynamicemb_is_refused(tmp_path, call, damage):
     write_dump(tmp_path / "dump", "t", KEYS, torch.ones(5, 3))

@@ -1,5 +1,6 @@
 """`damo-torchrec`: what all of its commands share."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -119,6 +120,15 @@ def test_output_that_cannot_be_written_is_no_damage(sample, tmp_path):
         with open("/dev/full", "w") as full:
             assert subprocess.run(program("info", tmp_path), stderr=full, check=False).returncode == 2
     assert store.is_dir()
+
+
+def test_what_the_output_has_no_characters_for_is_escaped(trained):
+    assert cli.main(["rename-table", str(trained), "t", "\u00fc"]) == 0
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = program("drop-table", trained, "\u00fc", "--yes")
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("table '\\xfc', with ")
 
 
 INTERRUPTED = """

@@ -23,6 +23,19 @@ def test_a_table_is_renamed(trained, call, document):
         assert (status, message in err) == (2, True)
 
 
+def test_a_name_that_is_no_text_is_refused(trained, call):
+    status, _, err = call("rename-table", trained, "t", "\udcff")
+    assert (status, "a table's name must be text that UTF-8 can hold" in err) == (2, True)
+
+
+def test_a_path_that_is_no_text_is_refused(trained, tmp_path, call):
+    odd = trained.rename(tmp_path / "\udcff")
+    status, _, err = call("compact", odd)
+    assert (status, "the path of a store must be text that UTF-8 can hold" in err) == (2, True)
+    status, lines, _ = call("info", odd)
+    assert (status, lines[0]) == (0, f"store {tmp_path}/\\udcff")
+
+
 def test_compact_gives_back_what_was_deleted(tmp_path, call, document):
     with small_store(tmp_path / "store") as store:
         ebc = damo.EmbeddingBagCollection([config("t", 8)], torch.optim.SGD, {"lr": 0.1}, store=store)

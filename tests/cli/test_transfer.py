@@ -1,5 +1,7 @@
 """`damo-torchrec export` and `import`."""
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -7,6 +9,7 @@ import pytest
 
 import damo_torchrec as damo
 from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.convert import arrow_files
 from support import payloads
 
 pa = pytest.importorskip("pyarrow")
@@ -109,7 +112,17 @@ def test_a_damaged_file_is_refused(trained, tmp_path, call):
     file.write_bytes(content)
     status, lines, err = call("import", trained, "t", file)
     assert (status, lines) == (2, [])
-    assert err.startswith("damo-torchrec: ")
+    assert err.startswith(f"damo-torchrec: {file} cannot be read: ")
+
+
+def test_a_full_disk_is_told_with_the_file(trained, tmp_path, call, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(arrow_files.os, "fsync", full)
+    status, _, err = call("export", trained, "t", tmp_path / "rows.parquet")
+    assert (status, err) == (2, f"damo-torchrec: [Errno 28] No space left on device: '{tmp_path / 'rows.parquet'}'\n")
+    assert [path.name for path in tmp_path.iterdir()] == [trained.name]
 
 
 @pytest.mark.parametrize("command", ["export", "import"])

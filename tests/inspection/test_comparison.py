@@ -35,3 +35,10 @@ def test_it_finds_what_dicts_find(seed):
         "changed": sorted(i for i in first.keys() & second.keys() if first[i] != second[i]),
     }
     assert max((one.largest_change for one in found), default=0) == (1 if joined["changed"] else 0)
+
+
+def test_a_change_to_what_is_no_number_is_infinite():
+    random = np.random.default_rng(0)
+    before, after = batches({1: 1.0, 2: 2.0}, random), batches({1: np.nan, 2: 3.0}, random)
+    found = list(compare(before, after, weights=True, all_else=True))
+    assert max(one.largest_change for one in found) == np.inf
