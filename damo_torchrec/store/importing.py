@@ -16,6 +16,7 @@ from damo_torchrec import _core
 from damo_torchrec.checkpoints.lineage import Lineage
 from damo_torchrec.checkpoints.table_entry import TableEntry, TableSchema
 from damo_torchrec.optim.state_parts import state_parts
+from damo_torchrec.store.agreement import check_most_rows
 from damo_torchrec.store.open_table import Layout, OpenTable
 from damo_torchrec.store.rows import Floats, Ids
 from damo_torchrec.store.session import Session
@@ -210,11 +211,32 @@ class _Hidden:
 
 
 def _fill(session: Session, hidden: _Hidden, rows: Iterable[GivenRows]) -> None:
+    """Adds all rows, or raises ValueError: on all ranks, if there are several, which all call it."""
+    agreement = session.agreement
+    if agreement is None:
+        _add_all(session, hidden, rows)
+        return
+    try:
+        _add_all(session, hidden, rows)
+    except Exception:
+        agreement.total(1)
+        raise
+    if agreement.total(0):
+        raise ValueError(f"table {hidden.name!r}: rows are wrong on another rank: nothing was imported")
+    target = hidden.target
+    if target is not None and target.life is not None and target.life.max_rows is not None:
+        rows_here = session.engine.rows(target.index)
+        check_most_rows(agreement, hidden.name, target.life.max_rows, rows_here, hidden.fresh)
+
+
+def _add_all(session: Session, hidden: _Hidden, rows: Iterable[GivenRows]) -> None:
     engine = session.engine
     for given in rows:
         some = given if session.has_rows_of is None else given[_own(session, given.ids)]
+        hidden.counts |= given.headers is not None
+        if len(some.ids) == 0:  # another rank has them all
+            continue
         ascending = hidden.check(engine, some)
-        hidden.counts |= some.headers is not None
         if ascending:
             hidden.add(engine, some)
         else:

@@ -430,7 +430,8 @@ class Table:
 
         All are read into a table aside first, so that what is wrong with any is found before anything changes, and set
         then, some at a time: a full disk may leave a part of them set. That takes their space twice meanwhile.
-        Without state, or counts, rows have those of new ones. Of several ranks each takes those that are its own.
+        Without state, or counts, rows have those of new ones. All of several
+        ranks call this, and each takes the rows that are its own; what is wrong with those of one is refused on all.
 
         Args:
             data: a RecordBatchReader, Table or RecordBatch of pyarrow, or what has ``__arrow_c_stream__``. `id` may be

@@ -278,6 +278,34 @@ def test_rows_that_are_set_count_on_all_ranks(two_ranks):
     ]
 
 
+def import_too_many(rank: int, size: int) -> Any:
+    import pyarrow
+
+    stream = Stream(damo.TableOptions(max_rows=10))
+    with spread.new_store() as store:
+        _ = ranked_lives.model_over(stream, store)
+        store.session.has_rows_of = lambda ids: damo.distributed.rank_of(ids, size) == rank
+        table, told = store.table("t"), []
+        for ids in (range(8), range(4, 12), [3, 3], range(2, 10)):
+            try:
+                table.from_arrow(pyarrow.table({"id": list(ids), "weight": [[1.0, 1.0]] * len(ids)}))
+            except ValueError as error:
+                told.append(str(error))
+        return len(table), told
+
+
+def test_rows_that_are_imported_count_on_all_ranks_and_are_wrong_on_all(two_ranks):
+    pytest.importorskip("pyarrow")
+    (first, told), (second, others) = two_ranks(import_too_many, 2)
+    assert first + second == 10
+    assert told[0] == others[0]
+    assert "has 8 rows on all ranks and may have 10 (max_rows)" in told[0]
+    assert sorted([told[1], others[1]]) == [
+        "table 't': id 3 comes more than once",
+        "table 't': rows are wrong on another rank: nothing was imported",
+    ]
+
+
 def mean_in_eval(rank: int, size: int) -> Any:
     options = {"t": damo.TableOptions(unseen_in_eval="mean")}
     case = spread.Case(options=options, batch=8)
