@@ -95,7 +95,7 @@ def new_schema(name: str, dim: int, num_embeddings: int) -> TableSchema:
     """What `Wanted` makes one of for a table that nobody has said more of: float32, drawn from ±1/√num_embeddings."""
     given: object = num_embeddings
     if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= 2**64:
-        raise ValueError(f"num_embeddings must be an int from 1 to 2^64, as there are ids, got {num_embeddings!r}")
+        raise ValueError(f"num_embeddings must be a positive int, of at most 2^64, got {num_embeddings!r}")
     bound = 1 / math.sqrt(num_embeddings)
     return TableDefinition(name, dim, num_embeddings, OptimizerSpec("SGD", lr=1.0), Uniform(-bound, bound)).schema()
 
