@@ -11,7 +11,8 @@ namespace {
 
 constexpr size_t kLine = 64;
 
-size_t ShareOf(Slot slot, size_t shares) { return (slot * 0x9E3779B1u >> 16) % shares; }
+// Another hash than the one of the hash table, which a share should fill evenly.
+size_t ShareOf(Slot slot, size_t shares) { return (uint64_t{slot * 0x85EBCA77u} * shares) >> 32; }
 
 size_t HashTableSize(size_t rows) { return std::max<size_t>(16, std::bit_ceil(2 * rows)); }
 
@@ -33,14 +34,15 @@ std::vector<size_t> GroupedGradients::CountIds(uint16_t table, size_t shares, co
 }
 
 void GroupedGradients::Reserve(size_t ids, int dim) {
-  rows_.reserve(ids);
-  begin_.reserve(ids + 1);
-  occurrences_.reserve(ids);
-  slots_.reserve(ids);
-  gathered_.reserve(ids);
-  row_of_.reserve(ids);
+  const auto reserve = [](auto* vector, size_t size) { vector->resize(std::max(vector->size(), size)); };
+  reserve(&rows_, ids);
+  reserve(&begin_, ids + 1);
+  reserve(&occurrences_, ids);
+  reserve(&slots_, ids + 1);
+  reserve(&gathered_, ids + 1);
+  reserve(&row_of_, ids);
+  reserve(&buffer_, 2 * static_cast<size_t>(dim));
   hash_table_.reserve(HashTableSize(ids));
-  buffer_.reserve(2 * static_cast<size_t>(dim));
 }
 
 size_t GroupedGradients::memory_bytes() const {
@@ -50,8 +52,7 @@ size_t GroupedGradients::memory_bytes() const {
 }
 
 RowGradients GroupedGradients::Gather(const TableShare& share, const Gradients& gradients, const CachedTables& rows) {
-  slots_.clear();
-  gathered_.clear();
+  size_t n = 0;
   for (const PlacedGradient& part : gradients.parts) {
     const Lookup& lookup = *part.lookup;
     for (size_t f = 0; f < lookup.features.size(); ++f) {
@@ -60,43 +61,41 @@ RowGradients GroupedGradients::Gather(const TableShare& share, const Gradients& 
       const Slot* slots = lookup.slots.data() + lookup.first_slot[f];
       const float* grad = part.grad + part.places[f].offset;
       const size_t stride = part.places[f].stride;
+      // Which share an id is in is as good as random: it is written in any case, and only counted where it belongs
+      // here.
       ForEachOccurrence(lookup, feature, [&](size_t i, size_t bag, float scale) {
-        if (share.shares > 1 && ShareOf(slots[i], share.shares) != share.share) return;
-        slots_.push_back(slots[i]);
-        gathered_.push_back({grad + bag * stride, scale / gradients.grad_scale});
+        slots_[n] = slots[i];
+        gathered_[n] = {grad + bag * stride, scale / gradients.grad_scale};
+        n += ShareOf(slots[i], share.shares) == share.share ? 1 : 0;
       });
     }
   }
   const RowCache& cache = rows.cache;
-  const size_t n = slots_.size();
   const RowLayout& layout = rows.tables[share.table].layout;
   const size_t table_size = HashTableSize(n);
   hash_table_.assign(table_size, 0);
-  rows_.clear();
-  begin_.assign(1, 0);
-  row_of_.resize(n);
+  uint32_t num_rows = 0;
   for (size_t i = 0; i < n; ++i) {
     const Slot slot = slots_[i];
     size_t h = (uint64_t{slot * 0x9E3779B1u} * table_size) >> 32;
     while (hash_table_[h] != 0 && rows_[hash_table_[h] - 1] != slot) h = h + 1 == table_size ? 0 : h + 1;
     if (hash_table_[h] == 0) {
-      rows_.push_back(slot);
       const char* row = cache.Row(slot);
       for (size_t offset = 0; offset < layout.row_size(); offset += kLine) __builtin_prefetch(row + offset, 1);
-      begin_.push_back(0);
-      hash_table_[h] = static_cast<uint32_t>(rows_.size());
+      rows_[num_rows] = slot;
+      begin_[++num_rows] = 0;
+      hash_table_[h] = num_rows;
     }
     row_of_[i] = hash_table_[h] - 1;
-    ++begin_[row_of_[i] + 1];
+    ++begin_[hash_table_[h]];
   }
-  for (size_t r = 1; r < begin_.size(); ++r) begin_[r] += begin_[r - 1];
-  occurrences_.resize(n);
+  begin_[0] = 0;
+  for (size_t r = 1; r <= num_rows; ++r) begin_[r] += begin_[r - 1];
   // Placing shifts begin[r] to the end of row r, which is where row r + 1 begins.
   for (size_t i = 0; i < n; ++i) occurrences_[begin_[row_of_[i]]++] = gathered_[i];
-  for (size_t r = begin_.size() - 1; r > 0; --r) begin_[r] = begin_[r - 1];
+  for (size_t r = num_rows; r > 0; --r) begin_[r] = begin_[r - 1];
   begin_[0] = 0;
-  buffer_.resize(2 * static_cast<size_t>(layout.dim));
-  return {rows_, begin_.data(), occurrences_.data(), buffer_.data()};
+  return {{rows_.data(), num_rows}, begin_.data(), occurrences_.data(), buffer_.data()};
 }
 
 std::string DescribeNonFinite(uint16_t table, const RowGradients& s, const CachedTables& rows, float* largest) {

@@ -73,10 +73,10 @@ class alignas(64) GroupedGradients {
   std::vector<Slot> rows_;               // in order of first occurrence
   std::vector<uint32_t> begin_;          // [rows + 1]
   std::vector<Occurrence> occurrences_;  // by row
-  std::vector<Slot> slots_;              // by position: what is gathered before it is grouped
-  std::vector<Occurrence> gathered_;
-  std::vector<uint32_t> row_of_;      // by position
-  std::vector<uint32_t> hash_table_;  // row + 1, or 0
+  std::vector<Slot> slots_;              // by position: what is gathered before it is grouped, and one more
+  std::vector<Occurrence> gathered_;     // the same
+  std::vector<uint32_t> row_of_;         // by position
+  std::vector<uint32_t> hash_table_;     // row + 1, or 0
   std::vector<float> buffer_;
 };
 
@@ -92,9 +92,10 @@ void ForEachOccurrence(const Lookup& lookup, const Feature& feature, F f) {
       total = weights == nullptr ? static_cast<float>(offsets[bag + 1] - offsets[bag]) : 0;
       for (int64_t i = offsets[bag]; weights != nullptr && i < offsets[bag + 1]; ++i) total += weights[i];
     }
+    const float unweighted = 1.0f / total;  // a bag without ids has no use for it
     for (int64_t i = offsets[bag]; i < offsets[bag + 1]; ++i) {
-      const float weight = weights == nullptr ? 1.0f : weights[i];
-      f(static_cast<size_t>(i - offsets[0]), bag, total == 0 ? 0.0f : weight / total);
+      const float scale = weights == nullptr ? unweighted : total == 0 ? 0.0f : weights[i] / total;
+      f(static_cast<size_t>(i - offsets[0]), bag, scale);
     }
   }
 }

@@ -4,6 +4,7 @@
 #include "kernels/kernels.h"
 #include "kernels/lane_sum.h"
 #include "kernels/optimizers/trust_ratio.h"
+#include "kernels/row_sum.h"
 #include "kernels/update_rules.h"
 
 namespace damo {
@@ -11,6 +12,7 @@ namespace {
 
 constexpr size_t kLine = 64;
 constexpr size_t kPrefetchRows = 6;
+constexpr ptrdiff_t kPrefetchOccurrences = 6;
 
 DAMO_INLINE void PrefetchFloats(const void* start, size_t bytes) {
   const char* p = static_cast<const char*>(start);
@@ -45,21 +47,24 @@ void PoolBags(const PoolArgs& a) {
       }
     }
     float total = 0;
+    RowSum<kDim> sum(dim, out);
     if (a.part == nullptr || a.part->first) {
-      for (int j = 0; j < dim; ++j) out[j] = 0;
+      sum.Clear();
     } else {
+      sum.Load();
       total = a.part->total;
     }
     for (int64_t i = begin; i < end; ++i) {
       const float weight = a.weights == nullptr ? 1.0f : a.weights[i];
       total += weight;
-      const char* __restrict row = RowAt(a.arena, a.slots[i]);
+      const char* row = RowAt(a.arena, a.slots[i]);
       if (!ReadsOtherwise(a, row)) {
-        for (int j = 0; j < dim; ++j) out[j] += weight * Weights::Load(row + kPayloadOffset, j);
+        sum.template Add<Weights>(weight, row + kPayloadOffset);
       } else if (a.unseen == UnseenRows::kMean) {
-        for (int j = 0; j < dim; ++j) out[j] += weight * a.mean[j];
+        sum.template Add<Float32Weights>(weight, reinterpret_cast<const char*>(a.mean));
       }
     }
+    sum.Store();
     if (a.part != nullptr) a.part->total = total;
     if (a.pooling == Pooling::kMean && (a.part == nullptr || a.part->last)) {
       for (int j = 0; j < dim; ++j) out[j] = total == 0 ? 0 : out[j] / total;
@@ -67,19 +72,23 @@ void PoolBags(const PoolArgs& a) {
   }
 }
 
-// The gradient of row r: in place where one unscaled occurrence makes it, summed into `buffer` otherwise.
+// The gradient of a row whose occurrences these are: in place where one unscaled occurrence makes it, summed into
+// `buffer` otherwise. Fetches gradients of occurrences that come later, of which the last ends at `end`.
 template <int kDim>
-DAMO_INLINE const float* SumOccurrences(const Occurrence* first, const Occurrence* last, int dim,
-                                        float* __restrict buffer) {
+DAMO_INLINE const float* SumOccurrences(const Occurrence* first, const Occurrence* last, const Occurrence* end, int dim,
+                                        float* buffer) {
+  const auto fetch_ahead = [&](const Occurrence* o) __attribute__((always_inline)) {
+    if (end - o > kPrefetchOccurrences) PrefetchFloats(o[kPrefetchOccurrences].grad, sizeof(float) * dim);
+  };
+  fetch_ahead(first);
   if (last - first == 1 && first->scale == 1.0f) return first->grad;
-  const float* __restrict grad = first->grad;
-  float scale = first->scale;
-  for (int j = 0; j < dim; ++j) buffer[j] = scale * grad[j];
+  RowSum<kDim> sum(dim, buffer);
+  sum.template Set<Float32Weights>(first->scale, reinterpret_cast<const char*>(first->grad));
   for (const Occurrence* o = first + 1; o != last; ++o) {
-    const float* __restrict next = o->grad;
-    scale = o->scale;
-    for (int j = 0; j < dim; ++j) buffer[j] += scale * next[j];
+    fetch_ahead(o);
+    sum.template Add<Float32Weights>(o->scale, reinterpret_cast<const char*>(o->grad));
   }
+  sum.Store();
   return buffer;
 }
 
@@ -118,15 +127,16 @@ ApplyResult ApplyRows(const ApplyArgs& a) {
   const typename Rule::Step step = Rule::MakeStep(a.step);
   const GradientAdjustment adjustment(a.step.config);
   const size_t touched = layout.row_size();
+  const Occurrence* const end = a.occurrences + a.begin[a.rows];
   size_t created = 0;
   RowMagnitudes magnitudes;
   for (size_t r = 0; r < a.rows; ++r) {
     if (r + kPrefetchRows < a.rows) {
       PrefetchFloats(RowAt(a.arena, a.slots[r + kPrefetchRows]), touched);
-      PrefetchFloats(a.occurrences[a.begin[r + kPrefetchRows]].grad, sizeof(float) * dim);
     }
     char* row = RowAt(a.arena, a.slots[r]);
-    const float* grad = SumOccurrences<kDim>(a.occurrences + a.begin[r], a.occurrences + a.begin[r + 1], dim, a.buffer);
+    const float* grad =
+        SumOccurrences<kDim>(a.occurrences + a.begin[r], a.occurrences + a.begin[r + 1], end, dim, a.buffer);
     if (adjustment.any) grad = adjustment.Adjust(dim, grad, a.buffer);
     RowHeader* header = HeaderOf(row, layout);
     header->last_step = a.iter;
