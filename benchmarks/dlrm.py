@@ -18,6 +18,7 @@ from parts.dlrm.race import Plan, Racer, builder, races
 IO = {"buffered": False, "direct": True}
 PREFETCH = ("off", "on")
 PEERS = ("fbgemm",)
+DEVICES = ("cpu", "cuda")
 FULL = {"rows": 1_000_000, "steps": 200, "warm_up": 1500, "latency_steps": 1000, "history": 5000}
 FULL |= {"budgets": [100, 50, 10, 1], "io": list(IO)}
 QUICK = {"rows": 50_000, "steps": 10, "warm_up": 30, "latency_steps": 0, "history": 50}
@@ -47,19 +48,28 @@ examples:
 def main() -> None:
     arguments = parse_arguments()
     os.environ.update(QUIET)  # before torch is imported
+    import torch
+
     from common import raw
     from parts.dlrm import roofs
     from parts.dlrm.inputs import inputs
     from parts.dlrm.report import as_json, results_table, verdicts, warm_up_in_words
     from parts.dlrm.training import measure
 
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise RefusedError("--device cuda: torch.cuda.is_available() is False")
     workload = Workload(
         arguments.tables, arguments.rows, arguments.dim, arguments.batch_size, zipf=arguments.zipf, seed=arguments.seed
     )
     plan = Plan(arguments.steps, arguments.warm_up, arguments.latency_steps)
     depths = [arguments.depth if word == "on" else 0 for word in arguments.prefetch]
     planned = races(
-        arguments.budgets, [IO[word] for word in arguments.io], depths, bool(arguments.peers), arguments.threads
+        arguments.budgets,
+        [IO[word] for word in arguments.io],
+        depths,
+        bool(arguments.peers),
+        arguments.threads,
+        arguments.device,
     )
     report: dict[str, Any] = begin("dlrm") | {"races": []}
     print(f"\n{workload}", flush=True)
@@ -134,6 +144,13 @@ def add_race(options: Options) -> None:
     )
     race.add_argument("--depth", type=count, metavar="N", default=1, help=f"of prefetch, in batches {DEFAULT}")
     race.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="against whom (default: fbgemm)")
+    race.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="cpu",
+        help="of the dense part. On a GPU peers' rows are in its memory, FBGEMM's also in host memory behind a cache "
+        f"there, and ours in host memory {DEFAULT}",
+    )
     threads = min(2, len(os.sched_getaffinity(0)))
     race.add_argument("--threads", type=count, metavar="N", default=threads, help=f"of a contestant {DEFAULT}")
 

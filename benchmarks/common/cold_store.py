@@ -21,12 +21,15 @@ ROWS_PER_CALL = 65536
 IDLE_SECONDS = 1.0
 
 
-def collection(store: damo.EmbeddingStore, workload: Workload) -> damo.EmbeddingBagCollection:
-    """The workload's tables, under row-wise Adagrad."""
+def collection(
+    store: damo.EmbeddingStore, workload: Workload, device: torch.device | None = None
+) -> damo.EmbeddingBagCollection:
+    """The workload's tables, under row-wise Adagrad, whose outputs are on `device`; None for the CPU."""
     return damo.EmbeddingBagCollection(
         tables=table_configs(workload),
         optimizer_type=torchrec.optim.RowWiseAdagrad,
         optimizer_kwargs={"lr": 0.01},
+        device=device,
         store=store,
     )
 

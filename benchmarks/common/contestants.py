@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torchrec
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
@@ -100,12 +101,26 @@ def fbgemm(entry: Entry, workload: Workload) -> Trainee:
     return Collection(workload, fused_collection(entry, workload))
 
 
-def fused_collection(entry: Entry, workload: Workload) -> FusedEmbeddingBagCollection:
-    """TorchRec's, which is FBGEMM's table-batched embeddings."""
+def fused_collection(
+    entry: Entry,
+    workload: Workload,
+    device: torch.device | None = None,
+    location: EmbeddingLocation | None = None,
+) -> FusedEmbeddingBagCollection:
+    """TorchRec's, which is FBGEMM's table-batched embeddings.
+
+    Args:
+        entry: whose optimizer.
+        workload: whose tables.
+        device: of the outputs; None for the CPU.
+        location: of the rows, where that is another than the device's memory.
+    """
     return FusedEmbeddingBagCollection(
         tables=table_configs(workload),
         optimizer_type=OPTIMIZERS[entry.optimizer],
         optimizer_kwargs={"lr": LEARNING_RATE},
+        device=device,
+        location=location,
     )
 
 

@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,7 +28,17 @@ from parts.dlrm import models as dlrm_models
 from parts.dlrm import report as dlrm_report
 from parts.dlrm import roofs as dlrm_roofs
 from parts.dlrm.figures import Figures, Use, is_steady, use_between
-from parts.dlrm.race import DENSE, FBGEMM, OPTIMIZER, Plan, Racer, races
+from parts.dlrm.race import (
+    DENSE,
+    DEVICE,
+    EMBEDDING_BAG,
+    FBGEMM,
+    MANAGED_CACHING,
+    OPTIMIZER,
+    Plan,
+    Racer,
+    races,
+)
 from parts.dlrm.training import Outcome
 
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "dlrm.py"
@@ -86,6 +98,14 @@ def test_peers_race_where_all_rows_are_in_memory_and_ours_in_every_way_where_the
     assert ways == [(False, 0), (False, 1), (True, 0), (True, 1)]
     assert len({racer.setting for racer in on_disk[1:]}) == 4
     assert [racer.library for racer in races([100], [False], [0], peers=False, threads=1)[0]] == [DENSE, OURS]
+
+
+def test_on_a_gpu_peers_race_with_rows_where_it_can_have_them():
+    (race,) = races([100], [False], [0], peers=True, threads=2, device="cuda")
+    assert {racer.device for racer in race} == {"cuda"}
+    peers = [(racer.library, racer.rows_in) for racer in race if racer.library not in (DENSE, OURS)]
+    assert peers == [(FBGEMM, DEVICE), (FBGEMM, MANAGED_CACHING), (EMBEDDING_BAG, DEVICE)]
+    assert len({(racer.name, racer.setting) for racer in race}) == len(race)
 
 
 def test_the_share_in_memory_is_what_was_asked_for_or_what_the_least_budget_holds():
@@ -166,13 +186,13 @@ def test_free_embeddings_train_the_whole_dense_part(build):
     assert all(moved)
 
 
-@pytest.mark.parametrize("library", [FBGEMM, OURS])
+@pytest.mark.parametrize("library", [FBGEMM, EMBEDDING_BAG, OURS])
 def test_a_step_updates_the_rows_of_its_batch(library, build, inputs):
     training = build(library)
     tables = training._model.sparse_arch.embedding_bag_collection
 
     def rows():
-        if library == FBGEMM:
+        if library != OURS:
             return torch.stack([bag.weight.detach() for bag in tables.embedding_bags.values()]).clone()
         return torch.stack([table.get(torch.arange(TINY.rows)) for table in tables.tables()])
 
@@ -333,6 +353,13 @@ def test_a_race_that_needs_more_memory_than_there_is_is_refused(program):
     program.refuse_too_large(race, TINY, 4 << 30)
     with pytest.raises(RefusedError, match="50 % of the rows in memory need about"):
         program.refuse_too_large(race, Workload(rows=10**8), 4 << 30)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is refused where there is no GPU")
+def test_a_gpu_that_is_not_there_is_refused(program, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["dlrm.py", "--quick", "--device", "cuda"])
+    with mock.patch.dict(os.environ), pytest.raises(RefusedError, match="--device cuda"):
+        program.main()
 
 
 @pytest.mark.slow

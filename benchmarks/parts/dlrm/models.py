@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 from torchrec.datasets.utils import Batch
 from torchrec.models.dlrm import DLRM
 
@@ -23,7 +24,7 @@ from common.resident import anonymous_bytes
 from common.workload import Workload
 from parts.dlrm.figures import Figures
 from parts.dlrm.inputs import Inputs
-from parts.dlrm.race import DENSE, Racer
+from parts.dlrm.race import EMBEDDING_BAG, FBGEMM, MANAGED_CACHING, Racer
 
 DENSE_FEATURES = 13
 HIDDEN_UNITS = [512, 256]
@@ -38,30 +39,46 @@ def build(racer: Racer, workload: Workload, inputs: Inputs, directory: Path) -> 
     """The training that `racer` names; `directory` is for its store, if it has one."""
     if racer.library == OURS:
         return StoreTraining(racer, workload, inputs, directory)
-    training = Training(workload, inputs)
-    if racer.library != DENSE:
-        training.use(contestants.fused_collection(racer, workload))
+    training = Training(racer, workload, inputs)
+    if racer.library == EMBEDDING_BAG:
+        training.use_bags(workload)
+    elif racer.library == FBGEMM:
+        location = EmbeddingLocation.MANAGED_CACHING if racer.rows_in == MANAGED_CACHING else None
+        training.use(contestants.fused_collection(racer, workload, torch.device(racer.device), location))
     return training
 
 
 class Training:
     """A DLRM without tables, or with those that `use` gives it, and its way through the batches."""
 
-    def __init__(self, workload: Workload, inputs: Inputs) -> None:
+    def __init__(self, racer: Racer, workload: Workload, inputs: Inputs) -> None:
         torch.manual_seed(workload.seed)
+        self._device = torch.device(racer.device)
+        # Rows that are in host memory are looked up by ids that are there, too.
+        self._moves_ids = racer.library != OURS
         self._model = DLRM(
             embedding_bag_collection=FreeEmbeddings(workload),
             dense_in_features=DENSE_FEATURES,
             dense_arch_layer_sizes=[*HIDDEN_UNITS, workload.dim],
             over_arch_layer_sizes=[*HIDDEN_UNITS, 1],
-        )
-        self._optimizer = torch.optim.Adagrad(self._model.parameters(), lr=LEARNING_RATE)
+        ).to(self._device)
+        self._optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.Adagrad(self._model.parameters(), lr=LEARNING_RATE)
+        ]
         self._feed = Feed(workload, inputs)
         self._batches: Iterator[Batch] = self._feed
 
     def use(self, tables: torch.nn.Module) -> None:
         """Has the model look up its embeddings there from now on."""
         self._model.sparse_arch.embedding_bag_collection = tables
+
+    def use_bags(self, workload: Workload) -> None:
+        """The same of torch's tables, on the model's device, with the optimizer that is fastest there."""
+        tables = EmbeddingBagCollection(tables=table_configs(workload), device=self._device)
+        for bag in tables.embedding_bags.values():
+            bag.sparse = True
+        self.use(tables)
+        self._optimizers.append(torch.optim.SGD(tables.parameters(), lr=LEARNING_RATE))
 
     def go_to(self, batch: int) -> None:
         """Goes on with batch number `batch`. REQUIRES: rows of later ones are not being read yet."""
@@ -74,17 +91,26 @@ class Training:
     def step(self, _batch: None) -> None:
         """Takes the next batch and trains on it."""
         batch = next(self._batches)
-        self._optimizer.zero_grad()
-        logits = self._model(batch.dense_features, batch.sparse_features).squeeze(-1)
-        binary_cross_entropy_with_logits(logits, batch.labels).backward()
-        self._optimizer.step()
+        dense = batch.dense_features.to(self._device, non_blocking=True)
+        labels = batch.labels.to(self._device, non_blocking=True)
+        features = batch.sparse_features
+        if self._moves_ids:
+            features = features.to(self._device, non_blocking=True)
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
+        logits = self._model(dense, features).squeeze(-1)
+        binary_cross_entropy_with_logits(logits, labels).backward()
+        for optimizer in self._optimizers:
+            optimizer.step()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()  # what is timed has happened
 
 
 class StoreTraining(Training):
     """A DLRM over this package's tables, with the rows of a checkpoint."""
 
     def __init__(self, racer: Racer, workload: Workload, inputs: Inputs, directory: Path) -> None:
-        super().__init__(workload, inputs)
+        super().__init__(racer, workload, inputs)
         for _ in range(STEPS_BEFORE_STORE):
             self.step(None)
         self._workload = workload
@@ -96,7 +122,7 @@ class StoreTraining(Training):
             restore=inputs.checkpoint,
             options=damo.StoreOptions(num_threads=racer.threads, direct_io=racer.direct_io),
         )
-        self._collection = collection(self._store, workload)
+        self._collection = collection(self._store, workload, self._device)
         self.use(self._collection)
 
     def read(self, table: int, share: float) -> None:
@@ -138,7 +164,7 @@ class FreeEmbeddings(torch.nn.Module):
         super().__init__()
         self._configs = table_configs(workload)
         self._keys = feature_names(workload)
-        self._values = 0.01 * torch.randn(workload.batch_size, workload.tables * workload.dim)
+        self.register_buffer("_values", 0.01 * torch.randn(workload.batch_size, workload.tables * workload.dim))
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         return self._configs

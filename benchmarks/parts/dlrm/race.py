@@ -11,6 +11,10 @@ from common.workload import Workload
 
 DENSE = "dense part alone"
 FBGEMM = "FBGEMM"
+EMBEDDING_BAG = "nn.EmbeddingBag"
+# Where FBGEMM keeps its rows on a GPU: in its memory, or in host memory with a cache there.
+DEVICE = "GPU memory"
+MANAGED_CACHING = "host memory, cached on the GPU"
 OPTIMIZER = "RowWiseAdagrad"
 
 LONGEST_TURN = 20
@@ -28,22 +32,26 @@ class Racer(Entry):
         percent: ours: how many of the rows its budget holds.
         direct_io: ours: whether it reads and writes past the page cache.
         depth: ours: how many batches ahead it reads rows; 0 for none.
+        device: of the dense part, and of outputs: "cpu" or "cuda".
+        rows_in: a peer's on a GPU: DEVICE or MANAGED_CACHING.
     """
 
+    device: str = "cpu"
+    rows_in: str = ""
     percent: float = 100
     direct_io: bool = False
     depth: int = 0
 
     @property
     def name(self) -> str:
-        """The library alone: all have the same optimizer."""
+        """The library alone: all of ours and FBGEMM's have the same optimizer."""
         return self.library
 
     @property
     def setting(self) -> str:
         """What sets it apart from others of that name, in words."""
         if self.library != OURS:
-            return super().setting
+            return ", ".join([super().setting, self.rows_in] if self.rows_in else [super().setting])
         words = [f"{self.percent:g} % of the rows"]
         if self.percent < 100:
             words += ["direct I/O" if self.direct_io else "page cache", f"prefetch {self.depth or 'off'}"]
@@ -67,8 +75,10 @@ class Racer(Entry):
 
     def memory_bytes(self, workload: Workload) -> int:
         """What its process may take, on the safe side."""
-        tables = {DENSE: 0, FBGEMM: int(1.15 * self.table_bytes(workload))}
-        return PROCESS_BYTES + (self.budget(workload) if self.library == OURS else tables[self.library])
+        if self.library == OURS:
+            return PROCESS_BYTES + self.budget(workload)
+        in_host_memory = self.library == FBGEMM and self.rows_in != DEVICE
+        return PROCESS_BYTES + (int(1.15 * self.table_bytes(workload)) if in_host_memory else 0)
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,12 @@ def times_latency(racer: Racer) -> bool:
 
 
 def races(
-    budgets: Sequence[float], io: Sequence[bool], depths: Sequence[int], peers: bool, threads: int
+    budgets: Sequence[float],
+    io: Sequence[bool],
+    depths: Sequence[int],
+    peers: bool,
+    threads: int,
+    device: str = "cpu",
 ) -> list[list[Racer]]:
     """One for each budget: the dense part alone, peers where all rows are in memory, then ours.
 
@@ -120,12 +135,13 @@ def races(
         depths: of prefetch.
         peers: whether there are any.
         threads: of each contestant.
+        device: of the dense parts.
     """
     return [
         [
-            Racer(DENSE, OPTIMIZER, threads),
-            *(peer_settings(threads) if percent == 100 and peers else []),
-            *ours(percent, io, depths, threads),
+            Racer(DENSE, OPTIMIZER, threads, device=device),
+            *(peer_settings(threads, device) if percent == 100 and peers else []),
+            *ours(percent, io, depths, threads, device),
         ]
         for percent in budgets
     ]
@@ -136,17 +152,22 @@ def builder() -> Racer:
     return Racer(OURS, OPTIMIZER, 1)
 
 
-def peer_settings(threads: int) -> list[Racer]:
-    """FBGEMM's: the dense part wants all threads, so they only differ in whether those spin."""
+def peer_settings(threads: int, device: str) -> list[Racer]:
+    """Without a GPU FBGEMM's. The dense part wants all threads, so they only differ in whether those spin."""
+    if device != "cpu":
+        fbgemm = [
+            Racer(FBGEMM, OPTIMIZER, threads, device=device, rows_in=place) for place in (DEVICE, MANAGED_CACHING)
+        ]
+        return [*fbgemm, Racer(EMBEDDING_BAG, "SGD", threads, device=device, rows_in=DEVICE)]
     return [Racer(FBGEMM, OPTIMIZER, threads, spins) for spins in ([True, False] if threads > 1 else [False])]
 
 
-def ours(percent: float, io: Sequence[bool], depths: Sequence[int], threads: int) -> list[Racer]:
+def ours(percent: float, io: Sequence[bool], depths: Sequence[int], threads: int, device: str) -> list[Racer]:
     """Every kind of reading that differs while rows are on disk."""
     if percent == 100:
-        return [Racer(OURS, OPTIMIZER, threads)]
+        return [Racer(OURS, OPTIMIZER, threads, device=device)]
     return [
-        Racer(OURS, OPTIMIZER, threads, percent=percent, direct_io=direct_io, depth=depth)
+        Racer(OURS, OPTIMIZER, threads, device=device, percent=percent, direct_io=direct_io, depth=depth)
         for direct_io in io
         for depth in depths
     ]
