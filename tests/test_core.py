@@ -87,6 +87,7 @@ CALLS: dict[str, Callable[[_core.Store], object]] = {
     "life_stats": lambda s: s.life_stats(0),
     "life_bytes": lambda s: s.life_bytes(0),
     "life_census": lambda s: s.life_census(0, [(lookup(), VALUES.ctypes.data, 4)]),
+    "may_exchange": lambda s: s.may_exchange([(0, s.life_census(0, []))], 0.0),
     "life_digest": lambda s: s.life_digest(0),
     "align_life": lambda s: s.align_life(0, [s.life_bytes(0)]),
     "preview_life": lambda s: s.preview_life(0, _core.LifeOptions()),

@@ -142,6 +142,8 @@ class Store {
                 std::span<const SharedTable> shared = {});
   // What such an update is prepared by, of a table that has a life.
   LifeCensus CensusOf(uint16_t table, std::span<const GradientPart> parts);
+  // Whether such an update, were it to begin now, may call an exchange: the same in all stores. See TableLife.
+  bool MayExchange(std::span<const SharedTable> shared, double clock);
   // See TableLife::Digest.
   uint64_t LifeDigest(uint16_t table);
   // Gives a table the edges and the ladder that all of `lives` are to have, as TableLife::Serialize left them, of which
@@ -227,8 +229,9 @@ class Store {
   std::optional<LifeStats> life_stats(uint16_t table);
   // As TableLife::Serialize has it now, of a table that has a life.
   std::optional<std::string> life_bytes(uint16_t table);
-  // How many rows these options would have removed by now. Throws kInvalidArgument for a table without a life.
-  uint64_t PreviewLife(uint16_t table, const LifeOptions& options);
+  // How many rows these options would have removed by now: of this store's, or of those of all stores whose `lives`
+  // they are. Throws kInvalidArgument for a table without a life, and for lives that do not go together.
+  uint64_t PreviewLife(uint16_t table, const LifeOptions& options, const std::vector<std::string>& lives = {});
   // Begins to count lookups anew, in all tables.
   void ResetLookupStats();
   RowStoreStats row_store_stats();

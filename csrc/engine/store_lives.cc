@@ -1,4 +1,5 @@
 // A store's calls for how long the rows of a table live.
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
@@ -75,6 +76,13 @@ LifeCensus Store::CensusOf(uint16_t table, std::span<const GradientPart> parts) 
   return LifeAt(table).Census(ids);
 }
 
+bool Store::MayExchange(std::span<const SharedTable> shared, double clock) {
+  const Call call(this);
+  return std::any_of(shared.begin(), shared.end(), [&](const SharedTable& one) DAMO_REQUIRES(store_mutex) {
+    return LifeAt(one.table).MayExchange(tables_[one.table].schema.iter + 1, one.census, clock);
+  });
+}
+
 uint64_t Store::LifeDigest(uint16_t table) {
   const Call call(this);
   return LifeAt(table).Digest();
@@ -132,10 +140,12 @@ std::optional<std::string> Store::life_bytes(uint16_t table) {
   return life->Serialize();
 }
 
-uint64_t Store::PreviewLife(uint16_t table, const LifeOptions& options) {
+uint64_t Store::PreviewLife(uint16_t table, const LifeOptions& options, const std::vector<std::string>& lives) {
   CheckLifeOptions(options);
   const Call call(this);
-  return LifeAt(table).Preview(options);
+  const TableLife& life = LifeAt(table);
+  if (lives.empty()) return life.Preview(options);
+  return TableLife(EncodeLife(SumOfLives(lives)), life.options()).Preview(options);
 }
 
 void Store::NoteDead() {

@@ -70,12 +70,26 @@ TableLife TableLife::OfAll(const LifeExchange& exchange) const {
 // Whether what goes at the end of this step depends on how many rows there are.
 bool TableLife::GoesByOthers() const {
   if (census_.rows + census_.ids > options_.max_rows) return true;
-  if (options_.min_rows == 0) return false;
+  return options_.min_rows > 0 && AnyIsDue(iter_, clock_);
+}
+
+bool TableLife::AnyIsDue(uint32_t step, const LifeClock& clock) const {
   for (size_t i = 0; i < options_.idle.size(); ++i) {
     const size_t b = histogram_.Find(passed_[i]);
-    if (b + 1 < histogram_.size() && IsDue(options_.idle[i], histogram_.bucket(b + 1))) return true;
+    if (b + 1 < histogram_.size() && IsDue(options_.idle[i], histogram_.bucket(b + 1), step, clock)) return true;
   }
   return false;
+}
+
+// A bucket that the step is going to open is not due in it, and the newest may be less so than it is now.
+bool TableLife::MayExchange(uint32_t step, const LifeCensus& census, double clock) const {
+  if (Opens(step, census, clock_.TimeAt(clock)) && histogram_.size() + PartsOf(census) > Room()) return true;
+  if (census.rows + census.ids > options_.max_rows) return true;
+  if (options_.min_rows == 0 || options_.idle.empty()) return false;
+  LifeClock then = clock_;
+  then.Reserve();
+  then.Read(clock, resolution_.times());
+  return AnyIsDue(step, then);
 }
 
 void TableLife::EndStep(const LifeExchange& exchange) {

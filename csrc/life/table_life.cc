@@ -131,13 +131,17 @@ bool TableLife::Opens(uint32_t step, const LifeCensus& census, double time) cons
   return census.newest + census.ids > resolution_.RowsOf(census.rows);
 }
 
-// Merges an eighth of the buckets, if they may be as coarse as that or there can be no more, else makes room for twice
-// as many. That is a matter of how many there are, not of how many there is room for, which a life that is read again
-// does not know.
+// Beyond so many buckets some are merged, or there is to be room for twice as many. That is a matter of how many there
+// are, not of how many there is room for, which a life that is read again does not know.
+size_t TableLife::Room() const {
+  return std::min(std::max(std::bit_ceil(histogram_.size()), kLeastMerged), histogram_.most());
+}
+
+// Merges an eighth of the buckets, if they may be as coarse as that or there can be no more.
 void TableLife::PrepareToOpen(uint32_t step, size_t buckets, uint64_t rows, const LifeExchange& exchange) {
   const size_t n = histogram_.size();
   const bool is_full = n + buckets > histogram_.most();
-  const size_t room = std::min(std::max(std::bit_ceil(n), kLeastMerged), histogram_.most());
+  const size_t room = Room();
   if (n + buckets > room) {
     const auto cost = [&](const Histogram::Neighbours& neighbours) {
       return resolution_.CostOf(neighbours, step, clock_, rows);
@@ -222,9 +226,9 @@ TableLife::Classes TableLife::ClassesOf(const IdleRule& rule) {
 }
 
 // Whether all rows that stand before `end` have been idle for as long as the rule says, and longer where it has steps.
-bool TableLife::IsDue(const IdleRule& rule, const Bucket& end) const {
-  if (rule.steps > 0) return uint64_t{StepOf(end.first - 1)} + rule.steps < iter_;
-  return clock_.IdleTime(end.time, rule.seconds) >= rule.seconds;
+bool TableLife::IsDue(const IdleRule& rule, const Bucket& end, uint32_t step, const LifeClock& clock) {
+  if (rule.steps > 0) return uint64_t{StepOf(end.first - 1)} + rule.steps < step;
+  return clock.IdleTime(end.time, rule.seconds) >= rule.seconds;
 }
 
 // Has the rows of buckets go that are due, the oldest first, as long as `floor` are left. `*passed`: before it, none of

@@ -86,6 +86,8 @@ class TableLife {
   // The same of all stores, which get the same ladder; when it throws, the step has not ended. REQUIRES: all have the
   // options of this one, and had the same Digest() and census when it began.
   void EndStep(const LifeExchange& exchange);
+  // Whether a step of all stores, which has not begun yet, may call its exchange: the same in all of them.
+  bool MayExchange(uint32_t step, const LifeCensus& census, double clock) const;
   // An update of others than this table: time goes on, and that was no leap of the clock. When it throws, nothing has
   // changed.
   void PassTime(double clock);
@@ -141,11 +143,15 @@ class TableLife {
   }
   bool Opens(uint32_t step, const LifeCensus& census, double time) const;
   size_t PartsOf(const LifeCensus& census) const;
+  size_t Room() const;
   void PrepareToOpen(uint32_t step, size_t buckets, uint64_t rows, const LifeExchange& exchange);
   std::vector<Histogram::Contents> ContentsOfBuckets() const;
   uint64_t RowsOf(Classes classes, size_t b) const;
   uint64_t Take(Classes classes, size_t from, size_t to) noexcept;
-  bool IsDue(const IdleRule& rule, const Bucket& end) const;
+  bool IsDue(const IdleRule& rule, const Bucket& end) const { return IsDue(rule, end, iter_, clock_); }
+  static bool IsDue(const IdleRule& rule, const Bucket& end, uint32_t step, const LifeClock& clock);
+  // Whether one of the rules has more buckets go, if rows are in them.
+  bool AnyIsDue(uint32_t step, const LifeClock& clock) const;
   uint64_t Expire(const IdleRule& rule, Classes classes, uint64_t floor, Position* passed) noexcept;
   void NoteUpdate() noexcept;
   void ForgetSightings() noexcept;

@@ -262,7 +262,8 @@ void RegisterStore(py::module_& m) {
              }();
              return life ? std::optional(py::bytes(*life)) : std::nullopt;
            })
-      .def("preview_life", &Store::PreviewLife, py::arg("table"), py::arg("options"), ReleaseGil())
+      .def("preview_life", &Store::PreviewLife, py::arg("table"), py::arg("options"),
+           py::arg("lives") = std::vector<std::string>(), ReleaseGil())
       .def("drop_table", &Store::DropTable, py::arg("number"), ReleaseGil())
       .def("reclaim_table", &Store::ReclaimTable, py::arg("number"), ReleaseGil())
       .def("set_reclaimable_deletions", &Store::SetReclaimableDeletions, py::arg("number"), py::arg("before"),
@@ -306,6 +307,12 @@ void RegisterStore(py::module_& m) {
             return s.CensusOf(table, gradients);
           },
           py::arg("table"), py::arg("parts"))
+      .def(
+          "may_exchange",
+          [](Store& s, const AddressedShares& shares, double clock) {
+            return s.MayExchange(ToShared(shares, nullptr), clock);
+          },
+          py::arg("shared"), py::arg("clock"), ReleaseGil())
       .def("life_digest", &Store::LifeDigest, py::arg("table"), ReleaseGil())
       .def("align_life", &Store::AlignLife, py::arg("table"), py::arg("lives"), ReleaseGil())
       .def("prefetch", &Store::Prefetch, ReleaseGil())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,9 @@ def state_dict_tables(file: Path, wanted: Mapping[str, str | None]) -> list[Sour
     with file.open("rb"):  # which says what is wrong
         pass
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():  # of sparse tensors, which are refused: torch 2.14 says that it validates them
+            warnings.filterwarnings("ignore", "Validating sparse", UserWarning)
+            found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch has no one exception for a damaged file
         raise CorruptionError(f"{file} is no state dict that torch.save wrote, or a damaged one: {error}") from error
     for name in _INNER:

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import distributed
 
 from damo_torchrec import errors
+from damo_torchrec.distributed.lost_ranks import others_are_there
 from damo_torchrec.distributed.shared_lives import SharedLives
 from damo_torchrec.errors import DamoError
 from damo_torchrec.store.agreement import Update
@@ -58,9 +60,11 @@ class RanksAgreement:
         self.group = group
         self.lives = lives
         self._device = device
+        self._all_know = False  # that the update goes no further: nobody waits for word of it
 
     def settle(self, prepare: Callable[[], Update]) -> Update:
         """As its protocol says. One all-gather of 40 bytes, and 24 more for each table, which waits for all ranks."""
+        self._all_know = False
         update, votes = self._vote(prepare)
         if _differ(vote.digest for vote in votes):
             raise DamoError(
@@ -89,14 +93,30 @@ class RanksAgreement:
 
     def exchange(self, life: bytes) -> list[bytes]:
         """As its protocol says."""
-        return self._tell(life)
+        return self._share(life, None)
+
+    def conclude(self, error: BaseException | None) -> None:
+        """As its protocol says."""
+        if error is None:
+            self._share(b"", None)
+        elif not self._all_know:
+            with suppress(DamoError):  # there is one error to tell of already
+                self._share(b"", f"{type(error).__name__}: {error}".rstrip(": "))
+
+    def _share(self, life: bytes, failure: str | None) -> list[bytes]:
+        """The lives that all ranks have told. Raises if one has told of a failure instead."""
+        self._all_know = True
+        told = self._tell((life, failure))
+        for rank, (_, message) in enumerate(told):
+            if message is not None:
+                raise DamoError(f"rank {rank} could not make its part of it: {message}")
+        self._all_know = False
+        return [one for one, _ in told]
 
     def _tell(self, value: _T) -> list[_T]:
         told: list[Any] = [None] * self.group.size()
-        try:
+        with others_are_there("in the middle of an update"):
             distributed.all_gather_object(told, value, group=self.group)
-        except (RuntimeError, ValueError, EOFError) as error:  # torch has no one exception for a rank that is gone
-            raise DamoError(f"a rank has ended, or does not answer, in the middle of an update: {error}") from error
         return told
 
     def total(self, value: int) -> int:
@@ -122,7 +142,8 @@ class RanksAgreement:
     def _gather(self, numbers: list[int]) -> list[list[int]]:
         own = torch.tensor(numbers, dtype=torch.int64, device=self._device)
         told = own.new_empty(self.group.size() * len(numbers))
-        distributed.all_gather_into_tensor(told, own, group=self.group)
+        with others_are_there("as ranks agree, before any row has changed"):
+            distributed.all_gather_into_tensor(told, own, group=self.group)
         of_ranks: list[list[int]] = told.view(-1, len(numbers)).tolist()
         return of_ranks
 

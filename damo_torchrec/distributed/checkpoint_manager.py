@@ -108,10 +108,13 @@ class CheckpointManager:
         schedulers: Sequence[LRScheduler] = (),
         which: str | int | os.PathLike[str] | None = None,
         whole_store: bool = False,
+        strict: bool = True,
     ) -> CheckpointInfo | None:
         """Loads a checkpoint, with `load_model`, and returns what it says of itself; None if there is none."""
         self.wait()
-        return load_model(self._model, which, optimizer=optimizer, schedulers=schedulers, whole_store=whole_store)
+        return load_model(
+            self._model, which, optimizer=optimizer, schedulers=schedulers, whole_store=whole_store, strict=strict
+        )
 
     def wait(self) -> None:
         """Waits for the checkpoint that is being written, and raises what it raises."""

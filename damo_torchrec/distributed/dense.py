@@ -193,6 +193,8 @@ def _place(value: Any, sharded: Mapping[str, torch.Tensor], tensors: dict[str, t
         if value.keys() == _MARK:
             name = value[_NAME]
             like = sharded.get(name)
+            if like is not None and list(like.shape) != value[_SHAPE]:
+                like = None  # of another shape now
             dtype = getattr(torch, value[_DTYPE])
             tensors[name] = copy.deepcopy(like) if like is not None else torch.zeros(value[_SHAPE], dtype=dtype)
             return tensors[name]

@@ -24,7 +24,8 @@ from damo_torchrec.distributed.store_checkpoint import note_state
 from damo_torchrec.errors import SchemaMismatchError
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.opening import restore, restore_unless_at
-from damo_torchrec.training.dense_parts import DenseParts
+from damo_torchrec.training.dense_parts import NOT_STRICT, DenseParts
+from damo_torchrec.training.fitting import IncompatibleKeys
 from damo_torchrec.training.model_checkpoint import CheckpointInfo, dense_state
 from damo_torchrec.training.random_state import set_random_state
 
@@ -38,11 +39,15 @@ def load_model(
     optimizer: torch.optim.Optimizer | None = None,
     schedulers: Sequence[LRScheduler] = (),
     whole_store: bool = False,
+    strict: bool = True,
 ) -> CheckpointInfo | None:
     """Brings a model of several ranks to what `save_model` of this module saved. All ranks call it.
 
     The stores go to the rows of the checkpoint, where they are not at it already, as after `open_store`; what they
     held otherwise is given up.
+
+    ``strict=False`` is for a model that has changed since, as of `damo_torchrec.load_model`: what fits by name and
+    shape is loaded, and what does not stays as it is. All ranks find the same, or all raise.
 
     Args:
         model: as it was saved, over a store of `open_store`.
@@ -51,14 +56,16 @@ def load_model(
         optimizer: of the dense parameters, if one was saved.
         schedulers: as many as were saved, in the same order.
         whole_store: whether tables of the store that are not the model's may be replaced and removed, too.
+        strict: whether the model, its tables and its optimizer must be those that were saved.
 
     Returns:
-        What the checkpoint says of itself, with this rank's `extra` and the rows of all ranks. None if `path` is None
-        and there is none.
+        What the checkpoint says of itself, with this rank's `extra` and the rows of all ranks; with ``strict=False``
+        its `incompatible` is what did not go together. None if `path` is None and there is none.
 
     Raises:
         ValueError: there is no such checkpoint, or it holds rows only; as `damo_torchrec.load_model`.
-        SchemaMismatchError: the model, its tables or its optimizer differ from those saved.
+        SchemaMismatchError: the model, its tables or its optimizer differ from those saved; with ``strict=False`` if
+            ranks differ in what does, or a table's dim, optimizer or row dtype does.
         CorruptionError: parts of it are missing, damaged, or of different checkpoints.
         DamoError: it is of another number of ranks; a rank has ended.
         All of them on all ranks, where neither model nor store was changed.
@@ -72,7 +79,9 @@ def load_model(
         return None
     loading = _Loading(model, store, membership, Path(chosen))
     parts = DenseParts(model, optimizer, schedulers)
-    states = ranks.each(f"load {chosen}", lambda: loading.read(parts))
+    states = ranks.each(f"load {chosen}", lambda: loading.read(parts, strict=strict))
+    if not strict:
+        loading.check_alike()
     loading.apply(parts, states, None if whole_store else tables_of(model))
     return loading.info(states)
 
@@ -101,6 +110,7 @@ class _Loading:
         self._ranks = membership.ranks
         self._path = path
         self._checkpoint: RanksCheckpoint | None = None
+        self._found: IncompatibleKeys | None = None  # where not all has to fit
 
     @property
     def checkpoint(self) -> RanksCheckpoint:
@@ -108,8 +118,8 @@ class _Loading:
         assert self._checkpoint is not None, "read has read it"
         return self._checkpoint
 
-    def read(self, parts: DenseParts) -> dict[str, Any]:
-        """The states that the checkpoint has for the parts, which fit. Changes nothing."""
+    def read(self, parts: DenseParts, *, strict: bool) -> dict[str, Any]:
+        """The states that the checkpoint has for the parts, which fit, or what of them does. Changes nothing."""
         self._checkpoint = RanksCheckpoint.read(self._path)
         check_world_size(self._checkpoint, self._ranks.world_size)
         others = read_others(self._checkpoint, self._ranks.rank)
@@ -121,14 +131,35 @@ class _Loading:
             raise ValueError(
                 f"{self._path} was saved with {len(others['schedulers'])} schedulers, got {len(parts.schedulers)}"
             )
-        saved = set(self._checkpoint.parts[0].tables)
-        if missing := sorted(tables_of(self._model) - saved):
-            raise SchemaMismatchError(f"the model differs from the one saved in {self._path}: no tables {missing}")
+        saved, tables = set(self._checkpoint.parts[0].tables), tables_of(self._model)
+        missing = sorted(tables - saved)
+        if missing and strict:
+            raise SchemaMismatchError(
+                f"the model differs from the one saved in {self._path}: no tables {missing}. {NOT_STRICT}"
+            )
         optimizer = parts.optimizer.state_dict() if parts.optimizer is not None else None
         now = {"model": dense_state(self._model), "optimizer": optimizer}
         states = read_states(self._checkpoint, others, now)
-        parts.check(states, self._path)
+        if strict:
+            parts.check(states, self._path)
+            return states
+        states, self._found = parts.fitting(states, self._path)
+        self._found.missing_tables, self._found.unexpected_tables = missing, sorted(saved - tables)
+        for names in vars(self._found).values():
+            if isinstance(names, list):
+                names.sort()  # as ranks do not name parameters in one order
         return states
+
+    def check_alike(self) -> None:
+        """Raises SchemaMismatchError on all ranks if they differ in what does not fit. REQUIRES: `read`, not strict."""
+        found = self._ranks.together(f"load {self._path}", lambda: self._found)
+        for rank, other in enumerate(found):
+            if other != found[0]:
+                raise SchemaMismatchError(
+                    f"ranks differ in what of {self._path} goes with their models: for rank 0 what does not is "
+                    f"{found[0]}, for rank {rank} {other}"
+                )
+        _log.info("what of %s does not go with the model: %s", self._path, self._found)
 
     def apply(self, parts: DenseParts, states: dict[str, Any], tables: set[str] | None) -> None:
         """Loads all of it, on all ranks or on none."""
@@ -164,4 +195,5 @@ class _Loading:
             step=states["step"],
             extra=states["extra"],
             rows={name: sum(part.tables[name].rows for part in parts) for name in parts[0].tables},
+            incompatible=self._found,
         )

@@ -58,6 +58,18 @@ class Agreement(Protocol):
             DamoError: another store's process has ended.
         """
 
+    def conclude(self, error: BaseException | None) -> None:
+        """Ends an update in which lives may be exchanged: all call it, whether they have made it or could not.
+
+        The others hear of one that could not at once, in their exchange or here.
+
+        Args:
+            error: why this store could not make the update; None if it has made it.
+
+        Raises:
+            DamoError: `error` is None, and another store could not make the update, or its process has ended.
+        """
+
     def total(self, value: int) -> int:
         """The sum of the values of all, who all call this. Raises DamoError if one has ended."""
 

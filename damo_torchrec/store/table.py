@@ -141,6 +141,8 @@ class Table:
     ) -> int:
         """How many rows would go by other options, at once. Nothing changes.
 
+        Of a table that is spread over ranks, all of them call it, with the same options: of the rows of all ranks.
+
         Rows are counted by their age as finely as the options need that the table has: by far finer ones more rows may
         go in the end than this says, as none goes before its time.
 
@@ -153,7 +155,7 @@ class Table:
 
         Raises:
             ValueError: the options contradict themselves; the table's rows have had no option so far, so that nothing
-                counts them by their age; or other ranks have rows of it.
+                counts them by their age; or ranks do not count theirs alike before their next update.
         """
         asked = AskedLife(expire=expire, min_rows=min_rows, max_rows=max_rows, keep_rows=keep_rows, credit=credit)
         if self._opened.life is None:
@@ -161,13 +163,12 @@ class Table:
                 f"table {self.name!r}: its rows are not counted by their age before TableOptions say how long they "
                 "live. Open it with what removes nothing at first, such as max_rows beyond the rows that it has"
             )
-        if self._session.agreement is not None:
-            raise ValueError(
-                f"table {self.name!r} is spread over ranks, and a rank knows the ages of its own rows alone: "
-                "damo_torchrec.distributed.gather a checkpoint, and ask there"
-            )
         options = asked.over(self._opened.life).to_core()
-        return self._reading(lambda engine, layout: engine.preview_life(layout.index, options))
+        lives = []  # of all ranks
+        if self._session.agreement is not None:
+            own = self._reading(lambda engine, layout: engine.life_bytes(layout.index))
+            lives = self._session.agreement.exchange(own or b"")
+        return self._reading(lambda engine, layout: engine.preview_life(layout.index, options, lives))
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError("a Table cannot be copied or pickled: use save_model and load_model")

@@ -145,27 +145,32 @@ def _apply(session: Session, update: Update) -> bool:
 
 def _backward(session: Session, update: Update) -> bool:
     """What the engine's says, of an update that is finite; of one of several stores all or none hear of a failure."""
-    engine, agreement, told = session.engine, session.agreement, False
+    engine, agreement, shared = session.engine, session.agreement, list(update.shared)
+    together = agreement if shared and engine.may_exchange(shared, update.clock) else None
 
     def exchange(life: bytes) -> list[bytes]:
-        nonlocal told
-        told = True
-        assert agreement is not None
+        assert together is not None
         with session.alone("update"):
-            return agreement.exchange(life)
+            return together.exchange(life)
 
     try:
-        return engine.backward(
+        applied = engine.backward(
             update.parts,
             grad_scale=update.scale,
             skip_nonfinite=_skips(session),
             clock=update.clock,
-            shared=list(update.shared),
+            shared=shared,
             exchange=exchange,
         )
+        if together is not None:
+            with session.alone("update"):
+                together.conclude(None)
+        return applied
     except BaseException as error:
-        if not told:
+        if together is None:
             raise
+        with session.alone("update"):
+            together.conclude(error)
         # The others may have made the update, or made it in part: nothing of this is to be saved.
         session.give_up_rows()
         what = (

@@ -39,7 +39,8 @@ class CheckpointInfo:
         step: the step given to `save_model`, or the store's.
         extra: what was given to `save_model`.
         rows: number of rows by table.
-        incompatible: what did not go together, where `CheckpointManager.restore` loaded it with ``strict=False``.
+        incompatible: what did not go together, where `CheckpointManager.restore`, or `load_model` of
+            `damo_torchrec.distributed`, loaded it with ``strict=False``.
     """
 
     path: Path

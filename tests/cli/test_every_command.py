@@ -110,7 +110,8 @@ def test_damage_has_the_status_of_damage(command, trained, tmp_path, call):
 
 # Runs the tool once for each line of JSON in argv, each in a process of its own, and prints how these ended.
 EACH = """
-import json, os, signal, sys
+import json, os, signal, sys, warnings
+warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)  # from Python 3.12 on, of the threads that torch has
 sys.argv[0] = "damo-torchrec"
 from damo_torchrec.cli import main
 import damo_torchrec.store.embedding_store, damo_torchrec.inspection.comparison, damo_torchrec.convert.arrow_files

@@ -201,6 +201,8 @@ def interrupted(rank: int, root: Path) -> Any:
                 break
     except KeyboardInterrupt:
         told.append("interrupted")
+    except damo.DamoError as error:
+        told.append(str(error))
     finally:
         signal.signal(signal.SIGUSR1, before)
     closed = store.session.closed
@@ -209,10 +211,11 @@ def interrupted(rank: int, root: Path) -> Any:
 
 
 def test_a_signal_in_the_middle_of_an_update_waits_for_nothing_and_stays_an_interrupt(two_ranks, tmp_path):
-    (first, goes_on), (second, ended) = two_ranks(interrupted, tmp_path / "store")
+    (first, told), (second, ended) = two_ranks(interrupted, tmp_path / "store")
     assert "in the middle of an update of this thread" in first[0]
     assert all("in the middle of another call of this thread" in said for said in first[1:3])
-    assert (second[-1], goes_on, ended) == ("interrupted", False, True)
+    assert (second[-1], told, ended) == ("interrupted", True, True)
+    assert first[-1].endswith("rank 1 could not make its part of it: KeyboardInterrupt")
 
 
 def align_fails(rank: int, root: Path) -> Any:
@@ -264,8 +267,6 @@ def set_too_many(rank: int, size: int) -> Any:
                 table.set(ids, torch.ones(len(ids), 2))
             except ValueError as error:
                 told.append(str(error))
-        with pytest.raises(ValueError, match="spread over ranks"):
-            table.preview(max_rows=3)
         return len(table), told
 
 
@@ -304,6 +305,31 @@ def test_rows_that_are_imported_count_on_all_ranks_and_are_wrong_on_all(two_rank
         "table 't': id 3 comes more than once",
         "table 't': rows are wrong on another rank: nothing was imported",
     ]
+
+
+PREVIEWED = damo.TableOptions(max_rows=300, expire=[damo.Idle(steps=40)])
+
+
+def previewed(rank: int, size: int) -> list[int]:
+    with spread.new_store() as store:
+        list(ranked_lives.train(Stream(PREVIEWED, batch=40, longest=2), store, 1, 40))
+        table = store.table("t")
+        return [
+            table.preview(max_rows=100),
+            table.preview(expire=[damo.Idle(steps=4)]),
+            table.preview(expire=[damo.Idle(steps=4)], min_rows=250),
+            table.preview(max_rows=1000),
+            len(table),
+        ]
+
+
+def test_what_would_go_is_foreseen_of_all_ranks_rows(ranks):
+    of_ranks = ranks(previewed, ranks.size)
+    *alone, rows = previewed(0, 1)
+    assert sum(left for *_, left in of_ranks) == rows
+    assert [found for *found, _ in of_ranks] == [alone] * ranks.size
+    assert 0 == alone[3] < alone[2] < alone[1], (alone, rows)
+    assert rows - 100 <= alone[0] <= rows - 90, (alone, rows)
 
 
 def mean_in_eval(rank: int, size: int) -> Any:

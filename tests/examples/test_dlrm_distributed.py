@@ -28,9 +28,9 @@ def run(directory: Path, *arguments: str) -> str:
 @pytest.mark.slow
 def test_it_learns_and_goes_on(tmp_path):
     told = run(tmp_path, "--epochs", "1")
-    assert told.startswith("2 processes, from step 0")
+    assert "2 processes, from step 0" in told  # gloo of torch 2.9 says something first
     assert float(re.search(r"Test AUC (0\.\d+) on 16,281 samples", told)[1]) > 0.89
     rows = [int(n.replace(",", "")) for n in re.search(r"Rows by rank: ([\d,]+), ([\d,]+)", told).groups()]
     assert min(rows) > 0.9 * max(rows)
     told = run(tmp_path, "--epochs", "1")
-    assert told.startswith("2 processes, from step 128")
+    assert "2 processes, from step 128" in told

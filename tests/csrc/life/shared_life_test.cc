@@ -34,6 +34,9 @@ class Stores {
       all = {all.ids + one.ids, all.rows + one.rows, all.newest + one.newest};
     }
     ++iter_;
+    const size_t before = exchanges_;
+    const bool foreseen = lives_[0]->MayExchange(iter_, all, clock);
+    for (const auto& life : lives_) EXPECT_EQ(life->MayExchange(iter_, all, clock), foreseen);
     InAll([&](TableLife* life, const LifeExchange& exchange) { life->BeginStep(iter_, all, clock, exchange); });
     for (const int64_t id : ids) {
       const auto row = Find(id);
@@ -44,6 +47,8 @@ class Stores {
       Life(id).Add({iter_, count + 1}, id);
     }
     InAll([&](TableLife* life, const LifeExchange& exchange) { life->EndStep(exchange); });
+    EXPECT_TRUE(foreseen || exchanges_ == before);
+    unneeded_ += static_cast<size_t>(foreseen && exchanges_ == before);
     for (size_t i = 0; i < lives_.size(); ++i) {
       std::erase_if(rows_[i], [&](const auto& r) { return lives_[i]->ladder().IsDead(r.second, r.first); });
     }
@@ -83,6 +88,7 @@ class Stores {
   }
   const TableLife& life(size_t i) const { return *lives_[i]; }
   size_t exchanges() const { return exchanges_; }
+  size_t unneeded() const { return unneeded_; }  // updates of which MayExchange said that they may, and that did not
 
  private:
   size_t Store(int64_t id) const { return static_cast<size_t>(id) % lives_.size(); }
@@ -113,7 +119,7 @@ class Stores {
   std::vector<std::unique_ptr<TableLife>> lives_;
   std::vector<std::map<int64_t, RowHeader>> rows_;
   uint32_t iter_ = 0;
-  size_t exchanges_ = 0;
+  size_t exchanges_ = 0, unneeded_ = 0;
 };
 
 LifeOptions OptionsOf(uint32_t seed) {
@@ -175,6 +181,7 @@ TEST(SharedLifeTest, TalksOnlyWhereRowsOfOthersDecide) {
   Stores stores({.idle = {{.steps = 9}}, .max_rows = 1000, .keep_rows = 900}, 2);
   for (int64_t step = 0; step < 40; ++step) stores.Update({step, step + 1, step + 2}, 0);
   EXPECT_EQ(stores.exchanges(), 0u);
+  EXPECT_EQ(stores.unneeded(), 0u);
 }
 
 TEST(SharedLifeTest, FailureToTalkEndsNoStep) {
