@@ -27,6 +27,7 @@ with ended_imports():
         info,
         repair,
         rows,
+        serve,
         stats,
         tables,
         transfer,
@@ -55,6 +56,7 @@ COMMANDS = (
     tables.COMPACT,
     forget.COMMAND,
     convert.COMMAND,
+    serve.COMMAND,
     doctor.COMMAND,
 )
 

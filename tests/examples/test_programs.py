@@ -42,3 +42,19 @@ def test_early_stopping_goes_back_to_its_best_epoch(tmp_path):
 def test_a_model_learns_from_the_census(tmp_path, name, least):
     aucs = re.findall(r"test AUC (0\.\d+)", run(name, tmp_path))
     assert float(aucs[-1]) > least
+
+
+@pytest.mark.slow
+def test_training_and_serving_at_once_tells_its_story(tmp_path):
+    """The new user's clicks are unknown at first, and known in the end."""
+    command = [sys.executable, EXAMPLES / "train_and_serve.py"]
+    environment = {**os.environ, "PYTHONWARNINGS": "default", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.endswith(" ms")]
+    assert len(rows) > 2
+    (even, odd), (even_in_the_end, odd_in_the_end) = [[float(text) for text in row[1:3]] for row in (rows[0], rows[-1])]
+    assert even < 0.1 < 0.9 < odd
+    assert odd_in_the_end < 0.1 < 0.9 < even_in_the_end
+    assert int(rows[-1][3]) >= len(rows) - 1
+    assert not [*tmp_path.glob("train_and_serve-*"), *tmp_path.glob("damo_torchrec-*")]
