@@ -18,6 +18,7 @@ from damo_torchrec.cli.ending import (
 
 with ended_imports():
     from damo_torchrec.cli import (
+        bench,
         convert,
         deleting,
         diff,
@@ -58,6 +59,7 @@ COMMANDS = (
     convert.COMMAND,
     serve.COMMAND,
     doctor.COMMAND,
+    bench.COMMAND,
 )
 
 # What the system says of a disk or a user rather than of the bytes.

@@ -37,8 +37,9 @@ ARGUMENTS = {
     "convert": f"damo-dump {FILE} {{out}}",
     "serve": "{export} --dry-run --memory-budget 64MiB",
     "doctor": "{store} --no-reads",
+    "bench": "{directory} --rows 4000 --batch-size 64 --seconds 0.05 --budget 64MiB",
 }
-OF_STORES = [command for command in ARGUMENTS if command != "doctor"]
+OF_STORES = [command for command in ARGUMENTS if command not in ("doctor", "bench")]
 CHANGE = {
     "import",
     "prune",
@@ -72,6 +73,7 @@ def export(served) -> Path:
 
 def arguments(command: str, store: Path, out: Path) -> list[str]:
     names = {"store": store, "then": store / "checkpoints" / "then", "out": out, "rows": arguments.rows}
+    names["directory"] = store.parent
     names["export"] = arguments.export if store.exists() else store
     return [command, *(word.format(**names) for word in ARGUMENTS[command].split())]
 
