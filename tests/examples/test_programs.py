@@ -11,9 +11,9 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run(name, tmp_path):
+def run(name, tmp_path, *arguments):
     done = subprocess.run(
-        [sys.executable, EXAMPLES / f"{name}.py"],
+        [sys.executable, EXAMPLES / f"{name}.py", *arguments],
         cwd=tmp_path,
         env={**os.environ, "PYTHONWARNINGS": "default"},
         capture_output=True,
@@ -26,6 +26,19 @@ def run(name, tmp_path):
 
 def test_quickstart_reads_its_rows_back(tmp_path):
     assert run("quickstart", tmp_path).startswith("3 rows; that of user 7: tensor([[")
+
+
+@pytest.mark.slow
+def test_dlrm_comes_full_circle(tmp_path):
+    pytest.importorskip("onnxruntime")
+    told = run("dlrm", tmp_path, "--epochs", "1")
+    assert float(re.search(r"Test AUC (0\.\d+) on 16,281 samples", told)[1]) > 0.89
+    file, answer, expected = re.search(
+        r"Exported to (\S+\.onnx), .*\nAsked .* answers (0\.\d+), and the model (0\.\d+)", told
+    ).groups()
+    assert Path(file) == tmp_path / "examples-store" / "census-onnx" / "model.onnx"
+    assert Path(file).is_file()
+    assert float(answer) == pytest.approx(float(expected), abs=1e-4)
 
 
 @pytest.mark.slow
