@@ -9,7 +9,7 @@ MINUTES ?= 60
 
 CONFIGURE := $(BIN)/cmake --log-level=NOTICE -S . -G Ninja -DDAMO_BUILD_TESTS=ON -DDAMO_WARNINGS_AS_ERRORS=ON
 BUILD := $(BIN)/cmake --build
-BENCHMARKS := embedding_step dlrm cold scale cache_policy checkpoint serving serving_load
+BENCHMARKS := embedding_step dlrm cold scale cache_policy checkpoint serving serving_load memory_limit
 # Programs of tests that start threads, or whose code does.
 WITH_THREADS := $(addprefix damo_test_,base life storage storage_rocksdb engine serving)
 CPP_FILES = $(shell find csrc tests/csrc tests/fuzz benchmarks/csrc -name '*.h' -o -name '*.cc')
