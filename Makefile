@@ -9,7 +9,7 @@ MINUTES ?= 60
 
 CONFIGURE := $(BIN)/cmake --log-level=NOTICE -S . -G Ninja -DDAMO_BUILD_TESTS=ON -DDAMO_WARNINGS_AS_ERRORS=ON
 BUILD := $(BIN)/cmake --build
-BENCHMARKS := embedding_step dlrm cold scale cache_policy checkpoint serving serving_load
+BENCHMARKS := embedding_step dlrm cold scale cache_policy checkpoint serving serving_load memory_limit
 # Programs of tests that start threads, or whose code does.
 WITH_THREADS := $(addprefix damo_test_,base life storage storage_rocksdb engine serving)
 CPP_FILES = $(shell find csrc tests/csrc tests/fuzz benchmarks/csrc -name '*.h' -o -name '*.cc')
@@ -19,7 +19,7 @@ FIXED_ADDRESSES = $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setar
 # Runs the test program $$tests in as many processes as there are cores, each with a share of the tests.
 IN_SHARES = seq 0 $$(($(JOBS) - 1)) | GTEST_TOTAL_SHARDS=$(JOBS) xargs -P $(JOBS) -I{} env GTEST_SHARD_INDEX={}
 
-.PHONY: help venv gtest clang lock example example-distributed test test-cpp test-python test-versions sanitize fuzz lint format docs bench \
+.PHONY: help venv gtest clang lock example example-distributed test test-cpp test-python test-versions sanitize fuzz lint format docs linkcheck bench \
   bench-quick chaos soak wheel clean
 .DEFAULT_GOAL := help
 
@@ -105,6 +105,10 @@ bench bench-quick: venv
 
 docs: venv  ## build the documentation's site: build/docs/index.html
 	@$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+
+# Links inside of the site are checked by `docs`. These need the network, and change without our doing.
+linkcheck: venv  ## look whether the pages' links to elsewhere lead anywhere
+	@$(BIN)/python -m sphinx --quiet --builder linkcheck docs build/linkcheck
 
 bench: RESULTS := build/benchmarks
 bench:  ## measure speed and memory; one alone: .venv/bin/python benchmarks/NAME.py --help

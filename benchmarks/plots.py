@@ -205,8 +205,22 @@ def serving_load(report: Report) -> "Figure":
     return figure
 
 
+def memory_limit(report: Report) -> "Figure":
+    """Memory over rows, by contestant, up to where it was killed."""
+    figure, (axes,) = stacked([8])
+    for contestant in report["contestants"]:
+        points = [(rows, taken / MIB) for rows, taken in contestant["points"]]
+        end = "" if contestant["killed"] is None else f", killed at {contestant['killed']:,} rows"
+        axes.plot(*zip(*points, strict=True), label=f"{contestant['name']}{end}")
+    axes.axhline(report["options"]["limit"], color=LIMIT_COLOUR, linestyle="--", label="limit")
+    axes.set(xlabel="rows", ylabel="MiB", ylim=0)
+    axes.legend()
+    return figure
+
+
 PLOTS: dict[str, Callable[[Report], "Figure"]] = {
-    plot.__name__: plot for plot in (embedding_step, dlrm, cold, scale, cache_policy, checkpoint, serving, serving_load)
+    plot.__name__: plot
+    for plot in (embedding_step, dlrm, cold, scale, cache_policy, checkpoint, serving, serving_load, memory_limit)
 }
 
 # ---------------------------------------------------------------- what they share

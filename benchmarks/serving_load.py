@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Loads the HTTP server of the examples: how many requests it answers, how soon, and which it refuses; `--help`.
+"""Loads the HTTP server: how many requests it answers, how soon, and which it refuses; `--help`.
 
 docs/serving.md describes the method.
 """
@@ -28,12 +28,11 @@ from common.program import DEFAULT, QUIET, Options, RefusedError, begin, count, 
 
 FULL = {"rows": 10_000, "seconds": 10.0, "wrong": 10_000}
 QUICK = {"rows": 100, "seconds": 1.0, "wrong": 100}
-SERVER = Path(__file__).parent.parent / "examples" / "serve.py"
 STARTS_WITHIN = 60.0
 DENSE_FEATURES = 13
 
 DESCRIPTION = """\
-Serves a DLRM by examples/serve.py on loopback, and asks it from several connections at a time, each of
+Serves a DLRM by `damo-torchrec serve` on loopback, and asks it from several connections at a time, each of
 which sends the next request when it has its answer: first while nothing else happens, then beside
 connections that have begun a request and do not go on, then while a delta with changed rows of all tables
 and a new dense part arrives each second. Then sends wrong requests, every one of which has to be refused,
@@ -83,7 +82,7 @@ def main() -> None:
 @contextmanager
 def server(checkpoint: Path, deltas: Path) -> Iterator[int]:
     """Runs the example and gives its port. Raises RefusedError if it does not begin, or has ended by itself."""
-    command = [sys.executable, str(SERVER), str(checkpoint), "--watch", str(deltas), "--port", "0"]
+    command = [sys.executable, "-m", "damo_torchrec", "serve", str(checkpoint), "--watch", str(deltas), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     said: list[str] = []

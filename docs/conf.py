@@ -25,6 +25,8 @@ add_module_names = False
 
 html_theme = "furo"
 html_title = f"damo_torchrec {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 

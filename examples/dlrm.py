@@ -21,6 +21,7 @@ from dlrm_data.census import Census
 from dlrm_data.criteo import Criteo, MalformedFileError
 from dlrm_data.samples import Dataset
 from dlrm_data.synthetic import Synthetic
+from dlrm_export import export_and_ask
 from dlrm_train import (
     Position,
     build_model,
@@ -59,6 +60,8 @@ def main() -> int:
         auc, samples = evaluate(run.model, dataset.test_batches())
         print(f"\nTest AUC {auc:.4f} on {samples:,} samples\n\n{report}")
         print(f"The store is in {arguments.store.resolve()}")
+        if arguments.export is not None:
+            print(f"\n{export_and_ask(run.model, next(iter(dataset.test_batches())), arguments.export)}")
     return 0
 
 

@@ -1,6 +1,7 @@
 """The command line of dlrm.py."""
 
 import argparse
+import importlib.util
 import shlex
 import sys
 from pathlib import Path
@@ -69,6 +70,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
             setattr(arguments, name, value)
     if arguments.store is None:
         arguments.store = Path("examples-store", arguments.data)
+    if arguments.export is None and arguments.data == "census" and importlib.util.find_spec("onnxruntime"):
+        arguments.export = arguments.store.with_name(f"{arguments.store.name}-onnx")
     return arguments
 
 
@@ -120,6 +123,13 @@ def _add_store(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="the store's directory (default: examples-store/DATA in the current directory)",
+    )
+    store.add_argument(
+        "--export",
+        type=Path,
+        metavar="DIR",
+        help="at the end, write the model with its rows there as an ONNX file, and ask it about one sample (default: "
+        "STORE-onnx for census, if onnxruntime is installed; else no file)",
     )
     store.add_argument(
         "--memory-budget",

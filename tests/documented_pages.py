@@ -280,4 +280,5 @@ PAGES: Mapping[str, Callable[[], contextlib.AbstractContextManager[Names]]] = {
     "docs/serving.md": serving,
     "docs/strings.md": strings,
     "docs/tables.md": tables,
+    "docs/tour.md": nothing,
 }

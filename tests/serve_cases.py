@@ -1,8 +1,8 @@
-"""A model that examples/serve.py serves, requests to it, and a client."""
+"""A model that is served over HTTP, requests to it, and a client."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from torch import nn
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 
 import damo_torchrec as damo
-from serve_http import make_app
-from serve_model import Metrics, Settings
+from damo_torchrec.server.application import make_app
+from damo_torchrec.server.served_model import Metrics, Settings
 from serving_cases import SGD
-from support import kjt
+from support import kjt, small_store
 
 KEYS = ("user", "clicks")
 
@@ -71,3 +71,20 @@ def with_client(path: Path, use: Callable[[httpx.AsyncClient], Awaitable[None]],
             await asyncio.wait_for(use(client), 300)
 
     asyncio.run(main())
+
+
+@contextlib.contextmanager
+def served_twice(path: Path) -> Iterator[tuple[nn.Module, Path, list[Any]]]:
+    """A model, and two checkpoints of it: ``one`` and ``two``, which has other weights."""
+    with small_store(path / "store") as store:
+        model = Clicks(store)
+        for table in store.tables().values():
+            table.set(torch.arange(-9, 9), torch.randn(18, 4))
+        args = (torch.ones(2, 1), kjt({key: [[1], [2]] for key in KEYS}, [1.0] * 4))
+        damo.serving.export(model, args, path / "one")
+        answers = [expected_answer(model, body(3))]
+        with torch.no_grad():
+            model.layer.weight.add_(1.0)
+        damo.serving.export(model, args, path / "two")
+        answers.append(expected_answer(model, body(3)))
+        yield model.eval(), path, answers

@@ -39,12 +39,23 @@ def id_number(text: str) -> int:
     return number
 
 
-def ids_in(file: Path) -> list[int]:
-    """The ids in a text file, with blanks or new lines between them. Raises OSError or ValueError."""
+def add_ids(parser: argparse.ArgumentParser, what: str) -> None:
+    """Ids of rows, as arguments and in a file; `what` says which."""
+    parser.add_argument("ids", nargs="*", type=id_number, metavar="ID", help=f"{what}, any int64")
+    parser.add_argument(
+        "--ids-file", type=absolute_path, metavar="FILE", help="more ids, with blanks or new lines between them"
+    )
+
+
+def ids_of(options: argparse.Namespace) -> list[int]:
+    """Those that are given in both ways. Raises OSError or ValueError for a file that is none of ids."""
+    ids: list[int] = list(options.ids)
+    if options.ids_file is None:
+        return ids
     try:
-        return [id_number(word) for word in file.read_text().split()]
+        return ids + [id_number(word) for word in options.ids_file.read_text().split()]
     except (argparse.ArgumentTypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: {error}") from None
+        raise ValueError(f"{options.ids_file}: {error}") from None
 
 
 def positive(text: str) -> int:

@@ -18,7 +18,7 @@ from damo_torchrec.cli.changing import (
     opened_to_change,
     opened_to_try,
 )
-from damo_torchrec.cli.command import Command, absolute_path, id_number, ids_in, positive
+from damo_torchrec.cli.command import Command, absolute_path, add_ids, ids_of, positive
 from damo_torchrec.cli.ending import SOUND, WRONG_USAGE, after
 from damo_torchrec.cli.output import print_json, shown_progress
 from damo_torchrec.cli.reading import table_of
@@ -67,10 +67,7 @@ def _prune(options: argparse.Namespace) -> int:
 def _add_delete_arguments(parser: argparse.ArgumentParser) -> None:
     add_store(parser)
     parser.add_argument("table", metavar="TABLE", help="the table's name")
-    parser.add_argument("ids", nargs="*", type=id_number, metavar="ID", help="whose rows go, any int64")
-    parser.add_argument(
-        "--ids-file", type=absolute_path, metavar="FILE", help="more ids, with blanks or new lines between them"
-    )
+    add_ids(parser, "whose rows go")
     rules = parser.add_argument_group("rules, in place of ids; rows go that all of those given hold for")
     rules.add_argument("--norm-below", type=_norm, metavar="X", help="the L2 norm of their weights is below")
     rules.add_argument("--last-step-below", type=positive, metavar="N", help="updated last before this of the table")
@@ -89,7 +86,7 @@ def _norm(text: str) -> float:
 
 
 def _delete(options: argparse.Namespace) -> int:
-    ids = [*options.ids, *(ids_in(options.ids_file) if options.ids_file else [])]
+    ids = ids_of(options)
     by_rule = any(rule is not None for rule in (options.norm_below, options.last_step_below, options.updates_below))
     if by_rule == bool(ids):
         raise ValueError("give ids or rules, not both" if ids else "nothing to delete: give ids, --ids-file or rules")

@@ -7,7 +7,7 @@ import numpy as np
 
 from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
-from damo_torchrec.cli.command import Command, absolute_path, id_number, ids_in
+from damo_torchrec.cli.command import Command, absolute_path, add_ids, ids_of
 from damo_torchrec.cli.ending import DAMAGED, SOUND, after
 from damo_torchrec.cli.output import print_json
 from damo_torchrec.erasing.eraser import Eraser
@@ -19,10 +19,7 @@ from damo_torchrec.errors import StoreLockedError
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", type=absolute_path, metavar="STORE", help="a store, which nobody has open")
     parser.add_argument("table", metavar="TABLE", help="the table's name")
-    parser.add_argument("ids", nargs="*", type=id_number, metavar="ID", help="what to forget, any int64")
-    parser.add_argument(
-        "--ids-file", type=absolute_path, metavar="FILE", help="more ids, with blanks or new lines between them"
-    )
+    add_ids(parser, "what to forget")
     parser.add_argument(
         "--checkpoints",
         choices=("rewrite", "remove"),
@@ -43,7 +40,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    ids = [*options.ids, *(ids_in(options.ids_file) if options.ids_file else [])]
+    ids = ids_of(options)
     if not ids:
         raise ValueError("nothing to forget: give ids, or --ids-file")
     if not options.store.is_dir() or not StoreDirectory.is_store(options.store):

@@ -18,6 +18,7 @@ from damo_torchrec.cli.ending import (
 
 with ended_imports():
     from damo_torchrec.cli import (
+        bench,
         convert,
         deleting,
         diff,
@@ -27,6 +28,7 @@ with ended_imports():
         info,
         repair,
         rows,
+        serve,
         stats,
         tables,
         transfer,
@@ -55,7 +57,9 @@ COMMANDS = (
     tables.COMPACT,
     forget.COMMAND,
     convert.COMMAND,
+    serve.COMMAND,
     doctor.COMMAND,
+    bench.COMMAND,
 )
 
 # What the system says of a disk or a user rather than of the bytes.

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from damo_torchrec.cli.command import Command, absolute_path, id_number, ids_in, positive
+from damo_torchrec.cli.command import Command, add_ids, ids_of, positive
 from damo_torchrec.cli.ending import SOUND
 from damo_torchrec.cli.output import finite, print_columns, print_json, shown_progress
 from damo_torchrec.cli.reading import add_reading_options, opened_to_read, table_of
@@ -32,14 +32,11 @@ def _head(options: argparse.Namespace) -> int:
 
 def _add_get_arguments(parser: argparse.ArgumentParser) -> None:
     add_reading_options(parser, table=True)
-    parser.add_argument("ids", nargs="*", type=id_number, metavar="ID", help="whose rows, any int64")
-    parser.add_argument(
-        "--ids-file", type=absolute_path, metavar="FILE", help="more ids, with blanks or new lines between them"
-    )
+    add_ids(parser, "whose rows")
 
 
 def _get(options: argparse.Namespace) -> int:
-    ids = [*options.ids, *(ids_in(options.ids_file) if options.ids_file else [])]
+    ids = ids_of(options)
     if not ids:
         raise ValueError("nothing to get: give ids, or --ids-file")
     with opened_to_read(options, options.store, options.checkpoint) as store:

@@ -1,10 +1,15 @@
 """``damo-torchrec stats``: figures of all rows, by table."""
 
 import argparse
+import sys
+import time
+from pathlib import Path
 
-from damo_torchrec.cli.command import Command
+from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
+from damo_torchrec.checkpoints.store_directory import StoreDirectory
+from damo_torchrec.cli.command import Command, positive
 from damo_torchrec.cli.ending import SOUND
-from damo_torchrec.cli.output import print_columns, print_json, printable, shown_bytes, shown_progress
+from damo_torchrec.cli.output import note, print_columns, print_json, printable, shown_bytes, shown_progress
 from damo_torchrec.cli.reading import add_reading_options, opened_to_read, table_of
 from damo_torchrec.inspection.summary import Spread, TableSummary, summarize
 from damo_torchrec.store.embedding_store import EmbeddingStore
@@ -13,9 +18,35 @@ from damo_torchrec.store.embedding_store import EmbeddingStore
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_reading_options(parser, table=False)
     parser.add_argument("--table", metavar="TABLE", help="of this table alone")
+    parser.add_argument(
+        "--watch",
+        type=positive,
+        metavar="SECONDS",
+        help="look so often for a newer checkpoint, and print its figures, until Ctrl-C",
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.watch is None:
+        return _show(options)
+    if options.checkpoint != "latest":
+        raise ValueError("either --watch, which is for the newest checkpoint, or --checkpoint, got both")
+    if not StoreDirectory.is_store(options.store):
+        raise ValueError(f"{options.store} is no store, which --watch needs")
+    shown: Path | None = None
+    note(
+        options, f"watching for checkpoints of {options.store}: what a training changes is in the next one; Ctrl-C ends"
+    )
+    while True:
+        newest = CheckpointLine.of_store(options.store).newest()
+        if newest != shown:
+            _show(options)
+            sys.stdout.flush()
+            shown = newest
+        time.sleep(options.watch)
+
+
+def _show(options: argparse.Namespace) -> int:
     with opened_to_read(options, options.store, options.checkpoint) as store, shown_progress(options) as bar:
         names = store.session.catalog.names() if options.table is None else [options.table]
         found = {name: summarize(store.session, table_of(store, name), bar) for name in names}

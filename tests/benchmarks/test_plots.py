@@ -96,6 +96,14 @@ def of_serving_load():
     return {"load": [quiet, {**quiet, "stalled": 300}, {**quiet, "deltas": 7, "per_second": 900.0}]}
 
 
+def of_memory_limit():
+    contestants = [
+        {"name": name, "points": [[1000, 3 << 20], [2000, 4 << 20]], "killed": killed}
+        for name, killed in (("damo_torchrec", None), ("nn.EmbeddingBag", 2000))
+    ]
+    return {"options": {"limit": 4, "budget": 2, "rows": 4000, "dim": 8}, "contestants": contestants}
+
+
 REPORTS = {
     "embedding_step": of_embedding_step,
     "dlrm": of_dlrm,
@@ -105,6 +113,7 @@ REPORTS = {
     "checkpoint": of_checkpoint,
     "serving": of_serving,
     "serving_load": of_serving_load,
+    "memory_limit": of_memory_limit,
 }
 
 
@@ -149,6 +158,7 @@ def test_each_benchmark_of_make_bench_has_a_plot():
                 "ms: median, and up to p99",
             ],
         ),
+        ("memory_limit", 1, ["nn.EmbeddingBag, killed at 2,000 rows", "damo_torchrec", "limit", "MiB"]),
         ("cache_policy", 1, ["damo_torchrec\n1.100 ×", " 11", "% of ids"]),
     ],
 )

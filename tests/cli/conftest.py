@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,3 +71,12 @@ def trained(trained_once, tmp_path) -> Path:
     """A copy of such a store, for the test to change."""
     shutil.copytree(trained_once, tmp_path / "trained")
     return tmp_path / "trained"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A model, and two exports of it: ``one`` and ``two``, which has other weights."""
+    from serve_cases import served_twice  # which needs the packages of a server
+
+    with served_twice(tmp_path_factory.mktemp("served")) as found:
+        yield found

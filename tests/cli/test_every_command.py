@@ -35,9 +35,11 @@ ARGUMENTS = {
     "compact": "{store}",
     "forget": "{store} t 5",
     "convert": f"damo-dump {FILE} {{out}}",
+    "serve": "{export} --dry-run --memory-budget 64MiB",
     "doctor": "{store} --no-reads",
+    "bench": "{directory} --rows 4000 --batch-size 64 --seconds 0.05 --budget 64MiB",
 }
-OF_STORES = [command for command in ARGUMENTS if command != "doctor"]
+OF_STORES = [command for command in ARGUMENTS if command not in ("doctor", "bench")]
 CHANGE = {
     "import",
     "prune",
@@ -62,8 +64,17 @@ def rows(trained_once, tmp_path_factory) -> Path:
     return file
 
 
+@pytest.fixture(autouse=True, scope="module")
+def export(served) -> Path:
+    """An export of a model."""
+    arguments.export = served[1] / "one"
+    return arguments.export
+
+
 def arguments(command: str, store: Path, out: Path) -> list[str]:
     names = {"store": store, "then": store / "checkpoints" / "then", "out": out, "rows": arguments.rows}
+    names["directory"] = store.parent
+    names["export"] = arguments.export if store.exists() else store
     return [command, *(word.format(**names) for word in ARGUMENTS[command].split())]
 
 
@@ -115,6 +126,7 @@ warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)  # from Python 3
 sys.argv[0] = "damo-torchrec"
 from damo_torchrec.cli import main
 import damo_torchrec.store.embedding_store, damo_torchrec.inspection.comparison, damo_torchrec.convert.arrow_files
+import damo_torchrec.serving.predictor
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started with it ignored
 signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 

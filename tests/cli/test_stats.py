@@ -1,9 +1,13 @@
 """`damo-torchrec stats`."""
 
+import json
+
 import numpy as np
 import pytest
+import torch
 
 import damo_torchrec as damo
+from damo_torchrec.cli import main as cli
 
 
 def test_figures_are_those_of_all_rows(trained_once, document):
@@ -33,3 +37,32 @@ def test_they_are_printed_a_line_for_each_table(trained_once, call):
     assert lines[1].split()[:3] == ["table", "rows", "bytes"]
     assert lines[2].split()[:2] == ["t", "5"]
     assert len(lines) == 3
+
+
+def test_a_watch_shows_each_new_checkpoint_once(trained, tmp_path, capsys, monkeypatch):
+    """Beside a training, and until Ctrl-C."""
+    with damo.EmbeddingStore(trained, memory_budget="64MiB") as store:
+        looks = iter([False, True, False])
+
+        def look(seconds: float) -> None:
+            assert seconds == 3
+            try:
+                checkpoint = next(looks)
+            except StopIteration:
+                raise KeyboardInterrupt from None
+            if checkpoint:
+                store.table("t").set([77], torch.ones(1, 8))
+                store.checkpoint()
+
+        monkeypatch.setattr("time.sleep", look)
+        monkeypatch.setattr("damo_torchrec.cli.main.end_by_interrupt", lambda: None)
+        with pytest.raises(KeyboardInterrupt):
+            cli.main(["stats", str(trained), "--watch", "3", "--json", "-q"])
+    documents = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [document["tables"]["t"]["rows"] for document in documents] == [5, 6]
+
+
+def test_a_watch_is_for_the_newest(trained_once, call):
+    status, _, err = call("stats", trained_once, "--watch", "1", "--checkpoint", "then")
+    assert status == 2
+    assert "either --watch" in err

@@ -1,4 +1,4 @@
-"""Who may ask serve.py what: a browser on behalf of a strange page may not, and administration needs a token."""
+"""Who may ask a server what: a browser on behalf of a strange page may not, and administration needs a token."""
 
 import hmac
 import re
@@ -68,12 +68,14 @@ class Gate:
             raise HTTPException(415, f"the body must not be compressed, got {encoding!r:.100}")
 
     async def check_token(self, http: Request) -> None:
+        """That the request may administer."""
         if self._access.token is None:
             raise HTTPException(403, "this server was begun without a token; its --help says more")
         if not self.has_token(http):
             raise HTTPException(401, "a token is needed", {"WWW-Authenticate": "Bearer"})
 
     def has_token(self, http: Request) -> bool:
+        """Whether it has the server's token."""
         scheme, _, token = http.headers.get("authorization", "").partition(" ")
         return (
             self._access.token is not None
@@ -91,6 +93,7 @@ class Guarded:
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes on what may pass, and answers the rest."""
         app = self._app
         if scope["type"] == "http":
             http = Request(scope)

@@ -11,8 +11,8 @@ from torch import nn
 from torchrec import KeyedJaggedTensor
 
 import damo_torchrec as damo
+from damo_torchrec.server.batching import joinable, joined, predict_together
 from damo_torchrec.serving import Predictor
-from serve_batching import joinable, joined, predict_together
 from serve_cases import KEYS, body, with_client
 from serving_cases import SGD, bags, random_features, train
 from support import kjt

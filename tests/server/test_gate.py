@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 import damo_torchrec as damo
+from damo_torchrec.server.gate import Access
+from damo_torchrec.server.json_bodies import Limits
 from serve_cases import body, with_client
-from serve_gate import Access
-from serve_json import Limits
 
 TOKEN = "correct horse battery"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -111,7 +111,7 @@ def test_a_short_token_is_refused() -> None:
 def test_failures_do_not_tell_what_the_machine_looks_like(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def use(client: httpx.AsyncClient) -> None:
         for error in (damo.DamoError("/secret/rows"), RuntimeError("/secret/dense.onnx"), OSError("/secret")):
-            monkeypatch.setattr("serve_batching.predict_together", failing(error))
+            monkeypatch.setattr("damo_torchrec.server.batching.predict_together", failing(error))
             transport: Any = client._transport
             transport.raise_app_exceptions = False  # as uvicorn, which logs them
             response = await client.post("/predict", json=body(3))

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import damo_torchrec as damo
+from damo_torchrec.server.batching import predict_together
+from damo_torchrec.server.gate import Access
+from damo_torchrec.server.json_bodies import Limits
 from damo_torchrec.serving import Predictor
 from forged_lines import make_delta
-from serve_batching import predict_together
 from serve_cases import KEYS, body, client_of, expected_answer, with_client
-from serve_gate import Access
-from serve_json import Limits
 
 
 def test_predictions_are_those_of_the_model(served: Any) -> None:
@@ -251,7 +251,7 @@ def test_no_sample_has_an_answer(served: Any) -> None:
 
 def test_too_many_that_wait_are_told_to_come_again(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def use(client: httpx.AsyncClient) -> None:
-        monkeypatch.setattr("serve_batching.predict_together", slow)
+        monkeypatch.setattr("damo_torchrec.server.batching.predict_together", slow)
         responses = await asyncio.gather(*(client.post("/predict", json=body(3)) for _ in range(20)))
         codes = [response.status_code for response in responses]
         assert set(codes) == {200, 503}
@@ -267,7 +267,7 @@ def test_too_many_that_wait_are_told_to_come_again(served: Any, monkeypatch: pyt
 def test_a_failure_of_rows_is_told_as_such(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def use(client: httpx.AsyncClient) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr("serve_batching.predict_together", fail)
+            patch.setattr("damo_torchrec.server.batching.predict_together", fail)
             response = await client.post("/predict", json=body(3))
             assert (response.status_code, response.json()) == (500, {"error": "rows cannot be read"})
         assert (await client.post("/predict", json=body(3))).status_code == 200

@@ -1,4 +1,4 @@
-"""How many connections serve.py's clients may have, and how long they may keep it waiting."""
+"""How many connections a server's clients may have, and how long they may keep it waiting."""
 
 import asyncio
 import functools
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from serve_connections import Connection, Connections
-from serve_model import Metrics
+from damo_torchrec.server.connections import Connection, Connections
+from damo_torchrec.server.served_model import Metrics
 
 LONG = 1000.0  # seconds that no test waits for
 REQUEST = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nhi"

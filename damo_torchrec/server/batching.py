@@ -22,6 +22,8 @@ class OverloadedError(Exception):
 
 @dataclass
 class Waiting:
+    """A request, and where its answer is put."""
+
     request: Request
     answer: "asyncio.Future[Outputs]"
 
@@ -62,6 +64,7 @@ class Batcher:
         self._loop = asyncio.create_task(self._collect())
 
     async def predict(self, request: Request) -> Outputs:
+        """The answer to a request. Raises OverloadedError, and what `Predictor.predict` raises."""
         if self._samples() + request.batch > max(self._most_waiting, request.batch):
             raise OverloadedError
         waiting = Waiting(request, asyncio.get_running_loop().create_future())
@@ -113,10 +116,11 @@ class Batcher:
 
     async def _answer(self, batch: list[Waiting]) -> None:
         requests = [waiting.request for waiting in batch]
+        answers: list[Outputs | Exception]
         try:
             loop = asyncio.get_running_loop()
             ask = predict_together if self._join == "auto" else functools.partial(predict_together, join=self._join)
-            answers = await loop.run_in_executor(self._threads, ask, self.predictor, requests)
+            answers = [*await loop.run_in_executor(self._threads, ask, self.predictor, requests)]
         except Exception as error:
             answers = [error] * len(batch)
         finally:

@@ -95,10 +95,13 @@ def to_request(predictor: Predictor, content: dict[str, Any], limits: Limits) ->
 
 def to_json(outputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """An answer; JSON has null for what is not finite."""
-    return {
-        name: (array if np.isfinite(array).all() else np.where(np.isfinite(array), array, None)).tolist()
-        for name, array in outputs.items()
-    }
+    answer = {}
+    for name, array in outputs.items():
+        is_finite = np.isfinite(array)
+        answer[name] = (
+            array if is_finite.all() else np.where(is_finite, array.astype(object), np.array(None))
+        ).tolist()
+    return answer
 
 
 def _count(features: dict[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""The model behind serve.py: what is served, with which settings, and the figures that /metrics tells."""
+"""What a server serves: what model is served, with which settings, and the figures that /metrics tells."""
 
 import asyncio
 import logging
@@ -10,18 +10,18 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-import damo_torchrec as damo
+from damo_torchrec.errors import StoreClosedError
+from damo_torchrec.server.batching import Batcher, Join, joinable
+from damo_torchrec.server.gate import Access
+from damo_torchrec.server.json_bodies import Limits
 from damo_torchrec.serving import Predictor
-from serve_batching import Batcher, Join, joinable
-from serve_gate import Access
-from serve_json import Limits
 
-log = logging.getLogger("serve")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What serve.py's command line says."""
+    """What is served, and how."""
 
     checkpoint: Path
     memory_budget: str = "1GiB"
@@ -63,6 +63,7 @@ class Model:
             return predictor
 
     async def close(self) -> None:
+        """Answers what waits, and closes the predictor."""
         async with self._one_at_a_time:  # one that is being loaded has to be closed, too
             batcher, self.batcher = self.batcher, None
             self.metrics.predictor = None
@@ -127,12 +128,13 @@ class Metrics(Collector):
         self.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
+        """What the predictor tells, as Prometheus has it."""
         predictor = self.predictor
         if predictor is None:
             return
         try:
             stats = predictor.stats()
-        except damo.StoreClosedError:  # another one has just taken its place
+        except StoreClosedError:  # another one has just taken its place
             return
         for name, text, value in (
             ("step", "Training step of what is served", stats.step),

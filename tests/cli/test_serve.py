@@ -1,5 +1,6 @@
-"""The programs serve.py and train_and_serve.py, as they are run."""
+"""``damo-torchrec serve``, as it is run, and its options."""
 
+import argparse
 import os
 import signal
 import socket
@@ -12,17 +13,26 @@ import httpx
 import numpy as np
 import pytest
 
-import serve
+from damo_torchrec.cli import main as cli
+from damo_torchrec.cli import serve, serve_settings
+from damo_torchrec.cli.output import add_common_options
 from serve_cases import body
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+COMMAND = [sys.executable, "-m", "damo_torchrec", "serve"]
+
+
+def options_of(*words: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_common_options(parser)
+    serve.COMMAND.add_arguments(parser)
+    return parser.parse_args([str(word) for word in words])
 
 
 def test_the_program_serves_reloads_and_ends_in_order(served: Any, tmp_path: Path) -> None:
     _, path, answers = served
     link = tmp_path / "current"
     link.symlink_to(path / "one")
-    command = [sys.executable, EXAMPLES / "serve.py", link, "--port", "0", "--memory-budget", "64MiB"]
+    command = [*COMMAND, link, "--port", "0", "--memory-budget", "64MiB"]
     environment = {**os.environ, "PYTHONWARNINGS": "default"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
@@ -48,7 +58,7 @@ def test_the_program_has_its_limits_and_its_token(served: Any, tmp_path: Path) -
     """Connections that stall make room for those that ask, and a token opens what is closed."""
     (tmp_path / "token").write_text("correct horse battery\n")
     options = ["--token-file", tmp_path / "token", "--max-connections", "3", "--client-seconds", "1000"]
-    command = [sys.executable, EXAMPLES / "serve.py", served[1] / "one", "--port", "0", *options]
+    command = [*COMMAND, served[1] / "one", "--port", "0", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         address = next(line for line in iter(process.stderr.readline, "") if "running on" in line)
@@ -68,27 +78,34 @@ def test_the_program_has_its_limits_and_its_token(served: Any, tmp_path: Path) -
         process.communicate()
 
 
-@pytest.mark.slow
-def test_training_and_serving_at_once_tells_its_story(tmp_path: Path) -> None:
-    """The new user's clicks are unknown at first, and known in the end."""
-    command = [sys.executable, EXAMPLES / "train_and_serve.py"]
-    environment = {**os.environ, "PYTHONWARNINGS": "default", "TMPDIR": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines() if line.endswith(" ms")]
-    assert len(rows) > 2
-    (even, odd), (even_in_the_end, odd_in_the_end) = [[float(text) for text in row[1:3]] for row in (rows[0], rows[-1])]
-    assert even < 0.1 < 0.9 < odd
-    assert odd_in_the_end < 0.1 < 0.9 < even_in_the_end
-    assert int(rows[-1][3]) >= len(rows) - 1
-    assert not [*tmp_path.glob("train_and_serve-*"), *tmp_path.glob("damo_torchrec-*")]
+def test_the_program_says_what_is_wrong(tmp_path: Path, call: Any) -> None:
+    status, _, err = call("serve", tmp_path)
+    assert status == 2
+    assert "is not a checkpoint: damo_torchrec.serving.export makes one to serve" in err
 
 
-def test_the_program_says_what_is_wrong(tmp_path: Path) -> None:
-    command = [sys.executable, EXAMPLES / "serve.py", tmp_path]
+def test_a_dry_run_says_what_would_be_served(served: Any, call: Any, document: Any) -> None:
+    status, lines, _ = call("serve", served[1] / "one", "--dry-run", "--memory-budget", "64MiB")
+    assert status == 0
+    assert lines[0].endswith("would be served on 127.0.0.1 port 8000")
+    assert lines[1:] == ["  features: ids of user, clicks", "  outputs: output"]
+    found = document("serve", served[1] / "one", "--dry-run", "--memory-budget", "64MiB")[1]
+    assert found["features"] == {"features": ["user", "clicks"]}
+    assert set(found["inputs"]) == {"dense", "features.values", "features.lengths", "features.weights"}
+
+
+def test_a_server_needs_no_torch(served: Any) -> None:
+    program = """
+import sys
+for name in ("torch", "torchrec", "fbgemm_gpu"):
+    sys.modules[name] = None
+import damo_torchrec.server.program
+from damo_torchrec.cli.main import main
+sys.exit(main())
+"""
+    command = [sys.executable, "-c", program, "serve", served[1] / "one", "--dry-run", "--memory-budget", "64MiB"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "is not a checkpoint: damo_torchrec.serving.export makes one to serve" in done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -99,40 +116,43 @@ def test_the_program_says_what_is_wrong(tmp_path: Path) -> None:
         ["--max-ids", "0"],
         ["--max-connections", "0"],
         ["--client-seconds", "nan"],
+        ["--batch-ms", "-1"],
+        ["--port", "65536"],
+        ["--threads", "0"],
         [],
     ],
 )
 def test_the_command_line_refuses_what_cannot_be(options: list[str], capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit):
-        serve.parse_arguments([*(["checkpoint"] if options else []), *options])
+    with pytest.raises(SystemExit) as left:
+        cli.main(["serve", *(["export"] if options else []), *options])
+    assert left.value.code == 2
     assert "error:" in capsys.readouterr().err
 
 
 def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "token").write_text("of the file, and long\n")
-    by_file = serve.parse_arguments(["checkpoint", "--token-file", str(tmp_path / "token"), "--allow-host", "Ranker"])
-    without = serve.parse_arguments(["checkpoint", "--host", "2001:DB8::7"])
-    monkeypatch.delenv(serve.TOKEN, raising=False)
-    assert serve.access_of(by_file).token == "of the file, and long"
-    assert "ranker" in serve.access_of(by_file).hosts
-    assert serve.access_of(without).token is None
-    assert "[2001:db8::7]" in serve.access_of(without).hosts
-    monkeypatch.setenv(serve.TOKEN, "of the environment")
-    assert serve.access_of(without).token == "of the environment"
+    by_file = options_of("export", "--token-file", tmp_path / "token", "--allow-host", "Ranker")
+    without = options_of("export", "--host", "2001:DB8::7")
+    monkeypatch.delenv(serve_settings.TOKEN, raising=False)
+    assert serve_settings.access_of(by_file).token == "of the file, and long"
+    assert "ranker" in serve_settings.access_of(by_file).hosts
+    assert serve_settings.access_of(without).token is None
+    assert "[2001:db8::7]" in serve_settings.access_of(without).hosts
+    monkeypatch.setenv(serve_settings.TOKEN, "of the environment")
+    assert serve_settings.access_of(without).token == "of the environment"
     with pytest.raises(ValueError, match="either --token-file or DAMO_SERVE_TOKEN, got both"):
-        serve.access_of(by_file)
-    monkeypatch.setenv(serve.TOKEN, "")
+        serve_settings.access_of(by_file)
+    monkeypatch.setenv(serve_settings.TOKEN, "")
     with pytest.raises(ValueError, match="at least 16 characters, got 0"):
-        serve.access_of(without)
+        serve_settings.access_of(without)
 
 
 def test_large_bodies_together_are_no_less_than_one() -> None:
-    arguments = serve.parse_arguments(["checkpoint", "--max-bodies", "1MiB"])
     with pytest.raises(ValueError, match="--max-bodies 1MiB is less than --max-body 8MiB"):
-        serve.limits_of(arguments)
+        serve_settings.limits_of(options_of("export", "--max-bodies", "1MiB"))
 
 
-def test_a_server_everywhere_has_to_be_told_its_names(caplog: pytest.LogCaptureFixture) -> None:
-    access = serve.access_of(serve.parse_arguments(["checkpoint", "--host", "0.0.0.0"]))
+def test_a_server_everywhere_has_to_be_told_its_names(capsys: pytest.CaptureFixture) -> None:
+    access = serve_settings.access_of(options_of("export", "--host", "0.0.0.0"))
     assert "0.0.0.0" not in access.hosts
-    assert "--allow-host" in caplog.text
+    assert "--allow-host" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The HTTP side of serve.py: a FastAPI application around a predictor that can be replaced."""
+"""A FastAPI application around a predictor that can be replaced."""
 
 import asyncio
 import contextlib
@@ -13,35 +13,41 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-import damo_torchrec as damo
-from damo_torchrec import serving
-from serve_batching import Batcher, OverloadedError
-from serve_bodies import SMALL_BODY, Bodies
-from serve_gate import Gate, Guarded
-from serve_json import Limits, TooLargeError, parse, to_json, to_request
-from serve_model import Metrics, Model, Settings
+from damo_torchrec.errors import DamoError
+from damo_torchrec.server.batching import Batcher, OverloadedError
+from damo_torchrec.server.bodies import SMALL_BODY, Bodies
+from damo_torchrec.server.gate import Gate, Guarded
+from damo_torchrec.server.json_bodies import Limits, TooLargeError, parse, to_json, to_request
+from damo_torchrec.server.served_model import Metrics, Model, Settings
+from damo_torchrec.serving import Predictor
+from damo_torchrec.serving import Request as Question
 
-log = logging.getLogger("serve")
+log = logging.getLogger(__name__)
 
 LONGEST_MESSAGE = 500
 
 
 def make_app(settings: Settings, metrics: Metrics) -> FastAPI:
+    """The application: its routes, behind the gate."""
     model = Model(settings, metrics)
     gate = Gate(settings.access)
     answers = Answers(model, metrics, gate)
     # Without openapi_url there are no pages about it either.
     app = FastAPI(openapi_url=None, lifespan=lambda _: serve(model))
     app.add_middleware(Guarded, gate=gate, refuse=answers.refuse)
-    app.add_exception_handler(StarletteHTTPException, answers.refuse)  # those of no route, too
+    app.add_exception_handler(StarletteHTTPException, answers.refuse)  # type: ignore[arg-type]  # those of no route, too
     app.add_exception_handler(Exception, answers.fail)
     app.add_api_route("/predict", answers.predict, methods=["POST"], dependencies=[Depends(gate.check_body)])
     app.add_api_route("/reload", answers.reload, methods=["POST"], dependencies=[Depends(gate.check_token)])
     app.add_api_route("/health", answers.health, methods=["GET"])
     app.add_api_route("/metrics", answers.show_metrics, methods=["GET"])
     if settings.access.origins:
-        allowed = {"allow_methods": ["GET", "POST"], "allow_headers": ["Authorization", "Content-Type"]}
-        app.add_middleware(CORSMiddleware, allow_origins=list(settings.access.origins), **allowed)
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.access.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
     return app
 
 
@@ -56,12 +62,13 @@ async def serve(model: Model) -> AsyncIterator[None]:
 
 
 def reload_on_hangup(model: Model) -> None:
+    """Opens what is served again at each SIGHUP; where that fails, it serves on as before."""
     reloads: set[asyncio.Task[None]] = set()
 
     async def reload() -> None:
         try:
             await model.load()
-        except (damo.DamoError, OSError, ValueError) as error:
+        except (DamoError, OSError, ValueError) as error:
             log.error("serving on as before: %s", error)
 
     def on_hangup() -> None:
@@ -84,6 +91,7 @@ class Answers:
         self._one_large_body = asyncio.Semaphore()
 
     async def refuse(self, _: Request, error: StarletteHTTPException) -> JSONResponse:
+        """Answers what may not be asked, with the reason."""
         self._metrics.requests.labels(error.status_code).inc()
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
@@ -93,6 +101,7 @@ class Answers:
         return JSONResponse({"error": "the server has failed to answer"}, 500)
 
     async def predict(self, http: Request) -> JSONResponse:
+        """Answers POST /predict: 200, 400, 413 or 422 with the reason, 503 where too many wait."""
         with self._metrics.seconds.time():
             batcher, request = await self._read(http)
             try:
@@ -101,7 +110,7 @@ class Answers:
                 raise HTTPException(422, brief(error)) from error
             except OverloadedError as error:
                 raise HTTPException(503, "too many requests wait", {"Retry-After": "1"}) from error
-            except damo.DamoError as error:
+            except DamoError as error:
                 log.exception("could not answer a request")
                 raise HTTPException(500, "rows cannot be read") from error
             response = JSONResponse(to_json(answer))
@@ -109,13 +118,15 @@ class Answers:
         return response
 
     async def reload(self) -> JSONResponse:
+        """Answers POST /reload: 409 if what is there cannot be served."""
         try:
             predictor = await self._model.load()
-        except (damo.DamoError, OSError, ValueError) as error:
+        except (DamoError, OSError, ValueError) as error:
             raise HTTPException(409, f"serving on as before: {error}") from error
         return JSONResponse({"checkpoint": str(predictor.path), "step": predictor.step})
 
     async def health(self, http: Request) -> JSONResponse:
+        """Answers GET /health."""
         if self._model.batcher is None:
             raise HTTPException(503, "the server is going down")
         predictor = self._model.batcher.predictor
@@ -137,9 +148,10 @@ class Answers:
         return JSONResponse(health)
 
     def show_metrics(self) -> Response:
+        """Answers GET /metrics."""
         return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    async def _read(self, http: Request) -> tuple[Batcher, serving.Request]:
+    async def _read(self, http: Request) -> tuple[Batcher, Question]:
         """What the body asks, and who is to answer it."""
         with self._bodies.reading() as body:
             content = await body.read(http)
@@ -148,7 +160,7 @@ class Answers:
             async with self._one_large_body:  # Python's objects take many times its bytes
                 return await self._understand(content, in_thread=True)
 
-    async def _understand(self, body: bytearray, in_thread: bool) -> tuple[Batcher, serving.Request]:
+    async def _understand(self, body: bytearray, in_thread: bool) -> tuple[Batcher, Question]:
         while (batcher := self._model.batcher) is not None:
             try:
                 if in_thread:  # so that others are answered meanwhile
@@ -162,7 +174,8 @@ class Answers:
         raise HTTPException(503, "the server is going down")
 
 
-def read_request(predictor: serving.Predictor, body: bytearray, limits: Limits) -> serving.Request:
+def read_request(predictor: Predictor, body: bytearray, limits: Limits) -> Question:
+    """What a body asks the predictor. Raises TooLargeError, or HTTPException with the reason."""
     try:
         content = parse(body, limits)
     except TooLargeError:

@@ -1,4 +1,4 @@
-"""The connections of serve.py: how many there may be, and how long a client may keep the server waiting.
+"""The connections of a server: how many there may be, and how long a client may keep the server waiting.
 
 uvicorn closes a connection that is idle after an answer, but waits for ever for the rest of a request,
 and for a client that does not read its answer.
@@ -35,6 +35,7 @@ class Connections:
     waiting: dict["Connection", None] = field(default_factory=dict)  # since longest first
 
     def admit(self, connection: "Connection") -> None:
+        """Takes a new connection in, or refuses it."""
         if len(self.answering) + len(self.waiting) < self.most:
             self.waiting[connection] = None
         elif self.waiting:
@@ -53,32 +54,38 @@ class Connection(H11Protocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._is_writing_paused = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as H11Protocol has it
+        """Begins to wait for a request."""
         super().connection_made(transport)
         self._all.admit(self)
         self._look()
 
     def data_received(self, data: bytes) -> None:
+        """Goes on to wait, unless a request is whole."""
         super().data_received(data)
         self._look()
 
     def on_response_complete(self) -> None:
+        """Begins to wait for the next request."""
         if self.conn.their_state is not h11.SEND_BODY:  # else this request goes on, and so does the wait for it
             self._stop_waiting()
         super().on_response_complete()
         self._look()
 
     def pause_writing(self) -> None:
+        """Begins to wait for the client to read."""
         super().pause_writing()
         self._is_writing_paused = True
         self._look()
 
     def resume_writing(self) -> None:
+        """Ends that wait."""
         super().resume_writing()
         self._is_writing_paused = False
         self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets it."""
         self._forget()
         super().connection_lost(exc)
 
@@ -89,6 +96,7 @@ class Connection(H11Protocol):
         self._end(why, TOO_SLOW if is_in_request and not has_begun_to_answer else b"")
 
     def refuse(self) -> None:
+        """Ends it with 503."""
         self._end("refused", TOO_MANY)
 
     def _end(self, why: str, last_words: bytes) -> None:
