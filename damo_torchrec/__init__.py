@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from damo_torchrec import onnx as onnx
     from damo_torchrec import optim as optim
     from damo_torchrec import serving as serving
+    from damo_torchrec.advice import Advice as Advice
+    from damo_torchrec.advice import CachePoint as CachePoint
+    from damo_torchrec.checkpoints.cache_profile import CacheProfile as CacheProfile
     from damo_torchrec.checkpoints.delta import Delta as Delta
     from damo_torchrec.erasing.report import ForgetReport as ForgetReport
     from damo_torchrec.errors import ClockWarning as ClockWarning
@@ -81,6 +84,9 @@ _HOMES = {
     "damo_embedding_init": "modules",
     "StoreOptions": "options",
     "TableOptions": "options",
+    "Advice": "advice",
+    "CachePoint": "advice",
+    "CacheProfile": "checkpoints.cache_profile",
     "LookupStats": "stats",
     "StoreStats": "stats",
     "TableStats": "stats",
@@ -105,6 +111,9 @@ _INNER = ("_core", "init", "optim")
 
 __all__ = [
     "Admit",
+    "Advice",
+    "CachePoint",
+    "CacheProfile",
     "CheckpointInfo",
     "CheckpointManager",
     "ClockWarning",

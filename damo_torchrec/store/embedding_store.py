@@ -10,7 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from damo_torchrec.advice import Advice
 from damo_torchrec.arrays import as_ids
+from damo_torchrec.checkpoints.cache_profile import CacheProfile, no_profile
 from damo_torchrec.checkpoints.rank_identity import parts_of
 from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.erasing.places import Kept, Paths, Places, paths_of
@@ -405,6 +407,29 @@ class EmbeddingStore:
     def reset_stats(self) -> None:
         """Begins to count anew what is looked up: `LookupStats` of all tables are 0. Other figures stay."""
         self._session.engine.reset_lookup_stats()
+
+    def cache_profile(self) -> CacheProfile | None:
+        """How often memory budgets of other sizes would have the rows that are asked for, as far as is known.
+
+        Returns:
+            CacheProfile: of the latter half of this session's lookups and more, and of earlier sessions; of those alone
+                without `StoreOptions.profile_cache`, and None if there was never one with it.
+
+        Raises:
+            CorruptionError: what the directory has of earlier sessions is damaged, and this one keeps no profile.
+        """
+        return self._session.profiles.profile(self._session.engine)
+
+    def advise(self) -> Advice:
+        """How large `memory_budget` should be, by `cache_profile`. ``str()`` of it says so in words.
+
+        Raises:
+            ValueError: there is no profile, or training has not looked anything up yet.
+        """
+        profile = self.cache_profile()
+        if profile is None:
+            raise ValueError(no_profile(self.path))
+        return profile.advise()
 
     # ------------------------------------------------------------------ durability
 
