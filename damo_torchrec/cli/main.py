@@ -18,6 +18,7 @@ from damo_torchrec.cli.ending import (
 
 with ended_imports():
     from damo_torchrec.cli import (
+        advise,
         convert,
         deleting,
         diff,
@@ -56,6 +57,7 @@ COMMANDS = (
     forget.COMMAND,
     convert.COMMAND,
     doctor.COMMAND,
+    advise.COMMAND,
 )
 
 # What the system says of a disk or a user rather than of the bytes.

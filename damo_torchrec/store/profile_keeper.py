@@ -54,7 +54,7 @@ class ProfileKeeper:
             return
         try:
             profile = self.profile(engine)
-            if profile is not None:
+            if profile is not None and any(profile.ids):
                 profile.write(self._path)
         except DamoError as error:
             _log.warning("the profile of the store's cache is not kept: %s", error)

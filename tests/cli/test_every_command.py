@@ -36,6 +36,7 @@ ARGUMENTS = {
     "forget": "{store} t 5",
     "convert": f"damo-dump {FILE} {{out}}",
     "doctor": "{store} --no-reads",
+    "advise": "{store}",
 }
 OF_STORES = [command for command in ARGUMENTS if command != "doctor"]
 CHANGE = {
