@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from damo_torchrec.errors import UncleanStoreError as UncleanStoreError
     from damo_torchrec.life import Admit as Admit
     from damo_torchrec.life import Idle as Idle
+    from damo_torchrec.metrics import MetricsLogger as MetricsLogger
+    from damo_torchrec.metrics import open_metrics as open_metrics
     from damo_torchrec.modules import Embedding as Embedding
     from damo_torchrec.modules import EmbeddingBagCollection as EmbeddingBagCollection
     from damo_torchrec.modules import EmbeddingCollection as EmbeddingCollection
@@ -87,6 +89,8 @@ _HOMES = {
     "Advice": "advice",
     "CachePoint": "advice",
     "CacheProfile": "checkpoints.cache_profile",
+    "MetricsLogger": "metrics",
+    "open_metrics": "metrics",
     "LookupStats": "stats",
     "StoreStats": "stats",
     "TableStats": "stats",
@@ -129,6 +133,7 @@ __all__ = [
     "Idle",
     "IncompatibleKeys",
     "LookupStats",
+    "MetricsLogger",
     "NonFiniteGradientError",
     "OutOfSpaceError",
     "PrefetchIterator",
@@ -147,6 +152,7 @@ __all__ = [
     "follow_grad_scaler",
     "init",
     "load_model",
+    "open_metrics",
     "optim",
     "save_model",
     "save_model_async",

@@ -405,7 +405,7 @@ TableStats Store::table_stats(uint16_t table) {
   TableStats stats{{}, cache_.rows(table)};
   for (size_t use = 0; use < kLookupUses; ++use) {
     const LookupCounts& counts = tables_[table].lookups[use];
-    stats.lookups[use] = {counts.hits, counts.prefetched, counts.misses};
+    stats.lookups[use] = {counts.hits, counts.prefetched, counts.late, counts.misses};
   }
   return stats;
 }
@@ -413,7 +413,7 @@ TableStats Store::table_stats(uint16_t table) {
 void Store::ResetLookupStats() {
   const Call call(this);
   for (Table& table : tables_) {
-    for (LookupCounts& counts : table.lookups) counts.hits = counts.prefetched = counts.misses = 0;
+    for (LookupCounts& counts : table.lookups) counts.hits = counts.prefetched = counts.late = counts.misses = 0;
   }
 }
 

@@ -65,6 +65,7 @@ namespace damo {
 struct LookupStats {
   uint64_t hits;
   uint64_t prefetched;
+  uint64_t late;
   uint64_t misses;
 };
 

@@ -238,6 +238,7 @@ static void RegisterResults(py::module_& m) {
   py::class_<LookupStats>(m, "LookupStats")
       .def_readonly("hits", &LookupStats::hits)
       .def_readonly("prefetched", &LookupStats::prefetched)
+      .def_readonly("late", &LookupStats::late)
       .def_readonly("misses", &LookupStats::misses);
   py::class_<TableStats>(m, "TableStats")
       .def_readonly("lookups", &TableStats::lookups)

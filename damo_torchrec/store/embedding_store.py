@@ -18,6 +18,7 @@ from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.erasing.places import Kept, Paths, Places, paths_of
 from damo_torchrec.erasing.report import ForgetReport
 from damo_torchrec.files import make_temporary_directory, on_tmpfs
+from damo_torchrec.html_table import html_table
 from damo_torchrec.options import StoreOptions, parse_budget
 from damo_torchrec.progress import reporting
 from damo_torchrec.stats import StoreStats
@@ -565,6 +566,12 @@ class EmbeddingStore:
         session = self._session
         state = "closed" if session.closed or session.in_other_process else f"step={self.step}"
         return f"EmbeddingStore({str(self.path)!r}, {state}, tables={sorted(session.catalog.open)})"
+
+    def _repr_html_(self) -> str:
+        if self.closed or self._session.in_other_process:
+            return html_table([(repr(self),)])
+        rows = [(name, table.dim, len(table)) for name, table in self.tables().items()]
+        return html_table(rows, ("table", "dim", "rows"), caption=f"{self.path}, step {self.step}")
 
     def __reduce__(self) -> Any:
         raise TypeError("an EmbeddingStore cannot be copied or pickled: use save_model and load_model")
