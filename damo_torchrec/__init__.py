@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from damo_torchrec import onnx as onnx
     from damo_torchrec import optim as optim
     from damo_torchrec import serving as serving
+    from damo_torchrec.advice import Advice as Advice
+    from damo_torchrec.advice import CachePoint as CachePoint
+    from damo_torchrec.checkpoints.cache_profile import CacheProfile as CacheProfile
     from damo_torchrec.checkpoints.delta import Delta as Delta
     from damo_torchrec.erasing.report import ForgetReport as ForgetReport
     from damo_torchrec.errors import ClockWarning as ClockWarning
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from damo_torchrec.errors import UncleanStoreError as UncleanStoreError
     from damo_torchrec.life import Admit as Admit
     from damo_torchrec.life import Idle as Idle
+    from damo_torchrec.metrics import MetricsLogger as MetricsLogger
+    from damo_torchrec.metrics import open_metrics as open_metrics
     from damo_torchrec.modules import Embedding as Embedding
     from damo_torchrec.modules import EmbeddingBagCollection as EmbeddingBagCollection
     from damo_torchrec.modules import EmbeddingCollection as EmbeddingCollection
@@ -81,6 +86,11 @@ _HOMES = {
     "damo_embedding_init": "modules",
     "StoreOptions": "options",
     "TableOptions": "options",
+    "Advice": "advice",
+    "CachePoint": "advice",
+    "CacheProfile": "checkpoints.cache_profile",
+    "MetricsLogger": "metrics",
+    "open_metrics": "metrics",
     "LookupStats": "stats",
     "StoreStats": "stats",
     "TableStats": "stats",
@@ -105,6 +115,9 @@ _INNER = ("_core", "init", "optim")
 
 __all__ = [
     "Admit",
+    "Advice",
+    "CachePoint",
+    "CacheProfile",
     "CheckpointInfo",
     "CheckpointManager",
     "ClockWarning",
@@ -120,6 +133,7 @@ __all__ = [
     "Idle",
     "IncompatibleKeys",
     "LookupStats",
+    "MetricsLogger",
     "NonFiniteGradientError",
     "OutOfSpaceError",
     "PrefetchIterator",
@@ -138,6 +152,7 @@ __all__ = [
     "follow_grad_scaler",
     "init",
     "load_model",
+    "open_metrics",
     "optim",
     "save_model",
     "save_model_async",

@@ -85,6 +85,10 @@ class StoreOptions:
             None for no limit.
         copy_restored: whether the files of a checkpoint elsewhere that the store goes back to are copied, even where
             hard links could share them. Those of another user, or that others may write, always are.
+        profile_cache: find out how often memory budgets of other sizes would have the rows that are asked for, by
+            simulating some for a sample of the ids: `EmbeddingStore.cache_profile` and ``damo-torchrec advise`` tell.
+            Neither rows nor what is computed change. The directory keeps what was found out, as ``cache_profile.json``.
+            It takes some megabytes of memory beside the budget, and some percent of a step.
         progress: told how far operations of some seconds are (opening with a journal, restoring, closing, exporting):
             called with what is being done, how much of it is done, and how much there is, sometimes from another
             thread. What it raises is logged and ends nothing. True: a bar on stderr, if that is a terminal, once an
@@ -103,6 +107,7 @@ class StoreOptions:
     keep_checkpoints: int | None = 7
     disk_budget: int | str | None = None
     copy_restored: bool = False
+    profile_cache: bool = False
     progress: Progress | bool = True
     cache_bytes: int = 0
 
@@ -130,6 +135,8 @@ class StoreOptions:
             raise ValueError('backend="memory" keeps nothing on disk: it takes no disk_budget')
         if not isinstance(self.copy_restored, bool):
             raise TypeError(f"copy_restored must be a bool, got {self.copy_restored!r}")
+        if not isinstance(self.profile_cache, bool):
+            raise TypeError(f"profile_cache must be a bool, got {self.profile_cache!r}")
         check_progress(self.progress)
         if not 0 <= self.cache_bytes <= _core.MOST_MEMORY_BUDGET:
             raise ValueError(f"cache_bytes must be in 0..{_core.MOST_MEMORY_BUDGET}, got {self.cache_bytes}")

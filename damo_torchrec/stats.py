@@ -1,8 +1,9 @@
 """What `EmbeddingStore.stats` returns."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 
+from damo_torchrec.html_table import html_table
 from damo_torchrec.life import Idle
 
 
@@ -15,11 +16,13 @@ class LookupStats:
         prefetched: whose row a prefetch had brought, or was about to: each at its first use, which without it would be
             a miss, and as long as it is on its way. Later uses are hits.
         misses: whose row had to be read.
+        late: of `prefetched`, those whose row was still on its way, and was waited for.
     """
 
     hits: int = 0
     prefetched: int = 0
     misses: int = 0
+    late: int = 0
 
     @property
     def ids(self) -> int:
@@ -30,6 +33,16 @@ class LookupStats:
     def hit_rate(self) -> float:
         """Hits among all ids; 0 before the first."""
         return self.hits / self.ids if self.ids else 0.0
+
+    @property
+    def ready_rate(self) -> float:
+        """Ids whose row was there without waiting, by itself or by a prefetch, among all ids; 0 before the first."""
+        return (self.hits + self.prefetched - self.late) / self.ids if self.ids else 0.0
+
+    def figures(self) -> Iterator[tuple[str, float]]:
+        """All of it as numbers, with their names."""
+        for name in ("hits", "prefetched", "late", "misses", "hit_rate", "ready_rate"):
+            yield name, float(getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,22 @@ class TableStats:
         """That of training."""
         return self.training.hit_rate
 
+    def figures(self) -> Iterator[tuple[str, float]]:
+        """All of it as numbers, with their names; rules of expiry summed up."""
+        yield "rows", float(self.rows)
+        yield "cached_rows", float(self.cached_rows)
+        for use in ("training", "evaluation", "by_id"):
+            for name, value in getattr(self, use).figures():
+                yield f"{use}/{name}", value
+        if self.life is not None:
+            yield "life/sighted", float(self.life.sighted)
+            yield "life/created", float(self.life.created)
+            yield "life/expired", float(sum(self.life.expired.values()))
+            yield "life/cut", float(self.life.cut)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.figures())
+
 
 @dataclass(frozen=True)
 class StoreStats:
@@ -138,3 +167,28 @@ class StoreStats:
     rows_written: int
     skipped_backwards: int
     tables: dict[str, TableStats]
+
+    def figures(self) -> Iterator[tuple[str, str | None, float]]:
+        """All of it as numbers: their names, the table that each is of, or None, and the number."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name != "tables" and value is not None:
+                yield field.name, None, float(value)
+        for table, stats in self.tables.items():
+            for name, number in stats.figures():
+                yield name, table, number
+
+    def flat(self) -> dict[str, float]:
+        """All of it by name, as loggers of metrics take it: ``memory_bytes``, ``tables/NAME/training/hit_rate``, ...
+
+        What has no limit has no figure.
+        """
+        return {name if table is None else f"tables/{table}/{name}": value for name, table, value in self.figures()}
+
+    def _repr_html_(self) -> str:
+        whole = html_table((name, value) for name, table, value in self.figures() if table is None)
+        rows = [
+            (name, table.rows, table.cached_rows, table.training.hit_rate, table.training.ready_rate)
+            for name, table in self.tables.items()
+        ]
+        return whole + html_table(rows, ("table", "rows", "in memory", "hit rate", "with prefetches"))

@@ -268,6 +268,20 @@ def strings() -> Iterator[Names]:
         yield {"damo": damo, "store": store, "tables": [_USERS]}
 
 
+@contextlib.contextmanager
+def metrics() -> Iterator[Names]:
+    log = types.SimpleNamespace(log=lambda figures, step: None, log_metrics=lambda figures, step: None)
+    with damo.EmbeddingStore(memory_budget="64MiB") as store:
+        yield {
+            "batches": range(3),
+            "damo": damo,
+            "logging": logging,
+            "store": store,
+            "trainer": types.SimpleNamespace(logger=log),
+            "wandb": log,
+        }
+
+
 PAGES: Mapping[str, Callable[[], contextlib.AbstractContextManager[Names]]] = {
     "README.md": readme,
     "docs/clients.md": clients,
@@ -276,6 +290,7 @@ PAGES: Mapping[str, Callable[[], contextlib.AbstractContextManager[Names]]] = {
     "docs/distributed.md": distributed,
     "docs/distributed_checkpoints.md": distributed_checkpoints,
     "docs/five_minutes.md": nothing,
+    "docs/metrics.md": metrics,
     "docs/reliability.md": reliability,
     "docs/serving.md": serving,
     "docs/strings.md": strings,

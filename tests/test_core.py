@@ -110,6 +110,7 @@ CALLS: dict[str, Callable[[_core.Store], object]] = {
     "close": lambda s: s.close(),
     "table_stats": lambda s: s.table_stats(0),
     "reset_lookup_stats": lambda s: s.reset_lookup_stats(),
+    "cache_profile": lambda s: s.cache_profile(),
     "row_store_stats": lambda s: s.row_store_stats(),
     "row_counts": lambda s: s.row_counts(),
     "cache_memory_bytes": lambda s: s.cache_memory_bytes(),

@@ -71,6 +71,11 @@ class Replacement {
   // REQUIRES: SetGhosts before the first row.
   void SetGhosts(GhostFilter ghosts) { ghosts_ = std::move(ghosts); }
   const GhostFilter& ghosts() const { return ghosts_; }
+  // Takes over how frequent is enough, and what the touch bytes of rows mean.
+  void GoOnAs(const Replacement& other) {
+    operation_ = other.operation_;
+    frequent_ = other.frequent_;
+  }
 
   // ---- uses
 
@@ -101,6 +106,8 @@ class Replacement {
   uint32_t open_segment(Queue queue) const { return Of(queue).empty() ? kNoSegment : Of(queue).back(); }
   // `segment`, in no queue so far, becomes the one that rows are added to.
   void Open(Queue queue, uint32_t segment);
+  // Of a segment that is in one.
+  Queue queue(uint32_t segment) const { return places_[segment].queue; }
   // Probation's, then main's, each from the oldest.
   std::vector<uint32_t> SegmentsInUse() const;
 

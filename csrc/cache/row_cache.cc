@@ -10,19 +10,12 @@
 #include <utility>
 
 #include "base/status.h"
+#include "cache/cache_split.h"
 
 namespace damo {
 namespace {
 
-constexpr size_t kLargestSegment = size_t{1} << 20;
-constexpr size_t kSmallestSegment = size_t{1} << 18;
-// Segments kept free beyond what was asked for: eviction copies survivors before it frees what they came from.
-constexpr size_t kReservedSegments = 2;
 constexpr size_t kRowsAhead = 16;
-
-size_t ChooseSegmentBytes(size_t bytes) {
-  return std::clamp(std::bit_floor(bytes / 256), kSmallestSegment, kLargestSegment);
-}
 
 }  // namespace
 
@@ -32,7 +25,7 @@ RowCache::RowCache(const RowCacheOptions& options)
       segments_(options.bytes / segment_bytes_),
       replacement_(segments_.size()) {
   const size_t segments = segments_.size();
-  arena_.unit_shift = 3;
+  arena_.unit_shift = kLeastUnitShift;
   while (segments * segment_bytes_ >> arena_.unit_shift > UINT32_MAX) ++arena_.unit_shift;
   slot_to_segment_shift_ = std::countr_zero(segment_bytes_) - arena_.unit_shift;
   pages_ = AllocatePages(segments * segment_bytes_);
@@ -42,10 +35,7 @@ RowCache::RowCache(const RowCacheOptions& options)
   segment_limit_ = segments;
 }
 
-size_t RowCache::StrideOf(const RowLayout& layout) const {
-  const size_t unit = size_t{1} << arena_.unit_shift;
-  return (layout.row_size() + unit - 1) / unit * unit;
-}
+size_t RowCache::StrideOf(const RowLayout& layout) const { return RowStride(layout.row_size(), arena_.unit_shift); }
 
 void RowCache::CheckRowSize(const RowLayout& layout) const {
   const size_t stride = StrideOf(layout);
@@ -73,15 +63,14 @@ uint16_t RowCache::AddTable(const RowLayout& layout) {
 // Splits the budget between index, filter and segments so that the index has room for a cache full of the smallest
 // rows.
 void RowCache::Resize(size_t min_stride) {
-  const size_t rows = options_.bytes / (min_stride + HashIndex::BytesFor(1000) / 1000 + GhostFilter::BytesFor(1));
-  auto index = std::make_unique<HashIndex>(rows);
-  GhostFilter ghosts(rows);
+  const CacheSplit split = SplitCache(options_.bytes, segment_bytes_, min_stride);
+  auto index = std::make_unique<HashIndex>(split.rows);
+  GhostFilter ghosts(split.rows);
   index->InsertAll(*index_);
   index_ = std::move(index);
   replacement_.SetGhosts(std::move(ghosts));
   min_stride_ = min_stride;
-  const size_t overhead = HashIndex::BytesFor(rows) + GhostFilter::BytesFor(rows);
-  segment_limit_ = std::min(segments_.size(), (options_.bytes - overhead) / segment_bytes_);
+  segment_limit_ = split.segments;
 }
 
 void RowCache::ReleaseFreeSegments() {

@@ -102,6 +102,7 @@ void RowFinder::PoolAtOnce(Lookup* lookup, float* out, size_t stride) {
     LookupCounts& counts = table.lookups[static_cast<size_t>(unit.feature->use)];
     counts.hits += unit.num_ids() - unit.missing - unit.awaited;
     counts.prefetched += unit.awaited;
+    counts.late += unit.loading;
     counts.misses += unit.missing;
   }
   LoadWaiting(&units, pool);

@@ -28,6 +28,7 @@ Store::Store(std::unique_ptr<RowStore> store, const BudgetShares& shares, const 
       room_(&rows_, &write_back_, &capture_, &awaited_, options.memory_budget),
       loader_(&rows_, store_.get(), {&kernels_, &threads_}, options.direct_io),
       finder_(&rows_, {&kernels_, &threads_}, &loader_, &room_, &capture_, shares.work),
+      profiler_(options_, &rows_, &threads_),
       prefetcher_(&rows_, &finder_, &room_, &loader_, &awaited_),
       updater_(&rows_, {&kernels_, &threads_}, &finder_, &capture_, shares.work) {}
 
@@ -211,6 +212,7 @@ void Store::Forward(Lookup* lookup, float* out, size_t stride) {
   CheckTables(*lookup);
   room_.RaiseTrimError();
   finder_.Pool(lookup, out, stride);
+  if (profiler_.active()) profiler_.Note(*lookup);
   lookup->memory = CountedMemory(lookups_bytes_, lookup->memory_bytes());
   awaited_.End(*lookup);
   room_.Trim();
@@ -403,7 +405,7 @@ TableStats Store::table_stats(uint16_t table) {
   TableStats stats{{}, cache_.rows(table)};
   for (size_t use = 0; use < kLookupUses; ++use) {
     const LookupCounts& counts = tables_[table].lookups[use];
-    stats.lookups[use] = {counts.hits, counts.prefetched, counts.misses};
+    stats.lookups[use] = {counts.hits, counts.prefetched, counts.late, counts.misses};
   }
   return stats;
 }
@@ -411,8 +413,13 @@ TableStats Store::table_stats(uint16_t table) {
 void Store::ResetLookupStats() {
   const Call call(this);
   for (Table& table : tables_) {
-    for (LookupCounts& counts : table.lookups) counts.hits = counts.prefetched = counts.misses = 0;
+    for (LookupCounts& counts : table.lookups) counts.hits = counts.prefetched = counts.late = counts.misses = 0;
   }
+}
+
+std::optional<CacheProfileReport> Store::cache_profile() {
+  const Call call(this);
+  return profiler_.report();
 }
 
 RowStoreStats Store::row_store_stats() {

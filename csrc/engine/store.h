@@ -9,6 +9,7 @@
 //   loading.h, prefetch.h        bringing rows in, and ahead of time
 //   gradients.h, update.h        changing them; summed_gradients.h, where ids are many
 //   weight_gradient.h            the gradient of a batch's own weights
+//   cache_profiling.h            what a cache of another size would have had to find
 //   making_room.h, write_back.h  letting go of them, once they are written
 //   capture.h, journal.h         checkpoints
 //   journal_loading.h            what one holds beside the RowStore's files
@@ -40,6 +41,7 @@
 #include "engine/awaited_rows.h"
 #include "engine/batch.h"
 #include "engine/budget.h"
+#include "engine/cache_profiling.h"
 #include "engine/cached_tables.h"
 #include "engine/capture.h"
 #include "engine/compute.h"
@@ -63,6 +65,7 @@ namespace damo {
 struct LookupStats {
   uint64_t hits;
   uint64_t prefetched;
+  uint64_t late;
   uint64_t misses;
 };
 
@@ -234,6 +237,8 @@ class Store {
   uint64_t PreviewLife(uint16_t table, const LifeOptions& options, const std::vector<std::string>& lives = {});
   // Begins to count lookups anew, in all tables.
   void ResetLookupStats();
+  // Of StoreOptions::profile_cache; nothing without it.
+  std::optional<CacheProfileReport> cache_profile();
   RowStoreStats row_store_stats();
   RowCounts row_counts();
   size_t cache_memory_bytes();
@@ -313,6 +318,7 @@ class Store {
   RoomMaker room_;
   Loader loader_;
   RowFinder finder_;
+  CacheProfiler profiler_;
   Prefetcher prefetcher_;
   Updater updater_;
 };

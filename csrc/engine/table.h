@@ -47,6 +47,7 @@ constexpr size_t kLookupUses = 3;
 struct LookupCounts {
   std::atomic<uint64_t> hits{0};        // in the cache
   std::atomic<uint64_t> prefetched{0};  // there, or on its way, for a prefetch: at its first use
+  std::atomic<uint64_t> late{0};        // of these, on its way
   std::atomic<uint64_t> misses{0};      // neither
 };
 

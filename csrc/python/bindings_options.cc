@@ -44,6 +44,8 @@ void RegisterOptions(py::module_& m) {
       .def_readwrite("read_only", &StoreOptions::read_only)
       .def_readwrite("disk_budget", &StoreOptions::disk_budget)
       .def_readwrite("directory", &StoreOptions::directory)
+      .def_readwrite("profile_cache", &StoreOptions::profile_cache)
+      .def_readwrite("profile_shift", &StoreOptions::profile_shift)
       .def_readwrite("cache_bytes", &StoreOptions::cache_bytes);
 
   m.attr("INSTRUCTION_SETS") = py::tuple(py::cast(SupportedInstructionSets()));

@@ -221,9 +221,24 @@ static void RegisterResults(py::module_& m) {
       .def_readonly("ladder", &LifeStats::ladder)
       .def_readonly("memory_bytes", &LifeStats::memory_bytes)
       .def_readonly("clock_gap", &LifeStats::clock_gap);
+  py::class_<Missed>(m, "Missed").def_readonly("ids", &Missed::ids).def_readonly("rows", &Missed::rows);
+  py::class_<CacheProfileCounts>(m, "CacheProfileCounts")
+      .def_readonly("ids", &CacheProfileCounts::ids)
+      .def_readonly("lookups", &CacheProfileCounts::lookups)
+      .def_readonly("fresh", &CacheProfileCounts::fresh)
+      .def_readonly("first", &CacheProfileCounts::first)
+      .def_readonly("missed", &CacheProfileCounts::missed);
+  py::class_<CacheProfileReport>(m, "CacheProfileReport")
+      .def_readonly("counts", &CacheProfileReport::counts)
+      .def_readonly("budgets", &CacheProfileReport::budgets)
+      .def_readonly("warm", &CacheProfileReport::warm)
+      .def_readonly("shift", &CacheProfileReport::shift)
+      .def_readonly("sampled_ids", &CacheProfileReport::sampled_ids);
+  m.def("rows_within", &RowsWithin, py::arg("memory_budget"), py::arg("payload_bytes"));
   py::class_<LookupStats>(m, "LookupStats")
       .def_readonly("hits", &LookupStats::hits)
       .def_readonly("prefetched", &LookupStats::prefetched)
+      .def_readonly("late", &LookupStats::late)
       .def_readonly("misses", &LookupStats::misses);
   py::class_<TableStats>(m, "TableStats")
       .def_readonly("lookups", &TableStats::lookups)
@@ -396,6 +411,7 @@ void RegisterStore(py::module_& m) {
       .def("close", &Store::Close, ReleaseGil())
       .def("table_stats", &Store::table_stats, ReleaseGil())
       .def("reset_lookup_stats", &Store::ResetLookupStats, ReleaseGil())
+      .def("cache_profile", &Store::cache_profile, ReleaseGil())
       .def("row_store_stats", &Store::row_store_stats, ReleaseGil())
       .def("row_counts", &Store::row_counts, ReleaseGil())
       .def("cache_memory_bytes", &Store::cache_memory_bytes, ReleaseGil())

@@ -5,6 +5,7 @@
     LOCK                   held (flock) by the process that has the store open
     origin.json            the store's line of states
     exported.json          what was exported last to be served; there only if something was
+    cache_profile.json     how often budgets of other sizes would have rows; there only with profile_cache
     live/                  the rows of the open store; there only while it is open, or after a crash
     live.new/              rows that are about to become the live ones
     live.unclean-N/        live rows that a crash left behind, set aside
@@ -48,6 +49,7 @@ LINEAGE_FILE = "line.json"
 ORIGIN_FILE = "origin.json"
 FORGOTTEN_FILE = "forgotten.json"
 EXPORTED_FILE = "exported.json"
+CACHE_PROFILE_FILE = "cache_profile.json"
 MODEL_FILE = "model.pt"
 MODULE_FILE = "module.pickle"
 ROWS = "rows"

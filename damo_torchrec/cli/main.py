@@ -18,6 +18,7 @@ from damo_torchrec.cli.ending import (
 
 with ended_imports():
     from damo_torchrec.cli import (
+        advise,
         bench,
         convert,
         deleting,
@@ -60,6 +61,7 @@ COMMANDS = (
     serve.COMMAND,
     doctor.COMMAND,
     bench.COMMAND,
+    advise.COMMAND,
 )
 
 # What the system says of a disk or a user rather than of the bytes.

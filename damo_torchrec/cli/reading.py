@@ -56,12 +56,12 @@ def opened_to_read(options: argparse.Namespace, path: Path, checkpoint: str = "l
         read_only=True,
     )
     with store:
-        if checkpoint == "latest" and (why := _ahead(path)):
+        if checkpoint == "latest" and (why := why_ahead(path)):
             note(options, f"the store {path} {why}: this is its newest checkpoint, of step {store.step}")
         yield store
 
 
-def _ahead(store: Path) -> str | None:
+def why_ahead(store: Path) -> str | None:
     """Why a store may have rows that no checkpoint has; None if it has none."""
     if not (store / LIVE).is_dir():
         return None

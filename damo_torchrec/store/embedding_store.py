@@ -10,12 +10,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from damo_torchrec.advice import Advice
 from damo_torchrec.arrays import as_ids
+from damo_torchrec.checkpoints.cache_profile import CacheProfile, no_profile
 from damo_torchrec.checkpoints.rank_identity import parts_of
 from damo_torchrec.checkpoints.retention import Retention
 from damo_torchrec.erasing.places import Kept, Paths, Places, paths_of
 from damo_torchrec.erasing.report import ForgetReport
 from damo_torchrec.files import make_temporary_directory, on_tmpfs
+from damo_torchrec.html_table import html_table
 from damo_torchrec.options import StoreOptions, parse_budget
 from damo_torchrec.progress import reporting
 from damo_torchrec.stats import StoreStats
@@ -406,6 +409,29 @@ class EmbeddingStore:
         """Begins to count anew what is looked up: `LookupStats` of all tables are 0. Other figures stay."""
         self._session.engine.reset_lookup_stats()
 
+    def cache_profile(self) -> CacheProfile | None:
+        """How often memory budgets of other sizes would have the rows that are asked for, as far as is known.
+
+        Returns:
+            CacheProfile: of the latter half of this session's lookups and more, and of earlier sessions; of those alone
+                without `StoreOptions.profile_cache`, and None if there was never one with it.
+
+        Raises:
+            CorruptionError: what the directory has of earlier sessions is damaged, and this one keeps no profile.
+        """
+        return self._session.profiles.profile(self._session.engine)
+
+    def advise(self) -> Advice:
+        """How large `memory_budget` should be, by `cache_profile`. ``str()`` of it says so in words.
+
+        Raises:
+            ValueError: there is no profile, or training has not looked anything up yet.
+        """
+        profile = self.cache_profile()
+        if profile is None:
+            raise ValueError(no_profile(self.path))
+        return profile.advise()
+
     # ------------------------------------------------------------------ durability
 
     def flush(self) -> None:
@@ -540,6 +566,12 @@ class EmbeddingStore:
         session = self._session
         state = "closed" if session.closed or session.in_other_process else f"step={self.step}"
         return f"EmbeddingStore({str(self.path)!r}, {state}, tables={sorted(session.catalog.open)})"
+
+    def _repr_html_(self) -> str:
+        if self.closed or self._session.in_other_process:
+            return html_table([(repr(self),)])
+        rows = [(name, table.dim, len(table)) for name, table in self.tables().items()]
+        return html_table(rows, ("table", "dim", "rows"), caption=f"{self.path}, step {self.step}")
 
     def __reduce__(self) -> Any:
         raise TypeError("an EmbeddingStore cannot be copied or pickled: use save_model and load_model")

@@ -229,6 +229,7 @@ def restore(session: Session, which: str | int | os.PathLike[str]) -> None:
                 directory.remove_prepared()
             raise
         try:
+            session.profiles.keep(engine)
             engine.close()
             session.waiting.clear()
             directory.start_live(fresh)

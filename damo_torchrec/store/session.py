@@ -41,6 +41,7 @@ from damo_torchrec.store.flushing import flush
 from damo_torchrec.store.hyperparameters import Hyperparameters
 from damo_torchrec.store.open_table import OpenTable
 from damo_torchrec.store.process_end import close_at_end, leave_at_end
+from damo_torchrec.store.profile_keeper import ProfileKeeper
 from damo_torchrec.store.table_definition import TableDefinition
 from damo_torchrec.store.tables_changed import TablesChanged
 from damo_torchrec.store.waiting import WaitingGradients
@@ -85,6 +86,7 @@ class Session:
         owns_live: whether the live rows there were started by this session.
         trainers: the threads that have changed rows, by number.
         reading_copy: what a read-only session reads in place of a checkpoint's rows, or None.
+        profiles: what was found out of the cache.
         checkpoint_in_use: has the checkpoint that a read-only session reads stay, or None.
     """
 
@@ -125,6 +127,12 @@ class Session:
         self.reading_copy: ReadingCopy | None = None
         self.checkpoint_in_use: InUse | None = None
         self._disk_limit = DiskLimit(path, 0 if read_only else options.disk_limit())
+        self.profiles = ProfileKeeper(
+            path,
+            memory_budget,
+            active=options.profile_cache,
+            durable=not (read_only or temporary or options.backend == "memory"),
+        )
         self._writer = CheckpointWriter(path, self.catalog, Retention(options.keep_checkpoints))
 
     # ------------------------------------------------------------------ the engine
@@ -183,6 +191,7 @@ class Session:
         """
         in_memory = self.options.backend == "memory"
         options = self.engine_options(self.read_only)
+        self.profiles.set_up(options)
         logs, tables = [str(log) for log in journal], core_tables(manifest) if journal else []
         core = _core.Store("" if in_memory else str(rows), create, in_memory, options, logs, tables)
         try:
@@ -330,6 +339,7 @@ class Session:
             return self._checkpoint(path, options)
 
     def _checkpoint(self, path: str | os.PathLike[str] | None, options: CheckpointOptions) -> Path:
+        self.profiles.keep(self.engine)
         made = self._writer.write(self.engine, self._new_checkpoint(path, options))
         self.catalog.lives.tell(self.engine)
         self.tables_changed = TablesChanged(self.catalog.manifest.id)
@@ -343,6 +353,7 @@ class Session:
         with self.alone("checkpoint"):
             self.engine.require_disk()
             new = self._new_checkpoint(path, options)
+            self.profiles.keep(self.engine)
             self.catalog.lives.tell(self.engine)
             if not self.changed or new.path.parent != self.catalog.checkpoints.where:
                 return self._writer.begin(self.engine, new)
@@ -426,6 +437,8 @@ class Session:
         if durable and self.changed:
             flush(self.engine, self.path, progress)  # a checkpoint without a journal is opened faster
             self._checkpoint(None, _PLAIN)
+        else:
+            self.profiles.keep(self.engine)
 
     def _let_go(self) -> None:
         if self.directory is not None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from damo_torchrec import _core
 from damo_torchrec.arrays import as_ids, as_numbers
 from damo_torchrec.errors import DamoError
+from damo_torchrec.html_table import html_table
 from damo_torchrec.life import AskedLife, Idle
 from damo_torchrec.stats import LookupStats, TableStats
 from damo_torchrec.store.agreement import check_most_rows
@@ -127,7 +128,7 @@ class Table:
         """Figures since the store was opened; of what came and went, since that has been counted."""
         counted = self._reading(lambda engine, layout: engine.table_stats(layout.index))
         lives = self._reading(lambda engine, layout: life_stats(self._opened, engine))
-        training, evaluation, by_id = (LookupStats(c.hits, c.prefetched, c.misses) for c in counted.lookups)
+        training, evaluation, by_id = (LookupStats(c.hits, c.prefetched, c.misses, c.late) for c in counted.lookups)
         return TableStats(len(self), counted.cached_rows, training, evaluation, by_id, lives)
 
     def preview(
@@ -182,6 +183,13 @@ class Table:
 
     def __repr__(self) -> str:
         return f"Table({self.name!r}, dim={self.dim}, store={str(self._session.path)!r})"
+
+    def _repr_html_(self) -> str:
+        if self._session.closed or self._session.in_other_process:
+            return html_table([(repr(self),)])
+        optimizer = self._session.catalog.entry(self.name, self._session.engine).schema.optimizer["name"]
+        rows = [("rows", len(self)), ("dim", self.dim), ("optimizer", optimizer), ("store", self._session.path)]
+        return html_table(rows, caption=self.name)
 
     def get(self, ids: IdsLike) -> torch.Tensor:
         """Weights of rows, float32 ``(n, dim)``; ids without a row as eval mode reads them. Creates no rows.

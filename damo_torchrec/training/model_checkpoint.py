@@ -20,6 +20,7 @@ from damo_torchrec.checkpoints.layout import MODEL_FILE
 from damo_torchrec.checkpoints.listing import Listed, check_of_one_process, is_checkpoint
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
+from damo_torchrec.html_table import html_table
 from damo_torchrec.modules.fused_optimizer import FusedTableOptimizer
 from damo_torchrec.modules.state import Description
 from damo_torchrec.modules.wrappers import unwrapped
@@ -49,6 +50,10 @@ class CheckpointInfo:
     extra: dict[str, Any]
     rows: dict[str, int]
     incompatible: IncompatibleKeys | None = None
+
+    def _repr_html_(self) -> str:
+        rows = [("step", self.step), ("store's step", self.store_step), *self.extra.items()]
+        return html_table(rows, caption=str(self.path)) + html_table(self.rows.items(), ("table", "rows"))
 
 
 def checkpoint_info(path: str | os.PathLike[str]) -> CheckpointInfo:

@@ -48,7 +48,7 @@ def document(call):
 
 def make_trained(path: Path) -> Path:
     """A closed store with two tables trained by Adam, checkpoints ``then`` and the newest, and ids that have gone."""
-    with small_store(path, keep_checkpoints=None) as store:
+    with small_store(path, keep_checkpoints=None, profile_cache=True) as store:
         options = {"half": damo.TableOptions(row_dtype=torch.bfloat16)}
         ebc = damo.EmbeddingBagCollection(
             [config("t", 8), config("half", 4)], torch.optim.Adam, {"lr": 0.1}, store=store, table_options=options

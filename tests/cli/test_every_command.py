@@ -38,6 +38,7 @@ ARGUMENTS = {
     "serve": "{export} --dry-run --memory-budget 64MiB",
     "doctor": "{store} --no-reads",
     "bench": "{directory} --rows 4000 --batch-size 64 --seconds 0.05 --budget 64MiB",
+    "advise": "{store}",
 }
 OF_STORES = [command for command in ARGUMENTS if command not in ("doctor", "bench")]
 CHANGE = {
