@@ -17,8 +17,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 if WITHOUT_ONNXRUNTIME:
     collect_ignore = [
         "onnx",
+        "server",
         "serving",
         "examples",
+        "cli/test_serve.py",
         "cli/test_verify_exports.py",
         "test_graph_check.py",
         "test_permissions.py",

@@ -14,6 +14,7 @@ import damo_torchrec as damo
 from convert.dumps import FILE
 from damage import flip
 from damo_torchrec.cli import main as cli
+from support import WITHOUT_ONNXRUNTIME
 
 # What each is called with here. {store} is a store, {then} an earlier checkpoint of it, {out} a path that is not there.
 ARGUMENTS = {
@@ -40,7 +41,8 @@ ARGUMENTS = {
     "bench": "{directory} --rows 4000 --batch-size 64 --seconds 0.05 --budget 64MiB",
     "advise": "{store}",
 }
-OF_STORES = [command for command in ARGUMENTS if command not in ("doctor", "bench")]
+TRIED = [command for command in ARGUMENTS if command != "serve" or not WITHOUT_ONNXRUNTIME]
+OF_STORES = [command for command in TRIED if command not in ("doctor", "bench")]
 CHANGE = {
     "import",
     "prune",
@@ -66,9 +68,9 @@ def rows(trained_once, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def export(served) -> Path:
-    """An export of a model."""
-    arguments.export = served[1] / "one"
+def export(request) -> Path | None:
+    """An export of a model, where there is an ONNX Runtime."""
+    arguments.export = None if WITHOUT_ONNXRUNTIME else request.getfixturevalue("served")[1] / "one"
     return arguments.export
 
 
@@ -84,7 +86,7 @@ def test_all_commands_are_tried_and_told_of():
     assert re.findall(r"^### `([a-z-]+)", PAGE.read_text(), re.M) == list(ARGUMENTS)
 
 
-@pytest.mark.parametrize("command", ARGUMENTS)
+@pytest.mark.parametrize("command", TRIED)
 def test_one_document_has_what_a_command_says(command, trained, tmp_path, call):
     status, lines, _ = call(*arguments(command, trained, tmp_path / "out"), "--json", "-q")
     document = json.loads("\n".join(lines))
