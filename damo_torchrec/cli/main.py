@@ -27,6 +27,7 @@ with ended_imports():
         forget,
         info,
         repair,
+        report,
         rows,
         stats,
         tables,
@@ -58,6 +59,7 @@ COMMANDS = (
     convert.COMMAND,
     doctor.COMMAND,
     advise.COMMAND,
+    report.COMMAND,
 )
 
 # What the system says of a disk or a user rather than of the bytes.

@@ -37,6 +37,7 @@ ARGUMENTS = {
     "convert": f"damo-dump {FILE} {{out}}",
     "doctor": "{store} --no-reads",
     "advise": "{store}",
+    "report": "{store} -o {out}.html",
 }
 OF_STORES = [command for command in ARGUMENTS if command != "doctor"]
 CHANGE = {
@@ -48,7 +49,7 @@ CHANGE = {
     "compact",
     "forget",
 }  # the store, or remove something of it
-READ_ROWS = {"head", "stats", "top", "diff", "export", "expired", "delete", "compact"}
+READ_ROWS = {"head", "stats", "top", "diff", "export", "expired", "delete", "compact", "report"}
 NEW = {"convert"}  # where there may be nothing before
 PAGE = Path(__file__).parents[2] / "docs" / "command_line.md"
 
