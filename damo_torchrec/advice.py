@@ -62,7 +62,7 @@ class Advice:
         return next(point for point in self.points if point.memory_budget >= self.advised)
 
     def __str__(self) -> str:
-        said = [self._said(self.own, "this budget, ")]
+        said = [self._said(self.own, "This budget, ")]
         if self.advised != self.own.memory_budget:
             said.append(self._said(self.best, "enough, "))
         said.append("larger ones gain under 1 %")

@@ -28,6 +28,7 @@ with ended_imports():
         forget,
         info,
         repair,
+        report,
         rows,
         serve,
         stats,
@@ -62,6 +63,7 @@ COMMANDS = (
     doctor.COMMAND,
     bench.COMMAND,
     advise.COMMAND,
+    report.COMMAND,
 )
 
 # What the system says of a disk or a user rather than of the bytes.

@@ -40,6 +40,7 @@ ARGUMENTS = {
     "doctor": "{store} --no-reads",
     "bench": "{directory} --rows 4000 --batch-size 64 --seconds 0.05 --budget 64MiB",
     "advise": "{store}",
+    "report": "{store} -o {out}.html",
 }
 TRIED = [command for command in ARGUMENTS if command != "serve" or not WITHOUT_ONNXRUNTIME]
 OF_STORES = [command for command in TRIED if command not in ("doctor", "bench")]
@@ -52,7 +53,7 @@ CHANGE = {
     "compact",
     "forget",
 }  # the store, or remove something of it
-READ_ROWS = {"head", "stats", "top", "diff", "export", "expired", "delete", "compact"}
+READ_ROWS = {"head", "stats", "top", "diff", "export", "expired", "delete", "compact", "report"}
 NEW = {"convert"}  # where there may be nothing before
 PAGE = Path(__file__).parents[2] / "docs" / "command_line.md"
 

@@ -1,0 +1,104 @@
+"""What a report tells of a store, as of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from damo_torchrec.advice import Advice
+from damo_torchrec.checkpoints.layout import MANIFEST_FILE, MODEL_FILE
+from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.inspection.summary import TableSummary, summarize
+from damo_torchrec.progress import Progress
+from damo_torchrec.stats import LifeStats
+from damo_torchrec.store.embedding_store import EmbeddingStore
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """A table: its schema, its rows, and what came and went."""
+
+    dim: int
+    row_dtype: str
+    optimizer: str
+    updates: int
+    bytes_of_rows: int
+    summary: TableSummary
+    rule: str | None
+    life: LifeStats | None
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """A checkpoint, by its manifest."""
+
+    name: str
+    made: str
+    step: int
+    rows: int
+    bytes_of_rows: int
+    dense_part: bool
+
+    @staticmethod
+    def of(path: Path) -> CheckpointFacts:
+        """That of a checkpoint. Raises CorruptionError if it is damaged."""
+        manifest = Manifest.read(path)
+        made = datetime.fromtimestamp((path / MANIFEST_FILE).stat().st_mtime, timezone.utc)
+        return CheckpointFacts(
+            path.name,
+            made.strftime("%Y-%m-%d %H:%M UTC"),
+            manifest.step,
+            sum(table.rows for table in manifest.tables.values()),
+            sum(table.bytes_of_rows(name) for name, table in manifest.tables.items()),
+            MODEL_FILE in manifest.files,
+        )
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that a report tells.
+
+    Args:
+        path: the store's, or the checkpoint's.
+        step: of the rows.
+        ahead: why the store may be ahead of that, or None.
+        tables: by name.
+        checkpoints: oldest first.
+        advice: by the profile of the cache; None if there is none.
+        no_advice: why not.
+    """
+
+    path: Path
+    step: int
+    ahead: str | None
+    tables: Mapping[str, TableFacts]
+    checkpoints: Sequence[CheckpointFacts]
+    advice: Advice | None
+    no_advice: str
+
+
+def facts_of(store: EmbeddingStore, progress: Progress, ahead: str | None = None) -> Facts:
+    """Reads all rows of a store that is open to read."""
+    tables = {}
+    for name in store.session.catalog.names():
+        entry = store.session.catalog.entry(name, store.session.engine)
+        table = store.table(name)
+        tables[name] = TableFacts(
+            entry.schema.dim,
+            entry.schema.row_dtype,
+            str(entry.schema.optimizer["name"]),
+            entry.iter,
+            entry.bytes_of_rows(name),
+            summarize(store.session, table.opened, progress),
+            None if entry.life is None else str(entry.life),
+            table.stats().life,
+        )
+    advice, no_advice = None, ""
+    try:
+        advice = store.advise()
+    except ValueError as error:
+        no_advice = str(error)
+    paths = store.checkpoints()
+    return Facts(store.path, store.step, ahead, tables, [CheckpointFacts.of(path) for path in paths], advice, no_advice)
