@@ -23,7 +23,8 @@ from damo_torchrec.distributed.starting_point import check_world_size
 from damo_torchrec.distributed.store_checkpoint import note_state
 from damo_torchrec.errors import SchemaMismatchError
 from damo_torchrec.store.embedding_store import EmbeddingStore
-from damo_torchrec.store.opening import restore, restore_unless_at
+from damo_torchrec.store.opening import restore, restore_unless_at, tables_changed_since
+from damo_torchrec.store.tables_changed import TablesChanged
 from damo_torchrec.training.dense_parts import NOT_STRICT, DenseParts
 from damo_torchrec.training.fitting import IncompatibleKeys
 from damo_torchrec.training.model_checkpoint import CheckpointInfo, dense_state
@@ -44,7 +45,8 @@ def load_model(
     """Brings a model of several ranks to what `save_model` of this module saved. All ranks call it.
 
     The stores go to the rows of the checkpoint, where they are not at it already, as after `open_store`; what they
-    held otherwise is given up.
+    held otherwise is given up. Where they are at it but for tables that were dropped, renamed or converted since, on
+    all ranks, they stay as they are.
 
     ``strict=False`` is for a model that has changed since, as of `damo_torchrec.load_model`: what fits by name and
     shape is loaded, and what does not stays as it is. All ranks find the same, or all raise.
@@ -63,7 +65,8 @@ def load_model(
         its `incompatible` is what did not go together. None if `path` is None and there is none.
 
     Raises:
-        ValueError: there is no such checkpoint, or it holds rows only; as `damo_torchrec.load_model`.
+        ValueError: there is no such checkpoint, or it holds rows only; tables were dropped, renamed or converted since,
+            and on some ranks nothing else was done; as `damo_torchrec.load_model`.
         SchemaMismatchError: the model, its tables or its optimizer differ from those saved; with ``strict=False`` if
             ranks differ in what does, or a table's dim, optimizer or row dtype does.
         CorruptionError: parts of it are missing, damaged, or of different checkpoints.
@@ -82,6 +85,7 @@ def load_model(
     states = ranks.each(f"load {chosen}", lambda: loading.read(parts, strict=strict))
     if not strict:
         loading.check_alike()
+    loading.check_changes()
     loading.apply(parts, states, None if whole_store else tables_of(model))
     return loading.info(states)
 
@@ -111,6 +115,7 @@ class _Loading:
         self._path = path
         self._checkpoint: RanksCheckpoint | None = None
         self._found: IncompatibleKeys | None = None  # where not all has to fit
+        self._changes: TablesChanged | None = None
 
     @property
     def checkpoint(self) -> RanksCheckpoint:
@@ -131,7 +136,12 @@ class _Loading:
             raise ValueError(
                 f"{self._path} was saved with {len(others['schedulers'])} schedulers, got {len(parts.schedulers)}"
             )
+        part = self._checkpoint.part(self._ranks.rank)
+        self._changes = tables_changed_since(self._store.session, Manifest.read(part).id)
         saved, tables = set(self._checkpoint.parts[0].tables), tables_of(self._model)
+        if self._changes is not None:
+            saved = {self._changes.renamed.get(table, table) for table in saved}
+            others["learning_rates"] = self._changes.renames(others["learning_rates"])
         missing = sorted(tables - saved)
         if missing and strict:
             raise SchemaMismatchError(
@@ -161,12 +171,30 @@ class _Loading:
                 )
         _log.info("what of %s does not go with the model: %s", self._path, self._found)
 
+    def check_changes(self) -> None:
+        """Raises ValueError on all ranks if rows are to stay on some of them only. REQUIRES: `read`."""
+        stay = self._ranks.together(f"load {self._path}", lambda: self._rows_stay)
+        if len(set(stay)) > 1:
+            raise ValueError(
+                f"cannot load {self._path}: since then tables were dropped, renamed or converted, and nothing else was "
+                f"done, on the ranks {[rank for rank, stays in enumerate(stay) if stays]} of {len(stay)} alone. Change "
+                "tables on all ranks, or go back to it by store.restore on all ranks first"
+            )
+
+    @property
+    def _rows_stay(self) -> bool:
+        return self._changes is not None and self._changes.some
+
     def apply(self, parts: DenseParts, states: dict[str, Any], tables: set[str] | None) -> None:
         """Loads all of it, on all ranks or on none."""
         session, part = self._store.session, self.checkpoint.part(self._ranks.rank)
         before: list[Path] = []
 
         def load() -> None:
+            if self._rows_stay:
+                parts.load(states, self._path)
+                restore_unless_at(session, part, tables)  # says that they stay
+                return
             if session.changed or session.catalog.manifest.id != Manifest.read(part).id:
                 before.append(session.newest_if_unchanged() or session.checkpoint())
             parts.load(states, self._path)

@@ -102,7 +102,8 @@ class Catalog:
                 raise SchemaMismatchError(
                     f"table {name!r} of the checkpoint {source} has {differences(then, now)}. To have its rows go on "
                     "so, open a store over that checkpoint (restore=) without this table's collection, call "
-                    f"{call_that_converts(name, then, now)} and checkpoint"
+                    f"{call_that_converts(name, then, now)} and checkpoint; or make the model then and have load_model "
+                    "load the dense part of that checkpoint, which leaves the rows as they are now"
                 )
 
     def tables_that_differ(self, manifest: Manifest, engine: _core.Store) -> set[str]:

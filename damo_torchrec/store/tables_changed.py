@@ -1,5 +1,6 @@
 """What was done to whole tables since a checkpoint: who loads that afterwards means the rows as they are now."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -18,6 +19,13 @@ class TablesChanged:
     renamed: dict[str, str] = field(default_factory=dict)
     dropped: set[str] = field(default_factory=set)
     some: bool = False
+
+    def renames(self, rates: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+        """Learning rates by module and table, of the checkpoint, by the names that tables have now."""
+        return {
+            module: {self.renamed.get(table, table): rate for table, rate in by_table.items()}
+            for module, by_table in rates.items()
+        }
 
     def note_rename(self, old: str, new: str) -> None:
         """Says that the table `old` is `new` now."""

@@ -15,7 +15,6 @@ from damo_torchrec.checkpoints.layout import MODULE_FILE
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.errors import CorruptionError, SchemaMismatchError
 from damo_torchrec.modules import SavedGroups, groups_numbered, store_of, tables_of
-from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.opening import restore_unless_at, tables_changed_since
 from damo_torchrec.training.dense_parts import NOT_STRICT, DenseParts
 from damo_torchrec.training.fitting import IncompatibleKeys
@@ -128,11 +127,10 @@ def _load(
     """Loads the states and the rows of a checkpoint, all of it or none. Returns what does not go with the model."""
     model, found = parts.model, IncompatibleKeys()
     store = store_of(model)
-    names = _names_now(store, states["checkpoint_id"])
-    states["learning_rates"] = {
-        name: {names.get(table, table): rate for table, rate in by_table.items()}
-        for name, by_table in states["learning_rates"].items()
-    }
+    changes = tables_changed_since(store.session, states["checkpoint_id"])
+    names: Mapping[str, str] = {}
+    if changes is not None:
+        names, states["learning_rates"] = changes.renamed, changes.renames(states["learning_rates"])
     if strict:
         parts.check(states, path)
         _check_tables(model, path, names, saved)
@@ -144,12 +142,6 @@ def _load(
         parts.load(states, path)
         restore_unless_at(store.session, path, None if whole_store else tables_of(model))
     return found
-
-
-def _names_now(store: EmbeddingStore, checkpoint_id: str) -> Mapping[str, str]:
-    """The names that tables of a checkpoint have now, of those renamed since, where the store goes on from it."""
-    changes = tables_changed_since(store.session, checkpoint_id)
-    return {} if changes is None else changes.renamed
 
 
 def _other_tables(model: nn.Module, path: Path, names: Mapping[str, str]) -> tuple[list[str], list[str]]:

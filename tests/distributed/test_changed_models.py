@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torchrec import KeyedJaggedTensor
@@ -17,8 +18,8 @@ from spread import Case
 OLD, NEW = ("a", "b"), ("b", "c")
 
 
-def case_of(tables: tuple[str, ...]) -> Case:
-    return Case({name: ([name], "SUM") for name in tables}, batch=8)
+def case_of(tables: tuple[str, ...], **options: Any) -> Case:
+    return Case({name: ([name], "SUM") for name in tables}, batch=8, **options)
 
 
 class Ranker(nn.Module):
@@ -129,3 +130,64 @@ def test_ranks_whose_models_differ_are_refused(two_ranks, tmp_path):
     first, second = two_ranks(differing, tmp_path / "store")
     assert first == second
     assert first.startswith("ranks differ in what of ")
+
+
+CHANGES: dict[str, Any] = {
+    "rename": (lambda store: store.rename_table("a", "z"), ("z", "b"), {}),
+    "drop": (lambda store: store.drop_table("a"), ("b",), {}),
+    "convert": (
+        lambda store: [store.convert_table(name, optimizer=torch.optim.Adam) for name in OLD],
+        OLD,
+        {"optimizer": (torch.optim.Adam, {"lr": 0.1})},
+    ),
+}
+
+
+def with_tables_changed(rank: int, root: Path, what: str, setting: tuple[int, ...] = ()) -> Any:
+    """Ranks that are `setting` set a row as well."""
+    change, tables, options = CHANGES[what]
+    store = damo.distributed.open_store(root, memory_budget="64MiB")
+    change(store)
+    if rank in setting:
+        ids = [id for _, id in spread.rows_of(store)][:1]
+        store.table("b").set(ids, torch.zeros(1, 4))
+    model = nn.ModuleDict({"over": nn.ModuleDict({"b": nn.Linear(4, 1)})})
+    model["sparse"] = spread.collection(case_of(tables, **options), store)
+    sharded = DistributedModelParallel(model, sharders=damo.distributed.sharders())
+    before = {key: row.tolist() for key, row in spread.rows_of(store).items()}
+    told = ""
+    try:
+        info = damo.distributed.load_model(sharded, strict=False)
+    except ValueError as error:
+        told = str(error)
+    after = {key: row.tolist() for key, row in spread.rows_of(store).items()}
+    weight = model["over"]["b"].weight.tolist()
+    if told:
+        store.close()
+        return told, before == after, weight
+    path = damo.distributed.save_model(sharded, step=5)
+    again = damo.distributed.load_model(sharded, path)
+    store.close()
+    return before == after, {name for name, _ in after}, info.incompatible.missing_tables, weight, again.step
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_tables_that_were_changed_after_it_stay_so(what, two_ranks, tmp_path):
+    layers = [layer for layer, _, _ in two_ranks(saved, tmp_path / "store")]
+    for rank, (same, tables, missing, weight, step) in enumerate(
+        two_ranks(with_tables_changed, tmp_path / "store", what)
+    ):
+        assert same
+        assert tables == set(CHANGES[what][1])
+        assert missing == []
+        assert weight == layers[rank]["weight"][0]
+        assert step == 5
+
+
+def test_rows_that_would_stay_on_one_rank_alone_are_refused_on_all(two_ranks, tmp_path):
+    two_ranks(saved, tmp_path / "store")
+    (told, same, _), (other, same_there, _) = two_ranks(with_tables_changed, tmp_path / "store", "drop", (1,))
+    assert told == other
+    assert "nothing else was done, on the ranks [0] of 2 alone" in told
+    assert same
+    assert same_there
