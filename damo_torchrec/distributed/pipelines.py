@@ -1,5 +1,6 @@
 """A train pipeline that prefetches on CPUs, where TorchRec's own needs streams of a GPU."""
 
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from torchrec.distributed.train_pipeline import PrefetchTrainPipelineSparseDist
@@ -16,6 +17,16 @@ class PrefetchTrainPipeline(PrefetchTrainPipelineSparseDist[In, Out]):
     The rows of batch i + 1 are read from disk from the forward of batch i on, by the store's own threads. No result
     depends on it: a row that batch i changes is changed before batch i + 1 reads it.
     """
+
+    def progress(self, dataloader_iter: Iterator[In]) -> Out:
+        """One step of training, as TorchRec's; also after `detach`, from where the pipeline was.
+
+        Raises:
+            StopIteration: all batches are done.
+        """
+        if not self._model_attached:  # TorchRec's other pipelines see to it themselves
+            self.attach(self._model)
+        return super().progress(dataloader_iter)
 
     def _prefetch(self, context: Any) -> None:
         if self._prefetch_stream is not None or context is None:

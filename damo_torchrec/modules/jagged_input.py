@@ -52,7 +52,7 @@ class JaggedParts(NamedTuple):
 
     Args:
         values: ids ``(n,)``, by key, then bag.
-        lengths: one for each bag.
+        lengths: one for each bag, or ``(F, B)``, as TorchRec takes them too: a row for each key.
         weights: one for each id, or None.
         keys: its features.
         size: bags of each key.
@@ -104,10 +104,10 @@ def bags(parts: JaggedParts, accepted: Accepted) -> Batch:
     """
     check_device("values", parts.values, accepted.device)
     ids = as_ids("values", parts.values, accepted.memory_budget)
-    lengths = as_int64("lengths", parts.lengths)
+    keys = len(parts.keys)
+    lengths = as_int64("lengths", parts.lengths, matrix=(keys, parts.size) if parts.bags is None else None)
     if parts.bags is not None and any(bags < 0 for bags in parts.bags):
         raise ValueError(f"batch sizes of features must not be negative, got {parts.bags}")
-    keys = len(parts.keys)
     expected = keys * parts.size if parts.bags is None else sum(parts.bags)
     if lengths.numel() != expected:
         samples = f"{parts.size} samples" if parts.bags is None else f"its samples, {expected} in all"
@@ -185,7 +185,8 @@ def ids_per_key(features: KeyedJaggedTensor) -> list[int]:
 
     Raises TypeError, too, if they are no integers.
     """
-    lengths = as_int64("lengths", features.lengths())
+    matrix = None if features.variable_stride_per_key() else (len(features.keys()), features.stride())
+    lengths = as_int64("lengths", features.lengths(), matrix)
     if lengths.numel() != sum(features.stride_per_key()):
         raise ValueError(f"lengths must be one for each key and sample, got {lengths.numel()}")
     if bool((lengths < 0).any()):
@@ -219,7 +220,7 @@ def by_key(features: KeyedJaggedTensor) -> tuple[dict[str, torch.Tensor], dict[s
     """Each key's ids and lengths. KeyedJaggedTensor.to_dict does that, but not for a batch without samples."""
     keys = features.keys()
     ids = torch.split(features.values(), features.length_per_key())
-    lengths = torch.split(features.lengths(), features.stride_per_key())
+    lengths = torch.split(features.lengths().reshape(-1), features.stride_per_key())
     return dict(zip(keys, ids, strict=True)), dict(zip(keys, lengths, strict=True))
 
 
@@ -237,19 +238,25 @@ def as_ids(what: str, ids: torch.Tensor, memory_budget: int) -> torch.Tensor:
     return as_int64(what, ids)
 
 
-def as_int64(what: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The engine's form of ids or lengths, on the CPU.
+def as_int64(what: str, tensor: torch.Tensor, matrix: tuple[int, int] | None = None) -> torch.Tensor:
+    """The engine's form of ids or lengths, of one dimension, on the CPU.
+
+    Args:
+        what: they are called, for messages.
+        tensor: of one dimension, or of the shape `matrix`, which is read row by row.
+        matrix: a shape that they may have besides; None: they may not.
 
     Raises:
         TypeError: they are no integers, or hold no values.
-        ValueError: they have not one dimension.
+        ValueError: they have another shape.
     """
     values = plain(what, tensor)
     if values.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"{what} must be int64 or int32, got {values.dtype}")
-    if values.dim() != 1:
-        raise ValueError(f"{what} must have one dimension, got the shape {tuple(values.shape)}")
-    return values.to(torch.int64)
+    if values.dim() != 1 and values.shape != matrix:
+        allowed = "one dimension" if matrix is None else f"one dimension or the shape {matrix}"
+        raise ValueError(f"{what} must have {allowed}, got the shape {tuple(values.shape)}")
+    return values.to(torch.int64).view(-1)
 
 
 def check_device(what: str, tensor: torch.Tensor, device: torch.device) -> None:

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -82,8 +83,8 @@ def optimizer_spec(optimizer_type: type, optimizer_kwargs: Mapping[str, Any] | N
         values = _from_fbgemm(values)
         if rule.modes:
             values, mode = _weight_decay_mode(values, mode)
-    defaults = _defaults(optimizer_type)
-    _check_keywords(optimizer_type, rule, values, defaults)
+    _check_keywords(optimizer_type, rule, values)
+    defaults = _FBGEMM_DEFAULTS if _is_fbgemms(optimizer_type) else _signature_defaults(optimizer_type)
     values = {**{k: v for k, v in defaults.items() if k in rule.keywords}, **values}
     _check_nesterov(values)
     beta1, beta2 = _betas(values.get("betas", (0.9, 0.999)))
@@ -105,11 +106,22 @@ def optimizer_spec(optimizer_type: type, optimizer_kwargs: Mapping[str, Any] | N
     )
 
 
-def _check_keywords(optimizer_type: type, rule: Rule, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    for name, value in values.items():
-        if name in rule.keywords or name in _IMPLEMENTATION:
-            continue
-        if name in defaults and not _is_fbgemms(optimizer_type) and value == defaults[name]:
+def without_neutral(optimizer_type: type, values: Mapping[str, Any], keywords: AbstractSet[str]) -> dict[str, Any]:
+    """Keywords of an optimizer, less those that are not in `keywords` and leave its updates as they are without them.
+
+    These have the default of the class's own signature, or say how it computes an update, not what.
+    """
+    defaults = _signature_defaults(optimizer_type)
+    return {
+        name: value
+        for name, value in values.items()
+        if name in keywords or not (name in _IMPLEMENTATION or (name in defaults and value == defaults[name]))
+    }
+
+
+def _check_keywords(optimizer_type: type, rule: Rule, values: Mapping[str, Any]) -> None:
+    for name, value in without_neutral(optimizer_type, values, rule.keywords).items():
+        if name in rule.keywords:
             continue
         raise ValueError(
             f"{_name(optimizer_type)}: {name}={value!r} is not supported here; "
@@ -168,9 +180,7 @@ def _weight_decay_mode(values: dict[str, Any], mode: str) -> tuple[dict[str, Any
     return values, modes[name]
 
 
-def _defaults(optimizer_type: type) -> dict[str, Any]:
-    if _is_fbgemms(optimizer_type):
-        return _FBGEMM_DEFAULTS
+def _signature_defaults(optimizer_type: type) -> dict[str, Any]:
     parameters = inspect.signature(optimizer_type).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 

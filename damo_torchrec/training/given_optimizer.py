@@ -9,6 +9,8 @@ import torch
 import torchrec
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection, FusedEmbeddingCollection
 
+from damo_torchrec.optim.rules import RULES, without_neutral
+
 Optimizer = tuple[type[torch.optim.Optimizer], dict[str, Any]]
 
 _log = logging.getLogger(__name__)
@@ -57,6 +59,14 @@ def sums_of_squares(module: Any, weights: Mapping[str, torch.Tensor]) -> dict[st
     return sums
 
 
+def as_given(optimizer_type: type) -> str:
+    """How a message begins that names a class which `given_optimizers` returned: with the one that was given."""
+    for torchs, fbgemms in _FBGEMMS.items():
+        if fbgemms is optimizer_type:
+            return f"torch.optim.{torchs.__name__} is trained here as FBGEMM has it, "
+    return ""
+
+
 def _fused(module: Any) -> Optimizer:
     kwargs = dict(module.optimizer_kwargs())
     given = kwargs.pop("lr", kwargs.pop("learning_rate", None))
@@ -67,7 +77,14 @@ def _fused(module: Any) -> Optimizer:
     if given is not None and lr == float(np.float32(given)):  # FBGEMM rounds it
         lr = float(given)
     kind = module.optimizer_type()
-    return _FBGEMMS.get(kind, kind), {**kwargs, "lr": lr}
+    return _fbgemms(kind, {**kwargs, "lr": lr})
+
+
+def _fbgemms(kind: type[torch.optim.Optimizer], kwargs: Mapping[str, Any]) -> Optimizer:
+    """What FBGEMM has under the name of torch's class; what changes nothing in torch's is left out, if it has none."""
+    if kind not in _FBGEMMS:
+        return kind, dict(kwargs)
+    return _FBGEMMS[kind], without_neutral(kind, kwargs, RULES[_FBGEMMS[kind]].keywords)
 
 
 def _applied(weight: torch.Tensor) -> list[torch.optim.Optimizer]:
@@ -84,7 +101,7 @@ def _in_backward(table: str, weight: torch.Tensor) -> Optimizer:
     given: dict[str, Any] = vars(weight)["_optimizer_kwargs"][0]  # torch puts it there
     kind = type(optimizer)
     if weight.is_meta:  # DistributedModelParallel would have FBGEMM train it, which has defaults of its own
-        return _FBGEMMS.get(kind, kind), {**given, "lr": float(group["lr"])}
+        return _fbgemms(kind, {**given, "lr": float(group["lr"])})
     # TorchRec's own classes have another eps than FBGEMM's rules of that name.
     own = {name: group[name] for name in ("eps",) if name in group}
     return kind, {**own, **given, "lr": float(group["lr"])}

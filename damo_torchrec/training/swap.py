@@ -19,7 +19,7 @@ from damo_torchrec.modules.state import all_finite, copy_rows, copy_state
 from damo_torchrec.optim.rules import optimizer_spec
 from damo_torchrec.options import TableOptions
 from damo_torchrec.store.embedding_store import EmbeddingStore
-from damo_torchrec.training.given_optimizer import Optimizer, given_optimizers, sums_of_squares
+from damo_torchrec.training.given_optimizer import Optimizer, as_given, given_optimizers, sums_of_squares
 
 _log = logging.getLogger(__name__)
 _BAGS = (torchrec.EmbeddingBagCollection, FusedEmbeddingBagCollection)
@@ -219,7 +219,8 @@ def _check_taken_over(one: _Found, optimizer: Optimizer) -> None:
     except ValueError as error:
         where = one.path or "the model"
         raise ValueError(
-            f"the optimizer of {where} cannot be taken over, give swap an optimizer_type: {error}"
+            f"the optimizer of {where} cannot be taken over, give swap an optimizer_type: "
+            f"{as_given(optimizer[0])}{error}"
         ) from error
 
 

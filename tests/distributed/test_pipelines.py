@@ -63,6 +63,43 @@ def test_pipelines_change_no_bit(two_ranks):
             assert all(torch.equal(row, other_rows[key]) for key, row in rows.items())
 
 
+def train_with_pauses(rank: int, run: Run, size: int) -> tuple[list[float], Any]:
+    """Four batches and then the others, with the model taken out of the pipeline amid them and between the two."""
+    with spread.new_store(**run.store) as store:
+        model = DistributedModelParallel(DLRMTrain(model_over(store)), sharders=damo.distributed.sharders())
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        pipeline = PrefetchTrainPipeline(model, optimizer, torch.device("cpu"))
+        given = batches(run, rank, size)
+
+        def evaluate_detached() -> None:
+            assert pipeline.detach() is model
+            model.eval()
+            with torch.no_grad():
+                model(given[0])
+            model.train()
+
+        losses = []
+        for part in (given[:4], given[4:]):
+            stream = iter(part)
+            for step in range(len(part)):
+                if step == 2:
+                    evaluate_detached()
+                losses.append(pipeline.progress(stream)[0].item())
+            with pytest.raises(StopIteration):
+                pipeline.progress(stream)
+            evaluate_detached()
+        return losses, spread.rows_of(store)
+
+
+def test_a_detached_pipeline_goes_on_where_it_was(two_ranks):
+    run = Run(ids=2000, steps=6)
+    plain, found = two_ranks(train, run, 2, None), two_ranks(train_with_pauses, run, 2)
+    for (losses, rows, _), (others, other_rows) in zip(plain, found, strict=True):
+        assert losses == others
+        assert rows.keys() == other_rows.keys()
+        assert all(torch.equal(row, other_rows[key]) for key, row in rows.items())
+
+
 def evaluate(rank: int, run: Run, size: int) -> tuple[list[float], list[float], int]:
     with spread.new_store() as store:
         model = DistributedModelParallel(DLRMTrain(model_over(store)), sharders=damo.distributed.sharders())

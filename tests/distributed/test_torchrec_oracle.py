@@ -9,7 +9,7 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, get_default_sharders, row_wise
 from torchrec.distributed.types import ShardingPlan
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import damo_torchrec as damo
@@ -41,7 +41,7 @@ def _features(rank: int, step: int, weighted: bool, variable: bool) -> KeyedJagg
         keys=["f", "g", "h"],
         values=torch.randint(0, _ROWS, (n,), generator=generator),
         weights=torch.rand(n, generator=generator) + 0.5 if weighted else None,
-        lengths=lengths,
+        lengths=lengths if variable or step == 0 else lengths.view(3, 4),  # TorchRec takes both
         stride_per_key_per_rank=[[k] for k in bags.values()] if variable else None,
         inverse_indices=(["f", "g", "h"], samples) if variable else None,
     )
@@ -91,3 +91,25 @@ def compare(rank: int, size: int, weighted: bool, pooling: str, variable: bool) 
 )
 def test_values_and_updates_are_those_of_torchrecs(two_ranks, weighted, pooling, variable):
     two_ranks(compare, 2, weighted, pooling, variable)
+
+
+def compare_sequences(rank: int, size: int) -> None:
+    tables = [EmbeddingConfig(name="t", embedding_dim=_DIM, num_embeddings=_ROWS, feature_names=["f", "h"])]
+    theirs = torchrec.EmbeddingCollection(tables)
+    theirs.embeddings["t"].weight.data.copy_(_weights()["t"])
+    ids = torch.arange(_ROWS)
+    own = damo.distributed.rank_of(ids, size) == rank
+    with spread.new_store() as store:
+        collection = damo.EmbeddingCollection(tables, torch.optim.SGD, {"lr": _LR}, store=store)
+        store.table("t").set(ids[own], _weights()["t"][own])
+        mine = DistributedModelParallel(nn.Sequential(collection), sharders=damo.distributed.sharders())
+        for step in range(2):  # lengths are a vector and then a matrix
+            features = _features(rank, step, weighted=False, variable=False)
+            expected, found = theirs(features), mine(features)
+            for name in ("f", "h"):
+                assert torch.equal(found[name].values(), expected[name].values())
+                assert torch.equal(found[name].lengths(), expected[name].lengths())
+
+
+def test_sequences_are_those_of_torchrec(two_ranks):
+    two_ranks(compare_sequences, 2)

@@ -4,6 +4,7 @@ import resource
 
 import pytest
 import torch
+import torchrec
 from torchrec import KeyedJaggedTensor
 
 import damo_torchrec as damo
@@ -52,6 +53,40 @@ def test_a_batch_of_empty_bags_counts_as_an_update(memory_store):
     ebc(kjt({"t": [[], []]})).values().sum().backward()
     assert memory_store.step == 1
     assert len(memory_store.table("t")) == 0
+
+
+def matrix_of_lengths(lengths):
+    features = kjt({"f": [[1, 2, 1], [3], []], "g": [[], [2], [4, 4]]})
+    return KeyedJaggedTensor(features.keys(), features.values(), lengths=lengths(features.lengths().view(2, 3)))
+
+
+@pytest.mark.parametrize(
+    "lengths", [lambda matrix: matrix, lambda matrix: matrix.t().contiguous().t(), lambda matrix: matrix.int()]
+)
+def test_lengths_may_be_a_row_for_each_key(memory_store, lengths):
+    pair = twins([config("t", 4, ["f", "g"])], memory_store)
+    features = matrix_of_lengths(lengths)
+    pair.ours.prefetch(features)
+    pair.assert_same(pair.ours(features), pair.theirs(features))
+
+    tables = [torchrec.EmbeddingConfig(num_embeddings=ROWS, embedding_dim=4, name="s", feature_names=["f", "g"])]
+    theirs = torchrec.EmbeddingCollection(tables)
+    ours = damo.EmbeddingCollection(tables, store=memory_store)
+    ours.load_state_dict(theirs.state_dict())
+    ours.prefetch(features)
+    found, expected = ours(features), theirs(features)
+    for name in "fg":
+        assert torch.equal(found[name].values(), expected[name].values())
+        assert torch.equal(found[name].lengths(), expected[name].lengths())
+
+
+@pytest.mark.parametrize("lengths", [lambda matrix: matrix.view(3, 2), lambda matrix: matrix[None]])
+def test_lengths_of_other_shapes_are_refused(memory_store, lengths):
+    bags = damo.EmbeddingBagCollection([config("t", 4, ["f", "g"])], store=memory_store)
+    table = torchrec.EmbeddingConfig(num_embeddings=ROWS, embedding_dim=4, name="s", feature_names=["f", "g"])
+    for ours in (bags, damo.EmbeddingCollection([table], store=memory_store)):
+        with pytest.raises(ValueError, match=r"lengths must have one dimension or the shape \(2, 3\), got the shape"):
+            ours(matrix_of_lengths(lengths))
 
 
 @pytest.mark.parametrize("ids", [torch.int32, torch.int64])

@@ -1,6 +1,8 @@
 """`swap`: which modules of a model it replaces, what they hold afterwards, and what it refuses."""
 
+import inspect
 import logging
+import re
 from functools import partial
 
 import pytest
@@ -14,7 +16,7 @@ from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 import damo_torchrec as damo
-from support import config, kjt, payloads, random_kjt
+from support import config, kjt, payloads, random_kjt, small_store
 
 SGD = {"optimizer_type": torch.optim.SGD, "optimizer_kwargs": {"lr": 0.5}}
 MANY = [random_kjt(torch.Generator().manual_seed(seed), ["a", "b"], 20, 100) for seed in range(3)]
@@ -185,6 +187,7 @@ def trained_alike(model, store, arguments=MANY, **options):
     [
         (torch.optim.SGD, {"lr": 0.5}),
         (torch.optim.SGD, {}),
+        (torch.optim.SGD, {"lr": 0.5, "momentum": 0.0}),
         (torch.optim.Adagrad, {"lr": 0.5, "eps": 0.1}),
         (torchrec.optim.RowWiseAdagrad, {"lr": 0.3}),
     ],
@@ -344,6 +347,30 @@ def test_optimizers_on_the_meta_device_have_the_defaults_of_fbgemm_which_would_t
     apply_optimizer_in_backward(torchrec.optim.RowWiseAdagrad, model.parameters(), {"lr": 0.3})
     (spec,) = damo.swap(model, store=memory_store)[0].fused_optimizer.specs().values()
     assert (spec.kind, spec.lr, spec.eps) == ("ROWWISE_ADAGRAD", 0.3, eps)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("optimizer_type", [torch.optim.SGD, torch.optim.Adagrad, torch.optim.Adam])
+def test_keywords_that_change_nothing_are_passed_over_on_any_device(optimizer_type, device):
+    parameters = inspect.signature(optimizer_type).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    only = {name: defaults[name] for name in ("lr", "eps") if name in defaults}
+    specs = []
+    for kwargs in (defaults, {**defaults, "foreach": False}, only):
+        model = nn.Sequential(torchrec.EmbeddingBagCollection([config("a")], device=device))
+        apply_optimizer_in_backward(optimizer_type, model.parameters(), kwargs)
+        with small_store() as store:
+            specs += damo.swap(model, store=store)[0].fused_optimizer.specs().values()
+    assert specs[0] == specs[1] == specs[2]
+
+
+def test_keywords_that_fbgemm_has_no_rule_for_are_refused_under_the_name_that_was_given(memory_store):
+    for kwargs in ({"momentum": 0.9}, {"maximize": True}):
+        model = nn.Sequential(torchrec.EmbeddingBagCollection([config("a")], device="meta"))
+        apply_optimizer_in_backward(torch.optim.SGD, model.parameters(), {"lr": 0.1, **kwargs})
+        said = f"torch.optim.SGD is trained here as FBGEMM has it, torchrec.optim.SGD: {next(iter(kwargs))}="
+        with pytest.raises(ValueError, match=re.escape(said)):
+            damo.swap(model, store=memory_store)
 
 
 def test_models_on_the_meta_device_come_to_life(memory_store):
