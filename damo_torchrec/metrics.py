@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from damo_torchrec.files import replace_file
+from damo_torchrec.files import write_output
 from damo_torchrec.stats import StoreStats
 from damo_torchrec.store.embedding_store import EmbeddingStore
 
@@ -26,7 +26,7 @@ class MetricsLogger:
         to: a `torch.utils.tensorboard.SummaryWriter` or what else has ``add_scalar(name, value, step)``; the module
             `mlflow` or what else has ``log_metrics(dict, step=)``; a function of a dict and the store's step; or a
             path: the file is replaced, whole, by what `open_metrics` makes of it, as node_exporter's textfile collector
-            wants it.
+            wants it; a link stays, and what is no file is refused.
         every_steps: send at each of so many calls of `update`.
         every_seconds: send at a call of `update` so many seconds after the last; instead of `every_steps`.
         prefix: of all names, where `to` is no path.
@@ -75,7 +75,7 @@ class MetricsLogger:
         self._last = time.monotonic()
         stats = self._store.stats()
         if self._path is not None:
-            replace_file(self._path, open_metrics(stats).encode())
+            write_output(self._path, open_metrics(stats).encode())
         if self._send is not None:
             flat = {f"{self._prefix}{name}": value for name, value in stats.flat().items()}
             self._send(flat, self._store.step)
