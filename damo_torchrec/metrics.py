@@ -32,7 +32,7 @@ class MetricsLogger:
         prefix: of all names, where `to` is no path.
 
     Raises:
-        TypeError: `to` is none of these.
+        TypeError: `to` is none of these, `every_steps` is no int, or `every_seconds` no number.
         ValueError: both of `every_steps` and `every_seconds` are given, or one is not positive.
     """
 
@@ -47,8 +47,17 @@ class MetricsLogger:
     ) -> None:
         if every_steps is not None and every_seconds is not None:
             raise ValueError("give every_steps or every_seconds, not both")
-        for name, value in (("every_steps", every_steps), ("every_seconds", every_seconds)):
-            if value is not None and not value > 0:
+        given: tuple[tuple[str, Any, type], ...] = (
+            ("every_steps", every_steps, int),
+            ("every_seconds", every_seconds, float),
+        )
+        for name, value, kind in given:
+            if value is None:
+                continue
+            fits = isinstance(value, int | kind) and not isinstance(value, bool)
+            if not fits:
+                raise TypeError(f"{name} must be {'an int' if kind is int else 'a number'} or None, got {value!r}")
+            if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
         self._store = store
         self._path = Path(to) if isinstance(to, str | os.PathLike) else None
