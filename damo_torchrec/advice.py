@@ -41,7 +41,8 @@ class Advice:
         new_ids: share of the ids looked up that had no row yet: no budget has them.
         first_ids: share of those that came for the first time since the profile began, and had a row. Whether it would
             have been in memory is not known; they count as misses.
-        too_short: whether these are so many that the profile says too little of the larger budgets.
+        too_short: whether these are so many, or the caches simulated not full yet, that the profile says too little of
+            the larger budgets.
     """
 
     points: tuple[CachePoint, ...]
@@ -76,9 +77,12 @@ class Advice:
         """What is doubtful about it."""
         if not self.too_short:
             return None
+        why = "the caches that it simulates have not been filled yet"
+        if self.first_ids > MARGIN:
+            why = f"{percent(self.first_ids)} of the ids came for the first time since it began"
         return (
-            f"The profile is too short: {percent(self.first_ids)} of the ids came for the first time since it began, "
-            "so that larger budgets may have more than is known. Train for longer with profile_cache=True."
+            f"The profile is too short: {why}, so that larger budgets may have more than is known. Train for longer "
+            "with profile_cache=True."
         )
 
     @staticmethod

@@ -3,10 +3,12 @@
 import errno
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from damo_torchrec.errors import DamoError, OutOfSpaceError
 
@@ -36,16 +38,53 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Makes a file, or has it hold something else, whole or not at all. Raises OutOfSpaceError or DamoError."""
-    staged = path.with_name(f".{path.name}.tmp")
-    with os_errors(f"cannot write {path}"):
-        staged.unlink(missing_ok=True)
-        with staged.open("xb") as file:  # never through a link that somebody put there
-            file.write(content)
+    """Makes a file, or has it hold something else, whole or not at all: for files that nobody else is to have made.
+
+    Raises:
+        OutOfSpaceError, DamoError: the system refuses, or what is there is no regular file.
+    """
+    with os_errors(f"cannot write {path}"), staged_file(path) as file:
+        file.write(content)
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """As `replace_file`, for a path that the user named: a symbolic link there stays, and what it leads to is replaced.
+
+    Raises:
+        OutOfSpaceError, DamoError: the system refuses, or what is there is no regular file, nor a link to one.
+    """
+    replace_file(Path(os.path.realpath(path)), content)
+
+
+@contextmanager
+def staged_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file to fill, that in the end takes the place of `path`, whole and synced; after an error it is removed.
+
+    Its name is nobody else's: several may be at work on one path, which holds what the last of them wrote.
+
+    Raises:
+        OSError: the system refuses, or what is there is no regular file: a device, a FIFO, a directory, a link.
+    """
+    check_replaceable(path)
+    staged = path.with_name(f".damo-{secrets.token_hex(8)}.tmp")  # as short as that: names have limits
+    with staged.open("xb") as file:  # never through a link that somebody put there
+        try:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(staged, path)
-        sync_directory(path.parent)
+            os.replace(staged, path)
+        except BaseException:
+            with suppress(OSError):
+                staged.unlink(missing_ok=True)
+            raise
+    sync_directory(path.parent)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises OSError if something is there that is no regular file, which a file in its place would end."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise OSError("what is there is no regular file, and is not replaced by one")
 
 
 def make_temporary_directory(prefix: str, parent: Path | None = None) -> Path:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from damo_torchrec.files import replace_file
+from damo_torchrec.files import write_output
 from damo_torchrec.stats import StoreStats
 from damo_torchrec.store.embedding_store import EmbeddingStore
 
@@ -26,13 +26,13 @@ class MetricsLogger:
         to: a `torch.utils.tensorboard.SummaryWriter` or what else has ``add_scalar(name, value, step)``; the module
             `mlflow` or what else has ``log_metrics(dict, step=)``; a function of a dict and the store's step; or a
             path: the file is replaced, whole, by what `open_metrics` makes of it, as node_exporter's textfile collector
-            wants it.
+            wants it; a link stays, and what is no file is refused.
         every_steps: send at each of so many calls of `update`.
         every_seconds: send at a call of `update` so many seconds after the last; instead of `every_steps`.
         prefix: of all names, where `to` is no path.
 
     Raises:
-        TypeError: `to` is none of these.
+        TypeError: `to` is none of these, `every_steps` is no int, or `every_seconds` no number.
         ValueError: both of `every_steps` and `every_seconds` are given, or one is not positive.
     """
 
@@ -47,8 +47,17 @@ class MetricsLogger:
     ) -> None:
         if every_steps is not None and every_seconds is not None:
             raise ValueError("give every_steps or every_seconds, not both")
-        for name, value in (("every_steps", every_steps), ("every_seconds", every_seconds)):
-            if value is not None and not value > 0:
+        given: tuple[tuple[str, Any, type], ...] = (
+            ("every_steps", every_steps, int),
+            ("every_seconds", every_seconds, float),
+        )
+        for name, value, kind in given:
+            if value is None:
+                continue
+            fits = isinstance(value, int | kind) and not isinstance(value, bool)
+            if not fits:
+                raise TypeError(f"{name} must be {'an int' if kind is int else 'a number'} or None, got {value!r}")
+            if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
         self._store = store
         self._path = Path(to) if isinstance(to, str | os.PathLike) else None
@@ -75,7 +84,7 @@ class MetricsLogger:
         self._last = time.monotonic()
         stats = self._store.stats()
         if self._path is not None:
-            replace_file(self._path, open_metrics(stats).encode())
+            write_output(self._path, open_metrics(stats).encode())
         if self._send is not None:
             flat = {f"{self._prefix}{name}": value for name, value in stats.flat().items()}
             self._send(flat, self._store.step)

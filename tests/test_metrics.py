@@ -1,11 +1,14 @@
 """Figures of stores, where they are sent."""
 
 import types
+from html import escape
 
 import pytest
 import torch
 
 import damo_torchrec as damo
+from damo_torchrec.report.facts import facts_of
+from damo_torchrec.report.page import page
 from damo_torchrec.training.model_checkpoint import CheckpointInfo
 from support import config, kjt, small_store
 
@@ -96,6 +99,11 @@ def test_tensorboard_and_mlflow_and_files(store, tmp_path):
     [
         ({"to": 5}, TypeError),
         ({"to": print, "every_steps": 0}, ValueError),
+        ({"to": print, "every_steps": True}, TypeError),
+        ({"to": print, "every_steps": 1.5}, TypeError),
+        ({"to": print, "every_seconds": True}, TypeError),
+        ({"to": print, "every_seconds": "1"}, TypeError),
+        ({"to": print, "every_seconds": float("nan")}, ValueError),
         ({"to": print, "every_seconds": -1.0}, ValueError),
         ({"to": print, "every_steps": 1, "every_seconds": 1}, ValueError),
     ],
@@ -118,3 +126,15 @@ def test_notebooks_get_escaped_tables_without_scripts(store, tmp_path):
     store.close()
     assert "closed" in store._repr_html_()
     assert table._repr_html_().startswith("<table>")
+
+
+@pytest.mark.parametrize("name", ["\u202e drawkcab", "two\nlines", "\x1b[2J", "\u2066isolated"])
+def test_notebooks_and_reports_escape_what_is_no_sign(name, tmp_path):
+    with small_store(tmp_path / "store") as store:
+        damo.EmbeddingBagCollection([config(name, 4)], torch.optim.SGD, {"lr": 0.1}, store=store)
+        store.checkpoint()
+        shown = [store, store.table(name), store.stats()]
+        pages = [*(one._repr_html_() for one in shown), page(facts_of(store, lambda *_: None))]
+    for html in pages:
+        assert name not in html
+        assert escape(repr(name)) in html

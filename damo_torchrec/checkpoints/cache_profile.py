@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import bisect
+import logging
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from damo_torchrec import _core
 from damo_torchrec.advice import Advice, CachePoint, advise
 from damo_torchrec.checkpoints.document import dump_document, parse_document, read_document
 from damo_torchrec.checkpoints.layout import CACHE_PROFILE_FILE
+from damo_torchrec.checkpoints.origin import Origin
+from damo_torchrec.checkpoints.rules import check_id
+from damo_torchrec.errors import CorruptionError
 from damo_torchrec.files import replace_file
+
+_log = logging.getLogger(__name__)
 
 _VERSION = 1
 _TRAINING, _ELSE = range(2)
@@ -39,6 +45,7 @@ class CacheProfile:
         budgets: bytes, ascending.
         missed_ids: by budget: of the ids, those whose row was not there.
         missed_rows: these, each once a lookup.
+        line: the id of the store's line of states, by ``origin.json``, once it is written; None where none is known.
     """
 
     memory_budget: int
@@ -51,6 +58,7 @@ class CacheProfile:
     budgets: list[int]
     missed_ids: list[_BySample]
     missed_rows: list[_BySample]
+    line: str | None = field(default=None, compare=False)
 
     @staticmethod
     def of(report: _core.CacheProfileReport, memory_budget: int) -> CacheProfile:
@@ -150,22 +158,35 @@ class CacheProfile:
             raise ValueError("it has ids of no lookups")
         if not 0 <= self.shift < 64 or self.memory_budget < 1:
             raise ValueError("its rate or its memory budget are out of range")
+        if self.line is not None:
+            check_id("line", self.line)
 
     def write(self, store: Path) -> None:
         """Makes it that of the store's directory, whole or not at all. Raises OutOfSpaceError or DamoError."""
-        document = dump_document("cache_profile", _VERSION, asdict(self), CacheProfile, CacheProfile.check)
+        body = asdict(replace(self, line=_line(store)))
+        document = dump_document("cache_profile", _VERSION, body, CacheProfile, CacheProfile.check)
         replace_file(store / CACHE_PROFILE_FILE, document.encode())
 
     @staticmethod
     def read(store: Path) -> CacheProfile | None:
-        """That of a store's directory; None if it has none. Raises CorruptionError if it is damaged."""
+        """That of a store's directory; None if it has none, or, with a warning, another store's.
+
+        Raises:
+            CorruptionError: it is damaged.
+        """
         path = store / CACHE_PROFILE_FILE
         try:
             content = read_document(path)
+            versions = range(_VERSION, _VERSION + 1)
+            profile = parse_document(content, path, "cache_profile", versions, CacheProfile, CacheProfile.check)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        versions = range(_VERSION, _VERSION + 1)
-        return parse_document(content, path, "cache_profile", versions, CacheProfile, CacheProfile.check)
+        except CorruptionError as error:
+            raise CorruptionError(f"{error}; no row depends on {path.name}, which may be removed") from error.__cause__
+        if None not in (profile.line, line := _line(store)) and profile.line != line:
+            _log.warning("%s is ignored: it is the profile of another store; it may be removed", path)
+            return None
+        return profile
 
 
 def no_profile(store: Path) -> str:
@@ -175,6 +196,12 @@ def no_profile(store: Path) -> str:
         "EmbeddingStore(..., options=StoreOptions(profile_cache=True)), at least until each id that is used often has "
         "come some times, and then close() it or make a checkpoint"
     )
+
+
+def _line(store: Path) -> str | None:
+    """The id of the store's line of states; None if it says none. Raises CorruptionError."""
+    origin = Origin.read(store)
+    return origin.line or None if origin else None
 
 
 def _share(share: float) -> float:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 from damo_torchrec.cli.command import Command, absolute_path
 from damo_torchrec.cli.ending import SOUND
-from damo_torchrec.cli.output import finite, print_columns, print_json, printable, shown_progress
+from damo_torchrec.cli.output import finite, print_columns, print_json, shown_progress
 from damo_torchrec.cli.reading import add_memory_budget, opened_to_read, table_of
 from damo_torchrec.inspection.comparison import Differences, compare
+from damo_torchrec.printable import printable
 from damo_torchrec.progress import Progress, ProgressBar, counting
 from damo_torchrec.store.embedding_store import EmbeddingStore
 from damo_torchrec.store.rows import Rows, scan_rows

@@ -11,8 +11,9 @@ from damo_torchrec.checkpoints.listing import Listed, checkpoints_of
 from damo_torchrec.checkpoints.manifest import Manifest
 from damo_torchrec.cli.command import Command, absolute_path
 from damo_torchrec.cli.ending import DAMAGED, SOUND
-from damo_torchrec.cli.output import print_columns, print_json, printable
+from damo_torchrec.cli.output import print_columns, print_json
 from damo_torchrec.errors import DamoError
+from damo_torchrec.printable import printable
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -84,11 +84,6 @@ def shown_progress(options: argparse.Namespace) -> Iterator[ProgressBar]:
         yield bar
 
 
-def printable(name: str) -> str:
-    """A table's name as a terminal may have it, which obeys some characters."""
-    return name if name.isprintable() else repr(name)
-
-
 def print_columns(lines: Sequence[Sequence[str]]) -> None:
     """Prints lines of as many texts each, of which the first are their heads, one below the other."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

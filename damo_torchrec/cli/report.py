@@ -6,7 +6,8 @@ from damo_torchrec.cli.command import Command, absolute_path
 from damo_torchrec.cli.ending import SOUND
 from damo_torchrec.cli.output import print_json, shown_progress
 from damo_torchrec.cli.reading import add_reading_options, opened_to_read, why_ahead
-from damo_torchrec.files import replace_file
+from damo_torchrec.errors import DamoError
+from damo_torchrec.files import write_output
 from damo_torchrec.report.facts import facts_of
 from damo_torchrec.report.page import page
 
@@ -14,7 +15,12 @@ from damo_torchrec.report.page import page
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_reading_options(parser, table=False)
     parser.add_argument(
-        "-o", "--output", type=absolute_path, required=True, metavar="FILE", help="the page; what is there is replaced"
+        "-o",
+        "--output",
+        type=absolute_path,
+        required=True,
+        metavar="FILE",
+        help="the page; a file that is there is replaced",
     )
 
 
@@ -22,7 +28,10 @@ def _run(options: argparse.Namespace) -> int:
     with opened_to_read(options, options.store, options.checkpoint) as store, shown_progress(options) as bar:
         facts = facts_of(store, bar, why_ahead(options.store) if options.checkpoint == "latest" else None)
         bar.clear()
-    replace_file(options.output, page(facts).encode())
+    try:
+        write_output(options.output, page(facts).encode())
+    except DamoError as error:  # of a file that the user named: the store is sound
+        raise ValueError(str(error)) from error
     if options.json:
         print_json(options, {"store": options.store, "step": facts.step, "file": options.output})
     else:

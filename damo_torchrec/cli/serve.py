@@ -3,10 +3,11 @@
 import argparse
 import contextlib
 import math
+import sys
 from typing import TYPE_CHECKING
 
 from damo_torchrec.cli.command import Command, absolute_path, positive
-from damo_torchrec.cli.ending import SOUND
+from damo_torchrec.cli.ending import SOUND, WRONG_USAGE
 from damo_torchrec.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -128,32 +129,35 @@ def _run(options: argparse.Namespace) -> int:
     from damo_torchrec.serving.predictor import Predictor
 
     path = options.export.resolve()
-    with Predictor(path, memory_budget=options.memory_budget, num_threads=options.threads) as predictor:
-        if options.dry_run or options.json:
-            _describe(options, predictor)
-    if options.dry_run:
-        return SOUND
-    from damo_torchrec.cli.serve_settings import settings_of
-    from damo_torchrec.server import program
+    with contextlib.ExitStack() as stack:
+        with Predictor(path, memory_budget=options.memory_budget, num_threads=options.threads) as predictor:
+            if options.dry_run:
+                _describe(options, predictor, options.port)
+                return SOUND
+            from damo_torchrec.cli.serve_settings import settings_of
+            from damo_torchrec.server import program
 
-    program.run(
-        settings_of(options),
-        options.host,
-        options.port,
-        connections=options.max_connections,
-        client_seconds=options.client_seconds,
-        quiet=options.quiet,
-    )
-    return SOUND
+            sockets = stack.enter_context(program.listening(options.host, options.port))
+            if options.json:
+                _describe(options, predictor, sockets[0].getsockname()[1])
+                sys.stdout.flush()
+        began = program.run(
+            settings_of(options),
+            sockets,
+            connections=options.max_connections,
+            client_seconds=options.client_seconds,
+            quiet=options.quiet,
+        )
+    return SOUND if began else WRONG_USAGE
 
 
-def _describe(options: argparse.Namespace, predictor: "Predictor") -> None:
+def _describe(options: argparse.Namespace, predictor: "Predictor", port: int) -> None:
     if options.json:
         fields = {
             "export": options.export,
             "dry_run": options.dry_run,
             "host": options.host,
-            "port": options.port,
+            "port": port,
             "step": predictor.step,
             "features": predictor.features,
             "inputs": [*predictor.inputs],
@@ -161,7 +165,7 @@ def _describe(options: argparse.Namespace, predictor: "Predictor") -> None:
         }
         print_json(options, fields)
         return
-    print(f"{options.export}, step {predictor.step}, would be served on {options.host} port {options.port}")
+    print(f"{options.export}, step {predictor.step}, would be served on {options.host} port {port}")
     for name, keys in predictor.features.items():
         print(f"  {name}: ids of {', '.join(keys)}")
     print(f"  outputs: {', '.join(predictor.outputs)}")

@@ -9,9 +9,10 @@ from damo_torchrec.checkpoints.checkpoint_line import CheckpointLine
 from damo_torchrec.checkpoints.store_directory import StoreDirectory
 from damo_torchrec.cli.command import Command, positive
 from damo_torchrec.cli.ending import SOUND
-from damo_torchrec.cli.output import note, print_columns, print_json, printable, shown_bytes, shown_progress
+from damo_torchrec.cli.output import note, print_columns, print_json, shown_bytes, shown_progress
 from damo_torchrec.cli.reading import add_reading_options, opened_to_read, table_of
 from damo_torchrec.inspection.summary import Spread, TableSummary, summarize
+from damo_torchrec.printable import printable
 from damo_torchrec.store.embedding_store import EmbeddingStore
 
 

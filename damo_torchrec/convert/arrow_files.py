@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from damo_torchrec.checkpoints.layout import staged_name
+from damo_torchrec.files import staged_file
 from damo_torchrec.needs_pyarrow import pyarrow as pa
 from damo_torchrec.store.arrow_schema import is_list
 
@@ -34,21 +34,15 @@ def write_rows(file: Path, rows: pa.RecordBatchReader, advance: Callable[[int], 
     make = _parquet_writer if _is_parquet(file) else pa.ipc.new_file
     if os.path.lexists(file):
         raise ValueError(f"{file} exists already: an export needs a new file")
-    staged, count = file.with_name(staged_name(file.name)), 0
+    count = 0
     try:
-        with staged.open("wb") as opened:
-            with make(opened, rows.schema) as writer:
-                for batch in rows:
-                    writer.write_batch(batch)
-                    count += batch.num_rows
-                    advance(batch.num_rows)
-            opened.flush()
-            os.fsync(opened.fileno())
-        staged.rename(file)
-    except BaseException as error:
-        with suppress(OSError):
-            staged.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:  # such as of a full disk
+        with staged_file(file) as opened, make(opened, rows.schema) as writer:
+            for batch in rows:
+                writer.write_batch(batch)
+                count += batch.num_rows
+                advance(batch.num_rows)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # such as of a full disk
             raise OSError(error.errno, error.strerror, str(file)) from error
         raise
     return count

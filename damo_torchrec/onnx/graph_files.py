@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 
-from damo_torchrec.files import os_errors, sync_directory
+from damo_torchrec.files import check_replaceable, os_errors, sync_directory
 from damo_torchrec.graph_card import sealed
 
 LARGEST_FILE = 2**31 - 1  # of protobuf
@@ -26,12 +26,13 @@ def write_graph(
 
     Raises:
         ValueError: the graph is larger than a file of ONNX may be.
-        OutOfSpaceError, DamoError: the disk is full or refuses.
+        OutOfSpaceError, DamoError: the disk is full or refuses, or `file` is there and no regular file.
     """
     data = file.with_name(f"{file.stem}.data-{secrets.token_hex(4)}")
     highest_new = next((path for path in reversed([data, *data.parents]) if not path.exists()), data)
     staged = data / "graph"  # where nobody else can have put anything
     with os_errors(f"cannot write {file}"):
+        check_replaceable(file)  # no link either: arrays lie beside the graph
         try:
             data.mkdir(parents=True)
             fill(data)

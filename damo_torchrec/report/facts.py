@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -10,10 +11,13 @@ from pathlib import Path
 from damo_torchrec.advice import Advice
 from damo_torchrec.checkpoints.layout import MANIFEST_FILE, MODEL_FILE
 from damo_torchrec.checkpoints.manifest import Manifest
+from damo_torchrec.errors import CorruptionError
 from damo_torchrec.inspection.summary import TableSummary, summarize
 from damo_torchrec.progress import Progress
 from damo_torchrec.stats import LifeStats
 from damo_torchrec.store.embedding_store import EmbeddingStore
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,9 @@ def facts_of(store: EmbeddingStore, progress: Progress, ahead: str | None = None
     try:
         advice = store.advise()
     except ValueError as error:
+        no_advice = str(error)
+    except CorruptionError as error:
+        _log.warning("the report tells nothing of memory budgets: %s", error)
         no_advice = str(error)
     paths = store.checkpoints()
     return Facts(store.path, store.step, ahead, tables, [CheckpointFacts.of(path) for path in paths], advice, no_advice)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from html import escape
 
 from damo_torchrec.advice import Advice, budget_text, percent
-from damo_torchrec.html_table import html_table
+from damo_torchrec.html_table import html_table, shown_html
 from damo_torchrec.inspection.summary import Spread
 from damo_torchrec.report.facts import Facts
 from damo_torchrec.report.plots import line_plot
@@ -49,7 +49,7 @@ def page(facts: Facts) -> str:
     head = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         'content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
+        f"<title>{shown_html(title)}</title><style>{_STYLE}</style></head>"
     )
     return f"{head}<body><main>{''.join(_body(facts))}</main></body></html>\n"
 
@@ -57,11 +57,11 @@ def page(facts: Facts) -> str:
 def _body(facts: Facts) -> Iterator[str]:
     rows = sum(table.summary.rows for table in facts.tables.values())
     size = sum(table.bytes_of_rows for table in facts.tables.values())
-    yield f"<h1>{escape(str(facts.path))}</h1>"
+    yield f"<h1>{shown_html(str(facts.path))}</h1>"
     newest = facts.checkpoints[-1].made if facts.checkpoints else "–"
     yield f'<p class="faint">Step {facts.step:,}; its newest checkpoint was made {newest}.</p>'
     if facts.ahead:
-        yield f'<p class="warning">The store {escape(facts.ahead)}: this is its newest checkpoint.</p>'
+        yield f'<p class="warning">The store {shown_html(facts.ahead)}: this is its newest checkpoint.</p>'
     cards = {"rows": f"{rows:,}", "in rows, without keys": _size(size), "tables": f"{len(facts.tables):,}"}
     if facts.advice is not None:
         own = facts.advice.own
@@ -73,7 +73,7 @@ def _body(facts: Facts) -> Iterator[str]:
     shown = (f'<div class="card"><b>{escape(value)}</b>{escape(what)}</div>' for what, value in cards.items())
     yield f'<div class="cards">{"".join(shown)}</div>'
     yield "<h2>Memory budget</h2>"
-    yield from _memory(facts.advice) if facts.advice else [f"<p>{escape(facts.no_advice)}.</p>"]
+    yield from _memory(facts.advice) if facts.advice else [f"<p>{shown_html(facts.no_advice)}.</p>"]
     yield "<h2>Tables</h2>"
     yield from _tables(facts)
     yield "<h2>Checkpoints</h2>"

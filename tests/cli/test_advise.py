@@ -1,5 +1,8 @@
 """`damo-torchrec advise`."""
 
+import os
+import shutil
+
 import pytest
 import torch
 
@@ -37,3 +40,48 @@ def test_a_checkpoint_has_none(trained_once, call):
     (checkpoint,) = (trained_once / "checkpoints").glob("then")
     status, _, err = call("advise", checkpoint)
     assert (status, "give the store's directory" in err) == (2, True)
+
+
+@pytest.mark.parametrize("kind", ["garbage", "truncated", "list", "directory", "FIFO", "link", "another version"])
+def test_a_damaged_profile_is_damage_and_a_report_does_without(trained, call, caplog, tmp_path, kind):
+    file = trained / "cache_profile.json"
+    content = file.read_bytes()
+    file.unlink()
+    match kind:
+        case "garbage":
+            file.write_bytes(b"\x00\xff\xfe" * 100)
+        case "truncated":
+            file.write_bytes(content[: len(content) // 2])
+        case "list":
+            file.write_bytes(b"[]")
+        case "directory":
+            file.mkdir()
+        case "FIFO":
+            os.mkfifo(file)
+        case "link":
+            file.symlink_to("nowhere")
+        case "another version":
+            file.write_bytes(content.replace(b'"format_version": 1', b'"format_version": 9'))
+    status, lines, err = call("advise", trained)
+    assert (status, lines) == (1, [])
+    assert str(file) in err
+    assert "which may be removed" in err
+    status, lines, _ = call("report", trained, "-o", tmp_path / "report.html")
+    assert (status, lines) == (0, [f"wrote {tmp_path / 'report.html'}"])
+    assert "which may be removed" in (tmp_path / "report.html").read_text()
+    (warned,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert str(file) in warned
+    assert "which may be removed" in warned
+
+
+def test_the_profile_of_another_store_is_none(trained, tmp_path, call, caplog):
+    with small_store(tmp_path / "other", profile_cache=True) as store:
+        ebc = damo.EmbeddingBagCollection([config("t", 8)], torch.optim.Adam, {"lr": 0.1}, store=store)
+        ebc(kjt({"t": [[1]]})).values().sum().backward()
+    shutil.copy(tmp_path / "other" / "cache_profile.json", trained)
+    for command in (["advise"], ["report", "-o", tmp_path / "report.html"]):
+        caplog.clear()
+        status, _, err = call(command[0], trained, *command[1:])
+        assert (status, "has no profile" in err) == ((2, True) if command == ["advise"] else (0, False))
+        assert "is the profile of another store; it may be removed" in caplog.text
+    assert "has no profile" in (tmp_path / "report.html").read_text()

@@ -1,5 +1,6 @@
 """`damo-torchrec report`: its page, as it is written and as a browser has it."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -91,6 +92,14 @@ def test_names_are_escaped_and_lives_are_told(tmp_path, call):
     assert "is open" in html
     assert "has no profile of its cache" in html
     assert "beyond max_rows" in html
+
+
+def test_what_cannot_be_the_page_is_wrong_usage(trained_once, tmp_path, call):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path, tmp_path / "fifo", tmp_path / "none" / "page.html"):
+        status, lines, err = call("report", trained_once, "-o", path)
+        assert (status, lines, f"cannot write {path}" in err) == (2, [], True), err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["fifo"]
 
 
 @pytest.mark.slow

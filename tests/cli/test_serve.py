@@ -1,6 +1,7 @@
 """``damo-torchrec serve``, as it is run, and its options."""
 
 import argparse
+import json
 import os
 import signal
 import socket
@@ -82,6 +83,33 @@ def test_the_program_says_what_is_wrong(tmp_path: Path, call: Any) -> None:
     status, _, err = call("serve", tmp_path)
     assert status == 2
     assert "is not a checkpoint: damo_torchrec.serving.export makes one to serve" in err
+
+
+def test_it_says_on_which_port_it_listens(served: Any) -> None:
+    command = [*COMMAND, served[1] / "one", "--port", "0", "--json", "-q", "--memory-budget", "64MiB"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        found = json.loads(process.stdout.readline())
+        url = f"http://{found['host']}:{found['port']}"
+        assert httpx.get(f"{url}/health", timeout=60).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_port_in_use_is_wrong_usage(served: Any, call: Any, host: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        arguments = ["--host", host, "--port", port, "--json", "--memory-budget", "64MiB"]
+        status, lines, err = call("serve", served[1] / "one", *arguments)
+    assert (status, lines) == (2, [])
+    assert err == f"damo-torchrec: cannot listen on {host} port {port}: Address already in use\n"
+
+
+def test_a_host_of_others_is_wrong_usage(served: Any, call: Any) -> None:
+    status, lines, err = call("serve", served[1] / "one", "--host", "192.0.2.1", "--memory-budget", "64MiB")
+    assert (status, lines) == (2, [])
+    assert "cannot listen on 192.0.2.1 port 8000: " in err
 
 
 def test_a_dry_run_says_what_would_be_served(served: Any, call: Any, document: Any) -> None:

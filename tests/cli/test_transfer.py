@@ -125,6 +125,14 @@ def test_a_full_disk_is_told_with_the_file(trained, tmp_path, call, monkeypatch)
     assert [path.name for path in tmp_path.iterdir()] == [trained.name]
 
 
+def test_an_export_leaves_files_of_similar_names(trained_once, tmp_path, call):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / f".rows.parquet.{os.getpid()}.0.damo-staged").symlink_to("precious")
+    assert call("export", trained_once, "t", tmp_path / "rows.parquet")[0] == 0
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 @pytest.mark.parametrize("command", ["export", "import"])
 def test_without_pyarrow_it_is_said_how_to_get_it(trained_once, tmp_path, command):
     script = "import sys; sys.modules['pyarrow'] = None; from damo_torchrec.cli.main import main; sys.exit(main())"

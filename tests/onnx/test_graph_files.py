@@ -1,5 +1,6 @@
 """An exported model's files are whole, or not there."""
 
+import os
 import resource
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,16 @@ def test_what_an_export_did_not_make_stays(model: nn.Module, tmp_path: Path) -> 
         damo.onnx.export(model, REQUEST, where)
     assert all(path.is_dir() for path in [*mine, tmp_path / "precious"])
     assert len(list(where.iterdir())) == len(mine) + 3  # the link, the graph and its data
+
+
+def test_what_is_no_file_is_not_replaced(model: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "link.onnx").symlink_to(tmp_path / "elsewhere.onnx")
+    os.mkfifo(tmp_path / "fifo.onnx")
+    for name in ("link.onnx", "fifo.onnx"):
+        with pytest.raises(damo.DamoError, match=f"cannot write .*{name}: .*no regular file"):
+            damo.onnx.export(model, REQUEST, tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo.onnx", "link.onnx"]
+    assert (tmp_path / "link.onnx").is_symlink()
 
 
 class Cancelled(BaseException):

@@ -1,6 +1,8 @@
 """What a profile says of memory budgets, against stores that have them."""
 
+import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ import torchrec
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 
 import damo_torchrec as damo
+from damo_torchrec.advice import CachePoint, advise
+from damo_torchrec.checkpoints.origin import Origin
 from damo_torchrec.errors import CorruptionError
 
 MIB = 1 << 20
@@ -170,4 +174,44 @@ def test_a_short_profile_is_told_of():
     with opened() as store:
         train(collection_of(store, (4, 4)), batches(2))
         assert store.advise().too_short
-        assert "too short" in str(store.advise())
+        assert "too short: the caches that it simulates have not been filled yet, so" in str(store.advise())
+
+
+def test_why_a_profile_is_too_short():
+    point = CachePoint(64 * MIB, 0.5, 0.0, 1.0)
+    found = [advise([point], 64 * MIB, new_ids=0, first_ids=first, warm=warm) for first in (0, 0.2) for warm in (0, 1)]
+    assert [advice.too_short for advice in found] == [True, False, True, True]
+    assert "not been filled" in found[0].warning
+    assert found[1].warning is None
+    assert all("20.0 % of the ids came for the first time" in advice.warning for advice in found[2:])
+
+
+def test_that_of_another_store_is_ignored(tmp_path, caplog):
+    for name in ("one", "two"):
+        with opened(tmp_path / name) as store:
+            train(collection_of(store, (4, 4)), batches(2))
+            store.checkpoint()
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    own = damo.CacheProfile.read(tmp_path / "one")
+    assert damo.CacheProfile.read(tmp_path / "copy") == own
+    assert own.line == Origin.read(tmp_path / "one").line
+    assert caplog.text == ""
+    shutil.copy(tmp_path / "one" / FILE, tmp_path / "two" / FILE)
+    assert damo.CacheProfile.read(tmp_path / "two") is None
+    assert f"{tmp_path / 'two' / FILE} is ignored: it is the profile of another store" in caplog.text
+    with opened(tmp_path / "two") as store:
+        train(collection_of(store, (4, 4)), batches(1))
+    assert damo.CacheProfile.read(tmp_path / "two").lookups == [1, 0]
+    with opened(tmp_path / "two") as store:
+        store.restore(max((tmp_path / "one" / "checkpoints").iterdir()))
+        assert store.cache_profile().lookups == [1, 0]
+
+
+def test_one_that_does_not_say_whose_it_is_is_the_stores(tmp_path):
+    with opened(tmp_path) as store:
+        train(collection_of(store, (4, 4)), batches(2))
+    body = json.loads((tmp_path / FILE).read_text())["cache_profile"]
+    del body["line"]
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    (tmp_path / FILE).write_text(json.dumps({"format_version": 1, "sha256": digest, "cache_profile": body}))
+    assert damo.CacheProfile.read(tmp_path).lookups == [2, 0]
