@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -66,8 +67,7 @@ class Facts:
         ahead: why the store may be ahead of that, or None.
         tables: by name.
         checkpoints: oldest first.
-        advice: by the profile of the cache; None if there is none.
-        no_advice: why not.
+        advice: by the profile of the cache; None if there is none, or nothing in it.
     """
 
     path: Path
@@ -76,7 +76,6 @@ class Facts:
     tables: Mapping[str, TableFacts]
     checkpoints: Sequence[CheckpointFacts]
     advice: Advice | None
-    no_advice: str
 
 
 def facts_of(store: EmbeddingStore, progress: Progress, ahead: str | None = None) -> Facts:
@@ -95,10 +94,9 @@ def facts_of(store: EmbeddingStore, progress: Progress, ahead: str | None = None
             None if entry.life is None else str(entry.life),
             table.stats().life,
         )
-    advice, no_advice = None, ""
-    try:
-        advice = store.advise()
-    except ValueError as error:
-        no_advice = str(error)
+    advice, profile = None, store.cache_profile()
+    if profile is not None:
+        with contextlib.suppress(ValueError):  # before training has looked anything up
+            advice = profile.advise()
     paths = store.checkpoints()
-    return Facts(store.path, store.step, ahead, tables, [CheckpointFacts.of(path) for path in paths], advice, no_advice)
+    return Facts(store.path, store.step, ahead, tables, [CheckpointFacts.of(path) for path in paths], advice)
