@@ -105,6 +105,7 @@ bench bench-quick: venv
 
 docs: venv  ## build the documentation's site: build/docs/index.html
 	@$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+	@echo 'The site is build/docs/index.html'
 
 # Links inside of the site are checked by `docs`. These need the network, and change without our doing.
 linkcheck: venv  ## look whether the pages' links to elsewhere lead anywhere

@@ -79,7 +79,8 @@ class TableStats:
 
     Args:
         rows: rows that exist.
-        cached_rows: rows in memory, counting unseen ids that were read.
+        cached_rows: rows in memory, counting ids that were read and have no row, and rows that expired or were cut and
+            have not made place for others yet; it may be more than `rows`.
         training: what forwards in train mode looked up.
         evaluation: what forwards in eval mode, of frozen tables, and of predictors did.
         by_id: what `Table.get` did.

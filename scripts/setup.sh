@@ -110,7 +110,7 @@ install_package() {
     find damo_torchrec -name '*.py' | LC_ALL=C sort
   } | cksum)
   done_with package "$inputs" && return
-  say "Building damo_torchrec and installing its tools"
+  say "Building damo_torchrec and installing its tools, which takes minutes the first time"
   if [ -e "$stamps/ours" ]; then
     pip --no-deps --no-build-isolation --editable .
   else

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,8 +71,8 @@ class Facts:
         ahead: why the store may be ahead of that, or None.
         tables: by name.
         checkpoints: oldest first.
-        advice: by the profile of the cache; None if there is none.
-        no_advice: why not.
+        advice: by the profile of the cache; None if there is none, or nothing in it.
+        no_profile: why it cannot be read, or None.
     """
 
     path: Path
@@ -80,7 +81,7 @@ class Facts:
     tables: Mapping[str, TableFacts]
     checkpoints: Sequence[CheckpointFacts]
     advice: Advice | None
-    no_advice: str
+    no_profile: str | None = None
 
 
 def facts_of(store: EmbeddingStore, progress: Progress, ahead: str | None = None) -> Facts:
@@ -99,13 +100,15 @@ def facts_of(store: EmbeddingStore, progress: Progress, ahead: str | None = None
             None if entry.life is None else str(entry.life),
             table.stats().life,
         )
-    advice, no_advice = None, ""
+    advice, no_profile = None, None
     try:
-        advice = store.advise()
-    except ValueError as error:
-        no_advice = str(error)
+        profile = store.cache_profile()
+        if profile is not None:
+            with contextlib.suppress(ValueError):  # before training has looked anything up
+                advice = profile.advise()
     except CorruptionError as error:
         _log.warning("the report tells nothing of memory budgets: %s", error)
-        no_advice = str(error)
+        no_profile = f"{error}."
     paths = store.checkpoints()
-    return Facts(store.path, store.step, ahead, tables, [CheckpointFacts.of(path) for path in paths], advice, no_advice)
+    checkpoints = [CheckpointFacts.of(path) for path in paths]
+    return Facts(store.path, store.step, ahead, tables, checkpoints, advice, no_profile)

@@ -33,7 +33,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .3rem .75rem .3rem 0; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th:first-child { text-align: left; }
 svg { width: 100%; max-width: 44rem; height: auto; }
-svg text { fill: var(--faint); font-size: 12px; }
+svg text { fill: var(--faint); font-size: 14px; }
+@media (max-width: 40rem) { svg text { font-size: 20px; } }
 svg .grid { stroke: var(--rule); }
 svg .line { fill: none; stroke: var(--line); stroke-width: 2; }
 svg .dot { fill: var(--line); }
@@ -41,6 +42,12 @@ svg .band { fill: var(--line); opacity: .2; }
 svg line.mark { stroke: var(--mark); stroke-dasharray: 4 3; }
 svg text.mark { fill: var(--mark); }
 """
+
+_NO_ADVICE = (
+    "There is no profile of the cache that says what other budgets would come to. Train with "
+    "<code>EmbeddingStore(..., options=StoreOptions(profile_cache=True))</code>, until each id that is used often has "
+    "come some times, then close the store or make a checkpoint."
+)
 
 
 def page(facts: Facts) -> str:
@@ -57,12 +64,16 @@ def page(facts: Facts) -> str:
 def _body(facts: Facts) -> Iterator[str]:
     rows = sum(table.summary.rows for table in facts.tables.values())
     size = sum(table.bytes_of_rows for table in facts.tables.values())
-    yield f"<h1>{shown_html(str(facts.path))}</h1>"
+    yield f'<h1>{shown_html(facts.path.name)}</h1><p class="faint">{shown_html(str(facts.path))}</p>'
     newest = facts.checkpoints[-1].made if facts.checkpoints else "–"
     yield f'<p class="faint">Step {facts.step:,}; its newest checkpoint was made {newest}.</p>'
     if facts.ahead:
         yield f'<p class="warning">The store {shown_html(facts.ahead)}: this is its newest checkpoint.</p>'
-    cards = {"rows": f"{rows:,}", "in rows, without keys": _size(size), "tables": f"{len(facts.tables):,}"}
+    cards = {
+        "rows": f"{rows:,}",
+        "in rows, without keys": _size(size),
+        "table" if len(facts.tables) == 1 else "tables": f"{len(facts.tables):,}",
+    }
     if facts.advice is not None:
         own = facts.advice.own
         cards |= {
@@ -73,7 +84,10 @@ def _body(facts: Facts) -> Iterator[str]:
     shown = (f'<div class="card"><b>{escape(value)}</b>{escape(what)}</div>' for what, value in cards.items())
     yield f'<div class="cards">{"".join(shown)}</div>'
     yield "<h2>Memory budget</h2>"
-    yield from _memory(facts.advice) if facts.advice else [f"<p>{shown_html(facts.no_advice)}.</p>"]
+    if facts.advice is not None:
+        yield from _memory(facts.advice)
+    else:
+        yield f"<p>{shown_html(facts.no_profile) if facts.no_profile else _NO_ADVICE}</p>"
     yield "<h2>Tables</h2>"
     yield from _tables(facts)
     yield "<h2>Checkpoints</h2>"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 _WIDTH, _HEIGHT = 640, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 16, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 104, 16, 16, 44  # of labels as large as they are on a phone
 
 
 def line_plot(

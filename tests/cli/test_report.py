@@ -90,7 +90,9 @@ def test_names_are_escaped_and_lives_are_told(tmp_path, call):
     assert "<script" not in html
     assert name in read(html).cells
     assert "is open" in html
-    assert "has no profile of its cache" in html
+    assert "There is no profile of the cache" in html
+    assert "1</b>table<" in html
+    assert "<h1>store</h1>" in html
     assert "beyond max_rows" in html
 
 
