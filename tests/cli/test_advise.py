@@ -84,4 +84,4 @@ def test_the_profile_of_another_store_is_none(trained, tmp_path, call, caplog):
         status, _, err = call(command[0], trained, *command[1:])
         assert (status, "has no profile" in err) == ((2, True) if command == ["advise"] else (0, False))
         assert "is the profile of another store; it may be removed" in caplog.text
-    assert "has no profile" in (tmp_path / "report.html").read_text()
+    assert "There is no profile of the cache" in (tmp_path / "report.html").read_text()
