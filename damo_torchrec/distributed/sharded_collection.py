@@ -26,6 +26,7 @@ from damo_torchrec.distributed.exchange import Splits, exchange
 from damo_torchrec.distributed.means import mean_of_ranks
 from damo_torchrec.distributed.mixing import mix, unmix
 from damo_torchrec.distributed.shared_lives import SharedLives
+from damo_torchrec.errors import DamoError
 from damo_torchrec.lookup_plan import LookupKind, LookupPlan, engine_features
 from damo_torchrec.modules.autograd import Batch, Call, lookup, make_lookup
 from damo_torchrec.modules.collection import Collection
@@ -318,6 +319,12 @@ class ShardedCollection(ShardedEmbeddingModule[Any, Any, Any, Any], FusedOptimiz
             n = int(received.lengths.sum())
             return Splits([n], [n])
         context = ctx.sharding_contexts[0]
+        if not context.output_splits:
+            raise DamoError(
+                "the ids that arrived were sent before this forward's: TrainPipelineSparseDist.attach() sends those of "
+                "a batch that is under way once more, and takes what came of the first time. detach() it where its "
+                "batches have ended, or take damo_torchrec.distributed.PrefetchTrainPipeline"
+            )
         return Splits(to_ranks=context.input_splits, from_ranks=context.output_splits)
 
     def _accepted(self) -> Accepted:

@@ -9,6 +9,7 @@ from torchrec.datasets.utils import Batch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import EvalPipelineSparseDist, TrainPipelineBase, TrainPipelineSparseDist
 from torchrec.models.dlrm import DLRMTrain
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import damo_torchrec as damo
 import spread
@@ -98,6 +99,38 @@ def test_a_detached_pipeline_goes_on_where_it_was(two_ranks):
         assert losses == others
         assert rows.keys() == other_rows.keys()
         assert all(torch.equal(row, other_rows[key]) for key, row in rows.items())
+
+
+def attach_amid_batches(rank: int) -> str:
+    case = spread.Case({"t": (["f"], "SUM")}, sequences=True)
+    with spread.new_store() as store:
+        model = DistributedModelParallel(Summed(spread.collection(case, store)), sharders=damo.distributed.sharders())
+        pipeline = TrainPipelineSparseDist(model, torch.optim.SGD([torch.zeros(1)], lr=1.0), torch.device("cpu"))
+        stream = iter([spread.batch_of(case, step, *spread.share(case, rank, 2)) for step in range(4)])
+        pipeline.progress(stream)
+        pipeline.detach()
+        try:
+            pipeline.progress(stream)
+        except damo.DamoError as error:
+            return str(error)
+        return "went on"
+
+
+class Summed(torch.nn.Module):
+    """A model whose loss is the sum of its rows."""
+
+    def __init__(self, sparse: torch.nn.Module) -> None:
+        super().__init__()
+        self.sparse = sparse
+
+    def forward(self, features: KeyedJaggedTensor) -> tuple[torch.Tensor, torch.Tensor]:
+        loss = self.sparse(features)["f"].values().sum()
+        return loss, loss
+
+
+def test_what_torchrec_sends_twice_is_refused(two_ranks):
+    for told in two_ranks(attach_amid_batches):
+        assert "detach() it where its batches have ended" in told
 
 
 def evaluate(rank: int, run: Run, size: int) -> tuple[list[float], list[float], int]:
