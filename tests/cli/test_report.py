@@ -109,10 +109,11 @@ def test_what_cannot_be_the_page_is_wrong_usage(trained_once, tmp_path, call):
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the page in")
 def test_a_browser_shows_its_numbers(page):
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu"]
-    # Of a short name: Chromium makes a socket there, and pytest's own directories may be too long for that.
-    with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
-        command += [f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    # Of a short name: Chromium makes a socket in TMPDIR, and pytest's own directories may be too long for that.
+    with tempfile.TemporaryDirectory(prefix="chromium-", dir="/tmp", ignore_cleanup_errors=True) as short:
+        command += [f"--user-data-dir={short}/profile", "--dump-dom", page.as_uri()]
+        environment = {**os.environ, "TMPDIR": short}
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert shown.returncode == 0, shown.stderr
     expected = read(page.read_text()).cells
     found = re.findall(r"<t[hd](?: [^>]*)?>(.*?)</t[hd]>", shown.stdout)
