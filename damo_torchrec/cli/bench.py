@@ -1,14 +1,13 @@
 """``damo-torchrec bench``: a short measured training step on this machine."""
 
 import argparse
-import math
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from damo_torchrec import versions
-from damo_torchrec.cli.command import Command, absolute_path, positive
+from damo_torchrec.cli.command import Command, absolute_path, positive, positive_seconds
 from damo_torchrec.cli.ending import SOUND
 from damo_torchrec.cli.output import note, print_columns, print_json, shown_bytes, shown_progress
 from damo_torchrec.options import parse_bytes
@@ -33,18 +32,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dim", type=positive, default=64, metavar="N", help=f"of a row {shown}")
     parser.add_argument("--batch-size", type=positive, default=2048, metavar="N", help=f"samples of a step {shown}")
     parser.add_argument(
-        "--seconds", type=_seconds, default=3.0, metavar="S", help=f"of each measurement, and of its warm-up {shown}"
+        "--seconds",
+        type=positive_seconds,
+        default=3.0,
+        metavar="S",
+        help=f"of each measurement, and of its warm-up {shown}",
     )
-
-
-def _seconds(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text!r}")
-    return number
 
 
 def _run(options: argparse.Namespace) -> int:

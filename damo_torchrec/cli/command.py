@@ -1,6 +1,8 @@
 """What a command of the tool is, and how a path is given."""
 
 import argparse
+import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +33,12 @@ class Command:
 def id_number(text: str) -> int:
     """The type of an argument that is an id."""
     try:
-        number = int(text)
+        id = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no id: expected an integer") from None
-    if not -(2**63) <= number < 2**63:
+    if not -(2**63) <= id < 2**63:
         raise argparse.ArgumentTypeError(f"{text} is no id: expected an integer from -2^63 to 2^63 - 1")
-    return number
+    return id
 
 
 def add_ids(parser: argparse.ArgumentParser, what: str) -> None:
@@ -63,6 +65,20 @@ def positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
     return int(text)
+
+
+def number(text: str) -> float:
+    """What a text says, NaN for none: for types of arguments that say what they expect."""
+    with contextlib.suppress(ValueError):
+        return float(text)
+    return math.nan
+
+
+def positive_seconds(text: str) -> float:
+    """The type of an argument that is a time."""
+    if not 0 < (seconds := number(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text!r}")
+    return seconds
 
 
 def absolute_path(text: str) -> Path:

@@ -6,7 +6,7 @@ import math
 import sys
 from typing import TYPE_CHECKING
 
-from damo_torchrec.cli.command import Command, absolute_path, positive
+from damo_torchrec.cli.command import Command, absolute_path, number, positive, positive_seconds
 from damo_torchrec.cli.ending import SOUND, WRONG_USAGE
 from damo_torchrec.cli.output import print_json
 
@@ -80,7 +80,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     clients.add_argument("--max-connections", type=positive, default=256, metavar="N", help=f"open at a time {shown}")
     clients.add_argument(
         "--client-seconds",
-        type=_seconds,
+        type=positive_seconds,
         default=20.0,
         metavar="S",
         help=f"how long a request may take to arrive, and an answer to be read {shown}",
@@ -106,22 +106,10 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _seconds(text: str) -> float:
-    if not 0 < (number := _number(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text!r}")
-    return number
-
-
 def _milliseconds(text: str) -> float:
-    if not 0 <= (number := _number(text)) < math.inf:
+    if not 0 <= (milliseconds := number(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number of milliseconds, got {text!r}")
-    return number
-
-
-def _number(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        return float(text)
-    return math.nan
+    return milliseconds
 
 
 def _run(options: argparse.Namespace) -> int:

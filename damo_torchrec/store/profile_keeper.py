@@ -26,6 +26,7 @@ class ProfileKeeper:
         self._active = active
         self._durable = durable
         self._earlier: CacheProfile | None = None
+        self._told = False  # that the engine's has ended
 
     def set_up(self, options: _core.StoreOptions) -> None:
         """Has a new engine go on from what there is, at some higher rate: there may be fewer ids by now."""
@@ -44,7 +45,10 @@ class ProfileKeeper:
         if not self._active:
             return CacheProfile.read(self._path)
         report = engine.cache_profile()
-        if report is None:  # there was no memory for it
+        if report is None:
+            if not self._told:
+                _log.warning("the profile of the cache of %s has ended: there was no memory for it", self._path)
+            self._told = True
             return self._earlier
         return CacheProfile.of(report, self._memory_budget).after(self._earlier)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import damo_torchrec as damo
 from damo_torchrec.advice import CachePoint, advise
 from damo_torchrec.checkpoints.origin import Origin
 from damo_torchrec.errors import CorruptionError
+from damo_torchrec.store.profile_keeper import ProfileKeeper
 
 MIB = 1 << 20
 FILE = "cache_profile.json"
@@ -215,3 +217,16 @@ def test_one_that_does_not_say_whose_it_is_is_the_stores(tmp_path):
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     (tmp_path / FILE).write_text(json.dumps({"format_version": 1, "sha256": digest, "cache_profile": body}))
     assert damo.CacheProfile.read(tmp_path).lookups == [2, 0]
+
+
+def test_a_profile_that_ended_for_want_of_memory_is_told_of_once(caplog):
+    class Engine:
+        def cache_profile(self):
+            return None
+
+    keeper = ProfileKeeper(Path("store"), 1 << 26, active=True, durable=False)
+    assert keeper.profile(Engine()) is None
+    assert keeper.profile(Engine()) is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "the profile of the cache of store has ended: there was no memory for it"
+    ]
